@@ -303,7 +303,7 @@ def _checked_meta(raw: dict[str, Any]) -> BatchMeta:
     if not isinstance(devices, list) or len(devices) > MAX_DEVICES_PER_BATCH:
         raise WireError(f"batch metadata: devices must be a list of at most {MAX_DEVICES_PER_BATCH} entries")
     try:
-        feed, origin = Feed(raw.get("feed")), Origin(raw.get("origin"))
+        feed, origin = Feed(raw.get("feed", 0)), Origin(raw.get("origin", 0))
     except ValueError as error:
         raise WireError(f"batch metadata: {error}") from error
     return BatchMeta(
@@ -324,7 +324,7 @@ def _checked_device(position: int, raw: object) -> DeviceRef:
     known = {key: value for key, value in raw.items() if key not in unknown}
     texts = ("uuid", "model", "vendor", "kind")
     try:
-        device = DeviceRef(**known)
+        device: Any = DeviceRef(**known)  # Any: what came from outside has not earned its types yet
     except TypeError as error:
         raise WireError(f"device {position} of the batch: {error}") from error
     for key in texts:
@@ -345,4 +345,5 @@ def _checked_device(position: int, raw: object) -> DeviceRef:
         not isinstance(device.memory_bytes, int) or not 0 <= device.memory_bytes <= _INT64_MAX
     ):
         raise WireError(f"device {position} of the batch: memory_bytes must be a whole number >= 0 or null")
-    return device
+    checked: DeviceRef = device
+    return checked
