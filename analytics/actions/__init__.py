@@ -1,0 +1,1 @@
+"""Carries out decisions on schedulers and webhooks, and logs what was done."""

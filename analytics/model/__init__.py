@@ -1,0 +1,1 @@
+"""The pure model: no clock, environment, SQL, network or logging."""

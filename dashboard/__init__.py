@@ -1,0 +1,1 @@
+"""Streamlit pages over the API; no SQL, no database credentials."""

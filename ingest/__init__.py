@@ -1,0 +1,1 @@
+"""Takes data in and keeps it; owns the database."""

@@ -1,0 +1,1 @@
+"""Import of files people already have, all through one tabular reader."""

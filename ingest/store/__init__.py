@@ -1,0 +1,1 @@
+"""Everything that names a table: schema, engine, embedded server, writer, partitions, queries."""

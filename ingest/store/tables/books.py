@@ -1,0 +1,183 @@
+"""The books: rollups, usage hours, ledger, and the rows whose compare-and-swap is the only exclusion.
+
+Usage hours and ledger lines are append-only per revision; ``ledger_hours.revision`` says which one counts.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
+
+from ingest.store.tables.columns import MONEY, Xid8, column, instant, reference, surrogate_id
+from ingest.store.tables.metadata import metadata
+
+_HOUR = DateTime(timezone=True)
+
+minute_rollups = Table(
+    "minute_rollups",
+    metadata,
+    column("minute_at", _HOUR, primary_key=True),
+    column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    column("energy_mj", BigInteger, nullable=True),
+    column("power_max_mw", Integer, nullable=True),
+    column("gpu_util_percent", SmallInteger, nullable=True),
+    column("temp_c", SmallInteger, nullable=True),
+    column("throttled_us", BigInteger, nullable=True),
+    column("covered_us", BigInteger),
+    column("origin", SmallInteger, comment="collector.wire.Origin"),
+    comment="One device and minute, for dashboards; never the source of a bill.",
+)
+
+ledger_runs = Table(
+    "ledger_runs",
+    metadata,
+    surrogate_id(wide=True),
+    reference("site_id", "sites"),
+    column("hour_at", _HOUR),
+    column("revision", Integer),
+    column("code_version", Text),
+    column("as_of_at", _HOUR, comment="instant, UTC: reference data as known then"),
+    column("seen_xid", Xid8, comment="changes of transactions from this id on were not seen"),
+    column("generation", Integer, server_default="0", comment="of the sealed segment read; 0 = hot rows"),
+    column("inputs_sha256", LargeBinary),
+    column("content_sha256", LargeBinary, comment="of the rows written: equal content is no new revision"),
+    column("reason", Text, comment="first close, late data, new allocation, price change, ..."),
+    column("diff", JSONB, nullable=True, comment="against the revision before"),
+    instant("finished_at", server_default=func.now()),
+    Index("ledger_runs_hour_ix", "site_id", "hour_at"),
+    comment="What a close of one hour read and wrote, enough to recompute it bit for bit.",
+)
+
+ledger_hours = Table(
+    "ledger_hours",
+    metadata,
+    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    column("hour_at", _HOUR, primary_key=True),
+    column("revision", Integer, comment="the revision that counts; swapped only in the transaction that wrote it"),
+    column("run_id", BigInteger, ForeignKey("ledger_runs.id")),
+    column("status", Text, comment="provisional or closed"),
+    column("seen_xid", Xid8, comment="changes of transactions from this id on were not seen"),
+    column("content_sha256", LargeBinary),
+    instant("closed_at", server_default=func.now()),
+    CheckConstraint("status IN ('provisional', 'closed')", name="status"),
+    comment="Which revision of each ledger hour counts.",
+)
+
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    column("hour_at", _HOUR, primary_key=True),
+    column("revision", Integer, primary_key=True),
+    column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    column("holder", Text, primary_key=True, comment="job:<id>, idle, or unattributed:<reason>"),
+    reference("job_id", "jobs", nullable=True, wide=True),
+    reference("tenant_id", "tenants", nullable=True),
+    column(
+        "state", Text, comment="used, allocated_idle, reserved_unused, available, down: where most of the time went"
+    ),
+    column("energy_mj", BigInteger, nullable=True, comment="millijoules; null = no meter spans this time"),
+    column("estimated_mj", BigInteger, nullable=True, comment="millijoules of energy_mj that are estimated"),
+    column("held_us", BigInteger, comment="microseconds of this device"),
+    column("covered_us", BigInteger, comment="microseconds of held_us with measured energy"),
+    column("active_us", BigInteger, nullable=True, comment="microseconds with work on the device"),
+    column("idle_us", BigInteger, nullable=True, comment="microseconds held but without work"),
+    column("throttled_us", BigInteger, nullable=True, comment="microseconds slowed by power or heat"),
+    column("accelerators", Integer),
+    column(
+        "carbon_gco2e",
+        MONEY,
+        nullable=True,
+        comment="grams of CO2 equivalent, location-based; null = no intensity for the hour",
+    ),
+    reference("intensity_id", "intensity", nullable=True),
+    column("source", Text, comment="measured, estimated, forecast or assumed"),
+    column("coverage", DOUBLE_PRECISION, comment="covered_us / held_us, 0 to 1"),
+    column("feed", SmallInteger, nullable=True, comment="collector.wire.Feed; null = no samples"),
+    column("origin", SmallInteger, comment="collector.wire.Origin"),
+    Index("usage_hours_job_ix", "job_id"),
+    CheckConstraint("energy_mj >= 0 AND estimated_mj BETWEEN 0 AND energy_mj", name="energy"),
+    CheckConstraint("held_us >= 0 AND covered_us BETWEEN 0 AND held_us", name="time"),
+    comment="The grain of the books: device x hour x job, idle or unattributed.",
+)
+
+ledger_lines = Table(
+    "ledger_lines",
+    metadata,
+    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    column("hour_at", _HOUR, primary_key=True),
+    column("revision", Integer, primary_key=True),
+    column(
+        "line_key",
+        Text,
+        primary_key=True,
+        comment="tenant, holder, model, category and price: the tie-breaker of rounding",
+    ),
+    reference("tenant_id", "tenants", nullable=True, index=True),
+    reference("job_id", "jobs", nullable=True, wide=True),
+    column("api_key", Text, nullable=True),
+    column("pool", Text, comment="job, idle, unattributed or api"),
+    column("device_model", Text, nullable=True),
+    column("charge_category", Text, comment="gpu_owned, electricity, api_tokens"),
+    reference("price_id", "prices", nullable=True),
+    reference("tariff_id", "tariffs", nullable=True),
+    column("quantity", BigInteger, comment="whole units of quantity_unit"),
+    column("quantity_unit", Text, comment="accelerator-us, mJ, token"),
+    column("energy_mj", BigInteger, nullable=True, comment="IT energy behind the line, millijoules"),
+    column("carbon_gco2e", MONEY, nullable=True),
+    column("billed_cost", MONEY, comment="in currency; null price = see unpriced", nullable=True),
+    column("effective_cost", MONEY, comment="in currency", nullable=True),
+    column("currency", String(3)),
+    column("status", Text, comment="provisional, closed or correction"),
+    column("source", Text, comment="measured, estimated, forecast or assumed"),
+    column("coverage", DOUBLE_PRECISION, comment="0 to 1"),
+    column("origin", SmallInteger, comment="collector.wire.Origin"),
+    Index("ledger_lines_hour_ix", "hour_at"),
+    comment="Usage hours and API calls aggregated to tenant x job/key/pool x model x charge category, priced.",
+)
+
+watermarks = Table(
+    "watermarks",
+    metadata,
+    column("name", Text, primary_key=True, comment="e.g. close/<site>"),
+    column("value", Text),
+    column("lease_epoch", BigInteger, server_default="0", comment="compare-and-swapped by whoever acts"),
+    column("holder", Text, nullable=True),
+    instant("updated_at", server_default=func.now()),
+    comment="Where each worker loop stands. A write that does not swap the row it read writes nothing.",
+)
+
+findings = Table(
+    "findings",
+    metadata,
+    surrogate_id(wide=True),
+    column("dedupe_key", Text, unique=True, comment="kind, subject and start: a re-run updates, never repeats"),
+    reference("site_id", "sites"),
+    column("kind", Text, comment="throttling, idle_waste, device_on_two_nodes, negative_remainder, ..."),
+    reference("device_id", "devices", nullable=True),
+    reference("job_id", "jobs", nullable=True, wide=True),
+    reference("tenant_id", "tenants", nullable=True),
+    instant("start_at"),
+    instant("end_at"),
+    column("evidence", JSONB, comment="the signals, each with its instrument and values"),
+    column("waste_energy_mj", BigInteger, nullable=True, comment="millijoules"),
+    column("avoidable_cash", MONEY, nullable=True, comment="in currency: power, rented time, tokens"),
+    column("capacity_freed_us", BigInteger, nullable=True, comment="accelerator-microseconds given back if acted on"),
+    column("currency", String(3), nullable=True),
+    column("confidence", DOUBLE_PRECISION, comment="0 to 1"),
+    column("origin", SmallInteger, comment="collector.wire.Origin"),
+    instant("recorded_at", server_default=func.now()),
+    Index("findings_time_ix", "start_at"),
+    comment="A detected episode with its evidence and price.",
+)

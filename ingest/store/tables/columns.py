@@ -1,0 +1,116 @@
+"""Column vocabulary of the schema: types, units in comments, and the two date pairs of reference data.
+
+Every column's comment states its unit. Where the name ends in a known unit the comment is derived from it, so a name and
+its comment cannot disagree.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Integer,
+    Numeric,
+    SmallInteger,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import REAL
+from sqlalchemy.types import TypeEngine, UserDefinedType
+
+UNIT_OF_SUFFIX: Final = {
+    "_mj": "millijoules",
+    "_mw": "milliwatts",
+    "_us": "microseconds",
+    "_ns": "nanoseconds",
+    "_at": "instant, UTC",
+    "_percent": "percent, 0 to 100",
+    "_ratio": "ratio, 0 to 1",
+    "_bytes": "bytes",
+    "_kib": "KiB",
+    "_c": "degrees Celsius",
+    "_mhz": "MHz",
+    "_mbps": "Mbit/s",
+    "_tokens": "tokens",
+    "_gco2e": "grams of CO2 equivalent",
+    "_per_kwh": "per kWh",
+    "_id": "surrogate id",
+    "_ticks": "device-specific ticks",
+}
+
+MONEY: Final = Numeric(38, 9)
+"""Ledger lines only; everything before them is :data:`RATE`."""
+RATE: Final = Numeric(38, 18)
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id, which orders changes by commit visibility."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "XID8"
+
+
+def column(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]], *args: Any, **options: Any) -> Column[Any]:
+    """Return a NOT NULL column (``nullable=True`` to allow null) whose comment states the unit."""
+    options.setdefault("nullable", False)
+    options.setdefault("comment", unit_comment(name))
+    return Column(name, kind, *args, **options)
+
+
+def unit_comment(name: str) -> str:
+    """Return the unit a column name states, or say that it is a count or a text without one."""
+    matches = [suffix for suffix in UNIT_OF_SUFFIX if name.endswith(suffix)]
+    return UNIT_OF_SUFFIX[max(matches, key=len)] if matches else "no unit"
+
+
+def surrogate_id(*, wide: bool = False) -> Column[Any]:
+    return Column(
+        "id", BigInteger if wide else Integer, Identity(always=True), primary_key=True, comment="surrogate id"
+    )
+
+
+def reference(
+    name: str, target: str, *, nullable: bool = False, index: bool = False, wide: bool = False
+) -> Column[Any]:
+    kind = BigInteger if wide else Integer
+    return column(name, kind, ForeignKey(f"{target}.id"), nullable=nullable, index=index)
+
+
+def instant(name: str, **options: Any) -> Column[Any]:
+    return column(name, DateTime(timezone=True), **options)
+
+
+def recorded_at() -> Column[Any]:
+    return instant("recorded_at", server_default=func.now(), comment="instant, UTC: when we came to know this")
+
+
+def dated_twice() -> tuple[Column[Any], ...]:
+    """Return the two date pairs: when a fact holds in the world, and when it was our knowledge.
+
+    A correction never updates the fact: it closes ``superseded_at`` and inserts a new row, so any past bill can be
+    computed again as it was then known.
+    """
+    return (
+        instant("valid_from", comment="instant, UTC: the fact holds from here"),
+        instant("valid_to", nullable=True, comment="instant, UTC: the fact holds until here; null = open"),
+        recorded_at(),
+        instant(
+            "superseded_at", nullable=True, comment="instant, UTC: no longer our knowledge from here; null = current"
+        ),
+    )
+
+
+WIRE_TYPES: Final[dict[str, Any]] = {
+    "i16": SmallInteger,
+    "i32": Integer,
+    "i64": BigInteger,
+    "f32": REAL,
+    "utf8": Text,
+}

@@ -1,0 +1,124 @@
+"""What steers: tokens, budgets, decisions, actions, audit, outbox."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from ingest.store.tables.columns import column, dated_twice, instant, reference, surrogate_id
+from ingest.store.tables.metadata import metadata
+
+tokens = Table(
+    "tokens",
+    metadata,
+    surrogate_id(),
+    column("name", Text),
+    column("sha256", LargeBinary, unique=True, comment="of the secret; the secret itself is shown once and never kept"),
+    column("scopes", ARRAY(Text)),
+    reference("site_id", "sites", nullable=True),
+    reference("node_id", "nodes", nullable=True),
+    column("tenant_path", Text, nullable=True, comment="subtree this token may read; null = none, * = all"),
+    instant("created_at", server_default=func.now()),
+    instant("expires_at", nullable=True),
+    instant("revoked_at", nullable=True),
+    comment="Bearer tokens, hashed.",
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    surrogate_id(),
+    reference("tenant_id", "tenants"),
+    column("name", Text),
+    column("period", Text, comment="day, week, month, quarter or year, in the policy's time zone"),
+    column("measure", Text, comment="cost, energy_kwh, carbon_kgco2e, accelerator_hours or tokens"),
+    column("limit_value", Numeric(38, 9), comment="in the measure's unit; cost in currency"),
+    column("currency", String(3), nullable=True),
+    column("ladder", JSONB, comment="rungs: threshold, action, grace, approval"),
+    column("armed", Boolean, server_default="false"),
+    column("policy_sha256", LargeBinary),
+    column("policy_line", Integer, comment="line of the YAML the budget stands on"),
+    *dated_twice(),
+    CheckConstraint("limit_value >= 0", name="limit"),
+    comment="A limit for a tenant subtree and period.",
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    surrogate_id(wide=True),
+    reference("budget_id", "budgets", index=True),
+    reference("tenant_id", "tenants"),
+    instant("decided_at"),
+    column("period_start_at", instant("period_start_at").type),
+    column("rung", Text, comment="none, warn, hold, suspend, cancel, ..."),
+    column("spent", Numeric(38, 9), comment="in the budget's measure"),
+    column("limit_value", Numeric(38, 9), comment="in the budget's measure"),
+    column("forecast", Numeric(38, 9), nullable=True, comment="in the budget's measure, at the end of the period"),
+    column("reason", Text),
+    column("evidence", JSONB),
+    column("origin", SmallInteger, comment="worst origin among the figures: simulated never arms a switch"),
+    comment="What a policy concluded, whether or not anything was done.",
+)
+
+actions = Table(
+    "actions",
+    metadata,
+    surrogate_id(wide=True),
+    reference("decision_id", "decisions", wide=True, nullable=True),
+    reference("tenant_id", "tenants"),
+    column("idempotency_key", Text, unique=True),
+    column("kind", Text, comment="webhook, hold, suspend, cancel, canary, undo"),
+    column("plane", Text, comment="slurm, kubernetes, webhook"),
+    column("target", JSONB, comment="cluster, native id, start, owner, state as read when decided"),
+    column("status", Text, comment="planned, dry_run, executing, done, failed, contested, skipped, undone"),
+    column("dry_run", Boolean),
+    column("evidence", JSONB),
+    column("result", JSONB, nullable=True),
+    column("undo", JSONB, nullable=True),
+    column("lease_epoch", BigInteger, server_default="0"),
+    instant("planned_at", server_default=func.now()),
+    instant("executed_at", nullable=True),
+    instant("reconciled_at", nullable=True),
+    Index("actions_planned_ix", "planned_at"),
+    comment="The action log: decided, recorded, executed, reconciled, undone.",
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    surrogate_id(wide=True),
+    instant("at", server_default=func.now()),
+    column("actor", Text),
+    column("action", Text),
+    column("subject", Text),
+    column("detail", JSONB),
+    comment="Who changed what; append-only.",
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    surrogate_id(wide=True),
+    column("idempotency_key", Text, unique=True),
+    column("kind", Text),
+    column("url_ref", Text, comment="name of the receiver in the policy; the URL may hold a secret and stays there"),
+    column("payload", JSONB),
+    column("attempts", Integer, server_default="0"),
+    instant("next_attempt_at", server_default=func.now()),
+    instant("delivered_at", nullable=True),
+    column("last_error", Text, nullable=True),
+    instant("created_at", server_default=func.now()),
+    comment="Messages to be delivered at least once, each with an idempotency key.",
+)
