@@ -1,0 +1,66 @@
+# One entry point for people and for CI. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+ONLY ?=
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wattledger needs Python 3.11 or newer; set PYTHON=python3.x" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once; a few minutes at most)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: install
+install: $(STAMP) ## create .venv and install everything pinned
+
+.PHONY: demo
+demo: $(STAMP) ## simulated fleet: fill 48 h, print the bill, go on live (ARGS=--once prints and exits)
+	@$(BIN)/wattledger demo $(ARGS)
+
+.PHONY: check
+check: $(STAMP) ## format, lint, types, layers, unit and property tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit tests/property
+
+.PHONY: test
+test: $(STAMP) ## every test but the slow ones
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## the slow suites: long kill -9 series, the full demo twice
+	$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: real
+real: $(STAMP) ## energy and bills of ../shared/data against published totals
+	@$(BIN)/python -m tests.real.report
+
+.PHONY: bench
+bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
+	@$(BIN)/python -m bench $(ONLY)
+
+.PHONY: format
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: constraints
+constraints: $(STAMP) ## renew constraints.txt from what is installed
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v '@' | sort -f; } > constraints.new && mv constraints.new constraints.txt
+
+.PHONY: clean
+clean: ## remove the venv, caches and build output (never the state folder)
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
