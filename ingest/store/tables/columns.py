@@ -9,19 +9,23 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     ForeignKey,
     Identity,
     Integer,
+    LargeBinary,
     Numeric,
     SmallInteger,
+    String,
     Text,
     func,
 )
-from sqlalchemy.dialects.postgresql import REAL
-from sqlalchemy.types import TypeEngine, UserDefinedType
+from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlalchemy.types import TypeEngine, UserDefinedType, to_instance
 
 UNIT_OF_SUFFIX: Final = {
     "_mj": "millijoules",
@@ -60,14 +64,30 @@ class Xid8(UserDefinedType[int]):
 def column(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]], *args: Any, **options: Any) -> Column[Any]:
     """Return a NOT NULL column (``nullable=True`` to allow null) whose comment states the unit."""
     options.setdefault("nullable", False)
-    options.setdefault("comment", unit_comment(name))
+    if "comment" not in options:
+        options["comment"] = unit_comment(name, kind)
     return Column(name, kind, *args, **options)
 
 
-def unit_comment(name: str) -> str:
-    """Return the unit a column name states, or say that it is a count or a text without one."""
-    matches = [suffix for suffix in UNIT_OF_SUFFIX if name.endswith(suffix)]
-    return UNIT_OF_SUFFIX[max(matches, key=len)] if matches else "no unit"
+def unit_comment(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]]) -> str:
+    """Return the unit a column name states, or what stands in a column without one."""
+    matches = [suffix for suffix in UNIT_OF_SUFFIX if f"_{name}".endswith(suffix)]
+    if matches:
+        return UNIT_OF_SUFFIX[max(matches, key=len)]
+    shape = to_instance(kind)
+    if isinstance(shape, Boolean):
+        return "true or false"
+    if isinstance(shape, Integer):
+        return "count or ordinal"
+    if isinstance(shape, Text | String | ARRAY):
+        return "text"
+    if isinstance(shape, JSONB):
+        return "JSON"
+    if isinstance(shape, LargeBinary):
+        return "SHA-256 digest, 32 bytes" if name.endswith("sha256") else "bytes"
+    raise ValueError(
+        f"column {name!r}: no unit follows from its name or type {shape!r}; give it a comment that states one"
+    )
 
 
 def surrogate_id(*, wide: bool = False) -> Column[Any]:

@@ -4,6 +4,7 @@ An identity row (site, node, device, tenant) never changes; everything that can 
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Index,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 
 from ingest.store.tables.columns import RATE, column, dated_twice, instant, reference, surrogate_id
@@ -65,7 +67,7 @@ devices = Table(
     column("mig_profile", Text, nullable=True),
     column("slice_ratio", Numeric(9, 6), server_default="1", comment="share of the parent board, 0 to 1"),
     column("accelerators", Integer, server_default="1", comment="physical accelerators this row stands for"),
-    column("memory_bytes", Numeric(20, 0), nullable=True),
+    column("memory_bytes", BigInteger, nullable=True),
     instant("created_at", server_default=func.now()),
     CheckConstraint("kind IN ('gpu', 'mig', 'node')", name="kind"),
     CheckConstraint("accelerators >= 1", name="accelerators"),
@@ -81,6 +83,13 @@ placements = Table(
     column("in_service", Boolean, server_default="true", comment="false: down or stranded, still on the books"),
     column("asset", Text, nullable=True, comment="asset register number, kept across board swaps"),
     *dated_twice(),
+    # Two writers that meet a moved device at once cannot both place it.
+    Index(
+        "placements_open_uq",
+        "device_id",
+        unique=True,
+        postgresql_where=text("valid_to IS NULL AND superseded_at IS NULL"),
+    ),
     comment="Which node a device is in; a board swap is a new row.",
 )
 

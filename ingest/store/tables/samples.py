@@ -63,9 +63,26 @@ engines = Table(
 )
 
 
+# What no unit suffix can say about a wire column.
+_CODES = {
+    "reading": "collector.wire.Reading: 0 periodic, 1 allocation start, 2 allocation end, 3 device event",
+    "samples": "readings taken inside the span",
+    "samples_missed": "readings that should have been taken inside the span and were not",
+    "pstate": "performance state, 0 = fastest",
+    "clocks_event_reasons": "NVML bits seen in any reading of the span",
+    "state": "port state as the driver numbers it, 4 = active",
+    "code": "e.g. the XID number",
+}
+
+
 def _measurements(stream: Stream, *skip: str) -> list[Column[Any]]:
     return [
-        column(declared.name, WIRE_TYPES[declared.type], nullable=declared.nullable)
+        column(
+            declared.name,
+            WIRE_TYPES[declared.type],
+            nullable=declared.nullable,
+            **({"comment": _CODES[declared.name]} if declared.name in _CODES else {}),
+        )
         for declared in COLUMNS[stream]
         if declared.name not in {"at_us", *skip}
     ]

@@ -1,0 +1,77 @@
+"""Runs migrations: one migrator at a time, one transaction per migration, never waiting long for a lock.
+
+It refuses to guess a database: the caller passes one (``ingest.store.migrate``) or WATTLEDGER_DATABASE_URL names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context
+from sqlalchemy.dialects.postgresql import base as postgresql
+
+from ingest.store.migrate import MigrationError, sqlalchemy_url
+from ingest.store.tables import metadata
+from ingest.store.tables.columns import Xid8
+
+# Any constant of our own: held by whoever migrates this database, so that two starting processes do not migrate at once.
+MIGRATION_LOCK = 0x77_61_74_74
+# A second process waits for the first migrator's whole run; a statement waits only briefly for a table, because everyone
+# who comes after it queues behind it.
+MIGRATOR_WAIT = "120s"
+LOCK_TIMEOUT = "5s"
+
+PARTITION = re.compile(r"_p\d{8}(_|$)")
+
+# Reflection knows PostgreSQL's types by name; xid8 is missing from SQLAlchemy's list.
+postgresql.ischema_names.setdefault("xid8", Xid8)
+
+
+def include_object(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:  # noqa: ARG001, FBT001
+    """Leave out daily partitions and what hangs on them: they come and go at run time (ingest/store/partitions.py)."""
+    owner = item.name if kind == "table" else getattr(getattr(item, "table", None), "name", None)
+    return not (reflected and owner is not None and PARTITION.search(owner))
+
+
+def run(connection: sa.Connection) -> None:
+    connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT}'"))
+    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+    connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()  # session state survives; Alembic must find no transaction open to run one per migration
+    try:
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            include_object=include_object,
+            compare_type=True,
+            compare_server_default=True,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(sa.text("RESET lock_timeout"))
+        connection.commit()
+
+
+def main() -> None:
+    if context.is_offline_mode():
+        raise MigrationError("migrations run against a live database; --sql is not supported")
+    given: sa.Connection | None = context.config.attributes.get("connection")
+    if given is not None:
+        run(given)
+        return
+    url = os.environ.get("WATTLEDGER_DATABASE_URL")
+    if not url:
+        raise MigrationError("no database named; set WATTLEDGER_DATABASE_URL=postgresql://… and run again")
+    engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        run(connection)
+
+
+main()
