@@ -169,6 +169,24 @@ spools = Table(
     comment="Which batches of an agent's spool are in: what makes sending twice a no-op.",
 )
 
+imports = Table(
+    "imports",
+    metadata,
+    surrogate_id(),
+    reference("site_id", "sites"),
+    column("kind", Text, comment="node-power, jobs, sacct, llm-log, tariffs, intensity, prices, facility-factors"),
+    column("sha256", LargeBinary, comment="of the file as it lay on disk"),
+    column("scope", Text, comment="which part of the file was taken, e.g. zone=FR; empty = all of it"),
+    column("file_name", Text, comment="name without folder"),
+    column("rows_read", BigInteger, nullable=True),
+    column("rows_written", BigInteger, nullable=True),
+    column("rows_rejected", BigInteger, nullable=True),
+    column("report", JSONB, nullable=True, comment="the report as it was shown"),
+    instant("imported_at", server_default=func.now()),
+    UniqueConstraint("kind", "sha256", "site_id", "scope"),
+    comment="Files taken in: written in the transaction that writes their rows, so that a file is imported once.",
+)
+
 hour_catalog = Table(
     "hour_catalog",
     metadata,
