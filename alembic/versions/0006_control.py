@@ -45,9 +45,8 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False, comment="surrogate id"),
         sa.Column("tenant_id", sa.Integer(), nullable=False, comment="surrogate id"),
         sa.Column("name", sa.Text(), nullable=False, comment="text"),
-        sa.Column(
-            "period", sa.Text(), nullable=False, comment="day, week, month, quarter or year, in the policy's time zone"
-        ),
+        sa.Column("period", sa.Text(), nullable=False, comment="day, week, month, quarter or year, in the time zone"),
+        sa.Column("time_zone", sa.Text(), nullable=False, comment="IANA zone in which periods begin and end"),
         sa.Column(
             "measure", sa.Text(), nullable=False, comment="cost, energy_kwh, carbon_kgco2e, accelerator_hours or tokens"
         ),
@@ -62,7 +61,13 @@ def upgrade() -> None:
             "ladder",
             postgresql.JSONB(astext_type=sa.Text()),
             nullable=False,
-            comment="rungs: threshold, action, grace, approval",
+            comment="rungs: threshold, action, grace, approval, webhook by reference",
+        ),
+        sa.Column(
+            "protect",
+            postgresql.JSONB(astext_type=sa.Text()),
+            nullable=False,
+            comment="jobs no rung may touch: lists of globs by attribute",
         ),
         sa.Column("armed", sa.Boolean(), server_default="false", nullable=False, comment="true or false"),
         sa.Column("policy_sha256", sa.LargeBinary(), nullable=False, comment="SHA-256 digest, 32 bytes"),

@@ -99,7 +99,7 @@ def _connected(url: str) -> Iterator[tuple[Config, sa.Connection]]:
     engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         version = connection.dialect.server_version_info or (0,)
-        if version[0] < MINIMUM_SERVER_VERSION:
+        if int(version[0]) < MINIMUM_SERVER_VERSION:
             raise MigrationError(
                 f"the server is PostgreSQL {version[0]}; Wattledger needs {MINIMUM_SERVER_VERSION} or newer"
             )
