@@ -1,0 +1,111 @@
+"""The command line ``wattledger-agent``: reads arguments, prints answers, gives exit codes.
+
+0 fine, 1 the answer is no (``check`` found a fault, ``--once`` saw no device), 2 could not start or answer, 75 left to be
+restarted by the service manager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from collector import config
+from collector.agent import run_agent
+from collector.check import check
+from collector.clock import SystemClock
+from collector.config import Loaded
+from collector.errors import AgentError, LibraryReplacedError
+from collector.once import read_once
+
+EXIT_OK: Final = 0
+EXIT_NO: Final = 1
+EXIT_FAILED: Final = 2
+EXIT_RESTART: Final = 75  # EX_TEMPFAIL: systemd and Kubernetes start a new process, which loads the new driver library
+
+_EXAMPLES: Final = """\
+examples:
+  wattledger-agent --once                          what can be read on this node: 10 s, a table, nothing is sent
+  wattledger-agent check --config agent.toml       would it run here: driver, spool, server, token
+  wattledger-agent run --config agent.toml         run until SIGTERM
+  wattledger-agent --print-config --row-s 60       every setting with its value and where it comes from
+  wattledger-agent run --replay trace.jsonl --server-url http://127.0.0.1:8710
+
+Each setting is also a key of the TOML file and, in capitals, an environment variable: WATTLEDGER_AGENT_SPOOL_PATH.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    environ = os.environ
+    path = options.config or environ.get(config.ENV_PREFIX + "CONFIG")
+    flags = {name: getattr(options, name) for name in config.FIELDS}
+    try:
+        loaded = config.load(Path(path) if path else None, environ, flags)
+        if options.print_config:
+            print(loaded.describe())
+            return EXIT_OK
+        return _command(options, loaded)
+    except LibraryReplacedError as error:
+        print(f"wattledger-agent: {error}", file=sys.stderr)
+        return EXIT_RESTART
+    except AgentError as error:
+        print(f"wattledger-agent: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _command(options: argparse.Namespace, loaded: Loaded) -> int:
+    logging.basicConfig(
+        level=loaded.settings.log_level.upper(),
+        format="%(levelname)s %(name)s: %(message)s",  # the journal adds the time
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for each request
+    stop = threading.Event()
+    clock = SystemClock(stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    replay = Path(options.replay) if options.replay else None
+    if options.once:
+        table, found = read_once(loaded.settings, clock, stop, replay=replay)
+        print(table)
+        return EXIT_OK if found else EXIT_NO
+    if options.command == "check":
+        answers = check(loaded.settings, clock)
+        for answer in answers:
+            print(answer)
+        return EXIT_OK if all(answer.fine for answer in answers) else EXIT_NO
+    run_agent(loaded.settings, clock, stop, replay=replay)
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wattledger-agent",
+        description="Measures the GPUs of this node and ships what it measured to a Wattledger server.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", choices=("run", "check"), default="run", help="what to do (default: run)")
+    parser.add_argument("--once", action="store_true", help="read for 10 seconds, print a table, send nothing")
+    parser.add_argument("--replay", metavar="FILE", help="read a recorded trace (CSV or JSON lines) instead of devices")
+    parser.add_argument("--print-config", action="store_true", help="print each setting with its origin and exit")
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file (also {config.ENV_PREFIX}CONFIG)")
+    group = parser.add_argument_group("settings")
+    for name, entry in config.FIELDS.items():
+        flag = "--" + name.replace("_", "-")
+        explanation = f"{entry.metadata['help']} (default: {entry.default!r})".replace("%", "%%")
+        if isinstance(entry.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explanation)
+        else:
+            group.add_argument(flag, metavar="VALUE", help=explanation)
+    return parser

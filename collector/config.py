@@ -1,0 +1,280 @@
+"""The agent's settings: one frozen object made of defaults < TOML file < environment < flags, the same names on each.
+
+A setting ``spool_path`` is ``spool_path`` in TOML, ``WATTLEDGER_AGENT_SPOOL_PATH`` in the environment and
+``--spool-path`` on the command line. Unknown keys and impossible combinations stop the start with one message that lists
+all faults. It holds where a secret is, never the secret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from collector.clock import US_PER_S
+from collector.errors import AgentError, ConfigError
+
+ENV_PREFIX: Final = "WATTLEDGER_AGENT_"
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off"})
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_MAX_PERIOD_S: Final = 3_600
+
+
+def _setting(default: Any, explanation: str) -> Any:
+    return field(default=default, metadata={"help": explanation})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one agent, checked."""
+
+    server_url: str = _setting(
+        "", "where ingest listens, e.g. https://ledger.example.org; empty: keep in the spool only"
+    )
+    node: str = _setting("", "the name of this node; empty: the host name")
+    token_file: str = _setting("", "file whose first line is the agent's token; read before each request")
+    token_env: str = _setting("", "name of the environment variable that holds the agent's token")
+    ca_file: str = _setting("", "certificate authorities to trust instead of the public ones")
+    client_cert_file: str = _setting("", "client certificate for mutual TLS")
+    client_key_file: str = _setting("", "key of the client certificate")
+    allow_plain_http: bool = _setting(False, "send over http:// to another machine, token and all")
+    spool_path: str = _setting("/var/lib/wattledger-agent/spool.db", "the spool file, on a local disk")
+    spool_max_mib: int = _setting(512, "drop the oldest batches beyond this size")
+    sample_s: float = _setting(1.0, "seconds between readings")
+    row_s: float = _setting(10.0, "seconds one row stands for; a multiple of sample_s")
+    batch_s: float = _setting(10.0, "seconds of rows in one batch; a multiple of row_s")
+    gpm: bool = _setting(True, "read GPU performance monitoring where there is any")
+    health_s: float = _setting(60.0, "seconds between lines about the agent itself")
+    labels: str = _setting("", "labels of this node, e.g. rack=r12,pool=train")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    @property
+    def sample_us(self) -> int:
+        """Microseconds between readings."""
+        return round(self.sample_s * US_PER_S)
+
+    @property
+    def row_us(self) -> int:
+        """Microseconds one row stands for."""
+        return round(self.row_s * US_PER_S)
+
+    @property
+    def batch_us(self) -> int:
+        """Microseconds of rows in one batch."""
+        return round(self.batch_s * US_PER_S)
+
+    @property
+    def label_pairs(self) -> dict[str, str]:
+        """The labels as pairs."""
+        return dict(pair.split("=", 1) for pair in self.labels.split(",") if pair)
+
+    def token(self) -> str | None:
+        """Fetch the token from where it is kept; None where none is set. Raises AgentError naming the place, not the token."""
+        if self.token_file:
+            try:
+                lines = Path(self.token_file).read_text(encoding="ascii").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise AgentError(f"cannot read the token from {self.token_file}: {error}") from error
+            if not lines or not lines[0].strip():
+                raise AgentError(f"the token file {self.token_file} is empty")
+            return lines[0].strip()
+        if self.token_env:
+            token = os.environ.get(self.token_env)
+            if not token:
+                raise AgentError(f"token_env names {self.token_env}, which is not set in the environment")
+            return token
+        return None
+
+
+FIELDS: Final = {entry.name: entry for entry in dataclasses.fields(Settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and, for each, where its value came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+    def describe(self) -> str:
+        """Return one line per setting: TOML that could be used again, with the origin as a comment."""
+        lines = []
+        for name in FIELDS:
+            value = getattr(self.settings, name)
+            text = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else repr(value)
+                if not isinstance(value, str)
+                else _toml(value)
+            )
+            lines.append(f"{f'{name} = {text}':<60} # {self.origins[name]}")
+        return "\n".join(lines)
+
+
+def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
+    """Merge the sources and check the whole. Raises ConfigError listing every fault.
+
+    ``flags`` holds what was given on the command line only; None counts as not given.
+    """
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(FIELDS, "default")
+    sources: list[tuple[str, Mapping[str, object]]] = []
+    if path is not None:
+        sources.append((str(path), _toml_file(path, faults)))
+    sources.append(("environment", _environment(environ, faults)))
+    sources.append(("flag", {name: value for name, value in flags.items() if value is not None}))
+    for origin, given in sources:
+        for name, raw in given.items():
+            if name not in FIELDS:
+                faults.append(f"{origin}: unknown setting {name!r}{_closest(name)}")
+                continue
+            try:
+                values[name] = _typed(name, raw)
+            except ValueError as error:
+                faults.append(f"{origin}: {name} {error}")
+            origins[name] = origin
+    if not values.get("node"):
+        values["node"] = socket.gethostname()
+        origins["node"] = "host name"
+    settings = Settings(**values)
+    faults += _impossible(settings)
+    if faults:
+        raise ConfigError(
+            "the agent cannot start with these settings:\n" + "\n".join(f"  - {fault}" for fault in faults)
+        )
+    return Loaded(settings, origins)
+
+
+def _toml_file(path: Path, faults: list[str]) -> Mapping[str, object]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        faults.append(f"cannot read {path}: {error}")
+        return {}
+
+
+def _environment(environ: Mapping[str, str], faults: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in environ.items():
+        if not key.startswith(ENV_PREFIX):
+            continue
+        name = key.removeprefix(ENV_PREFIX).lower()
+        if name == "token":
+            faults.append(
+                f"environment: {key} would hold the secret itself; set {ENV_PREFIX}TOKEN_FILE, or name a variable in {ENV_PREFIX}TOKEN_ENV"
+            )
+        elif name != "config":  # which file to read: the command line's business
+            found[name] = value
+    return found
+
+
+def _typed(name: str, raw: object) -> object:
+    default = FIELDS[name].default
+    if isinstance(default, bool):
+        if isinstance(raw, bool):
+            return raw
+        if isinstance(raw, str) and raw.lower() in _TRUE | _FALSE:
+            return raw.lower() in _TRUE
+        raise ValueError(f"must be true or false, got {raw!r}")
+    if isinstance(default, str):
+        if isinstance(raw, str):
+            return raw
+        raise ValueError(f"must be text, got {raw!r}")
+    number = int if isinstance(default, int) else float
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str) or (number is int and isinstance(raw, float)):
+        raise ValueError(f"must be {'a whole number' if number is int else 'a number'}, got {raw!r}")
+    try:
+        return number(raw)
+    except ValueError:
+        raise ValueError(f"must be {'a whole number' if number is int else 'a number'}, got {raw!r}") from None
+
+
+def _impossible(settings: Settings) -> list[str]:
+    return [*_impossible_periods(settings), *_impossible_server(settings), *_impossible_rest(settings)]
+
+
+def _impossible_periods(settings: Settings) -> list[str]:
+    faults = [
+        f"{name} must lie in [{lowest}, {_MAX_PERIOD_S}], got {value!r}"
+        for name, value, lowest in (
+            ("sample_s", settings.sample_s, 0.05),
+            ("row_s", settings.row_s, 0.05),
+            ("batch_s", settings.batch_s, 0.05),
+            ("health_s", settings.health_s, 1),
+        )
+        if not lowest <= value <= _MAX_PERIOD_S
+    ]
+    if faults:
+        return faults
+    if settings.row_us % settings.sample_us:
+        faults.append(f"row_s ({settings.row_s}) must be a multiple of sample_s ({settings.sample_s})")
+    if settings.batch_us % settings.row_us:
+        faults.append(f"batch_s ({settings.batch_s}) must be a multiple of row_s ({settings.row_s})")
+    if _MAX_PERIOD_S * US_PER_S % settings.row_us:
+        faults.append(f"row_s ({settings.row_s}) must divide an hour, so that a row ends on each full hour")
+    return faults
+
+
+def _impossible_server(settings: Settings) -> list[str]:
+    faults = []
+    if settings.token_file and settings.token_env:
+        faults.append("token_file and token_env are both set; keep one")
+    if bool(settings.client_cert_file) != bool(settings.client_key_file):
+        faults.append("client_cert_file and client_key_file go together; set both or none")
+    if not settings.server_url:
+        return faults
+    try:
+        url = urlsplit(settings.server_url)
+        host = url.hostname
+    except ValueError as error:
+        return [*faults, f"server_url {settings.server_url!r}: {error}"]
+    if url.scheme not in ("http", "https") or not host:
+        faults.append(f"server_url must be like https://host[:port], got {settings.server_url!r}")
+    elif url.username or url.password:
+        faults.append("server_url must not hold a password; use token_file or token_env")
+    elif url.scheme == "http" and host not in _LOOPBACK and not settings.allow_plain_http:
+        faults.append(
+            "server_url is http:// to another machine, which would show the token to the network; use https:// or set allow_plain_http = true"
+        )
+    if settings.client_cert_file and url.scheme == "http":
+        faults.append("client_cert_file needs an https:// server_url")
+    return faults
+
+
+def _impossible_rest(settings: Settings) -> list[str]:
+    faults = []
+    if settings.spool_max_mib < 1:
+        faults.append(f"spool_max_mib must be at least 1, got {settings.spool_max_mib}")
+    if settings.log_level not in _LOG_LEVELS:
+        faults.append(f"log_level must be one of {', '.join(_LOG_LEVELS)}, got {settings.log_level!r}")
+    if len(settings.node) > 255 or not settings.node.isprintable():
+        faults.append("node must be 1 to 255 printable characters")
+    if settings.labels and not all(
+        re.fullmatch(r"[^=,]{1,255}=[^,]{0,255}", pair) for pair in settings.labels.split(",")
+    ):
+        faults.append(f"labels must look like rack=r12,pool=train, got {settings.labels!r}")
+    return faults
+
+
+def _closest(name: str) -> str:
+    import difflib  # noqa: PLC0415  only a faulty start needs it
+
+    matches = difflib.get_close_matches(name, FIELDS, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _toml(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

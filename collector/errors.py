@@ -1,0 +1,30 @@
+"""What can go wrong in the agent, one class for each thing a caller does about it.
+
+AgentError
+├── ConfigError            refuse to start: the message lists every fault
+├── TraceError             refuse to start: the file to replay is not a trace
+├── SpoolError             the spool cannot be used: report it, go on measuring, try again
+└── LibraryReplacedError   leave with exit code 75, so that the service manager starts a process with the new driver library
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Any error the agent raises on purpose."""
+
+
+class ConfigError(AgentError):
+    """The settings are impossible."""
+
+
+class TraceError(AgentError):
+    """A file given to replay holds no usable trace."""
+
+
+class SpoolError(AgentError):
+    """The spool can neither keep nor give out batches now."""
+
+
+class LibraryReplacedError(AgentError):
+    """The driver was upgraded under this process: its NVML library can never talk to the driver again."""

@@ -1,0 +1,94 @@
+"""The NVML fields the agent reads in one batched call per device, and how an answer becomes a number.
+
+It holds the table and the decoding; which device supports what is :mod:`collector.probe.nvml_device`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import pynvml
+
+ALL_LINKS: Final = 0xFFFFFFFF
+"""The scope of a link field that asks for the sum over all links."""
+
+
+class Field(NamedTuple):
+    """One NVML field: its number, its scope, and the device column it (or its sum with others) becomes."""
+
+    number: int
+    scope: int
+    column: str
+
+
+FIELDS: Final = (
+    Field(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 0, "energy_mj"),
+    Field(pynvml.NVML_FI_DEV_POWER_AVERAGE, 0, "power_average_mw"),
+    Field(pynvml.NVML_FI_DEV_POWER_INSTANT, 0, "power_instant_mw"),
+    Field(pynvml.NVML_FI_DEV_MEMORY_TEMP, 0, "memory_temp_c"),
+    Field(pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP, 0, "throttle_power_cap_ns"),
+    Field(pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN, 0, "throttle_sw_thermal_ns"),
+    Field(pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN, 0, "throttle_hw_thermal_ns"),
+    Field(pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN, 0, "throttle_power_brake_ns"),
+    Field(pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SYNC_BOOST, 0, "throttle_sync_boost_ns"),
+    # Not nvmlDeviceGetPcieThroughput: that one measures for 20 ms and blocks meanwhile.
+    Field(pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0, "pcie_tx_bytes"),
+    Field(pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0, "pcie_rx_bytes"),
+    Field(pynvml.NVML_FI_DEV_PCIE_REPLAY_COUNTER, 0, "pcie_replays"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS, "nvlink_tx_kib"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS, "nvlink_rx_kib"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL, 0, "nvlink_errors"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL, 0, "nvlink_errors"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, 0, "nvlink_errors"),
+    Field(pynvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL, 0, "nvlink_errors"),
+    Field(pynvml.NVML_FI_DEV_ECC_SBE_VOL_TOTAL, 0, "ecc_corrected"),
+    Field(pynvml.NVML_FI_DEV_ECC_DBE_VOL_TOTAL, 0, "ecc_uncorrected"),
+)
+
+# fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value: 40 bytes, no padding (nvml.h).
+_FIELD_VALUE: Final = struct.Struct("=IIqqIi8s")
+_DOUBLE, _UNSIGNED_INT, _UNSIGNED_LONG, _UNSIGNED_LONG_LONG, _SIGNED_LONG_LONG, _SIGNED_INT, _UNSIGNED_SHORT = range(7)
+_WIDTH: Final = {_UNSIGNED_INT: 4, _UNSIGNED_LONG: 8, _UNSIGNED_LONG_LONG: 8, _UNSIGNED_SHORT: 2}
+_SIGNED_WIDTH: Final = {_SIGNED_LONG_LONG: 8, _SIGNED_INT: 4}
+
+
+class FieldBatch:
+    """A preallocated request for some fields; reading it costs one driver call and one pass over its memory."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        """Lay the request out once; the driver only writes the answers."""
+        self.fields = tuple(fields)
+        self._array: Any = (pynvml.c_nvmlFieldValue_t * len(self.fields))()
+        for slot, entry in zip(self._array, self.fields, strict=True):
+            slot.fieldId, slot.scopeId = entry.number, entry.scope
+        self._reference = ctypes.byref(self._array)
+        self._memory = memoryview(self._array).cast("B")
+
+    def read(self, handle: Any) -> int:
+        """Ask the driver; return its code for the call as a whole."""
+        if not self.fields:
+            return 0
+        code: int = pynvml.nvmlLib.nvmlDeviceGetFieldValues(handle, len(self.fields), self._reference)
+        return code
+
+    def answers(self) -> Iterator[tuple[Field, int, int | None]]:
+        """Yield each field with its own return code and value; None where the code says failure or the type is new."""
+        for entry, (_, _, _, _, kind, code, raw) in zip(
+            self.fields, _FIELD_VALUE.iter_unpack(self._memory), strict=True
+        ):
+            yield entry, code, _number(kind, raw) if code == 0 else None
+
+
+def _number(kind: int, raw: bytes) -> int | None:
+    if kind in _WIDTH:
+        return int.from_bytes(raw[: _WIDTH[kind]], "little")
+    if kind in _SIGNED_WIDTH:
+        return int.from_bytes(raw[: _SIGNED_WIDTH[kind]], "little", signed=True)
+    if kind == _DOUBLE:
+        value: float = struct.unpack("<d", raw)[0]
+        return round(value) if math.isfinite(value) else None
+    return None
