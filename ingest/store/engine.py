@@ -39,7 +39,8 @@ class Database:
     @classmethod
     def on_socket(cls, socket_dir: Path, name: str = DATABASE_NAME) -> "Database":
         """Describe a database of the embedded server."""
-        host = urlencode({"host": str(socket_dir)}, quote_via=quote)
+        # The port is named because libpq would otherwise take a user's PGPORT.
+        host = urlencode({"host": str(socket_dir), "port": "5432"}, quote_via=quote)
         return cls(f"postgresql://postgres@/{quote(name, safe='')}?{host}", roles_log_in=True)
 
     @classmethod

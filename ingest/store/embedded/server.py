@@ -81,7 +81,7 @@ class EmbeddedServer:
     def is_ready(self) -> bool:
         """Say whether the server takes connections now."""
         asked = [self._binaries["pg_isready"], "-q", "-t", "3", "-h", str(self.placement.socket_dir), "-p", "5432"]
-        done = subprocess.run([*asked, "-U", "postgres", "-d", "postgres"], check=False, cwd="/")
+        done = subprocess.run([*asked, "-U", "postgres", "-d", "postgres"], check=False, cwd="/", env=program_env())
         return done.returncode == 0
 
     def postmaster(self) -> ProcessId | None:
@@ -138,6 +138,7 @@ class EmbeddedServer:
             [*command, "--locale=C", "--no-instructions", "--no-sync"],
             check=False,
             cwd="/",
+            env=program_env(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -191,13 +192,14 @@ class EmbeddedServer:
         settings = server_settings(self.placement.socket_dir)
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [self._binaries["postgres"], "-D", str(self.placement.data), *options]
-        _rotate(self.log)
+        rotate(self.log)
         try:
             with self.log.open("ab") as log:
                 done = subprocess.run(
                     ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command],
                     check=True,
                     cwd="/",
+                    env=program_env(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -238,6 +240,12 @@ def postmaster_of(placement: Placement) -> ProcessId | None:
 def stop_postmaster(placement: Placement) -> bool:
     """End the postmaster of these folders: fast shutdown, then an immediate one; needs no PostgreSQL programs."""
     postmaster = postmaster_of(placement)
+    deadline = time.monotonic() + ORPHAN_PATIENCE_S
+    while postmaster is None and processes_in(placement.data):  # it is about to write its pid file, or orphans leave
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+        postmaster = postmaster_of(placement)
     if postmaster is None:
         return False
     for number in (signal.SIGINT, signal.SIGQUIT):
@@ -272,10 +280,16 @@ def tail(log: Path, size_bytes: int = 2000) -> str:
         return "(no log)"
 
 
+def program_env() -> dict[str, str]:
+    """Return the environment of PostgreSQL's programs: none of the user's PG… settings, locale or tokens."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", **kept}
+
+
 _LOG_LIMIT_BYTES = 16 << 20
 
 
-def _rotate(log: Path) -> None:
+def rotate(log: Path) -> None:
     """Keep one older log; the server's own log grows by a few lines per checkpoint."""
     if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))

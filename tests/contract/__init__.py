@@ -1,0 +1,1 @@
+"""Against real peers, formats and the packaging."""

@@ -1,0 +1,1 @@
+"""No I/O beyond a temporary folder; all of it in seconds."""
