@@ -313,6 +313,42 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": 50},
     )
     op.create_table(
+        "imports",
+        sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False, comment="surrogate id"),
+        sa.Column("site_id", sa.Integer(), nullable=False, comment="surrogate id"),
+        sa.Column(
+            "kind",
+            sa.Text(),
+            nullable=False,
+            comment="node-power, jobs, sacct, llm-log, tariffs, intensity, prices, facility-factors",
+        ),
+        sa.Column("sha256", sa.LargeBinary(), nullable=False, comment="of the file as it lay on disk"),
+        sa.Column(
+            "scope",
+            sa.Text(),
+            nullable=False,
+            comment="which part of the file was taken, e.g. zone=FR; empty = all of it",
+        ),
+        sa.Column("file_name", sa.Text(), nullable=False, comment="name without folder"),
+        sa.Column("rows_read", sa.BigInteger(), nullable=True, comment="count or ordinal"),
+        sa.Column("rows_written", sa.BigInteger(), nullable=True, comment="count or ordinal"),
+        sa.Column("rows_rejected", sa.BigInteger(), nullable=True, comment="count or ordinal"),
+        sa.Column(
+            "report", postgresql.JSONB(astext_type=sa.Text()), nullable=True, comment="the report as it was shown"
+        ),
+        sa.Column(
+            "imported_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="instant, UTC",
+        ),
+        sa.ForeignKeyConstraint(["site_id"], ["sites.id"], name=op.f("imports_site_id_fk")),
+        sa.PrimaryKeyConstraint("id", name=op.f("imports_pk")),
+        sa.UniqueConstraint("kind", "sha256", "site_id", "scope", name=op.f("imports_kind_sha256_site_id_scope_uq")),
+        comment="Files taken in: written in the transaction that writes their rows, so that a file is imported once.",
+    )
+    op.create_table(
         "hour_catalog",
         sa.Column("site_id", sa.Integer(), nullable=False, comment="surrogate id"),
         sa.Column("hour_at", sa.DateTime(timezone=True), nullable=False, comment="instant, UTC"),
@@ -409,6 +445,7 @@ def downgrade() -> None:
     op.drop_table("dead_letters")
     op.drop_table("changes")
     op.drop_table("hour_catalog")
+    op.drop_table("imports")
     op.drop_table("spools")
     op.drop_table("device_events")
     op.drop_table("late_samples")
