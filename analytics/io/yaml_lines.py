@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import yaml
-from yaml.error import Mark
 
 MAX_BYTES: Final = 1_048_576
 
@@ -79,7 +78,7 @@ def read(text: str) -> Document:
     return Document(data, lines, tuple(faults))
 
 
-def _line(mark: Mark | None) -> int:
+def _line(mark: Any) -> int:
     return mark.line + 1 if mark else 1
 
 
