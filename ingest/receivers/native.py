@@ -1,0 +1,133 @@
+"""Reads the native wire: from the bytes of a request to checked streams, and from many bodies' streams to one frame.
+
+:meth:`Reader.read` says whether the bytes are a batch of the contract; :func:`decode` turns streams of one schema into
+columns in a single pass, because a frame per body of 80 rows would cost more than the rows. It decides nothing about
+what the rows mean (:mod:`ingest.accept` does) and knows no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+import zstandard
+
+from collector.wire import (
+    COLUMNS,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    MAX_BODY_BYTES,
+    MAX_DECODED_BYTES,
+    BatchMeta,
+    DeviceRecall,
+    Stream,
+    UnknownWireVersionError,
+    WireError,
+)
+from ingest.errors import BadBodyError, TooLargeError, UnsupportedError
+from ingest.receivers.arrow_check import END_OF_STREAM, CheckedStream, Checker, malformed
+
+_POLARS_TYPES: Final = {"i16": pl.Int16, "i32": pl.Int32, "i64": pl.Int64, "f32": pl.Float32, "utf8": pl.String}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One checked request: what it says of itself, and its streams, still encoded."""
+
+    meta: BatchMeta
+    streams: tuple[CheckedStream, ...]
+    rows: int
+    decoded_bytes: int
+    unknown_columns: tuple[tuple[Stream, str], ...]
+
+
+class Reader:
+    """Checks bodies; one per thread, as it keeps a decompressor and what it learned of steady senders."""
+
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._checker = Checker()
+        self._recall: DeviceRecall = {}
+
+    def read(self, body: bytes) -> Body:
+        """Return the checked batch; raises BadBodyError with the reason, never anything else, on whatever bytes."""
+        data = self._decompress(body)
+        streams = self._checker.streams(data)
+        meta_json = streams[0].meta_json
+        if meta_json is None:
+            raise malformed("the first stream carries no batch metadata")
+        try:
+            meta = BatchMeta.from_json(meta_json, self._recall)
+        except UnknownWireVersionError as error:
+            raise BadBodyError("wire_version", str(error)) from error
+        except WireError as error:
+            raise malformed(str(error)) from error
+        unknown = tuple((entry.schema.stream, name) for entry in streams for name in entry.schema.unknown)
+        return Body(meta, tuple(streams), sum(entry.rows for entry in streams), len(data), unknown)
+
+    def _decompress(self, body: bytes) -> bytes:
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLargeError(f"{len(body)} bytes; at most {MAX_BODY_BYTES} are taken")
+        try:
+            claimed = zstandard.frame_content_size(body)
+        except zstandard.ZstdError as error:
+            raise malformed(f"not a zstd frame: {error}") from error
+        # The size a frame claims is what would be allocated, so it is believed only up to the cap; a frame without it
+        # is not one the contract's writer makes.
+        if claimed < 0:
+            raise malformed("the zstd frame does not state its content size")
+        if claimed > MAX_DECODED_BYTES:
+            raise TooLargeError(f"{claimed} bytes when decompressed; at most {MAX_DECODED_BYTES} are taken")
+        try:
+            return self._decompressor.decompress(body, max_output_size=MAX_DECODED_BYTES, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise malformed(f"truncated or damaged: {error}") from error
+
+
+def check_media_type(content_type: str | None, content_encoding: str | None) -> None:
+    """Raise UnsupportedError for any other content than the contract's."""
+    if (content_type or "").partition(";")[0].strip().lower() != CONTENT_TYPE:
+        raise UnsupportedError(f"content type {content_type!r:.80}; send {CONTENT_TYPE}")
+    if (content_encoding or "").strip().lower() != CONTENT_ENCODING:
+        raise UnsupportedError(f"content encoding {content_encoding!r:.80}; send {CONTENT_ENCODING}")
+
+
+def decode(streams: Sequence[CheckedStream]) -> pl.DataFrame:
+    """Return the rows of streams that share one schema object, in order, with exactly the contract's columns.
+
+    Columns the sender left out are null, unknown ones are dropped. Raises BadBodyError if the decoder refuses, or panics
+    on, what the check let through.
+    """
+    schema = streams[0].schema
+    data = b"".join((schema.message, *(message for entry in streams for message in entry.messages), END_OF_STREAM))
+    rows = sum(entry.rows for entry in streams)
+    frame = _read_ipc(data)
+    if frame.height != rows:
+        raise malformed(f"{schema.stream}: {rows} rows claimed, {frame.height} decoded")
+    known = {column.name for column in schema.columns} - set(schema.unknown)
+    expressions = [
+        pl.col(column.name) if column.name in known else pl.lit(None, dtype=_POLARS_TYPES[column.type]).alias(column.name)
+        for column in COLUMNS[schema.stream]
+    ]
+    frame = frame.select(expressions).rechunk()
+    for column in COLUMNS[schema.stream]:
+        # A header may claim fewer nulls than its bitmap has; nobody behind this line may meet a null it does not expect.
+        if not column.nullable and frame[column.name].null_count():
+            raise BadBodyError("null_value", f"{schema.stream}.{column.name} must have a value in every row")
+    return frame
+
+
+def _read_ipc(data: bytes) -> pl.DataFrame:
+    try:
+        return pl.read_ipc_stream(data)
+    except pl.exceptions.PolarsError as error:
+        raise malformed(f"the Arrow decoder refuses it: {error}") from error
+    except OSError as error:
+        raise malformed(f"the Arrow decoder refuses it: {error}") from error
+    except BaseException as error:
+        # A Rust panic is a BaseException of a module that cannot be imported; everything else of that kind is not ours.
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise malformed("the Arrow decoder gave up on it") from error
