@@ -19,7 +19,7 @@ def upgrade() -> None:
             "sha256",
             sa.LargeBinary(),
             nullable=False,
-            comment="of the secret; the secret itself is shown once and never kept",
+            comment="of the secret's random part; the secret itself is shown once and never kept",
         ),
         sa.Column("scopes", postgresql.ARRAY(sa.Text()), nullable=False, comment="text"),
         sa.Column("site_id", sa.Integer(), nullable=True, comment="surrogate id"),

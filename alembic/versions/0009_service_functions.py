@@ -90,7 +90,7 @@ BEGIN
 END $$
 """
 # The services verify tokens but cannot list them.
-FIND_TOKEN = """
+LOOK_UP = """
 CREATE FUNCTION token_by_digest(digest bytea) RETURNS SETOF tokens
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT * FROM public.tokens WHERE sha256 = digest $$
@@ -99,7 +99,7 @@ FUNCTIONS = {
     "ensure_partitions(date, date, text[])": (ENSURE_PARTITIONS, (WRITER, WORKER)),
     "close_partition(text, date)": (CLOSE_PARTITION, (WORKER,)),
     "drop_partition(text, date)": (DROP_PARTITION, (WORKER,)),
-    "token_by_digest(bytea)": (FIND_TOKEN, (WRITER, API)),
+    "token_by_digest(bytea)": (LOOK_UP, (WRITER, API)),
 }
 
 

@@ -24,7 +24,12 @@ tokens = Table(
     metadata,
     surrogate_id(),
     column("name", Text),
-    column("sha256", LargeBinary, unique=True, comment="of the secret; the secret itself is shown once and never kept"),
+    column(
+        "sha256",
+        LargeBinary,
+        unique=True,
+        comment="of the secret's random part; the secret itself is shown once and never kept",
+    ),
     column("scopes", ARRAY(Text)),
     reference("site_id", "sites", nullable=True),
     reference("node_id", "nodes", nullable=True),

@@ -1,0 +1,164 @@
+"""Ids of sites, nodes, devices, meters, ports, engines, epochs and tenants: found, or made, in bulk.
+
+An identity row never changes, so a caller may cache what it gets for ever. Race-safe under READ COMMITTED: of two that
+make the same identity one inserts, and the other waits for it and finds it. Call in a short transaction before the one
+that copies samples. Where a device is belongs to ``placements``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from collector.wire import DeviceRef
+from ingest.store.tables import reference, samples
+from ingest.store.tenancy import checked_path
+
+_Key = TypeVar("_Key", bound=tuple[Hashable, ...])
+_ROWS_PER_STATEMENT = 2_000
+"""Keeps key columns times rows well below the protocol's 65,535 parameters."""
+
+
+class UnknownParentError(LookupError):
+    """A MIG instance names a board nobody has reported; the batch must list the board too."""
+
+
+class EpochKey(NamedTuple):
+    """What makes counters comparable: see ``epochs``."""
+
+    node_id: int
+    boot_id: str
+    driver_epoch: int
+    feed: int
+    origin: int
+    cadence_us: int
+
+
+class EngineKey(NamedTuple):
+    node_id: int
+    name: str
+    model: str
+
+
+class NodeKey(NamedTuple):
+    site_id: int
+    name: str
+
+
+class OnNode(NamedTuple):
+    """A meter or fabric port by its node and name."""
+
+    node_id: int
+    name: str
+
+
+def site_ids(conn: sa.Connection, names: Iterable[str]) -> dict[str, int]:
+    """Return the id of each site; a new one gets time zone UTC until its configuration says otherwise."""
+    return _by_name(conn, reference.sites, "name", names)
+
+
+def tenant_ids(conn: sa.Connection, paths: Iterable[str]) -> dict[str, int]:
+    """Return the id of each tenant path; raises TenantPathError for what is none."""
+    return _by_name(conn, reference.tenants, "path", [checked_path(path) for path in paths])
+
+
+def node_ids(conn: sa.Connection, keys: Iterable[NodeKey]) -> dict[NodeKey, int]:
+    return _ids(conn, reference.nodes, {key: {} for key in keys}, NodeKey._fields)
+
+
+def meter_ids(conn: sa.Connection, keys: Iterable[OnNode], *, bills: bool = True) -> dict[OnNode, int]:
+    """Return the id of each meter; ``bills`` holds for those made now and changes none that exist."""
+    return _ids(conn, reference.meters, {key: {"bills": bills} for key in keys}, OnNode._fields)
+
+
+def port_ids(conn: sa.Connection, keys: Iterable[OnNode]) -> dict[OnNode, int]:
+    return _ids(conn, samples.fabric_ports, {key: {} for key in keys}, OnNode._fields)
+
+
+def engine_ids(conn: sa.Connection, keys: Iterable[EngineKey]) -> dict[EngineKey, int]:
+    return _ids(conn, samples.engines, {key: {} for key in keys}, EngineKey._fields)
+
+
+def epoch_ids(conn: sa.Connection, agent_versions: Mapping[EpochKey, str]) -> dict[EpochKey, int]:
+    """Return the id of each epoch; the agent version is the one that opened it."""
+    rows = {key: {"agent_version": version} for key, version in agent_versions.items()}
+    return _ids(conn, samples.epochs, rows, EpochKey._fields)
+
+
+def device_ids(conn: sa.Connection, devices: Sequence[DeviceRef]) -> dict[str, int]:
+    """Return the id of each device by vendor UUID, boards before the MIG instances on them.
+
+    A known UUID keeps what it was first described as. Raises UnknownParentError.
+    """
+    boards = {device.uuid: device for device in devices if device.parent_uuid is None}
+    ids = _device_ids(conn, boards.values(), {})
+    instances = [device for device in devices if device.parent_uuid is not None]
+    if instances:
+        wanted = {device.parent_uuid for device in instances if device.parent_uuid is not None} - ids.keys()
+        found = _find(conn, reference.devices, [(uuid,) for uuid in wanted], ("uuid",))
+        ids |= _device_ids(conn, instances, ids | {uuid: found[(uuid,)] for uuid in wanted if (uuid,) in found})
+    return ids
+
+
+def _device_ids(conn: sa.Connection, devices: Iterable[DeviceRef], parents: Mapping[str, int]) -> dict[str, int]:
+    rows: dict[tuple[str], dict[str, Any]] = {}
+    for device in devices:
+        if device.parent_uuid is not None and device.parent_uuid not in parents:
+            raise UnknownParentError(
+                f"device {device.uuid} is a part of {device.parent_uuid}, which nobody has reported"
+            )
+        rows[(device.uuid,)] = {
+            "vendor": device.vendor,
+            "model": device.model,
+            "kind": device.kind,
+            "parent_device_id": None if device.parent_uuid is None else parents[device.parent_uuid],
+            "mig_profile": device.mig_profile,
+            # Through text: the float's shortest spelling is what the agent meant, its binary expansion is not.
+            "slice_ratio": Decimal(str(device.slice_ratio)),
+            "accelerators": device.accelerators,
+            "memory_bytes": device.memory_bytes,
+        }
+    return {uuid: identity for (uuid,), identity in _ids(conn, reference.devices, rows, ("uuid",)).items()}
+
+
+def _by_name(conn: sa.Connection, table: sa.Table, column: str, names: Iterable[str]) -> dict[str, int]:
+    return {name: identity for (name,), identity in _ids(conn, table, {(n,): {} for n in names}, (column,)).items()}
+
+
+def _ids(
+    conn: sa.Connection, table: sa.Table, rows: Mapping[_Key, Mapping[str, Any]], key: Sequence[str]
+) -> dict[_Key, int]:
+    # Looked up first: an insert that conflicts would burn an id each time, and nearly all are known.
+    found = _find(conn, table, rows, key)
+    missing = [wanted for wanted in rows if wanted not in found]
+    if missing:
+        _insert(conn, table, {wanted: rows[wanted] for wanted in missing}, key)
+        found |= _find(conn, table, missing, key)
+    return {wanted: found[wanted] for wanted in rows}
+
+
+def _insert(conn: sa.Connection, table: sa.Table, rows: Mapping[Any, Mapping[str, Any]], key: Sequence[str]) -> None:
+    # In key order, so that two that insert overlapping sets wait for each other instead of deadlocking.
+    for chunk in _chunks(sorted(rows)):
+        values = [dict(zip(key, wanted, strict=True)) | dict(rows[wanted]) for wanted in chunk]
+        conn.execute(insert(table).values(values).on_conflict_do_nothing(index_elements=list(key)))
+
+
+def _find(conn: sa.Connection, table: sa.Table, keys: Iterable[Any], key: Sequence[str]) -> dict[Any, int]:
+    columns = [table.c[name] for name in key]
+    found: dict[Any, int] = {}
+    for chunk in _chunks(keys):
+        query = sa.select(*columns, table.c.id).where(sa.tuple_(*columns).in_([tuple(wanted) for wanted in chunk]))
+        found |= {tuple(row[:-1]): row[-1] for row in conn.execute(query)}
+    return found
+
+
+def _chunks(keys: Iterable[Any]) -> Iterable[list[Any]]:
+    iterator = iter(keys)
+    while chunk := list(islice(iterator, _ROWS_PER_STATEMENT)):
+        yield chunk

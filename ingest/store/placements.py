@@ -1,0 +1,149 @@
+"""Which node a device is in, dated twice: first sightings, moves, and refusals of a device on two nodes at once.
+
+Nothing is overwritten: a move closes our knowledge of the open placement and writes it again with its end, beside the
+new one. Run it in a short transaction of its own; it serialises with other movers only when something changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+
+from ingest.store.tables import reference
+
+OVERLAP: Final = timedelta(minutes=10)
+"""A board cannot be pulled, plugged in elsewhere and booted in less; two nodes within it are a fault or a forgery."""
+_placements: Final = reference.placements
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One stretch of a device in a node, [valid_from, valid_to), as currently known."""
+
+    device_id: int
+    node_id: int
+    valid_from: datetime
+    valid_to: datetime | None = None
+    in_service: bool = True
+    asset: str | None = None
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A device reported by ``node_id`` while ``other_node_id`` had it: refuse its rows and raise a finding."""
+
+    device_id: int
+    node_id: int
+    other_node_id: int
+    at: datetime
+    last_seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Rows that are no longer our knowledge, and what replaces them."""
+
+    superseded: tuple[Placement, ...] = ()
+    added: tuple[Placement, ...] = ()
+
+
+def place(
+    conn: sa.Connection,
+    node_id: int,
+    seen: Mapping[int, datetime],
+    last_seen: Mapping[int, datetime],
+    *,
+    overlap: timedelta = OVERLAP,
+) -> tuple[Conflict, ...]:
+    """Record that a node reported these devices at these instants (the first of its batch); return the refusals.
+
+    ``last_seen`` gives, by device id, when the node the device is placed on last reported it, as far as the caller
+    knows; a device missing there was not seen lately.
+    """
+    changes, conflicts = _settle(_known(conn, seen), node_id, seen, last_seen, overlap)
+    if not changes:
+        return conflicts
+    # Something is new: decide again, alone. Rare enough that one lock for all placements costs nothing.
+    conn.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended("wattledger.placements", 0))))
+    changes, conflicts = _settle(_known(conn, seen), node_id, seen, last_seen, overlap)
+    _write(conn, changes.values())
+    return conflicts
+
+
+def decide(
+    known: Sequence[Placement],
+    node_id: int,
+    device_id: int,
+    at: datetime,
+    last_seen_at: datetime | None,
+    overlap: timedelta,
+) -> Change | Conflict | None:
+    """Decide what one sighting means against a device's known placements, oldest first; None = nothing new. Pure."""
+    covering = next((p for p in known if p.valid_from <= at and (p.valid_to is None or at < p.valid_to)), None)
+    sighting = Placement(device_id, node_id, at)
+    if covering is None:
+        later = next((p for p in known if p.valid_from > at), None)
+        if later is None:
+            return Change(added=(sighting,))
+        if later.node_id == node_id:
+            # History that arrives backwards (an import) begins the placement earlier.
+            return Change((later,), (replace(later, valid_from=at, id=None),))
+        return Change(added=(replace(sighting, valid_to=later.valid_from),))
+    if covering.node_id == node_id:
+        return None
+    # Before it was moved there counts as seen there: after a restart nobody remembers more.
+    last = max(covering.valid_from, last_seen_at or covering.valid_from)
+    if covering.valid_to is not None or at - last < overlap:
+        return Conflict(device_id, node_id, covering.node_id, at, last)
+    ended = replace(covering, valid_to=at, id=None)
+    return Change((covering,), (ended, replace(sighting, asset=covering.asset)))
+
+
+def _settle(
+    known: Mapping[int, list[Placement]],
+    node_id: int,
+    seen: Mapping[int, datetime],
+    last_seen: Mapping[int, datetime],
+    overlap: timedelta,
+) -> tuple[dict[int, Change], tuple[Conflict, ...]]:
+    changes: dict[int, Change] = {}
+    conflicts: list[Conflict] = []
+    for device_id, at in seen.items():
+        verdict = decide(known.get(device_id, []), node_id, device_id, at, last_seen.get(device_id), overlap)
+        if isinstance(verdict, Conflict):
+            conflicts.append(verdict)
+        elif verdict is not None:
+            changes[device_id] = verdict
+    return changes, tuple(conflicts)
+
+
+def _known(conn: sa.Connection, device_ids: Mapping[int, datetime]) -> dict[int, list[Placement]]:
+    c = _placements.c
+    query = (
+        sa.select(c.device_id, c.node_id, c.valid_from, c.valid_to, c.in_service, c.asset, c.id)
+        .where(c.device_id == sa.any_(sa.cast(list(device_ids), sa.ARRAY(sa.Integer))), c.superseded_at.is_(None))
+        .order_by(c.device_id, c.valid_from)
+    )
+    known: dict[int, list[Placement]] = {}
+    for row in conn.execute(query):
+        known.setdefault(row.device_id, []).append(Placement(*row))
+    return known
+
+
+def _write(conn: sa.Connection, changes: Collection[Change]) -> None:
+    superseded = [placement.id for change in changes for placement in change.superseded]
+    if superseded:
+        statement = sa.update(_placements).where(_placements.c.id.in_(superseded))
+        conn.execute(statement.values(superseded_at=sa.func.now()))
+    added = [
+        {column: value for column, value in asdict(placement).items() if column != "id"}
+        for change in changes
+        for placement in change.added
+    ]
+    if added:
+        conn.execute(sa.insert(_placements), added)
