@@ -21,9 +21,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from analytics.io.yaml_lines import Document, Fault, read, spelled
 from analytics.model.budget import STEP_SEVERITY, Approval, Measure, Step
 from analytics.model.period import Period
+from ingest.store.tenancy import checked_path
 
 REFERENCE: Final = re.compile(r"\$\{[A-Z][A-Z0-9_]*\}")
-TENANT_PATH: Final = re.compile(r"[^/\s][^/\n]*(/[^/\n]+)*")
 DURATION: Final = re.compile(r"(\d{1,6})\s*(s|m|h|d)")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_GRACE_S: Final = 7 * 86400
@@ -79,12 +79,6 @@ def _step(text: object) -> object:
     raise ValueError(f"{text!r} is not a rung that can be carried out; use one of {', '.join(Step)}")
 
 
-def _tenant(path: str) -> str:
-    if not TENANT_PATH.fullmatch(path):
-        raise ValueError(f"{path!r} is not a tenant path; write it like acme/research/nlp")
-    return path
-
-
 Ratio = Annotated[Decimal, BeforeValidator(_percent), Field(gt=0, le=10)]
 Seconds = Annotated[int, BeforeValidator(_seconds), Field(le=MAX_GRACE_S)]
 Zone = Annotated[str, AfterValidator(_known_zone)]
@@ -136,7 +130,7 @@ class LimitsModel(Strict):
 
 class BudgetModel(Strict):
     name: Name
-    tenant: Annotated[str, AfterValidator(_tenant)]
+    tenant: Annotated[str, AfterValidator(checked_path)]
     period: Period
     time_zone: Zone | None = None
     valid_from: date | None = None

@@ -116,7 +116,7 @@ class Spend:
     other_origins: frozenset[Origin]
     coverage: float | None
     as_of_at: datetime | None
-    unpriced_lines: int = 0
+    uncounted_lines: int = 0
 
     @property
     def total(self) -> Decimal:
@@ -209,7 +209,7 @@ def decide(budget: Budget, spend: Spend, now: datetime, required: Required | Non
             "other": str(spend.other),
             "coverage": "none" if spend.coverage is None else f"{spend.coverage:.4f}",
             "books_as_of_at": "none" if spend.as_of_at is None else spend.as_of_at.isoformat(),
-            "unpriced_lines": str(spend.unpriced_lines),
+            "uncounted_lines": str(spend.uncounted_lines),
             "forecast_basis": basis,
         },
         origin=spend.origin,

@@ -62,7 +62,7 @@ def test_numbers_stay_the_decimals_that_were_written() -> None:
         ("at: 100%", "at: 1.0", "line 12: budgets[0].ladder[1].at: '1.0' is not a percentage; write it like 80%"),
         ("grace: 10m", "grace: 10", "line 12: budgets[0].ladder[1].grace: '10' is not a duration; write it like 10m, 90s or 2h"),
         ("webhook: ops}", "webhook: opps}", "line 11: budgets[0].ladder[0].webhook: no webhook of that name; known: ops"),
-        ("acme/nlp", "/acme", "line 6: budgets[0].tenant: '/acme' is not a tenant path; write it like acme/research/nlp"),
+        ("acme/nlp", "/acme", "line 6: budgets[0].tenant: '/acme' is not a tenant path; write names joined by single slashes, like acme/research"),
         ("version: 1", "version: 1\ntime_zone: Mars/Base", "line 2: time_zone: 'Mars/Base' is not an IANA time zone; write it like Europe/Berlin"),
         ("version: 1", "version: 2", "line 1: version: String should match pattern '^1$'"),
     ],
