@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS quarantine (
 """
 _SCHEMA_VERSION: Final = 1
 _QUARANTINE_SHARE: Final = 10  # refused batches may take a tenth of the bound, the oldest go first
+_FREE_PAGES_KEPT: Final = 1_024  # 4 MiB
 _MAX_REASON_CHARACTERS: Final = 1_000
 _BUSY_TIMEOUT_S: Final = 10.0
 _TMPFS_TYPES: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
@@ -110,7 +111,7 @@ class Spool:
         """Forget a batch that ingest has; nothing happens where it was dropped meanwhile."""
         with self._transaction() as db:
             db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,))
-            db.execute("PRAGMA incremental_vacuum(64)").fetchall()  # gives freed pages back to the disk
+        self._shrink()
 
     def quarantine(self, sequence: int, reason: str, now_us: int) -> None:
         """Set a refused batch aside with the reason, never to be sent again; the oldest such give way to newer ones."""
@@ -160,6 +161,14 @@ class Spool:
     def close(self) -> None:
         """Close the file; the WAL is folded in by the last connection."""
         self._db.close()
+
+    def _shrink(self) -> None:
+        """Give the disk its space back once much of it is free; a file that stays as large as its worst day is a surprise."""
+        with self._errors():
+            (free_pages,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            if free_pages > _FREE_PAGES_KEPT:
+                # executescript, as execute would step this statement once and free one page.
+                self._db.executescript(f"PRAGMA incremental_vacuum({free_pages})")
 
     def _make_room(self, db: sqlite3.Connection, needed: int) -> None:
         (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM batches").fetchone()

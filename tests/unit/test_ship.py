@@ -1,0 +1,207 @@
+"""What becomes of a batch, answer by answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from collector import wire
+from collector.errors import AgentError
+from collector.ship import Shipper
+from collector.spool import Spool
+from tests.fakes.clock import FixedClock
+
+Answer = httpx.Response | Exception
+
+
+class Server:
+    """An ingest that answers what it was told to and remembers what it got."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[httpx.Request] = []
+        self.bodies: list[bytes] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.bodies.append(request.read())
+        answer = self.answers.pop(0) if self.answers else httpx.Response(204)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool.db", max_bytes=1 << 20)
+    for _ in range(3):
+        spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), 0)
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def clock() -> FixedClock:
+    return FixedClock()
+
+
+@pytest.fixture
+def shipper(server: Server, spool: Spool, clock: FixedClock) -> Iterator[Shipper]:
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        # Without jitter the pause is its shortest: half of the backoff, all of Retry-After.
+        yield Shipper(client, spool, clock, token=lambda: "secret", jitter=lambda: 0.0)
+
+
+def waiting(spool: Spool) -> list[int]:
+    found: list[int] = []
+    while (batch := spool.oldest(after=found[-1] if found else 0)) is not None:
+        found.append(batch.sequence)
+    return found
+
+
+def test_batches_leave_oldest_first_and_are_forgotten_once_accepted(
+    shipper: Shipper, server: Server, spool: Spool
+) -> None:
+    assert [shipper.step() for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert server.bodies == [b"body 1", b"body 2", b"body 3"]
+    assert waiting(spool) == []
+    assert shipper.step() > 0
+    assert shipper.state.sent_batches == 3
+
+
+def test_a_request_says_what_it_carries_who_sends_it_and_when(
+    shipper: Shipper, server: Server, clock: FixedClock
+) -> None:
+    shipper.step()
+    (request,) = server.requests
+    assert str(request.url) == "https://ledger.test/v1/samples"
+    assert request.headers["Content-Type"] == wire.CONTENT_TYPE
+    assert request.headers["Content-Encoding"] == "zstd"
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert request.headers[wire.SENT_AT_HEADER] == str(clock.wall_us)
+
+
+@pytest.mark.parametrize("code", [400, 403, 409, 413, 415, 422])
+def test_a_refused_batch_is_set_aside_with_the_reason_and_the_next_goes_on(
+    code: int, shipper: Shipper, server: Server, spool: Spool
+) -> None:
+    server.answers = [httpx.Response(code, text="clock off by 900 s")]
+    assert shipper.step() == 0.0
+    assert waiting(spool) == [2, 3]
+    assert [reason for _, _, reason in spool.refusals()] == [f"HTTP {code}: clock off by 900 s"]
+    shipper.step()
+    assert server.bodies == [b"body 1", b"body 2"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(httpx.Response(code) for code in (302, 401, 404, 407, 408, 425, 429, 500, 502, 503, 504)),
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.ConnectTimeout("slow"),
+        httpx.RemoteProtocolError("cut off"),
+        httpx.DecodingError("garbage"),
+    ],
+    ids=str,
+)
+def test_what_says_nothing_about_the_batch_keeps_it(
+    answer: Answer, shipper: Shipper, server: Server, spool: Spool
+) -> None:
+    server.answers = [answer]
+    assert shipper.step() > 0
+    assert waiting(spool) == [1, 2, 3]
+    assert spool.refusals() == []
+    assert shipper.state.failed_attempts == 1
+    shipper.step()
+    assert server.bodies == [b"body 1", b"body 1"]
+
+
+def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_success(shipper: Shipper, server: Server) -> None:
+    server.answers = [httpx.Response(503) for _ in range(8)]
+    assert [shipper.step() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert shipper.step() == 0.0
+    server.answers = [httpx.Response(503)]
+    assert shipper.step() == 0.5
+
+
+def test_jitter_spreads_the_pause_over_its_upper_half(server: Server, spool: Spool, clock: FixedClock) -> None:
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None, jitter=lambda: 1.0)
+        server.answers = [httpx.Response(503), httpx.Response(503)]
+        assert [shipper.step(), shipper.step()] == [1.0, 2.0]
+    assert "Authorization" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    ("header", "pause_s"),
+    [
+        ("7", 7.0),
+        ("99999999", 3_600.0),
+        ("Fri, 15 Jan 2027 08:00:20 GMT", 20.0),  # the clock stands at 08:00:00
+        ("Fri, 15 Jan 2027 07:00:00 GMT", 0.5),
+        ("soon", 0.5),
+        ("-3", 0.5),
+    ],
+)
+def test_retry_after_is_honoured_within_reason(header: str, pause_s: float, shipper: Shipper, server: Server) -> None:
+    server.answers = [httpx.Response(429, headers={"Retry-After": header})]
+    assert shipper.step() == pause_s
+
+
+def test_an_endless_answer_is_cut_off(shipper: Shipper, server: Server, spool: Spool) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b"no " * 1_000
+
+    server.answers = [httpx.Response(400, content=endless())]
+    shipper.step()
+    ((_, _, reason),) = spool.refusals()
+    assert len(reason) <= 1_000
+
+
+def test_a_token_that_cannot_be_read_keeps_the_batches(server: Server, spool: Spool, clock: FixedClock) -> None:
+    def unreadable() -> str | None:
+        raise AgentError("cannot read the token from /run/token")
+
+    stopping = _StopAfter(2)
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=unreadable, jitter=lambda: 0.0)
+        shipper.run(stopping)  # type: ignore[arg-type]
+    assert server.requests == []
+    assert waiting(spool) == [1, 2, 3]
+    assert clock.waits_s == [0.5, 1.0]
+    assert shipper.state.last_failure == "cannot read the token from /run/token"
+
+
+def test_an_unforeseen_fault_does_not_end_the_thread(server: Server, spool: Spool, clock: FixedClock) -> None:
+    turns = iter([True, False])
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: _unforeseen(next(turns)), jitter=lambda: 0.0)
+        shipper.run(_StopAfter(2))  # type: ignore[arg-type]
+    assert server.bodies == [b"body 1"]
+
+
+def _unforeseen(fault: bool) -> str | None:  # noqa: FBT001
+    if fault:
+        raise ZeroDivisionError
+    return None
+
+
+class _StopAfter:
+    """An event that is set after it was asked so many times."""
+
+    def __init__(self, turns: int) -> None:
+        self._left = turns
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left < 0
