@@ -63,7 +63,7 @@ def test_a_file_in_the_place_of_the_home_is_named(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_a_parent_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HomeError, match="cannot create .*file/home .*Not a directory"):
+    with pytest.raises(HomeError, match=r"cannot create .*file/home .*Not a directory"):
         resolve_home({}, tmp_path / "file" / "home").create()
 
 

