@@ -1,0 +1,109 @@
+"""Finds the ledger hours that need a close: never closed, changed since, or still open.
+
+It reads ``changes``, which every transaction that touches an hour's ingredients leaves behind. A closed hour is stale when
+a change it did not see (written by a transaction from its ``seen_xid`` on) touches it or a neighbour within
+:data:`REACH`. Reference data (prices, bindings, ...) makes hours stale but never brings new hours into the books.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from analytics.io.save import HourState
+
+REACH: Final = timedelta(hours=1)
+"""A reading just after an hour, or just before it, moves the energy at its edges."""
+DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap")
+"""Kinds of change that bring an hour into the books."""
+
+_CANDIDATES: Final = """
+WITH data AS (
+    SELECT site_id, hour_at, max(written_xid) AS last_xid
+    FROM changes, LATERAL generate_series(
+        date_trunc('hour', from_at, 'UTC'), LEAST(to_at, %(now)s) - interval '1 microsecond', interval '1 hour') AS hour_at
+    WHERE kind = ANY (%(data_kinds)s) AND site_id IS NOT NULL
+    GROUP BY site_id, hour_at
+), due AS (
+    SELECT data.site_id, data.hour_at FROM data LEFT JOIN ledger_hours USING (site_id, hour_at)
+    WHERE ledger_hours.run_id IS NULL OR ledger_hours.status = 'provisional'
+    UNION
+    SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
+        ON (changes.site_id = hours.site_id OR changes.site_id IS NULL)
+        AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+        AND changes.written_xid >= hours.seen_xid
+    UNION
+    SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional'
+)
+SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status
+FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
+WHERE due.hour_at < %(now)s
+ORDER BY due.site_id, due.hour_at
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive hours of one site to be computed together: one load, one pass of the model."""
+
+    site_id: int
+    hours: tuple[HourState, ...]
+
+    @property
+    def from_at(self) -> datetime:
+        return self.hours[0].hour_at
+
+    @property
+    def to_at(self) -> datetime:
+        return self.hours[-1].hour_at + timedelta(hours=1)
+
+
+def due_hours(connection: psycopg.Connection[Any], now: datetime) -> list[HourState]:
+    """Return every hour up to ``now`` that needs a close, by site and time."""
+    rows = connection.execute(_CANDIDATES, {"now": now, "data_kinds": list(DATA_KINDS), "reach": REACH}).fetchall()
+    return [HourState(*row) for row in rows]
+
+
+def batches(hours: list[HourState], most: int) -> list[Batch]:
+    """Group hours (sorted by site and time) into runs of consecutive hours, at most ``most`` each."""
+    groups: list[list[HourState]] = []
+    for hour in hours:
+        group = groups[-1] if groups else None
+        if (
+            group
+            and group[-1].site_id == hour.site_id
+            and group[-1].hour_at + timedelta(hours=1) == hour.hour_at
+            and len(group) < most
+        ):
+            group.append(hour)
+        else:
+            groups.append([hour])
+    return [Batch(group[0].site_id, tuple(group)) for group in groups]
+
+
+_FORGET: Final = """
+DELETE FROM changes WHERE written_xid < %(horizon)s::xid8 AND to_at < %(settled)s AND NOT EXISTS (
+    SELECT FROM ledger_hours AS hours
+    WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
+    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+    AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
+) AND NOT (kind = ANY (%(data_kinds)s) AND EXISTS (
+    SELECT FROM generate_series(date_trunc('hour', from_at, 'UTC'), to_at - interval '1 microsecond', interval '1 hour') AS wanted(hour_at)
+    WHERE NOT EXISTS (SELECT FROM ledger_hours AS hours WHERE hours.site_id = changes.site_id AND hours.hour_at = wanted.hour_at)
+))
+"""
+
+
+def forget_changes(connection: psycopg.Connection[Any], horizon_xid: str, settled_before: datetime) -> int:
+    """Delete changes that every hour they touch has seen; return how many.
+
+    ``horizon_xid`` is a snapshot's xmin from before the hours were closed; ``settled_before`` keeps the changes of hours
+    that are not closed yet.
+    """
+    cursor = connection.execute(
+        _FORGET, {"horizon": horizon_xid, "settled": settled_before, "reach": REACH, "data_kinds": list(DATA_KINDS)}
+    )
+    return cursor.rowcount

@@ -1,0 +1,153 @@
+"""Loads what a close of some hours of one site reads: samples, holdings, dated references, API calls.
+
+``seen_xid`` is taken before anything is read: a change committed after it may or may not be in what was read, so the hour
+is looked at again; a change before it certainly is. Nodes are resolved to devices here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import dataframely as dy
+import polars as pl
+import psycopg
+
+from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs
+from analytics.io.readings import Gap, load_readings
+from analytics.io.references import load_references
+from analytics.io.rows import fetch_frame
+from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
+from analytics.policy import Policy
+from ingest.store.engine import Database
+
+_DEVICES: Final = """
+SELECT DISTINCT ON (placed.device_id) placed.device_id, placed.node_id, device.model, device.kind, device.accelerators,
+       NULL::integer AS idle_power_mw,
+       min(placed.valid_from) OVER (PARTITION BY placed.device_id) AS placed_from_at,
+       CASE WHEN bool_or(placed.valid_to IS NULL) OVER (PARTITION BY placed.device_id) THEN NULL
+            ELSE max(placed.valid_to) OVER (PARTITION BY placed.device_id) END AS placed_to_at,
+       coalesce((SELECT epochs.origin FROM epochs WHERE epochs.node_id = placed.node_id
+                 ORDER BY epochs.first_seen_at DESC LIMIT 1), 2)::smallint AS origin
+FROM placements AS placed JOIN devices AS device ON device.id = placed.device_id
+JOIN nodes ON nodes.id = placed.node_id
+WHERE nodes.site_id = %(site_id)s
+AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_to > %(from_at)s)
+AND placed.recorded_at <= %(as_of)s AND (placed.superseded_at IS NULL OR placed.superseded_at > %(as_of)s)
+ORDER BY placed.device_id, placed.valid_from DESC
+"""
+_EPOCHS: Final = """
+SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us
+FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
+"""
+# A job that holds a count of a node's accelerators holds them all when the count says so, else an equal share of each:
+# which ones is not known.
+_ALLOCATIONS: Final = """
+WITH placed AS (
+    SELECT DISTINCT placements.node_id, placements.device_id, devices.accelerators,
+           sum(devices.accelerators) OVER (PARTITION BY placements.node_id) AS on_node
+    FROM placements JOIN devices ON devices.id = placements.device_id
+    WHERE placements.superseded_at IS NULL AND placements.valid_from < %(to_at)s
+    AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
+)
+SELECT id AS allocation_id, device_id, job_id, (share_ratio * 1000000)::integer AS share_ppm, start_at, end_at
+FROM allocations WHERE site_id = %(site_id)s AND device_id IS NOT NULL AND {touches}
+UNION ALL
+SELECT id, placed.device_id, job_id,
+       CASE WHEN allocations.accelerators >= placed.on_node THEN NULL
+            ELSE (allocations.accelerators * 1000000 / placed.on_node)::integer END, start_at, end_at
+FROM allocations JOIN placed USING (node_id) WHERE site_id = %(site_id)s AND {touches}
+""".replace(
+    "{touches}",
+    "superseded_at IS NULL AND recorded_at <= %(as_of)s "
+    "AND start_at < %(reach_to)s AND (end_at IS NULL OR end_at > %(reach_from)s)",
+)
+_JOBS: Final = """
+SELECT id AS job_id, cluster, native_id, account, partition, user_name, namespace, label, origin
+FROM jobs WHERE id = ANY (%(job_ids)s)
+"""
+_API_CALLS: Final = """
+SELECT called_at, dedupe_key, api_key, provider, model, input_uncached_tokens, cache_read_tokens, cache_write_tokens,
+       output_text_tokens, reasoning_tokens, audio_tokens, image_tokens, usage_known, origin
+FROM api_calls WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Inputs of a close with what identifies them."""
+
+    inputs: HourInputs
+    as_of: datetime
+    seen_xid: str
+    inputs_sha256: bytes
+    gaps_before: tuple[Gap, ...]
+    """Silences that end in this window and began in hours before it: those hours know their energy only now."""
+
+
+def load_batch(
+    database: Database,
+    connection: psycopg.Connection[Any],
+    site_id: int,
+    window: Window,
+    policy: Policy,
+    currency: str,
+    *,
+    as_of: datetime | None = None,
+) -> Loaded:
+    """Return everything the model needs for the window, as known at ``as_of`` (now by default)."""
+    seen = connection.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()").fetchone()
+    if seen is None:
+        raise psycopg.DataError("pg_current_snapshot() returned no row")
+    known_at = as_of or seen[1].astimezone(UTC)
+    reach = timedelta(microseconds=policy.gaps.reach_us)
+    scope: dict[str, Any] = {
+        "site_id": site_id,
+        "from_at": window.from_at,
+        "to_at": window.to_at,
+        "reach_from": window.from_at - reach,
+        "reach_to": window.to_at + reach,
+        "as_of": known_at,
+    }
+    devices: dy.DataFrame[Devices] = fetch_frame(connection, _DEVICES, scope, Devices)
+    epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
+    readings, gaps = load_readings(database, devices, epochs, window, policy)
+    allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
+    allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
+    job_ids = allocations["job_id"].unique().to_list()
+    calls = fetch_frame(connection, _API_CALLS, scope, ApiCalls)
+    references = load_references(
+        connection,
+        site_id=site_id,
+        from_at=window.from_at,
+        to_at=window.to_at,
+        as_of=known_at,
+        currency=currency,
+        jobs=fetch_frame(connection, _JOBS, {"job_ids": job_ids}, Jobs),
+    )
+    inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
+    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), gaps)
+
+
+def inputs_hash(inputs: HourInputs) -> bytes:
+    """Return the SHA-256 over every input frame: two runs with equal hashes must write equal books."""
+    digest = hashlib.sha256()
+    references = inputs.references
+    frames: tuple[pl.DataFrame, ...] = (
+        inputs.usage.devices.sort("device_id"),
+        inputs.usage.epochs.sort("epoch_id"),
+        inputs.usage.readings.sort("device_id", "at", "epoch_id", "energy_mj", "power_mw"),
+        inputs.usage.allocations.sort("allocation_id", "device_id"),
+        references.jobs.sort("job_id"),
+        references.bindings.sort("binding_id"),
+        references.prices.sort("price_id"),
+        references.tariffs.sort("tariff_id"),
+        references.intensity.sort("intensity_id"),
+        references.facility_factors.sort("factor_id"),
+        inputs.api_calls.sort("called_at", "dedupe_key"),
+    )
+    for frame in frames:
+        digest.update(content_hash(frame))
+    return digest.digest()

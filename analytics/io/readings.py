@@ -1,0 +1,141 @@
+"""Reads the samples of a window with what lies just around it, as the model's one readings table.
+
+Around the window all rows within the policy's margin are read, and for devices that were silent there the nearest reading
+further out, up to the reach: so energy across a long silence is known. Node meters that bill stand in as readings of the
+node's device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import dataframely as dy
+import polars as pl
+
+from analytics.frames import DeviceReadings, Devices, Epochs
+from analytics.pipeline import Window
+from analytics.policy import Policy
+from ingest.store.arrow import fetch_arrow
+from ingest.store.engine import Database
+
+_COLUMNS: Final = """
+device_id, at, epoch_id, energy_mj, power_average_mw AS power_mw, power_max_mw, gpu_util_percent, temp_c,
+clocks_event_reasons,
+CASE WHEN num_nonnulls(throttle_power_cap_ns, throttle_sw_thermal_ns, throttle_hw_thermal_ns, throttle_power_brake_ns) > 0
+     THEN coalesce(throttle_power_cap_ns, 0) + coalesce(throttle_sw_thermal_ns, 0) + coalesce(throttle_hw_thermal_ns, 0)
+          + coalesce(throttle_power_brake_ns, 0) END AS throttled_ns
+"""
+_NODE_COLUMNS: Final = """
+placed.device_id, sample.at, sample.epoch_id, sample.energy_mj, sample.power_mw::integer AS power_mw,
+NULL::integer AS power_max_mw, NULL::smallint AS gpu_util_percent, NULL::smallint AS temp_c,
+NULL::bigint AS clocks_event_reasons, NULL::bigint AS throttled_ns
+"""
+# Of several meters of a node one bills. A node whose devices report themselves has no device of kind node.
+_NODE_ROWS: Final = """
+node_samples AS sample JOIN meters ON meters.id = sample.meter_id AND meters.bills
+JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL
+JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A device's silence from its last reading until it spoke again, inside one epoch."""
+
+    device_id: int
+    from_at: datetime
+    to_at: datetime
+
+
+def load_readings(
+    database: Database,
+    devices: dy.DataFrame[Devices],
+    epochs: dy.DataFrame[Epochs],
+    window: Window,
+    policy: Policy,
+) -> tuple[dy.DataFrame[DeviceReadings], tuple[Gap, ...]]:
+    """Return the readings the model needs for these devices, and the silences that end inside the window."""
+    if devices.is_empty():
+        return DeviceReadings.create_empty(), ()
+    margin = timedelta(microseconds=policy.margin_us)
+    reach = timedelta(microseconds=policy.gaps.reach_us)
+    around = _between(database, devices, window.from_at - margin, window.to_at + margin)
+    before = _nearest(
+        database,
+        _silent(devices, around.filter(pl.col("at") <= window.from_at)),
+        window.from_at - reach,
+        window.from_at - margin,
+        latest=True,
+    )
+    after = _nearest(
+        database,
+        _silent(devices, around.filter(pl.col("at") >= window.to_at)),
+        window.to_at + margin,
+        window.to_at + reach,
+        latest=False,
+    )
+    readings = DeviceReadings.validate(pl.concat([before, around, after]).select(DeviceReadings.column_names()))
+    return readings, _gaps(before, around, epochs, window)
+
+
+def _between(database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
+    where = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
+    parts = []
+    if (devices["kind"] != "node").any():
+        of_fleet = f"{where} AND device_id = ANY ('{_array(devices.filter(pl.col('kind') != 'node'))}'::integer[])"
+        parts += [f"SELECT {_COLUMNS} FROM {table} WHERE {of_fleet}" for table in ("device_samples", "late_samples")]  # noqa: S608
+    if (devices["kind"] == "node").any():
+        nodes = _array(devices.filter(pl.col("kind") == "node"))
+        parts.append(
+            f"SELECT {_NODE_COLUMNS} FROM {_NODE_ROWS} WHERE {where.replace('at ', 'sample.at ')} "  # noqa: S608
+            f"AND placed.device_id = ANY ('{nodes}'::integer[])"
+        )
+    return _typed(fetch_arrow(database, "worker", " UNION ALL ".join(parts)))
+
+
+def _nearest(
+    database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool
+) -> pl.DataFrame:
+    """Return each device's latest (or earliest) reading of the range that has a counter or a gauge."""
+    if devices.is_empty() or from_at >= to_at:
+        return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
+    rows = _between(database, devices, from_at, to_at).filter(
+        pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null()
+    )
+    return rows.sort("device_id", "at").unique("device_id", keep="last" if latest else "first", maintain_order=True)
+
+
+def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    usable = rows.filter(pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null())
+    return devices.join(usable.select("device_id").unique(), on="device_id", how="anti")
+
+
+def _gaps(before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, window: Window) -> tuple[Gap, ...]:
+    segment = epochs.select("epoch_id", pl.struct("node_id", "boot_id", "driver_epoch").alias("segment"))
+    first = (
+        around.filter(pl.col("at").is_between(window.from_at, window.to_at) & pl.col("energy_mj").is_not_null())
+        .sort("device_id", "at")
+        .unique("device_id", keep="first", maintain_order=True)
+    )
+    spoke = first.join(before.filter(pl.col("energy_mj").is_not_null()), on="device_id", suffix="_before")
+    known = spoke.join(segment, on="epoch_id").join(
+        segment, left_on="epoch_id_before", right_on="epoch_id", suffix="_before"
+    )
+    same = known.filter(
+        (pl.col("segment") == pl.col("segment_before")) & (pl.col("energy_mj") >= pl.col("energy_mj_before"))
+    )
+    return tuple(
+        Gap(device_id, from_at, window.from_at)
+        for device_id, from_at in same.sort("device_id").select("device_id", "at_before").iter_rows()
+    )
+
+
+def _array(devices: pl.DataFrame) -> str:
+    return "{" + ",".join(str(device_id) for device_id in devices["device_id"].unique().sort()) + "}"
+
+
+def _typed(rows: pl.DataFrame) -> pl.DataFrame:
+    schema = DeviceReadings.create_empty().schema
+    return rows.select(pl.col(name).cast(kind) for name, kind in schema.items())

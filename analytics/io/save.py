@@ -1,0 +1,309 @@
+"""Writes the books of one hour in one transaction, or nothing.
+
+Exclusion is a row: the transaction swaps ``ledger_hours`` from the run it was computed against to its own; whoever comes
+second finds another run there and writes nothing. A closed hour gets revisions 1, 2, ...; its rows are append-only. The
+open window is revision 0, replaced in place. An hour whose content did not change gets no new revision, it is only noted
+that the later changes were seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, LiteralString
+
+import polars as pl
+import psycopg
+from psycopg.types.json import Jsonb
+
+from analytics.io.readings import Gap
+from analytics.pipeline import content_hash
+from ingest.store.copy import copy_statement, encode
+
+PROVISIONAL: Final = 0
+"""Revision of the open window."""
+
+
+class Saved(StrEnum):
+    """What became of an hour."""
+
+    WRITTEN = "written"
+    UNCHANGED = "unchanged"
+    LOST_RACE = "lost_race"
+
+
+@dataclass(frozen=True, slots=True)
+class HourState:
+    """What ``ledger_hours`` said when the hour was picked; null fields = never closed."""
+
+    site_id: int
+    hour_at: datetime
+    revision: int | None
+    run_id: int | None
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is true of the computation behind the rows, enough to repeat it."""
+
+    code_version: str
+    as_of: datetime
+    seen_xid: str
+    inputs_sha256: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HourBooks:
+    """The rows of one hour: ``usage``, ``lines`` and ``findings`` of the frames of the same names."""
+
+    usage: pl.DataFrame
+    lines: pl.DataFrame
+    findings: pl.DataFrame
+    rollups: pl.DataFrame
+
+
+def save_hour(
+    connection: psycopg.Connection[Any], state: HourState, books: HourBooks, run: Run, *, closed: bool
+) -> Saved:
+    """Write one hour's books in one transaction; nothing is written if another run got there first."""
+    try:
+        return _save_in_transaction(connection, state, books, run, closed=closed)
+    except _LostRaceError:
+        return Saved.LOST_RACE
+
+
+class _LostRaceError(Exception):
+    """Another run took the hour; leaves the transaction so that it rolls back."""
+
+
+def _save_in_transaction(
+    connection: psycopg.Connection[Any], state: HourState, books: HourBooks, run: Run, *, closed: bool
+) -> Saved:
+    content = _content(books, closed=closed)
+    with connection.transaction():
+        current = connection.execute(
+            "SELECT run_id, content_sha256, status FROM ledger_hours WHERE site_id = %s AND hour_at = %s FOR UPDATE",
+            (state.site_id, state.hour_at),
+        ).fetchone()
+        if (current[0] if current else None) != state.run_id:
+            return Saved.LOST_RACE
+        if current is not None and bytes(current[1]) == content:
+            connection.execute(
+                "UPDATE ledger_hours SET seen_xid = %s::xid8, closed_at = now() WHERE site_id = %s AND hour_at = %s",
+                (run.seen_xid, state.site_id, state.hour_at),
+            )
+            return Saved.UNCHANGED
+        revision = _next_revision(state, closed=closed)
+        diff = _difference(connection, state, books) if state.status == "closed" else None
+        run_id = _insert_run(connection, state, run, revision=revision, content=content, diff=diff)
+        if not _swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=closed):
+            raise _LostRaceError
+        if state.revision == PROVISIONAL:
+            connection.execute("SELECT clear_provisional(%s, %s)", (state.site_id, state.hour_at))
+        _insert_rows(connection, "usage_hours", state, revision, books.usage)
+        _insert_rows(connection, "ledger_lines", state, revision, books.lines)
+        _replace_rollups(connection, state, books.rollups)
+        _upsert_findings(connection, state, books.findings)
+        return Saved.WRITTEN
+
+
+def _content(books: HourBooks, *, closed: bool) -> bytes:
+    digest = hashlib.sha256(b"closed" if closed else b"provisional")
+    for frame in (books.usage, books.lines, books.findings):
+        digest.update(content_hash(frame))
+    return digest.digest()
+
+
+def _next_revision(state: HourState, *, closed: bool) -> int:
+    if not closed:
+        return PROVISIONAL
+    return (state.revision or 0) + 1
+
+
+def _insert_run(
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    run: Run,
+    *,
+    revision: int,
+    content: bytes,
+    diff: dict[str, Any] | None,
+) -> int:
+    row = connection.execute(
+        """
+        INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256,
+                                 content_sha256, reason, diff)
+        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s) RETURNING id
+        """,
+        (
+            state.site_id,
+            state.hour_at,
+            revision,
+            run.code_version,
+            run.as_of,
+            run.seen_xid,
+            run.inputs_sha256,
+            content,
+            run.reason,
+            Jsonb(diff) if diff is not None else None,
+        ),
+    ).fetchone()
+    if row is None:
+        raise psycopg.DataError("INSERT INTO ledger_runs returned no id")
+    return int(row[0])
+
+
+def _swap(
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    run: Run,
+    *,
+    revision: int,
+    run_id: int,
+    content: bytes,
+    closed: bool,
+) -> bool:
+    """Make this run the one that counts, unless another run took its place since the hour was picked."""
+    values = {
+        "site_id": state.site_id,
+        "hour_at": state.hour_at,
+        "revision": revision,
+        "run_id": run_id,
+        "status": "closed" if closed else "provisional",
+        "seen_xid": run.seen_xid,
+        "content": content,
+        "expected": state.run_id,
+    }
+    if state.run_id is None:
+        cursor = connection.execute(
+            """
+            INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256)
+            VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(run_id)s, %(status)s, %(seen_xid)s::xid8, %(content)s)
+            ON CONFLICT DO NOTHING
+            """,
+            values,
+        )
+    else:
+        cursor = connection.execute(
+            """
+            UPDATE ledger_hours SET revision = %(revision)s, run_id = %(run_id)s, status = %(status)s,
+                   seen_xid = %(seen_xid)s::xid8, content_sha256 = %(content)s, closed_at = now()
+            WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND run_id = %(expected)s
+            """,
+            values,
+        )
+    return cursor.rowcount == 1
+
+
+_INSERT_FROM: Final[dict[str, LiteralString]] = {
+    "usage_hours": "INSERT INTO usage_hours ({columns}) SELECT {columns} FROM incoming_usage_hours",
+    "ledger_lines": "INSERT INTO ledger_lines ({columns}) SELECT {columns} FROM incoming_ledger_lines",
+}
+
+
+def _insert_rows(
+    connection: psycopg.Connection[Any], table: str, state: HourState, revision: int, rows: pl.DataFrame
+) -> None:
+    """COPY into a temporary table, then INSERT ... SELECT: COPY itself does not work under row-level security."""
+    if rows.is_empty():
+        return
+    stamped = rows.with_columns(
+        pl.lit(state.site_id, pl.Int32).alias("site_id"), pl.lit(revision, pl.Int32).alias("revision")
+    )
+    names = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(name) for name in stamped.columns)
+    staging = psycopg.sql.Identifier(f"incoming_{table}")
+    connection.execute(
+        psycopg.sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(
+            staging, psycopg.sql.Identifier(table)
+        )
+    )
+    _copy(connection, f"incoming_{table}", stamped)
+    connection.execute(psycopg.sql.SQL(_INSERT_FROM[table]).format(columns=names))
+
+
+def _copy(connection: psycopg.Connection[Any], table: str, rows: pl.DataFrame) -> None:
+    with connection.cursor() as cursor, cursor.copy(copy_statement(table, rows.columns)) as copy:
+        for part in encode(rows):
+            copy.write(part)
+
+
+def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, rollups: pl.DataFrame) -> None:
+    if rollups.is_empty():
+        return
+    connection.execute(
+        """
+        DELETE FROM minute_rollups WHERE minute_at >= %(hour_at)s AND minute_at < %(hour_at)s + interval '1 hour'
+        AND device_id = ANY (%(devices)s)
+        """,
+        {"hour_at": state.hour_at, "devices": rollups["device_id"].unique().to_list()},
+    )
+    _copy(connection, "minute_rollups", rollups)
+
+
+def _upsert_findings(connection: psycopg.Connection[Any], state: HourState, findings: pl.DataFrame) -> None:
+    if findings.is_empty():
+        return
+    connection.cursor().executemany(
+        """
+        INSERT INTO findings (dedupe_key, site_id, kind, device_id, job_id, tenant_id, start_at, end_at, evidence,
+                              waste_energy_mj, avoidable_cash, capacity_freed_us, currency, confidence, origin)
+        VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(device_id)s, %(job_id)s, %(tenant_id)s, %(start_at)s,
+                %(end_at)s, %(evidence)s::jsonb, %(waste_energy_mj)s, %(avoidable_cash)s, %(capacity_freed_us)s,
+                %(currency)s, %(confidence)s, %(origin)s)
+        ON CONFLICT (dedupe_key) DO UPDATE SET
+            tenant_id = excluded.tenant_id, end_at = excluded.end_at, evidence = excluded.evidence,
+            waste_energy_mj = excluded.waste_energy_mj, avoidable_cash = excluded.avoidable_cash,
+            capacity_freed_us = excluded.capacity_freed_us, confidence = excluded.confidence, recorded_at = now()
+        """,
+        [{**row, "site_id": state.site_id} for row in findings.to_dicts()],
+    )
+
+
+def _difference(connection: psycopg.Connection[Any], state: HourState, books: HourBooks) -> dict[str, Any]:
+    """Return what a restatement moves: totals before and after, as text so that no digit is lost."""
+    before = connection.execute(
+        """
+        SELECT count(*), coalesce(sum(effective_cost), 0)::text, coalesce(sum(energy_mj), 0)::text,
+               coalesce(sum(carbon_gco2e), 0)::text
+        FROM ledger_lines WHERE site_id = %s AND hour_at = %s AND revision = %s
+        """,
+        (state.site_id, state.hour_at, state.revision),
+    ).fetchone()
+    names = ("lines", "effective_cost", "energy_mj", "carbon_gco2e")
+    after = (
+        books.lines.height,
+        str(books.lines["effective_cost"].sum() or 0),
+        str(books.lines["energy_mj"].sum() or 0),
+        str(books.lines["carbon_gco2e"].sum() or 0),
+    )
+    return {
+        "before": dict(zip(names, before or (0, "0", "0", "0"), strict=True)),
+        "after": dict(zip(names, after, strict=True)),
+    }
+
+
+_REMEMBER_GAP: Final = """
+INSERT INTO changes (site_id, from_at, to_at, kind)
+SELECT %(site_id)s, %(from_at)s, %(to_at)s, 'gap' WHERE EXISTS (
+    SELECT FROM generate_series(date_trunc('hour', %(from_at)s, 'UTC'), %(to_at)s - interval '1 microsecond',
+                                interval '1 hour') AS silent(hour_at)
+    WHERE NOT EXISTS (
+        SELECT FROM current_usage_hours AS known WHERE known.site_id = %(site_id)s AND known.hour_at = silent.hour_at
+        AND known.device_id = %(device_id)s AND known.energy_mj IS NOT NULL))
+"""
+
+
+def write_gaps(connection: psycopg.Connection[Any], site_id: int, gaps: tuple[Gap, ...]) -> None:
+    """Make hours due again in which a device was silent and whose energy is known now that it has spoken.
+
+    Once they know it they are not asked again, so the worker comes to rest.
+    """
+    for gap in gaps:
+        connection.execute(
+            _REMEMBER_GAP,
+            {"site_id": site_id, "device_id": gap.device_id, "from_at": gap.from_at, "to_at": gap.to_at},
+        )

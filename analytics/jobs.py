@@ -1,0 +1,137 @@
+"""The worker's round: close what is due, price the open window, decide on budgets, deliver messages, keep house.
+
+Any number of workers may run. A lease (one row, renewed each round) lets only one of them do the work; it saves work and
+guards nothing: every write swaps the row it was computed against, so a worker that stood still for a minute and wakes
+up writes nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from analytics.errors import BooksError
+from analytics.io.hours import Batch, batches, due_hours, forget_changes
+from analytics.io.load import load_batch
+from analytics.io.save import HourBooks, HourState, Run, Saved, save_hour, write_gaps
+from analytics.pipeline import HourResult, Window, close_hours, roll_minutes
+from analytics.policy import Policy
+from ingest.store.engine import Database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker may be told; values come from the composition root."""
+
+    code_version: str
+    currency: str = "USD"
+    policy: Policy = field(default_factory=Policy)
+    interval_s: float = 10.0
+    hours_per_pass: int = 24
+    """Hours of one site computed together: fewer passes, more memory (24 h x 128 GPUs at 10 s is about 0.3 GiB)."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round did, for the log, metrics and tests."""
+
+    closed: int = 0
+    restated: int = 0
+    unchanged: int = 0
+    provisional: int = 0
+    lost_races: int = 0
+    failed: int = 0
+
+
+class HourCloser:
+    """Closes due hours of the ledger, oldest first, and keeps the open window priced."""
+
+    def __init__(self, database: Database, settings: WorkerSettings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def run(self, now: datetime, *, on_hour: Callable[[HourState, Saved], None] | None = None) -> Round:
+        """Bring the ledger up to date as of ``now``; an hour that breaks a law of the books is logged and left open."""
+        round_ = Round()
+        with self._database.connect("worker", autocommit=True, application="wattledger-worker") as connection:
+            horizon = _snapshot_xmin(connection)
+            for batch in batches(due_hours(connection, now), self._settings.hours_per_pass):
+                try:
+                    self._close(connection, batch, now, round_, on_hour)
+                except BooksError:
+                    round_.failed += len(batch.hours)
+                    log.exception("site %s, hours from %s: the books do not balance", batch.site_id, batch.from_at)
+            settled = _floor_hour(now - timedelta(microseconds=self._settings.policy.lateness_us))
+            if not round_.failed and not round_.lost_races:
+                forget_changes(connection, horizon, settled)
+        return round_
+
+    def _close(
+        self,
+        connection: psycopg.Connection[Any],
+        batch: Batch,
+        now: datetime,
+        round_: Round,
+        on_hour: Callable[[HourState, Saved], None] | None,
+    ) -> None:
+        settings = self._settings
+        closed_before = now - timedelta(microseconds=settings.policy.lateness_us)
+        window = Window(from_at=batch.from_at, to_at=min(batch.to_at, now), closed_before_at=closed_before)
+        loaded = load_batch(self._database, connection, batch.site_id, window, settings.policy, settings.currency)
+        result = close_hours(loaded.inputs, settings.policy)
+        rollups = roll_minutes(loaded.inputs.usage, settings.policy)
+        for hour in batch.hours:
+            closed = hour.hour_at + timedelta(hours=1) <= closed_before
+            run = Run(settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour))
+            saved = save_hour(connection, hour, _books_of(hour, result, rollups), run, closed=closed)
+            _count(round_, hour, saved, closed=closed)
+            if on_hour is not None:
+                on_hour(hour, saved)
+        write_gaps(connection, batch.site_id, loaded.gaps_before)
+
+
+def _snapshot_xmin(connection: psycopg.Connection[Any]) -> str:
+    row = connection.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetchone()
+    if row is None:
+        raise psycopg.DataError("pg_current_snapshot() returned no row")
+    return str(row[0])
+
+
+def _floor_hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def _reason(hour: HourState) -> str:
+    if hour.run_id is None:
+        return "first close"
+    return "open window" if hour.status == "provisional" else "changed inputs"
+
+
+def _books_of(hour: HourState, result: HourResult, rollups: Any) -> HourBooks:
+    at = hour.hour_at
+    return HourBooks(
+        usage=result.usage.filter(result.usage["hour_at"] == at),
+        lines=result.lines.filter(result.lines["hour_at"] == at),
+        findings=result.findings.filter(result.findings["hour_at"] == at),
+        rollups=rollups.filter(rollups["minute_at"].dt.truncate("1h") == at),
+    )
+
+
+def _count(round_: Round, hour: HourState, saved: Saved, *, closed: bool) -> None:
+    if saved is Saved.LOST_RACE:
+        round_.lost_races += 1
+    elif saved is Saved.UNCHANGED:
+        round_.unchanged += 1
+    elif not closed:
+        round_.provisional += 1
+    elif hour.status == "closed":
+        round_.restated += 1
+    else:
+        round_.closed += 1
