@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from collector.clock import US_PER_S, Clock
 from collector.config import Settings
 from collector.errors import AgentError, LibraryReplacedError, SpoolError
+from collector.http import httpx
 from collector.probe import Probe, Sweep
 from collector.probe.nvml import NvmlProbe
 from collector.probe.replay import ReplayProbe

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pynvml
 
 from collector.agent import open_client, read_boot_id
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import AgentError, SpoolError
+from collector.http import httpx
 from collector.probe.nvml import NvmlProbe
 from collector.spool import Spool
 

@@ -17,11 +17,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-import httpx
-
 from collector import wire
 from collector.clock import US_PER_S, Clock
 from collector.errors import AgentError
+from collector.http import httpx
 from collector.spool import Batch, Spool
 
 _LOG = logging.getLogger(__name__)

@@ -1,0 +1,318 @@
+"""The NVML probe against a driver library of our own: what it reads, and what it survives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pynvml
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from collector.errors import LibraryReplacedError
+from collector.probe import Sweep, Values
+from collector.probe.nvml import NvmlProbe
+from collector.probe.nvml_fields import FIELDS
+from tests.fakes.clock import FixedClock
+from tests.fakes.nvml.build import FakeNvml, build
+
+pytestmark = pytest.mark.contract
+
+CALLS = (
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetEncoderUtilization",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetTemperatureV",
+    "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetPerformanceState",
+    "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlGpmQueryDeviceSupport",
+    "nvmlGpmSampleGet",
+    "nvmlGpmMetricsGet",
+    "nvmlEventSetCreate",
+    "nvmlDeviceRegisterEvents",
+    "nvmlEventSetWait_v2",
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetCount_v2",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlInitWithFlags",
+)
+CODES = (1, 2, 3, 4, 6, 7, 9, 13, 15, 16, 18, 25, 999)
+
+
+class Node:
+    """A probe on a fake node; :meth:`sweep` lets a second pass, on the clock and in the library, and reads."""
+
+    def __init__(self, library: FakeNvml) -> None:
+        self.library = library
+        self.clock = FixedClock()
+        self.time_s = 0.0
+        self.probe = NvmlProbe(self.clock, boot_id="boot", driver_epoch=4)
+
+    def sweep(self, after_s: float = 1.0) -> Sweep:
+        self.time_s += after_s
+        self.clock.advance(after_s)
+        self.library.set_time(self.time_s)
+        return self.probe.read()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> FakeNvml:
+    return FakeNvml(build(tmp_path_factory.mktemp("nvml")))
+
+
+@pytest.fixture(autouse=True)
+def nvml(library: FakeNvml) -> Iterator[FakeNvml]:
+    pynvml.nvmlLib = library.cdll
+    yield library
+    pynvml.nvmlLib = None
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+
+
+def kinds(sweep: Sweep) -> list[tuple[int, str, int | None]]:
+    return [(event.device, event.kind, event.code) for event in sweep.events]
+
+
+def values_of(sweep: Sweep, device: int = 0) -> Values:
+    return next(reading.values for reading in sweep.readings if reading.device == device)
+
+
+def test_every_column_is_read_and_in_its_unit(nvml: FakeNvml) -> None:
+    nvml.configure(2)
+    node = Node(nvml)
+    node.sweep(10.0)
+    sweep = node.sweep(1.0)
+    assert [device.uuid[-2:] for device in sweep.devices] == ["00", "01"]
+    assert sweep.devices[0].model == "NVIDIA H100 80GB HBM3"
+    assert sweep.devices[0].memory_bytes == 81_559 << 20
+    assert sweep.devices[1].pci_bus_id == "00000000:01:00.0"
+    assert values_of(sweep) == {
+        # 300 W for 11 s on top of the million joules of before: 1,000,000,000 mJ + 3,300,000 mJ.
+        "energy_mj": 1_003_300_000,
+        "power_average_mw": 300_000,
+        "power_instant_mw": 300_000,
+        "memory_temp_c": 65,
+        "throttle_power_cap_ns": 0,
+        "throttle_sw_thermal_ns": 0,
+        "throttle_hw_thermal_ns": 0,
+        "throttle_power_brake_ns": 0,
+        "throttle_sync_boost_ns": 0,
+        "pcie_tx_bytes": 11_000_000,
+        "pcie_rx_bytes": 11_000_000,
+        "pcie_replays": 0,
+        "nvlink_tx_kib": 110_000,
+        "nvlink_rx_kib": 110_000,
+        "nvlink_errors": 0,
+        "ecc_corrected": 0,
+        "ecc_uncorrected": 0,
+        "gpu_util_percent": 50,
+        "memory_util_percent": 25,
+        "encoder_util_percent": 0,
+        "decoder_util_percent": 0,
+        "memory_used_bytes": 20_000 << 20,
+        "temp_c": 55,
+        "sm_clock_mhz": 1_700,
+        "memory_clock_mhz": 2_619,
+        "clocks_event_reasons": 0,
+        "sm_active_ratio": 0.4,
+        "tensor_active_ratio": 0.2,
+        "dram_active_ratio": 0.1,
+    }
+    # Asked only every five seconds: the limit, the P-state and how many processes there are.
+    assert "power_limit_mw" not in values_of(sweep)
+    later = values_of(node.sweep(5.0))
+    assert (later["power_limit_mw"], later["pstate"], later["processes"]) == (700_000, 0, 1)
+
+
+def test_a_trace_is_followed_and_its_power_integrated(nvml: FakeNvml, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    # 100 W for 10 s, then 400 W with throttling, until the trace ends at 20 s.
+    trace.write_text(
+        "t_s,gpu,power_mw,gpu_util_percent,memory_mib,temp_c,sm_mhz,reasons,sm_percent\n"
+        "0,0,100000,0,500,40,345,1,0\n10,0,400000,100,30000,70,1980,4,80\n20,0,400000,100,30000,70,1980,4,80\n"
+    )
+    nvml.configure(1, trace=trace)
+    node = Node(nvml)
+    idle = values_of(node.sweep(5.0))
+    busy = values_of(node.sweep(10.0))
+    assert (idle["gpu_util_percent"], idle["processes"], idle["pstate"]) == (0, 0, 8)
+    assert (busy["gpu_util_percent"], busy["processes"], busy["clocks_event_reasons"]) == (100, 1, 4)
+    # From 5 s to 15 s: 5 s of 100 W and 5 s of 400 W.
+    assert (busy["energy_mj"] or 0) - (idle["energy_mj"] or 0) == 5 * 100_000 + 5 * 400_000
+
+
+def test_what_is_not_supported_is_told_once_and_null_never_zero(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="field:185:3,call:nvmlDeviceGetEncoderUtilization:3,call:nvmlGpmQueryDeviceSupport:13")
+    node = Node(nvml)
+    first = node.sweep()
+    told = sorted(event.detail or "" for event in first.events)
+    assert told == [
+        "dram_active_ratio",
+        "encoder_util_percent",
+        "power_average_mw",
+        "sm_active_ratio",
+        "tensor_active_ratio",
+    ]
+    assert {event.kind for event in first.events} == {"not_supported"}
+    second = node.sweep()
+    assert second.events == ()
+    assert "power_average_mw" not in values_of(second)
+    assert values_of(second)["power_instant_mw"] == 300_000
+
+
+def test_what_was_not_supported_is_asked_again_each_hour_and_not_told_again(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="field:185:3")
+    node = Node(nvml)
+    assert len(node.sweep().events) == 1
+    node.library.configure(1)
+    node.probe.close()  # the library forgot that it was initialised
+    assert values_of(node.sweep())["power_average_mw"] == 300_000
+    node.library.configure(1, faults="field:82:3")
+    node.probe.close()
+    assert len(node.sweep().events) == 1
+    node.library.configure(1, faults="")
+    node.library.cdll.nvmlInitWithFlags(0)
+    assert "memory_temp_c" not in values_of(node.sweep())
+    node.sweep(3_600.0)
+    assert values_of(node.sweep())["memory_temp_c"] == 65
+
+
+def test_part_of_a_sum_that_is_not_supported_leaves_the_rest(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="field:38:3,field:45:3,field:52:3")
+    assert values_of(Node(nvml).sweep())["nvlink_errors"] == 0
+    nvml.configure(1, faults="field:38:3,field:45:3,field:52:3,field:59:3")
+    sweep = Node(nvml).sweep()
+    assert "nvlink_errors" not in values_of(sweep)
+    assert [event.detail for event in sweep.events] == ["nvlink_errors"]
+
+
+def test_an_old_driver_is_asked_for_its_temperature_the_old_way(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="call:nvmlDeviceGetTemperatureV:13")
+    node = Node(nvml)
+    assert node.sweep().events == ()
+    assert values_of(node.sweep())["temp_c"] == 55
+
+
+def test_a_lost_device_is_told_once_and_the_others_go_on(nvml: FakeNvml) -> None:
+    nvml.configure(3, faults="lost:1@5-100")
+    node = Node(nvml)
+    assert len(node.sweep().readings) == 3
+    lost = node.sweep(5.0)
+    assert kinds(lost) == [(1, "lost", pynvml.NVML_ERROR_GPU_IS_LOST)]
+    assert [reading.device for reading in lost.readings] == [0, 2]
+    assert all(node.sweep().events == () for _ in range(60))
+    back = node.sweep(60.0)
+    assert kinds(back) == [(1, "recovered", None)]
+    assert [reading.device for reading in back.readings] == [0, 1, 2]
+    assert back.epoch.driver_epoch == 4
+
+
+def test_a_reloaded_driver_begins_a_new_epoch_with_the_devices_found_by_uuid(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="reload@10")
+    node = Node(nvml)
+    before = node.sweep()
+    stale = node.sweep(10.0)
+    assert stale.readings == ()
+    after = node.sweep(1.0)
+    assert (before.epoch.driver_epoch, after.epoch.driver_epoch) == (4, 5)
+    assert before.devices == after.devices
+    assert kinds(after) == [(0, "driver_reload", None), (1, "driver_reload", None)]
+    # The counter started over at 10 s; now it is 12 s: 2 s of 300 W.
+    assert values_of(after)["energy_mj"] == 600_000
+    assert node.sweep().events == ()
+
+
+def test_an_unloaded_driver_is_tried_with_growing_pauses_until_it_is_back(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="gone@5-40")
+    node = Node(nvml)
+    node.sweep()
+    swept = [node.sweep() for _ in range(70)]
+    found = [sweep for sweep in swept if sweep.readings]
+    assert found[-1].epoch.driver_epoch == 5
+    # Tried 1, 2, 4, 8, 16 and 32 s after the time before: at 5, 6, 8, 12, 20, 36 and so 68 s.
+    assert len([sweep for sweep in swept if not sweep.readings]) == 68 - 5
+    assert node.probe.unavailable_code is None
+
+
+def test_a_node_without_a_driver_at_first_is_read_once_there_is_one(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="gone@0-10")
+    node = Node(nvml)
+    assert node.sweep().devices == ()
+    assert node.probe.unavailable_code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    while not (sweep := node.sweep()).readings:
+        assert node.time_s < 60
+    assert sweep.epoch.driver_epoch == 4
+
+
+def test_a_driver_upgraded_under_us_asks_for_a_new_process(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="version@5")
+    node = Node(nvml)
+    node.sweep()
+    assert node.sweep(5.0).readings == ()
+    with pytest.raises(LibraryReplacedError):
+        node.sweep()
+
+
+def test_a_mismatched_driver_at_the_start_is_waited_for(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="version@0")
+    node = Node(nvml)
+    assert all(node.sweep().readings == () for _ in range(10))
+    assert node.probe.unavailable_code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+
+
+def test_xid_events_name_the_device_and_the_code(nvml: FakeNvml) -> None:
+    nvml.configure(4, faults="xid:2:79@3,xid:1:31@3")
+    node = Node(nvml)
+    assert node.sweep().events == ()
+    assert sorted(kinds(node.sweep(3.0))) == [(1, "xid", 31), (2, "xid", 79)]
+    assert node.sweep().events == ()
+
+
+def test_a_counter_that_goes_back_is_an_event(nvml: FakeNvml) -> None:
+    nvml.configure(1)
+    node = Node(nvml)
+    node.sweep(10.0)
+    node.time_s = 0.0  # the fake's counter follows its time
+    (event,) = node.sweep(1.0).events
+    assert (event.kind, event.detail) == ("counter_reset", "from 1003000000 mJ")
+
+
+def test_closing_lets_go_of_the_driver_and_reading_takes_it_up_again(nvml: FakeNvml) -> None:
+    nvml.configure(1)
+    node = Node(nvml)
+    node.sweep()
+    node.probe.close()
+    with pytest.raises(pynvml.NVMLError):
+        pynvml.nvmlDeviceGetCount()
+    assert len(node.sweep().readings) == 1
+
+
+_FAULTS = st.one_of(
+    st.builds("field:{}:{}".format, st.sampled_from([field.number for field in FIELDS]), st.sampled_from(CODES)),
+    st.builds("call:{}:{}".format, st.sampled_from(CALLS), st.sampled_from(CODES)),
+    st.builds("lost:{}@{}".format, st.integers(0, 1), st.integers(0, 4)),
+    st.builds("reload@{}".format, st.integers(0, 4)),
+    st.builds("gone@{}-{}".format, st.integers(0, 2), st.integers(3, 5)),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_FAULTS, max_size=5))
+def test_no_fault_of_the_driver_stops_the_probe(nvml: FakeNvml, faults: list[str]) -> None:
+    nvml.configure(2, faults=",".join(faults))
+    node = Node(nvml)
+    for _ in range(8):
+        try:
+            sweep = node.sweep()
+        except LibraryReplacedError:
+            assert any(fault.endswith(":18") for fault in faults)
+            return
+        assert all(0 <= event.device < len(sweep.devices) for event in sweep.events)
+        assert len({reading.device for reading in sweep.readings}) == len(sweep.readings)
+    node.probe.close()
