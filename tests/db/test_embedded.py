@@ -79,6 +79,7 @@ def modes_below_and_above(folder: Path) -> dict[Path, tuple[int, int, int]]:
 def test_starts_empty_and_stops(folder: Path, make: MakeServer) -> None:
     server = make(folder)
     assert not server.start().adopted
+    assert os.getsid(pid_of(server)) != os.getsid(0)  # Ctrl-C in our terminal is none of its business
     with psycopg.connect(server.dsn()) as connection:
         asked = "SELECT current_user, current_database(), current_setting('fsync'), current_setting('listen_addresses')"
         assert connection.execute(asked).fetchone() == ("postgres", "wattledger", "on", "")
@@ -329,9 +330,17 @@ except EmbeddedError as error:
 """
 
 
-def run_as_ordinary_user(home: Path, site_packages: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def public_programs() -> Iterator[Path]:
+    """The wheel's programs where every user can reach them, whatever the checkout's own folder allows."""
+    made = Path(tempfile.mkdtemp(prefix="wl-programs-"))
+    made.chmod(0o755)
+    yield copy_wheel(made)
+    shutil.rmtree(made)
+
+
+def run_as_ordinary_user(home: Path, programs: Path) -> list[str]:
     """Run the script above as a user without any rights of root's; the interpreter itself may lie in root's home."""
-    programs = copy_wheel(site_packages)
     uid = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
     if os.geteuid() == 0 and home.stat().st_mode & 0o200:
         os.chown(home, uid, uid)
@@ -347,16 +356,16 @@ def run_as_ordinary_user(home: Path, site_packages: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_an_ordinary_user_has_everything_in_the_home(folder: Path) -> None:
+def test_an_ordinary_user_has_everything_in_the_home(folder: Path, public_programs: Path) -> None:
     home = folder / "home"
     home.mkdir(mode=0o700)
     uid = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
-    said = run_as_ordinary_user(home, folder / "programs")
+    said = run_as_ordinary_user(home, public_programs)
     assert said == ["wattledger_writer", f"{uid} {home.resolve()}/pg/data", "False", "True"]
 
 
-def test_a_home_without_write_rights_is_named(folder: Path) -> None:
+def test_a_home_without_write_rights_is_named(folder: Path, public_programs: Path) -> None:
     home = folder / "home"
     home.mkdir(mode=0o555)
-    (said,) = run_as_ordinary_user(home, folder / "programs")
+    (said,) = run_as_ordinary_user(home, public_programs)
     assert said.startswith(f"FolderUnusableError: {home}/log: Permission denied; choose a home you may write to")
