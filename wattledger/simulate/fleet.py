@@ -14,7 +14,7 @@ from wattledger.simulate.blocks import Blocks
 from wattledger.simulate.encode import encode_slots
 from wattledger.simulate.jobs import Job, Schedule
 from wattledger.simulate.llm import ApiCall, calls_ended_between
-from wattledger.simulate.otlp import export_requests
+from wattledger.simulate.otlp import Export, export_requests
 from wattledger.simulate.plants import Plant, late_deliveries, plants_between
 from wattledger.simulate.seeds import unit
 from wattledger.simulate.spec import BLOCK_S, CONTAINER_S, DELIVERY_DRAW, US_PER_S, FleetSpec, PlantKind
@@ -88,7 +88,7 @@ class Fleet:
             for delivery in due:
                 yield from self._encoded(delivery)
 
-    def traces(self, start_us: int, end_us: int) -> Iterator[bytes]:
+    def traces(self, start_us: int, end_us: int) -> Iterator[Export]:
         """Yield OTLP export requests (protobuf) with the spans of LLM calls that ended during [start, end)."""
         yield from export_requests(self.spec, calls_ended_between(self.spec, start_us, end_us), _SPANS_PER_REQUEST)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -19,8 +20,16 @@ ORIGIN_ATTRIBUTE: Final = "wattledger.origin"
 ORIGIN: Final = "simulated"
 
 
-def export_requests(spec: FleetSpec, calls: Sequence[ApiCall], spans_per_request: int) -> Iterator[bytes]:
-    """Yield serialized ExportTraceServiceRequest messages of at most so many spans."""
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One serialized ExportTraceServiceRequest and how many spans are in it."""
+
+    body: bytes
+    spans: int
+
+
+def export_requests(spec: FleetSpec, calls: Sequence[ApiCall], spans_per_request: int) -> Iterator[Export]:
+    """Yield export requests of at most so many spans, in the order of the calls."""
     for first in range(0, len(calls), spans_per_request):
         request = ExportTraceServiceRequest()
         group = request.resource_spans.add()
@@ -34,7 +43,7 @@ def export_requests(spec: FleetSpec, calls: Sequence[ApiCall], spans_per_request
         scope = group.scope_spans.add()
         scope.scope.name = "wattledger.simulate"
         scope.spans.extend(_span(call) for call in calls[first : first + spans_per_request])
-        yield request.SerializeToString(deterministic=True)
+        yield Export(request.SerializeToString(deterministic=True), len(scope.spans))
 
 
 def _span(call: ApiCall) -> Span:

@@ -73,7 +73,7 @@ _SCRIPTS: Final = (
     _Script(PlantKind.LOST_DEVICE, 10.3, 13.4, 8.0, 13.6, (8.0, 10.3)),
     _Script(PlantKind.DRIVER_RELOAD, 15.2, 15.25, 15.1, 15.35),
     _Script(PlantKind.LATE_BATCHES, 11.0, 12.0, 11.0, 12.0),
-    _Script(PlantKind.SILENT_NODE, 16.0, 17.0, 14.5, 18.5, (14.5, 18.5)),
+    _Script(PlantKind.SILENT_NODE, 16.0, 16.9, 14.5, 18.5, (14.5, 18.5)),
     _Script(PlantKind.POWER_CAP, 3.0, 7.5, 3.0, 7.5, (3.0, 7.5)),
     _Script(PlantKind.CLOCK_SKEW, 19.0, 20.0, 19.0, 20.0),
     _Script(PlantKind.KEY_OVERSPEND, 13.0, 15.0, 13.0, 13.0),
