@@ -15,7 +15,7 @@ FLEET = ("sites", "nodes", "topology", "devices", "placements", "meters")
 REFERENCE = (*FLEET, *TENANCY, *RATES)
 FEEDS = ("epochs", "fabric_ports", "engines")
 SAMPLES = ("device_samples", "node_samples", "fabric_samples", "engine_samples", "late_samples", "device_events")
-INTAKE = ("spools", "dead_letters", "rejections", "hour_catalog")
+INTAKE = ("spools", "imports", "dead_letters", "rejections", "hour_catalog")
 WORK = ("jobs", "allocations", "api_calls", "spans")
 BOOKS = ("minute_rollups", "ledger_runs", "ledger_hours", "usage_hours", "ledger_lines", "watermarks", "findings")
 CONTROL = ("budgets", "decisions", "actions", "outbox")
@@ -24,10 +24,11 @@ CONTROL = ("budgets", "decisions", "actions", "outbox")
 WRITER_GRANTS = (
     ("SELECT", (*REFERENCE, *FEEDS, *INTAKE, *WORK, "findings")),
     ("INSERT", ("sites", "nodes", "devices", "placements", "meters", "tenants", *FEEDS)),
-    ("INSERT", (*SAMPLES, *WORK, "spools", "changes", "dead_letters", "rejections", "findings", "audit")),
+    ("INSERT", (*SAMPLES, *WORK, "spools", "imports", "changes", "dead_letters", "rejections", "findings", "audit")),
     ("UPDATE (superseded_at)", ("placements",)),
     ("UPDATE (received, last_seen_at)", ("spools",)),
     ("UPDATE (rows)", ("rejections",)),
+    ("UPDATE (rows_read, rows_written, rows_rejected, report)", ("imports",)),
     ("UPDATE (replayed_at)", ("dead_letters",)),
     ("UPDATE", ("jobs",)),
     ("UPDATE (end_at, end_energy_mj, superseded_at)", ("allocations",)),

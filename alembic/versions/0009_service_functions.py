@@ -10,6 +10,7 @@ depends_on = None
 OWNER, WRITER, WORKER, API = "wattledger_owner", "wattledger_writer", "wattledger_worker", "wattledger_api"
 
 # CREATE … PARTITION OF would lock out every reader and writer of the parent; LIKE + ATTACH does not.
+# Names are looked up by query: to_regclass answers from a cache that waiting for an advisory lock does not refresh.
 # The days are bounded because a sender's wild clock must not be able to fill the catalog with tables.
 ENSURE_PARTITIONS = """
 CREATE FUNCTION ensure_partitions(from_day date, to_day date, only_tables text[] DEFAULT NULL) RETURNS integer
@@ -35,11 +36,11 @@ BEGIN
         ORDER BY c.relname, d.day
     LOOP
         child := format('%s_p%s', parent, to_char(day, 'YYYYMMDD'));
-        CONTINUE WHEN to_regclass(format('public.%I', child)) IS NOT NULL;
+        CONTINUE WHEN EXISTS (SELECT FROM pg_class WHERE relname = child AND relnamespace = 'public'::regnamespace);
         IF NOT locked THEN
             PERFORM pg_advisory_xact_lock(hashtextextended('wattledger.partitions', 0));
             locked := true;
-            CONTINUE WHEN to_regclass(format('public.%I', child)) IS NOT NULL;
+            CONTINUE WHEN EXISTS (SELECT FROM pg_class WHERE relname = child AND relnamespace = 'public'::regnamespace);
         END IF;
         EXECUTE format('CREATE TABLE public.%I (LIKE public.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)', child, parent);
         EXECUTE format('ALTER TABLE public.%I ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',

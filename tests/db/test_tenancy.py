@@ -1,0 +1,313 @@
+"""What a tenant's token can see: its subtree, on every table that bears a tenant, and nothing when nothing is set."""
+
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from ingest.store import tenancy
+from ingest.store.engine import Database
+from ingest.store.tables import metadata, views
+
+pytestmark = pytest.mark.db
+
+HOUR = "2026-11-21 10:00+00"
+# Whoever adds a table with a tenant finds it here, and fails until it has a policy and a row below.
+TENANT_BEARING = [
+    *sorted(table.name for table in metadata.sorted_tables if "tenant_id" in table.c),
+    "allocations",
+    "tenants",
+]
+API_READS = ["current_ledger_lines", "current_usage_hours", *TENANT_BEARING]
+PATHS = {1: "acme", 2: "acme/research", 3: "acme/research/nlp", 4: "acme/research2", 5: "umbrella"}
+ROWS = {
+    "tenant_details": "(tenant_id, valid_from) VALUES ({t}, now())",
+    "bindings": "(position, tenant_id, valid_from) VALUES ({t}, {t}, now())",
+    "jobs": "(site_id, cluster, native_id, started_at, tenant_id, origin, source) "
+    f"VALUES (1, 'c', '{{t}}', '{HOUR}', {{t}}, 1, 'test')",
+    "allocations": f"(job_id, site_id, device_id, start_at, evidence) VALUES ({{t}}, 1, 1, '{HOUR}', 'cgroup')",
+    "api_calls": "(called_at, dedupe_key, site_id, tenant_id, provider, model, usage_known, source, origin) "
+    f"VALUES ('{HOUR}', '{{t}}', 1, {{t}}, 'p', 'm', true, 'log', 1)",
+    "spans": "(started_at, trace_id, span_id, name, kind, site_id, tenant_id, attributes, origin) "
+    f"VALUES ('{HOUR}', 't', '{{t}}', 'n', 'tool', 1, {{t}}, '{{{{}}}}', 1)",
+    "usage_hours": "(site_id, hour_at, revision, device_id, holder, job_id, tenant_id, state, held_us, covered_us, "
+    "accelerators, source, coverage, origin) "
+    f"VALUES (1, '{HOUR}', 2, 1, 'job:{{t}}', {{t}}, {{t}}, 'used', 1, 1, 1, 'measured', 1, 1)",
+    "ledger_lines": "(site_id, hour_at, revision, line_key, tenant_id, pool, charge_category, quantity, "
+    "quantity_unit, currency, status, source, coverage, origin) "
+    f"VALUES (1, '{HOUR}', 2, 'k{{t}}', {{t}}, 'job', 'electricity', 1, 'mJ', 'USD', 'closed', 'measured', 1, 1)",
+    "findings": "(dedupe_key, site_id, kind, tenant_id, start_at, end_at, evidence, confidence, origin) "
+    f"VALUES ('{{t}}', 1, 'idle_waste', {{t}}, '{HOUR}', '{HOUR}', '{{{{}}}}', 1, 1)",
+    "budgets": "(tenant_id, name, period, time_zone, measure, limit_value, ladder, protect, policy_sha256, policy_line, "
+    "valid_from) VALUES ({t}, 'b', 'month', 'UTC', 'cost', 1, '{{}}', '{{}}', '', 1, now())",
+    "decisions": "(budget_id, tenant_id, decided_at, period_start_at, rung, spent, limit_value, reason, evidence, "
+    "origin) VALUES ({t}, {t}, now(), now(), 'warn', 1, 1, 'r', '{{}}', 1)",
+    "actions": "(decision_id, tenant_id, idempotency_key, kind, plane, target, status, dry_run, evidence) "
+    "VALUES ({t}, {t}, 'a{t}', 'webhook', 'webhook', '{{}}', 'planned', true, '{{}}')",
+}
+
+
+@pytest.fixture
+def filled(db: Database) -> Database:
+    """Five tenants with one row each in every tenant-bearing table, of revision 2, which counts."""
+    with db.connect("admin") as admin:
+        admin.execute("INSERT INTO sites (name) VALUES ('s')")
+        admin.execute("INSERT INTO nodes (site_id, name) VALUES (1, 'n')")
+        admin.execute("INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-1', 'nvidia', 'H100', 'gpu')")
+        admin.execute("SELECT ensure_partitions('2026-11-21', '2026-11-22')")
+        for path in PATHS.values():
+            admin.execute("INSERT INTO tenants (path) VALUES (%s)", [path])
+        for table, row in ROWS.items():
+            for tenant_id in PATHS:
+                admin.execute(f"INSERT INTO {table} {row.format(t=tenant_id)}".encode())
+        admin.execute(
+            "INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256, "
+            "content_sha256, reason) VALUES (1, %s, 2, 'v', now(), '5', '', '', 'first close')",
+            [HOUR],
+        )
+        admin.execute(
+            "INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256) "
+            "VALUES (1, %s, 2, 1, 'closed', '5', '')",
+            [HOUR],
+        )
+    return db
+
+
+@pytest.fixture
+def api(filled: Database) -> Iterator[sa.Connection]:
+    engine = filled.create_engine("api")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def visible(conn: sa.Connection, table: str) -> int:
+    return int(conn.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+def test_every_tenant_bearing_table_is_filled_by_these_tests() -> None:
+    assert set(TENANT_BEARING) == {*ROWS, "tenants"}
+
+
+@pytest.mark.parametrize("table", TENANT_BEARING)
+def test_every_tenant_bearing_table_forces_row_level_security(database: Database, table: str) -> None:
+    with database.connect("admin") as connection:
+        row = connection.execute(
+            "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s::regclass", [table]
+        ).fetchone()
+    assert row == (True, True)
+
+
+def test_unset_and_empty_show_nothing_anywhere(api: sa.Connection) -> None:
+    assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 0)
+    with tenancy.tenant_scope(api, None):
+        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 0)
+
+
+def test_the_star_shows_every_row_of_every_table(api: sa.Connection) -> None:
+    with tenancy.tenant_scope(api, "*"):
+        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 5)
+
+
+def test_a_subtree_shows_itself_and_below_but_not_its_namesake(api: sa.Connection) -> None:
+    # acme/research and acme/research/nlp, not acme above it and not acme/research2 beside it.
+    with tenancy.tenant_scope(api, "acme/research"):
+        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 2)
+        assert api.execute(sa.text("SELECT path FROM tenants ORDER BY path")).scalars().all() == [
+            "acme/research",
+            "acme/research/nlp",
+        ]
+    with tenancy.tenant_scope(api, "acme"):
+        assert visible(api, "ledger_lines") == 4
+
+
+@pytest.mark.parametrize("path", ["acme/%", "acme/research_", "nobody"])
+def test_a_path_is_no_pattern(api: sa.Connection, path: str) -> None:
+    with tenancy.tenant_scope(api, path):
+        assert visible(api, "ledger_lines") == 0
+
+
+def test_rows_of_no_tenant_are_seen_by_the_star_alone(filled: Database, api: sa.Connection) -> None:
+    with filled.connect("worker") as worker:
+        worker.execute("UPDATE jobs SET tenant_id = NULL WHERE id = 3")
+    with tenancy.tenant_scope(api, "acme/research/nlp"):
+        assert visible(api, "jobs") == 0
+        assert visible(api, "allocations") == 0
+    with tenancy.tenant_scope(api, "*"):
+        assert visible(api, "jobs") == 5
+
+
+def test_the_scope_ends_with_its_block_with_its_transaction_and_with_an_error(api: sa.Connection) -> None:
+    with tenancy.tenant_scope(api, "*"):
+        assert visible(api, "jobs") == 5
+    assert visible(api, "jobs") == 0
+    with tenancy.tenant_scope(api, "*"):
+        api.commit()
+        assert visible(api, "jobs") == 0
+    with pytest.raises(ZeroDivisionError), tenancy.tenant_scope(api, "*"):
+        raise ZeroDivisionError
+    assert visible(api, "jobs") == 0
+    with pytest.raises(sa.exc.DBAPIError), tenancy.tenant_scope(api, "*"):
+        api.execute(sa.text("SELECT 1/0"))
+    assert visible(api, "jobs") == 0
+
+
+def test_an_inner_scope_gives_back_the_outer_one(api: sa.Connection) -> None:
+    with tenancy.tenant_scope(api, "acme"):
+        with tenancy.tenant_scope(api, "umbrella"):
+            assert visible(api, "jobs") == 1
+        assert visible(api, "jobs") == 4
+
+
+def test_only_the_revision_that_counts_is_current(filled: Database, api: sa.Connection) -> None:
+    with filled.connect("admin") as admin:
+        admin.execute("UPDATE ledger_lines SET revision = 1 WHERE tenant_id = 5")
+    with tenancy.tenant_scope(api, "*"):
+        paths = api.execute(sa.select(views.current_ledger_lines.c.tenant_id)).scalars().all()
+        assert sorted(paths) == [1, 2, 3, 4]
+        assert visible(api, "ledger_lines") == 5
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/acme", "acme/", "acme//nlp", " acme", "acme\nnlp", "a" * 513], ids=lambda path: repr(path)[:12]
+)
+def test_what_is_no_path_is_refused_before_it_reaches_the_database(api: sa.Connection, path: str) -> None:
+    with pytest.raises(tenancy.TenantPathError), tenancy.tenant_scope(api, path):
+        pass
+
+
+def test_a_subtree_covers_itself_and_below() -> None:
+    assert tenancy.covers("acme/research", "acme/research")
+    assert tenancy.covers("acme/research", "acme/research/nlp")
+    assert not tenancy.covers("acme/research", "acme/research2")
+    assert not tenancy.covers("acme/research", "acme")
+    assert tenancy.covers("*", "anyone")
+    assert not tenancy.covers(None, "acme")
+    assert not tenancy.covers("", "acme")
+
+
+# What each role may do, by hand; everything not in here is refused.
+MAY = {
+    "writer": {
+        "device_samples": "INSERT",
+        "late_samples": "INSERT",
+        "jobs": "SELECT INSERT UPDATE",
+        "api_calls": "SELECT INSERT",
+        "usage_hours": "",
+        "ledger_lines": "",
+        "prices": "SELECT",
+        "tokens": "",
+        "audit": "INSERT",
+        "actions": "",
+        "changes": "INSERT",
+    },
+    "worker": {
+        "device_samples": "SELECT",
+        "late_samples": "SELECT DELETE",
+        "jobs": "SELECT",
+        "api_calls": "SELECT",
+        "usage_hours": "SELECT INSERT",
+        "ledger_lines": "SELECT INSERT",
+        "prices": "SELECT INSERT",
+        "tokens": "",
+        "audit": "SELECT INSERT",
+        "actions": "SELECT INSERT UPDATE",
+        "changes": "SELECT INSERT DELETE",
+    },
+    "api": {
+        "device_samples": "",
+        "late_samples": "",
+        "jobs": "SELECT",
+        "api_calls": "SELECT",
+        "usage_hours": "SELECT",
+        "ledger_lines": "SELECT",
+        "prices": "SELECT",
+        "tokens": "",
+        "audit": "INSERT",
+        "actions": "SELECT",
+        "changes": "",
+    },
+}
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_each_role_may_do_what_its_work_needs_and_no_more(database: Database, role: str) -> None:
+    with database.connect("admin") as connection:
+        granted = {
+            table: " ".join(
+                privilege
+                for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+                if connection.execute(
+                    "SELECT has_table_privilege(%s, %s, %s)", [f"wattledger_{role}", table, privilege]
+                ).fetchone()
+                == (True,)
+            )
+            for table in MAY[role]
+        }
+    assert granted == MAY[role]
+
+
+def test_no_role_is_superuser_or_above_row_level_security(database: Database) -> None:
+    with database.connect("admin") as connection:
+        rows = connection.execute(
+            "SELECT rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles "
+            "WHERE rolname LIKE 'wattledger%' ORDER BY rolname"
+        ).fetchall()
+    names = [f"wattledger_{role}" for role in ("api", "owner", "worker", "writer")]
+    assert rows == [(name, False, False, False, False) for name in names]
+
+
+def test_the_api_role_cannot_reach_samples_even_through_a_partition(filled: Database) -> None:
+    for table in ("device_samples", "device_samples_p20261121", "api_calls_p20261121"):
+        with (
+            filled.connect("api") as api,
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match=f"denied for table {table}"),
+        ):
+            api.execute(f"SELECT * FROM {table}".encode())
+
+
+def test_the_api_role_cannot_write_a_bill_or_lift_its_own_policy(filled: Database) -> None:
+    for statement in (
+        b"UPDATE ledger_lines SET billed_cost = 0",
+        b"INSERT INTO actions (kind) VALUES ('undo')",
+        b"ALTER TABLE jobs DISABLE ROW LEVEL SECURITY",
+        b"SET ROLE wattledger_owner",
+    ):
+        with filled.connect("api") as api, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            api.execute(statement)
+
+
+def test_a_writer_fills_a_temporary_table_because_copy_stops_at_row_level_security(filled: Database) -> None:
+    with filled.connect("writer") as writer:
+        with pytest.raises(psycopg.errors.FeatureNotSupported), writer.cursor() as cursor:  # noqa: SIM117
+            with cursor.copy("COPY spans FROM STDIN") as copy:
+                copy.write(b"")
+        writer.rollback()
+        writer.execute("CREATE TEMPORARY TABLE taken (LIKE spans) ON COMMIT DROP")
+        with writer.cursor() as cursor, cursor.copy("COPY taken FROM STDIN") as copy:
+            copy.write_row((HOUR, "t", "9", None, "n", "tool", None, 1, 5, "{}", 1))
+        writer.execute("INSERT INTO spans SELECT * FROM taken")
+        assert writer.execute("SELECT count(*) FROM spans").fetchone() == (6,)
+
+
+def test_the_tenant_set_is_computed_once_per_query(filled: Database) -> None:
+    with filled.connect("admin") as admin:
+        admin.execute(
+            "INSERT INTO ledger_lines (site_id, hour_at, revision, line_key, tenant_id, pool, charge_category, quantity, "
+            "quantity_unit, currency, status, source, coverage, origin) SELECT 1, %s, 2, 'x' || n, 1 + n %% 5, 'job', "
+            "'electricity', 1, 'mJ', 'USD', 'closed', 'measured', 1, 1 FROM generate_series(1, 100000) n",
+            [HOUR],
+        )
+        begin = time.perf_counter()
+        admin.execute("SELECT count(*), sum(quantity) FROM ledger_lines WHERE tenant_id IN (2, 3)").fetchone()
+        plain_s = time.perf_counter() - begin
+    with filled.connect("api") as api:
+        api.execute("SELECT set_config('wattledger.tenant', 'acme/research', true)")
+        begin = time.perf_counter()
+        row = api.execute("SELECT count(*), sum(quantity) FROM ledger_lines").fetchone()
+        scoped_s = time.perf_counter() - begin
+    assert row == (40_002, 40_002)
+    # Per row it would be a query each: seconds. A generous bound that only such a plan breaks.
+    assert scoped_s < plain_s * 20 + 0.2
