@@ -1,0 +1,133 @@
+"""Starts and stops the processes of an installation: all under one supervisor, or one at a time for systemd and Kubernetes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from wattledger.cli import chosen_home
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wattledger up                         run until Ctrl-C, state in the default home
+  wattledger --home /srv/wl up --port 8080
+  wattledger up --once                  start everything, see that it answers, stop it again
+  WATTLEDGER_DATABASE_URL=postgresql://ledger@db/ledger wattledger up
+"""
+)
+@click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API, on loopback.")
+@click.option("--dashboard-port", default=8471, show_default=True, help="TCP port of the dashboard, on loopback.")
+@click.option("--once", is_flag=True, help="Start, check that all answers, stop, exit 0.")
+@click.pass_context
+def up(ctx: click.Context, port: int, dashboard_port: int, once: bool) -> None:
+    """Start PostgreSQL, ingest + API, worker and dashboard, and keep them running."""
+    from wattledger.installation import Ports, bring_up  # noqa: PLC0415
+    from wattledger.supervise import Supervisor  # noqa: PLC0415
+
+    home = chosen_home(ctx)
+    with Supervisor(home, announce=click.echo) as supervisor:
+        installation = bring_up(supervisor, Ports(port, dashboard_port), os.environ, say=click.echo)
+        click.echo(f"ingest and API  {installation.service_url}  (docs at /docs)")
+        click.echo(f"dashboard       {installation.dashboard_url}")
+        click.echo(f"state           {home.root}")
+        if once:
+            return
+        click.echo("running; Ctrl-C stops everything")
+        supervisor.run()
+
+
+@click.command(epilog="\b\nExample:\n  wattledger --home /srv/wl down")
+@click.pass_context
+def down(ctx: click.Context) -> None:
+    """Stop everything that `up` started in this home, also what a killed `up` left behind."""
+    from wattledger.supervise import down as stop_all  # noqa: PLC0415
+
+    home = chosen_home(ctx)
+    stopped = stop_all(home)
+    if not stopped.is_anything:
+        click.echo(f"nothing was running in {home.root}")
+        return
+    ended = {
+        f"supervisor (pid {stopped.supervisor_pid})": stopped.supervisor_pid is not None,
+        f"{len(stopped.leftover_pids)} orphaned processes": bool(stopped.leftover_pids),
+        f"PostgreSQL (pid {stopped.postgres_pid})": stopped.postgres_pid is not None,
+    }
+    click.echo(f"stopped in {home.root}: {', '.join(what for what, was_running in ended.items() if was_running)}")
+
+
+@click.command(epilog="\b\nExample:\n  wattledger serve --port 8470 --host 0.0.0.0")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; put TLS in front.")
+@click.option("--port", default=8470, show_default=True)
+@click.pass_context
+def serve(ctx: click.Context, host: str, port: int) -> None:
+    """Run ingest and the API alone, in the foreground."""
+    from wattledger.service import run_service  # noqa: PLC0415
+
+    _log_to_stderr()
+    run_service(chosen_home(ctx), host, port)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wattledger worker                     run until SIGTERM
+  wattledger worker --once              one round: close what is due, decide, deliver
+"""
+)
+@click.option("--interval", "interval_s", default=10.0, show_default=True, help="Seconds between rounds.")
+@click.option("--once", is_flag=True, help="Do one round and exit.")
+@click.option("--enforced", is_flag=True, envvar="WATTLEDGER_ENFORCED", help="Let armed budgets act; else a dry run.")
+@click.pass_context
+def worker(ctx: click.Context, interval_s: float, once: bool, enforced: bool) -> None:
+    """Run the worker alone: closes hours, evaluates budgets, delivers messages."""
+    from wattledger.work import run_worker  # noqa: PLC0415
+
+    _log_to_stderr()
+    run_worker(chosen_home(ctx), interval_s=interval_s, once=once, enforced=enforced)
+
+
+@click.command(epilog="\b\nExample:\n  WATTLEDGER_API_URL=http://127.0.0.1:8470 wattledger dashboard --port 8471")
+@click.option("--port", default=8471, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def dashboard(port: int, host: str) -> None:
+    """Run the Streamlit dashboard alone; it talks to the API only."""
+    from importlib.resources import files  # noqa: PLC0415
+
+    page = str(files("dashboard") / "app.py")
+    options = {
+        "server.port": str(port),
+        "server.address": host,
+        "server.headless": "true",
+        "browser.gatherUsageStats": "false",
+        "server.fileWatcherType": "none",
+        "client.toolbarMode": "minimal",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", page, *flags])  # noqa: S606 (our own page)
+
+
+@click.command(epilog="\b\nExample:\n  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate")
+@click.pass_context
+def migrate(ctx: click.Context) -> None:
+    """Bring the database schema up to date; does nothing when it is."""
+    from ingest.store.migrate import pending, upgrade  # noqa: PLC0415
+    from wattledger.runtime import database_of  # noqa: PLC0415
+
+    database = database_of(chosen_home(ctx))
+    behind = pending(database.url)
+    upgrade(database.url)
+    click.echo(f"{database.display_url}: {len(behind)} migrations applied" if behind else "the schema is up to date")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=os.environ.get("WATTLEDGER_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)

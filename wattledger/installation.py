@@ -1,0 +1,147 @@
+"""One installation going up: PostgreSQL, schema, tokens of its own, then its processes in the order they need each other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+import sqlalchemy as sa
+
+from ingest.store import tokens
+from ingest.store.engine import Database
+from ingest.store.migrate import upgrade
+from wattledger.home import Home
+from wattledger.runtime import Secret
+from wattledger.supervise import Child, Supervisor
+
+HOST: Final = "127.0.0.1"
+API_URL_VARIABLE: Final = "WATTLEDGER_API_URL"
+API_TOKEN_FILE_VARIABLE: Final = "WATTLEDGER_API_TOKEN_FILE"  # noqa: S105 (names a file)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where an installation listens, on loopback unless a proxy stands before it."""
+
+    service: int = 8470
+    dashboard: int = 8471
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A home that is up; valid while its supervisor's block lasts."""
+
+    home: Home
+    database: Database
+    ports: Ports
+    dashboard_token: Secret
+
+    @property
+    def service_url(self) -> str:
+        return f"http://{HOST}:{self.ports.service}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://{HOST}:{self.ports.dashboard}"
+
+
+def bring_up(
+    supervisor: Supervisor,
+    wanted: Ports,
+    env: Mapping[str, str],
+    *,
+    say: Callable[[str], None],
+    with_dashboard: bool = True,
+    worker_interval_s: float | None = None,
+) -> Installation:
+    """Start what belongs to an installation and wait until it answers; ports are checked before anything starts."""
+    taken = supervisor.take_ports({"--port": wanted.service, "--dashboard-port": wanted.dashboard}, HOST)
+    ports = Ports(taken["--port"], taken["--dashboard-port"])
+    named = Database.from_env(env)
+    if named is None:
+        say("starting PostgreSQL")
+        database = supervisor.start_postgres()
+    else:
+        database = named
+        supervisor.use_database(database)
+    upgrade(database.url)
+    installation = Installation(supervisor.home, database, ports, _own_token(supervisor.home, database))
+    say("starting ingest and API")
+    supervisor.start(_service(installation))
+    say("starting the worker")
+    supervisor.start(_worker(installation, worker_interval_s))
+    if with_dashboard:
+        say("starting the dashboard")
+        supervisor.start(_dashboard(installation))
+    return installation
+
+
+def _command(installation: Installation, *words: str) -> list[str]:
+    return [sys.executable, "-m", "wattledger", "--home", str(installation.home.root), *words]
+
+
+def _service(installation: Installation) -> Child:
+    port = installation.ports.service
+    return Child(
+        "serve",
+        _command(installation, "serve", "--port", str(port)),
+        is_ready=_answers(f"{installation.service_url}/readyz"),
+    )
+
+
+def _worker(installation: Installation, interval_s: float | None) -> Child:
+    interval = [] if interval_s is None else ["--interval", f"{interval_s:g}"]
+    return Child("worker", _command(installation, "worker", *interval))
+
+
+def _dashboard(installation: Installation) -> Child:
+    return Child(
+        "dashboard",
+        _command(installation, "dashboard", "--port", str(installation.ports.dashboard)),
+        env={
+            API_URL_VARIABLE: installation.service_url,
+            API_TOKEN_FILE_VARIABLE: str(installation.dashboard_token.path),
+        },
+        is_ready=_answers(f"{installation.dashboard_url}/_stcore/health"),
+    )
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        try:
+            return httpx.get(url, timeout=2.0).is_success
+        except httpx.TransportError:
+            return False
+
+    return ask
+
+
+def _own_token(home: Home, database: Database) -> Secret:
+    """Keep one read token for the pages and commands of this home; a database that does not know it gets a new one."""
+    secret = Secret(home.secrets / "dashboard.token")
+    kept = secret.read()
+    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        if kept is not None and _is_known(connection, kept):
+            return secret
+        issued = tokens.create(
+            connection,
+            "this installation",
+            {tokens.Scope.READ, tokens.Scope.GATE},
+            actor="wattledger up",
+            tenant_path="*",
+        )
+    secret.write(issued.secret)
+    return secret
+
+
+def _is_known(connection: sa.Connection, secret: str) -> bool:
+    now = connection.execute(sa.select(sa.func.now())).scalar_one()
+    try:
+        tokens.verify(connection, secret, now)
+    except tokens.TokenRefusedError:
+        return False
+    return True
