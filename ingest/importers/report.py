@@ -94,12 +94,26 @@ class ImportReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for the store and for ``--format json``."""
-        raw = asdict(self)
-        for key in ("already_imported_at", "first_at", "last_at"):
-            moment: datetime | None = getattr(self, key)
-            raw[key] = moment.isoformat() if moment else None
-        raw["rows_written"] = self.rows_written
-        return raw
+        moments = {"already_imported_at": self.already_imported_at, "first_at": self.first_at, "last_at": self.last_at}
+        return {
+            "kind": self.kind,
+            "file_name": self.file_name,
+            "sha256": self.sha256,
+            "site": self.site,
+            "scope": self.scope,
+            "dry_run": self.dry_run,
+            "columns": self.columns,
+            "rows_read": self.rows_read,
+            "rows_written": self.rows_written,
+            "written": dict(self.written),
+            "unchanged": self.unchanged,
+            "rejections": {
+                "total": self.rejections.total,
+                "by_reason": dict(self.rejections.by_reason),
+                "examples": [asdict(each) for each in self.rejections.examples],
+            },
+            "notes": self.notes,
+        } | {name: moment.isoformat() if moment else None for name, moment in moments.items()}
 
 
 def instant(at_us: int) -> datetime:

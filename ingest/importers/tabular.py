@@ -85,10 +85,10 @@ class CsvTable:
         """Yield the wanted columns (by position); rows of another width, with NUL or not in UTF-8 go to ``log``."""
         total = self.path.stat().st_size
         taken = 0
-        with self.path.open("rb") as raw:
+        with self.path.open("rb") as raw, self._text(raw) as text:
             lines: list[int] = []
             rows: list[list[str]] = []
-            for line, row in self._records(raw, log):
+            for line, row in self._records(text, log):
                 lines.append(line)
                 rows.append(row)
                 if len(lines) == CHUNK_ROWS:
@@ -102,9 +102,9 @@ class CsvTable:
             if progress:
                 progress(Progress(total, total, taken + len(lines)))
 
-    def _records(self, raw: IO[bytes], log: RowLog) -> Iterator[tuple[int, list[str]]]:
+    def _records(self, text: io.TextIOWrapper, log: RowLog) -> Iterator[tuple[int, list[str]]]:
         width = len(self.header)
-        source = _Lines(self._text(raw), self.path.name)
+        source = _Lines(text, self.path.name)
         reader = self._reader(source)
         before = 0
         try:
@@ -136,11 +136,11 @@ class CsvTable:
             raise TabularError(f"{self.path.name} is damaged after line {reader.line_num}: {error}") from error
 
     def _read_header(self) -> list[str]:
-        with self.path.open("rb") as raw:
-            try:
-                first = self._text(raw).readline(MAX_LINE_CHARACTERS + 1)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise TabularError(f"{self.path.name} is a damaged or cut-off gzip file: {error}") from error
+        try:
+            with self.path.open("rb") as raw, self._text(raw) as text:
+                first = text.readline(MAX_LINE_CHARACTERS + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise TabularError(f"{self.path.name} is a damaged or cut-off gzip file: {error}") from error
         if len(first) > MAX_LINE_CHARACTERS:
             raise TabularError(f"{self.path.name}: the first line is longer than {MAX_LINE_CHARACTERS} characters")
         if "\0" in first or (not first.isascii() and _undecodable(first)):

@@ -1,0 +1,240 @@
+"""Writes imported node meter readings: nodes, meters, epochs, a device where the node has only a meter, and the samples.
+
+A reading that repeats an instant of its meter, in the file or in the store, is counted and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from collector.wire import DeviceRef, Feed, Origin
+from ingest.store import identities
+from ingest.store.identities import EpochKey, NodeKey, OnNode
+from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed
+
+BOOT_ID: Final = "import"
+"""One for all files of a node, so that consecutive files continue each other; a counter that falls starts anew anyway."""
+AGENT_VERSION: Final = "import"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDevice:
+    """What a node without device meters is booked as."""
+
+    model: str
+    accelerators: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReadings:
+    inserted: int
+    already_stored: int
+    repeated: int
+    repeated_lines: list[tuple[int, str]]
+    cadence_us: int
+    first_us: int | None
+    last_us: int | None
+    nodes: int
+    meters: int
+    devices: int
+
+
+class Readings:
+    """Readings of one file on their way into ``node_samples``."""
+
+    def __init__(self, conn: sa.Connection, site: str, site_id: int) -> None:
+        self._conn, self._site, self._site_id = conn, site, site_id
+        self._stage = Stage(
+            conn,
+            "import_readings",
+            {"line": "bigint", "key": "integer", "at_us": "bigint", "power_mw": "bigint", "energy_mj": "bigint"},
+        )
+
+    def add(self, rows: Iterable[tuple[int, int, int, int | None, int | None]]) -> None:
+        """Stage (line, key, at_us, power_mw, energy_mj); ``key`` numbers the (node, meter) pairs."""
+        self._stage.copy(rows)
+
+    def store(
+        self,
+        meters: Sequence[tuple[str, str]],
+        bills: Mapping[str, bool],
+        device: NodeDevice | None,
+        refused: Mapping[tuple[int, int, str], int],
+        kept_examples: int,
+    ) -> WrittenReadings:
+        """Write what was staged; ``meters`` are (node, meter) by key, ``refused`` counts by (day_us, key, reason)."""
+        conn, stage = self._conn, self._stage
+        stage.ready()
+        node_ids = identities.node_ids(conn, [NodeKey(self._site_id, node) for node, _ in meters])
+        by_key = [node_ids[NodeKey(self._site_id, node)] for node, _ in meters]
+        meter_ids = self._meter_ids(meters, by_key, bills)
+        keys = Stage(conn, "import_keys", {"key": "integer", "node_id": "integer", "meter_id": "integer"})
+        keys.copy((key, node_id, meter_ids[key]) for key, node_id in enumerate(by_key))
+        keys.ready()
+        self._refused(refused)
+        cadence_us = self._cadence_us()
+        first_us, last_us = conn.exec_driver_sql("SELECT min(at_us), max(at_us) FROM import_readings").one()
+        if first_us is None:
+            return WrittenReadings(0, 0, 0, [], 0, None, None, len(node_ids), len(meter_ids), 0)
+        repeated, examples = self._repeated(kept_examples)
+        make_partitions(conn, "node_samples", stage, "at_us")
+        staged = conn.exec_driver_sql("SELECT count(*) FROM import_readings").scalar_one()
+        inserted = self._insert(by_key, cadence_us, first_us, last_us)
+        devices = self._devices(meters, by_key, device) if device else 0
+        return WrittenReadings(
+            inserted,
+            staged - inserted,
+            repeated,
+            examples,
+            cadence_us,
+            first_us,
+            last_us,
+            len(node_ids),
+            len(meter_ids),
+            devices,
+        )
+
+    def _meter_ids(
+        self, meters: Sequence[tuple[str, str]], node_ids: Sequence[int], bills: Mapping[str, bool]
+    ) -> list[int]:
+        found: dict[OnNode, int] = {}
+        wanted = [OnNode(node_id, name) for node_id, (_, name) in zip(node_ids, meters, strict=True)]
+        for role in (True, False):
+            chosen = [meter for meter in wanted if bills[meter.name] is role]
+            found |= identities.meter_ids(self._conn, chosen, bills=role)
+        return [found[meter] for meter in wanted]
+
+    def _refused(self, refused: Mapping[tuple[int, int, str], int]) -> None:
+        if refused:
+            rows = Stage(
+                self._conn, "import_refused", {"day_us": "bigint", "key": "integer", "reason": "text", "rows": "bigint"}
+            )
+            rows.copy((*place, count) for place, count in refused.items())
+            self._count_rejections("import_refused")
+
+    def _count_rejections(self, stage: str) -> None:
+        self._conn.exec_driver_sql(
+            "INSERT INTO rejections (day_at, node_id, stream, reason, rows) "  # noqa: S608 - our own names
+            f"SELECT {at_sql('day_us')}, node_id, 'node_samples', reason, sum(rows) FROM {stage} JOIN import_keys USING (key) "
+            "GROUP BY 1, 2, 4 ON CONFLICT (day_at, node_id, stream, reason) "
+            "DO UPDATE SET rows = rejections.rows + excluded.rows"
+        )
+
+    def _cadence_us(self) -> int:
+        # The median step; whole seconds where it is at least one, or two exports of one logger would differ by jitter.
+        step = self._conn.exec_driver_sql(
+            "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY step) FROM "
+            "(SELECT at_us - lag(at_us) OVER (PARTITION BY key ORDER BY at_us) AS step FROM import_readings) AS steps "
+            "WHERE step > 0"
+        ).scalar_one()
+        if step is None:
+            return 0
+        return max(1, round(step / 1_000_000)) * 1_000_000 if step >= 500_000 else int(step)
+
+    def _repeated(self, kept_examples: int) -> tuple[int, list[tuple[int, str]]]:
+        # Which of two rows with one instant is right nobody can say; the first of the file stays.
+        self._conn.exec_driver_sql(
+            "CREATE TEMPORARY TABLE import_repeated ON COMMIT DROP AS SELECT line, key, at_us FROM "
+            "(SELECT line, key, at_us, row_number() OVER (PARTITION BY key, at_us ORDER BY line) AS place FROM import_readings) "
+            "AS numbered WHERE place > 1"
+        )
+        self._conn.exec_driver_sql(
+            "DELETE FROM import_readings AS r USING import_repeated AS x WHERE r.line = x.line AND r.key = x.key"
+        )
+        self._conn.exec_driver_sql(
+            "CREATE TEMPORARY TABLE import_repeated_days ON COMMIT DROP AS "
+            "SELECT at_us - mod(at_us, 86400000000) AS day_us, key, 'repeated timestamp' AS reason, count(*) AS rows "
+            "FROM import_repeated GROUP BY 1, 2"
+        )
+        self._count_rejections("import_repeated_days")
+        total = self._conn.exec_driver_sql("SELECT count(*) FROM import_repeated").scalar_one()
+        lines = self._conn.exec_driver_sql(
+            f"SELECT line, {at_sql('at_us')}::text FROM import_repeated ORDER BY line LIMIT {int(kept_examples)}"  # noqa: S608
+        )
+        return total, [(row[0], row[1]) for row in lines]
+
+    def _insert(self, node_ids: Sequence[int], cadence_us: int, first_us: int, last_us: int) -> int:
+        conn = self._conn
+        epochs = {
+            EpochKey(node_id, BOOT_ID, 0, int(Feed.IMPORT), int(Origin.IMPORTED), cadence_us): AGENT_VERSION
+            for node_id in set(node_ids)
+        }
+        by_node = Stage(conn, "import_epochs", {"node_id": "integer", "epoch_id": "integer"})
+        by_node.copy((key.node_id, epoch_id) for key, epoch_id in identities.epoch_ids(conn, epochs).items())
+        # The bounds are literals so that only the partitions of the file's own days are searched for what is known.
+        # span_us 0: a reading of a gauge or counter at an instant speaks about no span before it.
+        conn.exec_driver_sql(
+            "CREATE TEMPORARY TABLE import_new ON COMMIT DROP AS "  # noqa: S608 - our own names and integers
+            f"SELECT {at_sql('at_us')} AS at, meter_id, epoch_id, energy_mj, power_mw FROM import_readings "
+            "JOIN import_keys USING (key) JOIN import_epochs USING (node_id) WHERE NOT EXISTS "
+            "(SELECT FROM node_samples AS known WHERE known.meter_id = import_keys.meter_id "
+            f"AND known.at = {at_sql('at_us')} AND known.at BETWEEN {at_sql(str(first_us))} AND {at_sql(str(last_us))})"
+        )
+        inserted = conn.exec_driver_sql(
+            "INSERT INTO node_samples (at, meter_id, epoch_id, span_us, energy_mj, power_mw) "
+            "SELECT at, meter_id, epoch_id, 0, energy_mj, power_mw FROM import_new ORDER BY at, meter_id"
+        ).rowcount
+        mark_changed(
+            conn,
+            self._site_id,
+            "node_samples",
+            "SELECT DISTINCT tstzrange(date_trunc('hour', at, 'UTC'), date_trunc('hour', at, 'UTC') + interval '1 hour') "
+            "FROM import_new",
+        )
+        return inserted
+
+    def _devices(self, meters: Sequence[tuple[str, str]], node_ids: Sequence[int], device: NodeDevice) -> int:
+        names = {node_id: node for node_id, (node, _) in zip(node_ids, meters, strict=True)}
+        uuids = {node_id: node_device_uuid(self._site, name) for node_id, name in names.items()}
+        references = [
+            DeviceRef(uuid=uuid, model=device.model, vendor="unknown", kind="node", accelerators=device.accelerators)
+            for uuid in uuids.values()
+        ]
+        ids = identities.device_ids(self._conn, references)
+        spans = Stage(self._conn, "import_placed", {"device_id": "integer", "node_id": "integer"})
+        spans.copy((ids[uuid], node_id) for node_id, uuid in uuids.items())
+        extend_placements(
+            self._conn,
+            "SELECT device_id, node_id, tstzrange(date_trunc('hour', min(at), 'UTC'), "
+            "date_trunc('hour', max(at), 'UTC') + interval '1 hour') AS span "
+            "FROM import_placed JOIN import_keys USING (node_id) JOIN import_new USING (meter_id) GROUP BY 1, 2",
+        )
+        return len(ids)
+
+
+def node_device_uuid(site: str, node: str) -> str:
+    """Return the identity of a node booked as one device."""
+    return f"node:{site}/{node}"
+
+
+def extend_placements(conn: sa.Connection, spans_sql: str) -> None:
+    """Let devices be in their nodes for further spans; what is known grows by a new row, never in place.
+
+    ``spans_sql`` selects (device_id, node_id, span). An import proves that a node was there for the hours it speaks of and
+    nothing beyond, so these placements have an end.
+    """
+    conn.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.placements', 0))")
+    conn.exec_driver_sql(
+        "WITH spans AS ("  # noqa: S608 - our own SQL
+        + spans_sql
+        + "), "
+        "known AS (SELECT p.device_id, p.node_id, range_agg(tstzrange(p.valid_from, p.valid_to)) AS held "
+        "  FROM placements AS p JOIN spans USING (device_id) WHERE p.superseded_at IS NULL GROUP BY 1, 2), "
+        "grown AS (SELECT s.device_id, s.node_id, coalesce(k.held, '{}') + tstzmultirange(s.span) AS held "
+        "  FROM spans AS s LEFT JOIN known AS k USING (device_id, node_id) "
+        "  WHERE NOT coalesce(k.held @> s.span, false)), "
+        "closed AS (UPDATE placements AS p SET superseded_at = now() FROM grown AS g "
+        "  WHERE p.device_id = g.device_id AND p.node_id = g.node_id AND p.superseded_at IS NULL) "
+        "INSERT INTO placements (device_id, node_id, valid_from, valid_to) "
+        "SELECT device_id, node_id, lower(part), upper(part) FROM grown, unnest(held) AS part"
+    )
+
+
+def node_names(conn: sa.Connection, site_id: int) -> dict[str, int]:
+    """Return the nodes of a site by name."""
+    rows: Any = conn.execute(sa.text("SELECT name, id FROM nodes WHERE site_id = :site_id"), {"site_id": site_id}).all()
+    return dict(rows)

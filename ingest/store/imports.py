@@ -1,0 +1,134 @@
+"""What every import does to the store: claim the file, stage rows by COPY, mark changed hours, and all of it or nothing.
+
+One import is one transaction, so a killed import leaves nothing and a dry run is the same work rolled back. Rows go to a
+temporary table first: COPY does not pass row-level security, and repeats are found there by the database, in bounded
+memory. Run as the owner role.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from ingest.store import identities
+from ingest.store.partitions import ensure_days
+from ingest.store.tables import metadata
+
+MAX_DAYS: Final = 4_000
+"""Partitions one file may ask for: eleven years of days."""
+EPOCH_SQL: Final = "timestamptz '1970-01-01 00:00:00+00'"
+
+
+class TooManyDaysError(ValueError):
+    """The rows of one file lie on more days than anything real: its times are wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write one file's rows. ``imported_at``: somebody had it before; write nothing."""
+
+    id: int
+    site_id: int
+    imported_at: datetime | None
+
+
+@contextmanager
+def one_import(conn: sa.Connection, *, dry_run: bool) -> Iterator[None]:
+    """Keep everything of the block or, on an error or in a dry run, nothing. The connection must be idle."""
+    with conn.begin() as transaction:
+        yield
+        if dry_run:
+            transaction.rollback()
+
+
+def claim(conn: sa.Connection, site: str, kind: str, sha256: bytes, scope: str, file_name: str) -> Claim:
+    """Claim a file for a site; a second import of it at the same time waits here and then finds it done."""
+    site_id = identities.site_ids(conn, [site])[site]
+    table = metadata.tables["imports"]
+    key = {"kind": kind, "sha256": sha256, "site_id": site_id, "scope": scope}
+    statement = insert(table).values(**key, file_name=file_name).on_conflict_do_nothing().returning(table.c.id)
+    made = conn.execute(statement).scalar_one_or_none()
+    if made is not None:
+        return Claim(made, site_id, None)
+    known = conn.execute(
+        sa.select(table.c.id, table.c.imported_at).where(*(table.c[name] == value for name, value in key.items()))
+    ).one()
+    return Claim(known.id, site_id, known.imported_at)
+
+
+def finish(conn: sa.Connection, claimed: Claim, report: Mapping[str, Any]) -> None:
+    """Record what came of a claimed file, in the transaction of its rows."""
+    table = metadata.tables["imports"]
+    conn.execute(
+        sa.update(table)
+        .where(table.c.id == claimed.id)
+        .values(
+            rows_read=report["rows_read"],
+            rows_written=report["rows_written"],
+            rows_rejected=report["rejections"]["total"],
+            report=json.loads(json.dumps(report)),
+        )
+    )
+
+
+class Stage:
+    """A temporary table of one import and the COPY into it. Column types are PostgreSQL's, given by the importer."""
+
+    def __init__(self, conn: sa.Connection, name: str, columns: Mapping[str, str]) -> None:
+        self._conn = conn
+        self.name = name
+        self._columns = columns
+        declared = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        conn.exec_driver_sql(f"CREATE TEMPORARY TABLE {name} ({declared}) ON COMMIT DROP")
+
+    def copy(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows, their values in the order the columns were declared in."""
+        driver: psycopg.Connection[Any] | None = self._conn.connection.driver_connection
+        assert driver is not None  # noqa: S101 - a checked-out connection has one
+        # The names are literals of the importers, never from a file.
+        statement = f"COPY {self.name} ({', '.join(self._columns)}) FROM STDIN"
+        with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def ready(self) -> None:
+        """Let the planner see what was staged."""
+        self._conn.exec_driver_sql(f"ANALYZE {self.name}")
+
+
+def at_sql(column: str) -> str:
+    """Return SQL for the instant of a column of microseconds, exact: interval multiplication keeps 2**53."""
+    return f"({EPOCH_SQL} + {column} * interval '1 microsecond')"
+
+
+def make_partitions(conn: sa.Connection, table: str, stage: Stage, column: str) -> None:
+    """Make the daily partitions the staged instants fall in; history comes in islands."""
+    query = f"SELECT DISTINCT ({at_sql(column)} AT TIME ZONE 'UTC')::date FROM {stage.name}"  # noqa: S608 - our own names
+    days = conn.exec_driver_sql(query).scalars().all()
+    if len(days) > MAX_DAYS:
+        raise TooManyDaysError(
+            f"the rows lie on {len(days)} different days, at most {MAX_DAYS} are taken; check the times"
+        )
+    ensure_days(conn, table, days)
+
+
+def mark_changed(conn: sa.Connection, site_id: int | None, kind: str, ranges_sql: str) -> int:
+    """Note the hours that are made of something else now. ``ranges_sql`` selects one tstzrange per row.
+
+    Touching ranges become one row; an open end means until now, since no later hour is closed.
+    """
+    statement = sa.text(
+        "INSERT INTO changes (site_id, from_at, to_at, kind) "  # noqa: S608 - our own SQL
+        "SELECT :site_id, coalesce(lower(part), '1970-01-01Z'), "
+        "coalesce(upper(part), greatest(now() + interval '1 hour', lower(part))), :kind "
+        f"FROM (SELECT unnest(range_agg(span)) AS part FROM ({ranges_sql}) AS spans(span)) AS parts"
+    )
+    return conn.execute(statement, {"site_id": site_id, "kind": kind}).rowcount
