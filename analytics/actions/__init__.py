@@ -1,1 +1,1 @@
-"""Carries out decisions on schedulers and webhooks, and logs what was done."""
+"""Acts on decisions, or logs what it would have done: plan, execute, reconcile, undo, and tell. Decides nothing itself."""

@@ -114,6 +114,7 @@ class ProtectModel(Strict):
     accounts: Globs = ()
     partitions: Globs = ()
     qos: Globs = ()
+    namespaces: Globs = ()
     workload_kinds: Globs = ()
 
 
