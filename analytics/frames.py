@@ -293,7 +293,7 @@ class Quality(dy.Schema):
     hour_at = _instant(key=True)
     device_id = dy.Int32(primary_key=True)
     reason = dy.String(primary_key=True)
-    """not_positive, repeated, counter_reset, epoch_change, implausible, telemetry_gap, no_data."""
+    """not_positive, repeated, counter_reset, epoch_change, implausible, telemetry_gap, no_data, overhead_unknown."""
     readings = dy.Int64(min=0)
     time_us = dy.Int64(min=0)
 

@@ -6,14 +6,20 @@ for any order of rows, any number of threads, any split into shards and any spli
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from typing import Final, TypeVar
 
 import dataframely as dy
 import polars as pl
 
+from analytics.errors import InputError
 from analytics.frames import (
+    HOLDER_IDLE,
+    INSTANT,
     Allocations,
     ApiCalls,
     Bindings,
@@ -31,7 +37,27 @@ from analytics.frames import (
     Tariffs,
     UsageHours,
 )
+from analytics.model.carbon import emit, factors_of
+from analytics.model.cost import coverage, electricity_lines, gather, gpu_lines, metered_factor
+from analytics.model.dated import fact_at
+from analytics.model.energy import Meter, meter
+from analytics.model.findings import idle_waste, instants, overlapping, throttling
+from analytics.model.holding import Holdings, hold, spans
+from analytics.model.money import exact_nano, from_nano
+from analytics.model.overhead import share_overhead
+from analytics.model.readings import KeySpace, timelines
+from analytics.model.rollups import by_minute
+from analytics.model.tenancy import bind_hours
+from analytics.model.tokens import token_lines
+from analytics.model.usage import Measured, attribute, measure, quality
 from analytics.policy import Policy
+from analytics.units import MJ_PER_KWH, US_PER_HOUR
+from analytics.units import from_us as from_us_of
+from analytics.units import to_us as to_us_of
+
+S = TypeVar("S", bound=dy.Schema)
+_FOREVER_US: Final = 2**61
+"""The end of an allocation that nobody has seen end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +114,7 @@ class Shard:
 
     usage: pl.DataFrame
     findings: pl.DataFrame
-    quality: dy.DataFrame[Quality]
+    quality: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +129,185 @@ class HourResult:
 
 def close_hours(inputs: HourInputs, policy: Policy) -> HourResult:
     """Return the books of the window; raise :class:`BooksError` if a law of the books would be broken."""
-    return reduce_shards(
-        inputs.usage.window,
-        inputs.usage.devices,
-        [map_devices(inputs.usage, policy)],
-        inputs.references,
-        inputs.api_calls,
-        policy,
-    )
+    shard = map_devices(inputs.usage, policy)
+    return reduce_shards(inputs.usage.window, [shard], inputs.references, inputs.api_calls)
 
 
 def map_devices(inputs: UsageInputs, policy: Policy) -> Shard:
-    """Return the usage of some devices, before tenants, carbon and money."""
-    raise NotImplementedError
+    """Return the usage of some devices, before tenants, carbon and money. Devices of one node stay in one shard."""
+    from_us, to_us = _bounds(inputs.window)
+    devices = inputs.devices.sort("device_id")
+    measured, holdings, held, meters, dropped = _measured(inputs, devices, policy)
+    rows = attribute(measured, holdings)
+    rows, negative, unknown = share_overhead(rows, devices)
+    rows = rows.join(
+        devices.select(
+            "device_id", "accelerators", pl.col("model").alias("device_model"), pl.col("origin").alias("own")
+        ),
+        on="device_id",
+        how="left",
+        maintain_order="left",
+    ).with_columns(pl.coalesce("origin", "own").alias("origin"))
+    found = pl.concat(
+        [
+            throttling(rows, holdings.pieces, holdings.holders, policy),
+            idle_waste(meters, measured.meter_of, rows, held, devices, policy, to_us),
+            overlapping(holdings.overlaps, devices.select("device_id", "origin")),
+            negative,
+        ]
+    )
+    return Shard(rows.drop("own"), found, pl.concat([quality(measured, dropped, from_us, to_us), unknown]))
 
 
 def reduce_shards(
-    window: Window,
-    devices: dy.DataFrame[Devices],
-    shards: Iterable[Shard],
-    references: References,
-    api_calls: dy.DataFrame[ApiCalls],
-    policy: Policy,
+    window: Window, shards: Iterable[Shard], references: References, api_calls: dy.DataFrame[ApiCalls]
 ) -> HourResult:
-    """Merge shards of disjoint devices, then map tenants, price, and round once per group. ``devices`` is all of them."""
-    raise NotImplementedError
+    """Merge shards of disjoint nodes, at least one, then map tenants, price, and round once per group."""
+    parts = list(shards)
+    usage = pl.concat([part.usage for part in parts]).sort("hour_us", "device_id", "holder")
+    found = pl.concat([part.findings for part in parts])
+    hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
+    factors = factors_of(hours, references.facility_factors)
+    usage = emit(_tenanted(usage, references), references.intensity, factors)
+    gathered = gather(usage)
+    calls = api_calls.filter((pl.col("called_at") >= window.from_at) & (pl.col("called_at") < window.to_at))
+    lines = pl.concat(
+        [
+            _as_lines(gpu_lines(gathered, references.prices, references.currency)),
+            _as_lines(electricity_lines(gathered, references.tariffs, factors, references.currency)),
+            _as_lines(token_lines(_called_by(calls, references.bindings), references.prices, references.currency)),
+        ]
+    )
+    status = pl.when(pl.col("hour_us") + US_PER_HOUR <= to_us_of(window.closed_before_at))
+    lines = lines.with_columns(
+        status.then(pl.lit("closed")).otherwise(pl.lit("provisional")).alias("status"),
+        pl.lit(references.currency).alias("currency"),
+        pl.col("hour_us").cast(INSTANT).alias("hour_at"),
+    )
+    counted = pl.concat([part.quality for part in parts]).with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
+    return HourResult(
+        usage=_checked(UsageHours, _as_usage(usage), "hour_at", "device_id", "holder"),
+        lines=_checked(LedgerLines, lines, "hour_at", "line_key"),
+        findings=_checked(Findings, _priced_findings(found, references, factors), "dedupe_key"),
+        quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
+    )
 
 
 def roll_minutes(inputs: UsageInputs, policy: Policy) -> dy.DataFrame[Rollups]:
     """Return one row per device and minute with data in the window, for dashboards."""
-    raise NotImplementedError
+    from_us, to_us = _bounds(inputs.window)
+    devices = inputs.devices.sort("device_id")
+    keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
+    lines, _ = timelines(inputs.readings, inputs.epochs, keys, policy)
+    meters = [meter(line, devices, keys, policy) for line in lines]
+    rows = by_minute(inputs.readings, meters, devices, from_us, to_us)
+    return _checked(Rollups, rows, "minute_at", "device_id")
 
 
 def content_hash(frame: pl.DataFrame) -> bytes:
-    """Return the SHA-256 of a frame's schema and values: equal content, equal hash, whatever its chunks."""
-    raise NotImplementedError
+    """Return the SHA-256 of a frame's schema and values in row order: equal content, equal hash, whatever its chunks."""
+    digest = hashlib.sha256(repr([(name, str(kind)) for name, kind in frame.schema.items()]).encode())
+    instants = [pl.col(name).dt.epoch("us") for name, kind in frame.schema.items() if kind == INSTANT]
+    digest.update(frame.with_columns(instants).write_csv(null_value="\\N", quote_style="non_numeric").encode())
+    return digest.digest()
+
+
+def _bounds(window: Window) -> tuple[int, int]:
+    from_us, to_us = to_us_of(window.from_at), to_us_of(window.to_at)
+    if from_us % US_PER_HOUR or from_us >= to_us:
+        raise InputError(f"window {window.from_at} to {window.to_at} must begin on a full hour and end after it")
+    if to_us % US_PER_HOUR and to_us_of(window.closed_before_at) > to_us:
+        raise InputError(f"window ends at {window.to_at}, inside an hour that is to be closed; end it on a full hour")
+    return from_us, to_us
+
+
+def _measured(
+    inputs: UsageInputs, devices: pl.DataFrame, policy: Policy
+) -> tuple[Measured, Holdings, pl.DataFrame, list[Meter], pl.DataFrame]:
+    from_us, to_us = _bounds(inputs.window)
+    keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
+    lines, dropped = timelines(inputs.readings, inputs.epochs, keys, policy)
+    meters = [meter(line, devices, keys, policy) for line in lines]
+    held = spans(inputs.allocations, until_us=_FOREVER_US)
+    holdings = hold(devices, held, from_us, to_us)
+    return measure(holdings, meters, held), holdings, held, meters, dropped
+
+
+def _tenanted(usage: pl.DataFrame, references: References) -> pl.DataFrame:
+    jobs = references.jobs
+    hours = usage.filter(pl.col("job_id").is_not_null()).select(
+        pl.col("hour_us").cast(INSTANT).alias("hour_at"), "job_id"
+    )
+    unknown = hours.join(jobs, on="job_id", how="anti")
+    if unknown.height:
+        raise InputError(
+            f"allocations of jobs {sorted(set(unknown['job_id'].to_list()))[:5]} came without their job rows"
+        )
+    tenants = bind_hours(jobs, hours, "job_id", references.bindings).join(
+        jobs.select("job_id", pl.col("origin").alias("job_origin")), on="job_id", how="left"
+    )
+    return (
+        usage.with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
+        .join(tenants, on=["hour_at", "job_id"], how="left", maintain_order="left")
+        .with_columns(pl.max_horizontal("origin", "job_origin").alias("origin"))
+    )
+
+
+def _called_by(calls: pl.DataFrame, bindings: pl.DataFrame) -> pl.DataFrame:
+    hourly = calls.with_columns(pl.col("called_at").dt.truncate("1h").alias("hour_at"))
+    keys = hourly.select("api_key").unique()
+    tenants = bind_hours(keys, hourly.select("hour_at", "api_key"), "api_key", bindings)
+    return hourly.join(tenants, on=["hour_at", "api_key"], how="left", nulls_equal=True, maintain_order="left")
+
+
+def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:
+    job, held, idle = pl.col("job_id").is_not_null(), pl.col("held_us"), pl.col("idle_us")
+    known = pl.col("known_us") > 0
+    seen = pl.col("covered_us") > 0
+    state = (
+        pl.when(job & known & (idle * 2 > held))
+        .then(pl.lit("allocated_idle"))
+        .when((pl.col("holder") == HOLDER_IDLE) & (seen | pl.col("energy_mj").is_not_null()))
+        .then(pl.lit("available"))
+        .when(pl.col("holder") == HOLDER_IDLE)
+        .then(pl.lit("down"))
+        .otherwise(pl.lit("used"))
+    )
+    estimated = pl.when(pl.col("estimated_mj") > 0).then(pl.lit("estimated")).otherwise(pl.lit("measured"))
+    states = [pl.when(known).then(pl.col(name)).alias(name) for name in ("active_us", "idle_us", "throttled_us")]
+    return usage.with_columns(
+        state.alias("state"), estimated.alias("source"), coverage("covered_us", "held_us"), *states
+    )
+
+
+def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:
+    skipped = {"hour_at", "currency", "status"}
+    return lines.select("hour_us", *(name for name in LedgerLines.column_names() if name not in skipped))
+
+
+def _priced_findings(found: pl.DataFrame, references: References, factors: dict[int, Decimal]) -> pl.DataFrame:
+    hours = sorted(found["hour_us"].unique().to_list())
+    tariffs = {hour: fact_at(references.tariffs, from_us_of(hour), "tariff_id") for hour in hours}
+    cash = [
+        None
+        if waste is None or (tariff := tariffs[hour]) is None or tariff["metering_point"] == "included"
+        else exact_nano(waste, tariff["amount_per_kwh"], metered_factor(tariff, hour, factors), per=MJ_PER_KWH)
+        for hour, waste in found.select("hour_us", "waste_energy_mj").iter_rows()
+    ]
+    identity = [pl.col(name).cast(pl.String).fill_null("-") for name in ("kind", "device_id", "job_id", "start_us")]
+    tenants = _tenanted(found, references).select("tenant_id")
+    return (
+        instants(found)
+        .with_columns(
+            pl.concat_str(identity, separator="|").alias("dedupe_key"),
+            pl.Series("nano", cash, dtype=pl.Int64),
+            tenants["tenant_id"],
+            pl.lit(references.currency).alias("currency"),
+        )
+        .with_columns(from_nano(pl.col("nano")).alias("avoidable_cash"))
+    )
+
+
+def _checked(schema: type[S], rows: pl.DataFrame, *key: str) -> dy.DataFrame[S]:
+    """Leave the core only in the declared shape, sorted by key, in one chunk: the same bytes however it was computed."""
+    return schema.validate(rows.select(schema.column_names()).sort(*key).rechunk(), cast=False)

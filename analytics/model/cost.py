@@ -1,0 +1,140 @@
+"""Prices usage hours: the published standard rate of owned accelerators and electricity at its metering point.
+
+Every group site x hour x category x price id is rounded once and spread over its lines (``money``). Idle and
+unattributed time stay lines of the platform; nothing is spread to tenants. A price that nobody told us is null, never 0.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final
+
+import polars as pl
+
+from analytics.errors import InputError
+from analytics.frames import HOLDER_IDLE, MONEY
+from analytics.model.dated import fact_at
+from analytics.model.money import Rates, round_and_spread
+from analytics.units import MJ_PER_KWH, US_PER_HOUR, from_us
+
+OWNED: Final = "owned"
+ACCELERATOR_HOUR: Final = "accelerator_hour"
+_WHO: Final = ["hour_us", "tenant_id", "holder", "job_id", "device_model"]
+
+
+def gather(usage: pl.DataFrame) -> pl.DataFrame:
+    """Return usage hours summed to tenant x holder x device model and hour: what the priced lines have in common."""
+    estimated = (pl.col("estimated_mj") > 0).any()
+    return (
+        usage.group_by(_WHO)
+        .agg(
+            (pl.col("held_us") * pl.col("accelerators")).sum().alias("accelerator_us"),
+            _sum_or_null("energy_mj"),
+            _sum_or_null("carbon_gco2e"),
+            pl.col("held_us").sum(),
+            pl.col("covered_us").sum(),
+            pl.when(estimated).then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),
+            pl.col("origin").max(),
+        )
+        .with_columns(
+            pl.when(pl.col("job_id").is_not_null())
+            .then(pl.lit("job"))
+            .when(pl.col("holder") == HOLDER_IDLE)
+            .then(pl.lit("idle"))
+            .otherwise(pl.lit("unattributed"))
+            .alias("pool"),
+            coverage("covered_us", "held_us"),
+        )
+        .sort(_WHO)
+    )
+
+
+def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl.DataFrame:
+    """Return one ``gpu_owned`` line per gathered row; energy and carbon ride here and nowhere else."""
+    rates: Rates = {}
+    chosen: list[tuple[int, str, int]] = []
+    owned = prices.filter((pl.col("provider") == OWNED) & (pl.col("meter") == ACCELERATOR_HOUR))
+    for hour, model in gathered.select("hour_us", "device_model").unique().sort("hour_us", "device_model").iter_rows():
+        row = fact_at(owned.filter(pl.col("model") == model), from_us(hour), "price_id")
+        if row is not None:
+            check_currency(row, "price", row["price_id"], currency)
+            chosen.append((hour, model, row["price_id"]))
+            rates[(hour, row["price_id"])] = ((row["amount"],), US_PER_HOUR)
+    ids = pl.DataFrame(
+        chosen, schema={"hour_us": pl.Int64, "device_model": pl.String, "price_id": pl.Int32}, orient="row"
+    )
+    lines = gathered.join(ids, on=["hour_us", "device_model"], how="left", maintain_order="left").with_columns(
+        pl.lit("gpu_owned").alias("charge_category"),
+        pl.lit(None, dtype=pl.Int32).alias("tariff_id"),
+        pl.col("accelerator_us").alias("quantity"),
+        pl.lit("accelerator-us").alias("quantity_unit"),
+    )
+    return _priced(lines, "price_id", rates)
+
+
+def electricity_lines(
+    gathered: pl.DataFrame, tariffs: pl.DataFrame, factors: dict[int, Decimal], currency: str
+) -> pl.DataFrame:
+    """Return one ``electricity`` line per gathered row with known energy; none in hours where the rent includes it."""
+    rates: Rates = {}
+    ids: list[tuple[int, int | None]] = []
+    for hour in sorted(gathered["hour_us"].unique().to_list()):
+        row = fact_at(tariffs, from_us(hour), "tariff_id")
+        if row is None:
+            ids.append((hour, None))
+        elif row["metering_point"] != "included":
+            check_currency(row, "tariff", row["tariff_id"], currency)
+            ids.append((hour, row["tariff_id"]))
+            rates[(hour, row["tariff_id"])] = ((row["amount_per_kwh"], metered_factor(row, hour, factors)), MJ_PER_KWH)
+    charged = pl.DataFrame(ids, schema={"hour_us": pl.Int64, "tariff_id": pl.Int32}, orient="row")
+    lines = (
+        gathered.filter(pl.col("energy_mj").is_not_null())
+        .join(charged, on="hour_us", how="inner", maintain_order="left")
+        .with_columns(
+            pl.lit("electricity").alias("charge_category"),
+            pl.lit(None, dtype=pl.Int32).alias("price_id"),
+            pl.col("energy_mj").alias("quantity"),
+            pl.lit("mJ").alias("quantity_unit"),
+            pl.lit(None, dtype=pl.Int64).alias("energy_mj"),
+            pl.lit(None, dtype=MONEY).alias("carbon_gco2e"),
+        )
+    )
+    return _priced(lines, "tariff_id", rates)
+
+
+def metered_factor(tariff: dict[str, Any], hour_us: int, factors: dict[int, Decimal]) -> Decimal:
+    """Return what turns IT energy into the energy this tariff bills; without a facility factor, IT energy only."""
+    return factors.get(hour_us, Decimal(1)) if tariff["metering_point"] == "facility" else Decimal(1)
+
+
+def check_currency(row: dict[str, Any], kind: str, number: int, currency: str) -> None:
+    if row["currency"] != currency:
+        raise InputError(
+            f"{kind} {number} is in {row['currency']} but the books are in {currency}; load it converted, with its FX rate"
+        )
+
+
+def coverage(covered: str, held: str) -> pl.Expr:
+    """Return covered / held as a ratio, 0 where nothing is held. The only float of the books; no money meets it."""
+    ratio = pl.col(covered).cast(pl.Float64) / pl.col(held).cast(pl.Float64)
+    return pl.when(pl.col(held) > 0).then(ratio).otherwise(0.0).alias("coverage")
+
+
+def line_key(price: str) -> pl.Expr:
+    """Return tenant|holder|model|category|price: the identity of a line and the tie-breaker of rounding."""
+    parts = [
+        pl.col(name).cast(pl.String).fill_null("-")
+        for name in ("tenant_id", "holder", "device_model", "charge_category", price)
+    ]
+    return pl.concat_str(parts, separator="|").alias("line_key")
+
+
+def _priced(lines: pl.DataFrame, price: str, rates: Rates) -> pl.DataFrame:
+    keyed = lines.with_columns(line_key(price))
+    return round_and_spread(
+        keyed, group=["hour_us", price], quantity="quantity", ties=["line_key"], rates=rates, into="billed_cost"
+    ).with_columns(pl.col("billed_cost").alias("effective_cost"), pl.lit(None, dtype=pl.String).alias("api_key"))
+
+
+def _sum_or_null(name: str) -> pl.Expr:
+    return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name)

@@ -1,0 +1,216 @@
+"""Finds throttling and idle waste per device, job and hour, with evidence and the energy and capacity behind it.
+
+An idle finding needs two signals, utilization and power; a throttling finding needs the reason bits of working time, and
+where the violation counters exist they must agree. It decides nothing: a finding is a fact for policies to judge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import polars as pl
+
+from analytics.frames import INSTANT
+from analytics.model.energy import Meter
+from analytics.policy import Policy
+from analytics.units import US_PER_HOUR
+
+THROTTLING: Final = "throttling"
+IDLE_WASTE: Final = "idle_waste"
+OVERLAP: Final = "overlapping_allocations"
+SCHEMA: Final = {
+    "hour_us": pl.Int64,
+    "kind": pl.String,
+    "device_id": pl.Int32,
+    "job_id": pl.Int64,
+    "start_us": pl.Int64,
+    "end_us": pl.Int64,
+    "evidence": pl.String,
+    "waste_energy_mj": pl.Int64,
+    "capacity_freed_us": pl.Int64,
+    "confidence": pl.Float64,
+    "origin": pl.Int16,
+}
+_BOTH_SIGNALS, _ONE_SIGNAL = 0.9, 0.5
+
+
+def throttling(usage: pl.DataFrame, pieces: pl.DataFrame, holders: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """Return a finding per device, job and hour slowed for long enough. ``usage``: attributed rows with accelerators.
+
+    The energy and capacity lost are the policy's assumed share of what was spent while throttled.
+    """
+    limits = policy.throttle
+    slow = usage.filter(
+        pl.col("job_id").is_not_null()
+        & pl.col("energy_mj").is_not_null()
+        & (pl.col("throttled_us") >= limits.min_throttled_us)
+        & (pl.col("throttled_us") * 100 >= pl.col("held_us") * limits.min_throttled_percent)
+        & (pl.col("throttle_bits_us") > 0)
+    )
+    if slow.is_empty():
+        return pl.DataFrame(schema=SCHEMA)
+    when = (
+        holders.filter(pl.col("job_id").is_not_null())
+        .join(pieces, on="piece", how="inner")
+        .group_by("hour_us", "device_id", "job_id")
+        .agg(pl.col("from_us").min().alias("start_us"), pl.col("to_us").max().alias("end_us"))
+    )
+    rows = slow.join(when, on=["hour_us", "device_id", "job_id"], how="inner").sort("hour_us", "device_id", "job_id")
+    share = pl.col("energy_mj").cast(pl.Int128) * pl.col("throttled_us") // pl.col("held_us").clip(1, None)
+    counted = pl.col("throttle_counter_us") > 0
+    rows = rows.with_columns(
+        (share * limits.loss_percent // 100).cast(pl.Int64).alias("waste_energy_mj"),
+        (pl.col("throttled_us") * pl.col("accelerators") * limits.loss_percent // 100).alias("capacity_freed_us"),
+        pl.when(counted).then(_BOTH_SIGNALS).otherwise(_ONE_SIGNAL).alias("confidence"),
+    )
+    evidence = [
+        to_json(
+            signals=[
+                {"instrument": "clocks_event_reasons", "throttled_us": row["throttle_bits_us"]},
+                *(
+                    [{"instrument": "violation_counters", "throttled_us": row["throttled_us"]}]
+                    if row["throttle_counter_us"] > 0
+                    else []
+                ),
+            ],
+            held_us=row["held_us"],
+            loss_percent=limits.loss_percent,
+            loss_source="assumed",
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+    return _shaped(rows, THROTTLING, evidence)
+
+
+def idle_waste(
+    meters: Sequence[Meter],
+    meter_of: Mapping[int, pl.DataFrame],
+    usage: pl.DataFrame,
+    held: pl.DataFrame,
+    devices: pl.DataFrame,
+    policy: Policy,
+    to_us: int,
+) -> pl.DataFrame:
+    """Return a finding per idle run of a wholly held device that lasts long enough, clipped to each hour it touches.
+
+    ``to_us``: the end of the window, where its last hour may be cut short.
+    """
+    idle_hours = (
+        usage.filter(pl.col("job_id").is_not_null() & (pl.col("idle_us") > 0)).select("device_id", "hour_us").unique()
+    )
+    found = [pl.DataFrame(schema=SCHEMA)]
+    for index, hours in meter_of.items():
+        wanted = hours.join(idle_hours, on=["device_id", "hour_us"], how="semi")
+        if wanted.height and "idle_us" in meters[index].sums.columns:
+            found.append(_idle_of(meters[index], wanted, held, devices, policy, to_us))
+    return pl.concat(found).sort("hour_us", "device_id", "start_us")
+
+
+def overlapping(overlaps: pl.DataFrame, origins: pl.DataFrame) -> pl.DataFrame:
+    """Return a finding per piece that several jobs claim as a whole. ``origins``: device_id, origin."""
+    if overlaps.is_empty():
+        return pl.DataFrame(schema=SCHEMA)
+    rows = overlaps.join(origins, on="device_id", how="left", maintain_order="left").with_columns(
+        pl.col("from_us").alias("start_us"),
+        pl.col("to_us").alias("end_us"),
+        pl.lit(None, dtype=pl.Int64).alias("job_id"),
+        pl.lit(None, dtype=pl.Int64).alias("waste_energy_mj"),
+        pl.lit(None, dtype=pl.Int64).alias("capacity_freed_us"),
+        pl.lit(1.0).alias("confidence"),
+    )
+    evidence = [to_json(jobs=jobs) for jobs in rows["jobs"].to_list()]
+    return _shaped(rows, OVERLAP, evidence)
+
+
+def _idle_runs(meter: Meter, devices: pl.Series) -> pl.DataFrame:
+    """Return device_id, from_us, to_us of maximal runs of adjacent idle intervals."""
+    keys, idle = meter.keys, meter.sums["idle_us"]
+    steps = pl.DataFrame(
+        {"key": meter.key, "next_key": meter.key.shift(-1), "idle": idle.diff().fill_null(idle.head(1)) > 0}
+    )
+    device = pl.col("key") // keys.span_us
+    base = device * keys.span_us - keys.base_us
+    return (
+        steps.filter(pl.col("idle"))
+        .with_columns(device.cast(pl.Int32).alias("device_id"))
+        .filter(pl.col("device_id").is_in(devices.implode()))
+        .with_columns((pl.col("key") != pl.col("next_key").shift(1)).fill_null(value=True).cum_sum().alias("run"))
+        .group_by("run")
+        .agg(
+            pl.col("device_id").first(),
+            (pl.col("key") - base).min().alias("run_from_us"),
+            (pl.col("next_key") - base).max().alias("run_to_us"),
+        )
+        .drop("run")
+    )
+
+
+def _idle_of(
+    meter: Meter, hours: pl.DataFrame, held: pl.DataFrame, devices: pl.DataFrame, policy: Policy, to_us: int
+) -> pl.DataFrame:
+    runs = _idle_runs(meter, hours["device_id"].unique())
+    crowd = held.filter(pl.col("share_ppm").is_null())
+    start, end = pl.max_horizontal("run_from_us", "start_us"), pl.min_horizontal("run_to_us", "end_us")
+    episodes = (
+        runs.join(crowd, on="device_id", how="inner")
+        .with_columns(start.alias("start_us"), end.alias("end_us"))
+        .filter(pl.col("end_us") - pl.col("start_us") >= policy.idle.min_episode_us)
+    )
+    hour_end = pl.min_horizontal(pl.col("hour_us") + US_PER_HOUR, pl.lit(to_us, dtype=pl.Int64))
+    clipped = (
+        episodes.join(hours, on="device_id", how="inner")
+        .with_columns(
+            pl.max_horizontal("start_us", "hour_us").alias("start_us"),
+            pl.min_horizontal(pl.col("end_us"), hour_end).alias("end_us"),
+        )
+        .filter(pl.col("start_us") < pl.col("end_us"))
+        .unique(["device_id", "job_id", "start_us", "end_us"])
+        .join(devices.select("device_id", "accelerators", "idle_power_mw"), on="device_id", how="left")
+        .sort("hour_us", "device_id", "start_us", "job_id")
+    )
+    at_start = meter.at(clipped.select("device_id", pl.col("start_us").alias("at_us")))["energy_mj"]
+    at_end = meter.at(clipped.select("device_id", pl.col("end_us").alias("at_us")))["energy_mj"]
+    length = pl.col("end_us") - pl.col("start_us")
+    rows = clipped.with_columns(
+        (at_end - at_start).alias("waste_energy_mj"),
+        (length * pl.col("accelerators")).alias("capacity_freed_us"),
+        pl.lit(_BOTH_SIGNALS).alias("confidence"),
+        pl.lit(meter.origin, dtype=pl.Int16).alias("origin"),
+    )
+    evidence = [
+        to_json(
+            signals=[
+                {"instrument": "gpu_util_percent", "value": 0},
+                {
+                    "instrument": "power",
+                    "mean_mw": row["waste_energy_mj"] * 1_000_000 // (row["end_us"] - row["start_us"]),
+                },
+            ],
+            episode_at_least_us=policy.idle.min_episode_us,
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+    return _shaped(rows, IDLE_WASTE, evidence)
+
+
+def _shaped(rows: pl.DataFrame, kind: str, evidence: list[str]) -> pl.DataFrame:
+    return (
+        rows.with_columns(pl.lit(kind).alias("kind"), pl.Series("evidence", evidence, dtype=pl.String))
+        .select(*SCHEMA)
+        .cast(SCHEMA)  # type: ignore[arg-type]
+    )
+
+
+def to_json(**evidence: Any) -> str:
+    return json.dumps(evidence, separators=(",", ":"), sort_keys=True)
+
+
+def instants(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return findings with their microseconds as instants."""
+    return rows.with_columns(
+        pl.col("hour_us").cast(INSTANT).alias("hour_at"),
+        pl.col("start_us").cast(INSTANT).alias("start_at"),
+        pl.col("end_us").cast(INSTANT).alias("end_at"),
+    )

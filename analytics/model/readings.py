@@ -1,0 +1,183 @@
+"""Orders readings, drops and counts what cannot be used, and cuts them into one timeline per feed, origin, instrument.
+
+A timeline is one sorted key per reading, ``device x span + time``, so that finding an instant is one binary search. It
+integrates nothing and attributes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import polars as pl
+
+from analytics.errors import InputError
+from analytics.policy import Policy
+from analytics.units import US_PER_HOUR
+
+Instrument = Literal["counter", "gauge"]
+_KEY_LIMIT: Final = 2**62
+_STATE_COLUMNS: Final = ("power_mw", "gpu_util_percent", "clocks_event_reasons", "throttled_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpace:
+    """Maps (device, instant) to one ordered integer, over the window and the reach around it."""
+
+    base_us: int
+    span_us: int
+
+    @classmethod
+    def around(cls, from_us: int, to_us: int, reach_us: int) -> KeySpace:
+        return cls(from_us - reach_us, to_us - from_us + 2 * reach_us + 1)
+
+    def key(self, device: pl.Expr, at_us: pl.Expr) -> pl.Expr:
+        return device.cast(pl.Int64) * self.span_us + (at_us - self.base_us)
+
+    def contains(self, at_us: pl.Expr) -> pl.Expr:
+        return at_us.is_between(self.base_us, self.base_us + self.span_us - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Usable readings of one feed, origin and instrument, by key: unique, ascending."""
+
+    feed: int
+    origin: int
+    instrument: Instrument
+    rows: pl.DataFrame
+    """key, device_id, at_us, segment (equal = counters comparable), max_gap_us, value, and the state columns."""
+    lacking: pl.DataFrame | None
+    """For a gauge: the (device_id, hour_us) that have a reading without counter; only these may use it."""
+
+
+def timelines(
+    readings: pl.DataFrame, epochs: pl.DataFrame, keys: KeySpace, policy: Policy
+) -> tuple[list[Timeline], pl.DataFrame]:
+    """Return the timelines in order of authority (feed, origin, counter before gauge) and the readings dropped.
+
+    Dropped: device_id, at_us, reason ``not_positive`` or ``repeated``, one row each.
+    """
+    rows = _in_reach(readings, keys)
+    used = _used_epochs(rows, epochs, policy)
+    found: list[Timeline] = []
+    dropped: list[pl.DataFrame] = [_dropped(rows.clear(), "repeated")]
+    feeds = used.select("feed", "origin").unique().sort("feed", "origin")
+    for feed, origin in feeds.iter_rows():
+        mine = used.filter((pl.col("feed") == feed) & (pl.col("origin") == origin))
+        of_feed = rows if feeds.height == 1 else rows.filter(pl.col("epoch_id").is_in(mine["epoch_id"].implode()))
+        of_feed, repeated = _ordered(_with_segments(of_feed, mine), keys)
+        dropped.append(repeated)
+        for timeline, bad in _instruments(of_feed, feed, origin):
+            dropped.append(bad)
+            if timeline is not None:
+                found.append(timeline)
+    return found, pl.concat(dropped)
+
+
+def _in_reach(readings: pl.DataFrame, keys: KeySpace) -> pl.DataFrame:
+    rows = readings.with_columns(pl.col("at").dt.epoch("us").alias("at_us")).drop("at")
+    if rows.is_empty():
+        return rows
+    if not rows.select(keys.contains(pl.col("at_us")).all()).item():
+        rows = rows.filter(keys.contains(pl.col("at_us")))
+    device = pl.col("device_id")
+    lowest, highest = rows.select(device.min(), device.max().alias("highest")).row(0)
+    if lowest < 0 or (highest + 1) * keys.span_us >= _KEY_LIMIT:
+        raise InputError(
+            f"device ids {lowest} to {highest} over {keys.span_us} µs leave 64 bits; close fewer hours at once"
+        )
+    return rows
+
+
+def _used_epochs(rows: pl.DataFrame, epochs: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    ids = rows["epoch_id"].unique()
+    used = epochs.filter(pl.col("epoch_id").is_in(ids.implode()))
+    if used.height != ids.len():
+        missing = sorted(set(ids.to_list()) - set(used["epoch_id"].to_list()))[:5]
+        raise InputError(f"readings of epochs {missing} came without their epoch rows; load Epochs with them")
+    return used.with_columns(
+        pl.struct("node_id", "boot_id", "driver_epoch").rank("dense").cast(pl.Int32).alias("segment"),
+        pl.max_horizontal(
+            pl.lit(policy.gaps.max_gap_us, dtype=pl.Int64), pl.col("cadence_us") * policy.gaps.max_gap_cadences
+        ).alias("max_gap_us"),
+    )
+
+
+def _with_segments(rows: pl.DataFrame, epochs: pl.DataFrame) -> pl.DataFrame:
+    """Add the epoch's segment and gap limit; without a look-up per row where the epochs make it unnecessary."""
+    ids = epochs["epoch_id"]
+    segment = pl.col("epoch_id")
+    if epochs["segment"].n_unique() != ids.len():
+        segment = segment.replace_strict(ids, epochs["segment"], return_dtype=pl.Int32)
+    limits = epochs["max_gap_us"].unique()
+    max_gap = pl.lit(limits.item(), dtype=pl.Int64) if limits.len() == 1 else None
+    if max_gap is None:
+        max_gap = pl.col("epoch_id").replace_strict(ids, epochs["max_gap_us"], return_dtype=pl.Int64)
+    return rows.with_columns(segment.alias("segment"), max_gap.alias("max_gap_us"))
+
+
+def _ordered(rows: pl.DataFrame, keys: KeySpace) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Sort by key; of several readings of one instant keep one, the same whatever the order of rows."""
+    keyed = rows.with_columns(keys.key(pl.col("device_id"), pl.col("at_us")).alias("key"))
+    if not keyed["key"].is_sorted():
+        keyed = keyed.sort("key")
+    repeats = keyed.select(pl.col("key").diff() == 0).to_series()
+    if not repeats.any():
+        return keyed, _dropped(keyed.clear(), "repeated")
+    twice = keyed.filter(repeats)["key"].unique().implode()
+    several = keyed.filter(pl.col("key").is_in(twice))
+    order = [
+        "key",
+        "energy_mj",
+        "power_mw",
+        *[name for name in several.columns if name not in {"key", "energy_mj", "power_mw"}],
+    ]
+    one = several.sort(order, nulls_last=True).unique("key", keep="first", maintain_order=True)
+    extra = several.sort(order, nulls_last=True).filter(~pl.col("key").is_first_distinct())
+    kept = pl.concat([keyed.filter(~pl.col("key").is_in(twice)), one]).sort("key")
+    return kept, _dropped(extra, "repeated")
+
+
+def _instruments(rows: pl.DataFrame, feed: int, origin: int) -> Iterator[tuple[Timeline | None, pl.DataFrame]]:
+    """Yield the counter timeline and, where some reading has no counter, the gauge timeline."""
+    without = rows["energy_mj"].null_count()
+    bad_counter = (pl.col("energy_mj") < 0).fill_null(value=False)
+    dropped = _dropped(rows.filter(bad_counter), "not_positive")
+    counters = rows if without == 0 else rows.filter(pl.col("energy_mj").is_not_null())
+    counters = counters if dropped.is_empty() else counters.filter(~bad_counter)
+    yield _timeline(feed, origin, "counter", counters, "energy_mj", None), dropped
+    if not without:
+        return
+    lacks = pl.col("energy_mj").is_null()
+    power = pl.col("power_mw")
+    gauges = rows.filter(power > 0)
+    lacking = (
+        gauges.filter(lacks)
+        .select("device_id", (pl.col("at_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
+        .unique()
+    )
+    bad = _dropped(rows.filter(lacks & (power <= 0)), "not_positive")
+    yield _timeline(feed, origin, "gauge", gauges, "power_mw", lacking), bad
+
+
+def _timeline(
+    feed: int, origin: int, instrument: Instrument, rows: pl.DataFrame, value: str, lacking: pl.DataFrame | None
+) -> Timeline | None:
+    if rows.is_empty():
+        return None
+    chosen = rows.select(
+        "key",
+        "device_id",
+        "at_us",
+        "segment",
+        "max_gap_us",
+        pl.col(value).cast(pl.Int64).alias("value"),
+        *_STATE_COLUMNS,
+    )
+    return Timeline(feed, origin, instrument, chosen, lacking)
+
+
+def _dropped(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+    return rows.select("device_id", "at_us", pl.lit(reason).alias("reason"))

@@ -1,0 +1,64 @@
+"""Minute rollups for dashboards: the interpolated counter at minute marks and the gauges between them. Never billed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from analytics.frames import INSTANT
+from analytics.model.energy import Meter
+from analytics.units import US_PER_HOUR, US_PER_MINUTE
+
+_ON = ["device_id", "minute_us"]
+
+
+def by_minute(
+    readings: pl.DataFrame, meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us: int
+) -> pl.DataFrame:
+    """Return minute rows of every device and minute with readings or metered time; energy null where no meter spans it."""
+    at_us = pl.col("at").dt.epoch("us")
+    gauges = (
+        readings.filter((at_us > from_us) & (at_us <= to_us))
+        .with_columns(((at_us - 1) // US_PER_MINUTE * US_PER_MINUTE).alias("minute_us"))
+        .group_by(_ON)
+        .agg(
+            pl.max_horizontal(pl.col("power_max_mw").max(), pl.col("power_mw").max()).alias("power_max_mw"),
+            (pl.col("gpu_util_percent").cast(pl.Int64).sum() // pl.col("gpu_util_percent").count()).cast(pl.Int16),
+            pl.col("temp_c").max(),
+        )
+    )
+    rows = _metered(meters, devices, from_us, to_us).join(gauges, on=_ON, how="full", coalesce=True)
+    return rows.join(
+        devices.select("device_id", pl.col("origin").alias("own")), on="device_id", how="left"
+    ).with_columns(
+        pl.col("minute_us").cast(INSTANT).alias("minute_at"),
+        pl.coalesce("origin", "own").alias("origin"),
+        pl.col("covered_us").fill_null(0),
+    )
+
+
+def _metered(meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
+    minutes = pl.DataFrame({"minute_us": range(from_us, to_us, US_PER_MINUTE)}, schema={"minute_us": pl.Int64})
+    left = devices.select("device_id").join(minutes, how="cross")
+    found = []
+    for meter in meters:
+        start = meter.at(left.rename({"minute_us": "at_us"}))
+        end_us = pl.min_horizontal(pl.col("minute_us") + US_PER_MINUTE, pl.lit(to_us, dtype=pl.Int64))
+        end = meter.at(left.select("device_id", end_us.alias("at_us")))
+        names = ("energy_mj", "covered_us", "throttled_us", "known_us")
+        rows = left.hstack(pl.select(end[name] - start[name] for name in names)).with_columns(
+            (pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us")
+        )
+        spanned = (pl.col("covered_us") > 0) | (pl.col("energy_mj") > 0)
+        mine = rows.filter(spanned).select("device_id", "hour_us").unique()
+        if meter.lacking is not None:
+            mine = mine.join(meter.lacking, on=["device_id", "hour_us"], how="semi")
+        taken = rows.join(mine, on=["device_id", "hour_us"], how="semi")
+        found.append(taken.filter(spanned).with_columns(pl.lit(meter.origin, dtype=pl.Int16).alias("origin")))
+        left = rows.join(mine, on=["device_id", "hour_us"], how="anti").select(_ON)
+    columns = {"energy_mj": pl.Int64, "covered_us": pl.Int64, "throttled_us": pl.Int64, "origin": pl.Int16}
+    if not found:
+        return pl.DataFrame(schema={"device_id": pl.Int32, "minute_us": pl.Int64, **columns})
+    throttled = pl.when(pl.col("known_us") > 0).then(pl.col("throttled_us")).alias("throttled_us")
+    return pl.concat(found).with_columns(throttled).select(*_ON, *columns)
