@@ -1,0 +1,250 @@
+"""The real agent process: against the fake driver, a server on loopback, signals and bad weather."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.ipc
+import pytest
+import zstandard
+
+from collector import wire
+from collector.spool import Spool
+from collector.wire import BatchMeta, Origin
+from tests.fakes.nvml.build import build, environment, start_agent
+
+pytestmark = pytest.mark.e2e
+
+FAST = ("--sample-s", "0.1", "--row-s", "0.5", "--batch-s", "0.5", "--no-gpm", "--node", "gpu-01")
+
+
+class Ingest(ThreadingHTTPServer):
+    """Takes batches, or refuses while ``code`` says so, and keeps what it took."""
+
+    def __init__(self) -> None:
+        self.code = 200
+        self.taken: list[BatchMeta] = []
+        self.rows = 0
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server = self.server
+        assert isinstance(server, Ingest)
+        if server.code == 200:
+            assert self.path == wire.SAMPLES_PATH
+            assert self.headers["Authorization"] == "Bearer s3cret"
+            table = pyarrow.ipc.open_stream(zstandard.decompress(body)).read_all()
+            server.taken.append(BatchMeta.from_json(table.schema.metadata[wire.META_KEY.encode()]))
+            server.rows += table.num_rows
+        self._answer(server.code)
+
+    def _answer(self, code: int) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml-process"))
+
+
+@pytest.fixture
+def ingest() -> Iterator[Ingest]:
+    with Ingest() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    return file
+
+
+def until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not claim():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def stored(path: Path) -> int:
+    """Count the batches in a spool another process may be writing."""
+    if not path.exists():
+        return 0
+    with closing(sqlite3.connect(path, timeout=10)) as db, suppress(sqlite3.OperationalError):
+        return int(db.execute("SELECT count(*) FROM batches").fetchone()[0])
+    return 0  # the table is not there yet
+
+
+def stop(agent: subprocess.Popen[str]) -> str:
+    agent.send_signal(signal.SIGTERM)
+    _, log = agent.communicate(timeout=10)
+    assert agent.returncode == 0, log
+    return log
+
+
+def run(library: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "collector", *arguments]
+    env = environment(library, gpus=2, faults=faults)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_is_measured_arrives_and_leaves_the_spool(
+    library: Path, ingest: Ingest, token: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "spool.db"
+    agent = start_agent(library, path, *FAST, "--server-url", ingest.url, "--token-file", str(token), gpus=2)
+    until(lambda: len(ingest.taken) >= 4)
+    log = stop(agent)
+    assert "s3cret" not in log
+    assert "probe_errors=none" in log
+    assert {meta.node for meta in ingest.taken} == {"gpu-01"}
+    assert [device.model for device in ingest.taken[0].devices] == 2 * ["NVIDIA H100 80GB HBM3"]
+    assert ingest.taken[0].origin is Origin.LIVE
+
+
+def test_sigterm_flushes_the_row_that_was_begun(library: Path, tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    agent = start_agent(library, path, "--sample-s", "0.1", "--row-s", "60", "--batch-s", "60", gpus=1)
+    until(path.exists)
+    time.sleep(2.0)
+    stop(agent)
+    spool = Spool(path, max_bytes=1 << 20)
+    batch = spool.oldest()
+    assert batch is not None
+    table = pyarrow.ipc.open_stream(zstandard.decompress(batch.body)).read_all()
+    assert table.num_rows >= 1
+    assert 3 <= sum(table.column("samples").to_pylist()) <= 30
+    spool.close()
+
+
+def test_an_outage_and_kills_lose_and_double_nothing(
+    library: Path, ingest: Ingest, token: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "spool.db"
+    flags = (*FAST, "--server-url", ingest.url, "--token-file", str(token))
+    ingest.code = 503
+    for kill in range(1, 4):
+        agent = start_agent(library, path, *flags, gpus=2)
+        until(lambda at_least=3 * kill: stored(path) >= at_least)  # type: ignore[misc]
+        agent.kill()
+        agent.communicate()
+    held = stored(path)
+    ingest.code = 200
+    agent = start_agent(library, path, *flags, gpus=2)
+    until(lambda: len(ingest.taken) >= held)
+    stop(agent)
+    sequences = [meta.sequence for meta in ingest.taken]
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert len({meta.spool for meta in ingest.taken}) == 1
+    assert len({meta.driver_epoch for meta in ingest.taken}) == 1
+
+
+def test_a_second_agent_on_the_same_spool_is_refused(library: Path, tmp_path: Path) -> None:
+    agent = start_agent(library, tmp_path / "spool.db", *FAST)
+    until((tmp_path / "spool.db").exists)
+    second = run(library, "run", "--spool-path", str(tmp_path / "spool.db"))
+    assert second.returncode == 2
+    assert "another agent holds" in second.stderr
+    stop(agent)
+
+
+def test_an_upgraded_driver_ends_the_process_for_a_new_one_and_loses_nothing(library: Path, tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    agent = start_agent(library, path, *FAST, gpus=1, faults="version@2")
+    _, log = agent.communicate(timeout=20)
+    assert agent.returncode == 75, log
+    spool = Spool(path, max_bytes=1 << 20)
+    assert spool.oldest() is not None
+    spool.close()
+
+
+def test_once_prints_what_can_be_read(library: Path) -> None:
+    shown = run(library, "--once", "--sample-s", "0.5", faults="field:185:3")
+    assert shown.returncode == 0, shown.stderr
+    header, first, second, *remarks = shown.stdout.splitlines()
+    assert header.startswith("device")
+    assert "GPU-fa4e0000-0000-4000-8000-000000000000" in first
+    assert "NVIDIA H100 80GB HBM3" in second
+    assert "device 0: not_supported power_average_mw" in remarks
+
+
+def test_once_without_a_driver_says_no_and_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "collector", "--once", "--sample-s", "1"]
+    env = {**environment(tmp_path / "none", gpus=0), "LD_LIBRARY_PATH": str(tmp_path)}
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 1
+    assert "no device answered" in shown.stdout
+    assert "NVML Shared Library Not Found" in shown.stdout
+
+
+def test_check_looks_at_everything_and_says_no_if_one_thing_fails(
+    library: Path, ingest: Ingest, token: Path, tmp_path: Path
+) -> None:
+    flags = ("--spool-path", str(tmp_path / "spool.db"), "--token-file", str(token))
+    good = run(library, "check", "--server-url", ingest.url, *flags)
+    assert good.returncode == 0, good.stdout
+    assert good.stdout.count("ok  ") == 4
+    assert "2 of 2 devices answer" in good.stdout
+    bad = run(library, "check", "--server-url", "http://127.0.0.1:9", *flags)
+    assert bad.returncode == 1
+    assert "FAIL  server" in bad.stdout
+    assert "s3cret" not in good.stdout + bad.stdout
+
+
+def test_a_replayed_trace_ends_the_run_and_is_marked(
+    library: Path, ingest: Ingest, token: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    lines = [f"{number * 100_000},GPU-a,A100,{number * 30}" for number in range(15)]
+    trace.write_text("\n".join(["at_us,uuid,model,energy_mj", *lines]) + "\n")
+    path = tmp_path / "spool.db"
+    done = run(library, "run", *FAST, "--spool-path", str(path), "--replay", str(trace))
+    assert done.returncode == 0, done.stderr
+    agent = start_agent(library, path, *FAST, "--server-url", ingest.url, "--token-file", str(token))
+    until(lambda: any(meta.origin is Origin.REPLAYED for meta in ingest.taken))
+    stop(agent)
+
+
+def test_impossible_settings_are_listed_and_stop_the_start(library: Path) -> None:
+    refused = run(library, "run", "--row-s", "7", "--server-url", "ledger")
+    assert refused.returncode == 2
+    assert "row_s (7.0) must divide an hour" in refused.stderr
+    assert "server_url must be like https://" in refused.stderr
+
+
+def test_the_settings_are_printed_with_their_origins(library: Path) -> None:
+    printed = run(library, "--print-config", "--row-s", "60", "--batch-s", "60")
+    assert printed.returncode == 0
+    assert "# flag" in printed.stdout
+    assert "# host name" in printed.stdout
