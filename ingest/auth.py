@@ -1,0 +1,101 @@
+"""Who sends: from an Authorization header to the token's rights, remembered for a few seconds.
+
+Asking the database for every body would cost more than the body. The cache is keyed by the secret's hash, so a memory
+dump holds no secrets; expiry is checked on every use, revocation after ``cache_s`` at the latest. It decides nothing
+about content; secrets and their hashes are never logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import sqlalchemy as sa
+
+from ingest.errors import ForbiddenError, UnauthorizedError, UnavailableError
+from ingest.store import tokens
+from ingest.store.tables import reference
+from ingest.store.tokens import Scope, Token, TokenRefusedError
+
+_ENTRIES: Final = 262_144
+_REFUSED: Final = "the token is not valid; make a new one with `wattledger token create`"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A verified sender. ``node`` is None for a token that may speak for every node of its site."""
+
+    token: Token
+    node: str | None
+    expires_at_s: float | None
+
+    def require(self, scope: Scope) -> None:
+        if not self.token.allows(scope):
+            raise ForbiddenError("scope_missing", f"this token lacks the scope {scope}")
+
+    @property
+    def site_id(self) -> int:
+        """The site the token is bound to; raises ForbiddenError for a token of no site."""
+        if self.token.site_id is None:
+            raise ForbiddenError("no_site", "this token is bound to no site; data needs one")
+        return self.token.site_id
+
+    def require_node(self, node: str) -> None:
+        if self.node is not None and self.node != node:
+            raise ForbiddenError("wrong_node", f"this token is bound to node {self.node!r}; the batch is of {node!r}")
+
+
+class Authenticator:
+    """Verifies bearers. :meth:`recall` never blocks; :meth:`verify` asks the database and belongs in a thread."""
+
+    def __init__(self, engine: sa.Engine, cache_s: float) -> None:
+        self._engine = engine
+        self._cache_s = cache_s
+        self._lock = threading.Lock()
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+
+    def recall(self, header: bytes | None) -> Principal | None:
+        """Return the principal of a header seen lately, None if the database has to be asked."""
+        entry = self._known.get(_key(header))
+        if entry is None or entry[0] < time.monotonic():
+            return None
+        principal = entry[1]
+        if principal.expires_at_s is not None and principal.expires_at_s <= time.time():
+            raise UnauthorizedError("token_expired", _REFUSED)
+        return principal
+
+    def verify(self, header: bytes | None) -> Principal:
+        """Return the principal of a header; raises UnauthorizedError or UnavailableError."""
+        secret = _secret(header)
+        try:
+            with self._engine.begin() as conn:
+                token = tokens.verify(conn, secret, datetime.now(UTC))
+                node = None
+                if token.node_id is not None:
+                    nodes = reference.nodes
+                    node = conn.execute(sa.select(nodes.c.name).where(nodes.c.id == token.node_id)).scalar_one()
+        except TokenRefusedError as error:
+            raise UnauthorizedError(f"token_{error.reason}", _REFUSED) from None
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            raise UnavailableError("database_unavailable", "tokens cannot be verified now; send it again", 2) from error
+        principal = Principal(token, node, None if token.expires_at is None else token.expires_at.timestamp())
+        with self._lock:
+            if len(self._known) >= _ENTRIES:
+                self._known.clear()
+            self._known[_key(header)] = (time.monotonic() + self._cache_s, principal)
+        return principal
+
+
+def _key(header: bytes | None) -> bytes:
+    return hashlib.sha256(header or b"").digest()
+
+
+def _secret(header: bytes | None) -> str:
+    scheme, _, secret = (header or b"").decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise UnauthorizedError("token_missing", "send a token: Authorization: Bearer …")
+    return secret.strip()

@@ -1,0 +1,81 @@
+"""Settings of the ingest process, frozen: defaults, then the environment (``WATTLEDGER_INGEST_…``).
+
+Every fault is reported at once, with the variable's name. Reads no file and opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import Any, Final
+
+from ingest.store.engine import Database
+from ingest.store.writer import Limits
+
+PREFIX: Final = "WATTLEDGER_INGEST_"
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message lists all faults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What ingest is told. Durations and sizes carry their unit in the name."""
+
+    database: Database
+    writers: int = field(default=2, metadata={"bounds": (1, 32)})
+    """Connections that copy; two keep two cores of PostgreSQL busy."""
+    group_rows: int = field(default=10_000, metadata={"bounds": (1, 1_000_000)})
+    linger_ms: int = field(default=50, metadata={"bounds": (0, 1_000)})
+    """How long the first body of a group waits for more, in milliseconds."""
+    queue_mib: int = field(default=128, metadata={"bounds": (1, 65_536)})
+    """Decoded bytes that may wait to be written, in MiB; beyond it senders are told to come again."""
+    hot_retention_h: int = field(default=48, metadata={"bounds": (1, 24 * 400)})
+    token_cache_s: int = field(default=15, metadata={"bounds": (0, 300)})
+    """How long a verified token is believed without asking again, in seconds: a revoked one works that much longer."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        for entry in fields(self):
+            if "bounds" in entry.metadata:
+                low, high = entry.metadata["bounds"]
+                value = getattr(self, entry.name)
+                if not low <= value <= high:
+                    faults.append(f"{PREFIX}{entry.name.upper()}: must be {low} to {high}, got {value}")
+        if faults:
+            raise SettingsError("ingest cannot start: " + "; ".join(faults))
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], database: Database) -> Settings:
+        """Return the settings of an environment; raises SettingsError naming everything wrong with it."""
+        numbers: dict[str, Callable[[str], Any]] = {entry.name: int for entry in fields(cls) if "bounds" in entry.metadata}
+        values: dict[str, Any] = {}
+        faults: list[str] = []
+        for variable in sorted(env):
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in numbers:
+                faults.append(f"{variable}: no such setting; known are {', '.join(PREFIX + key.upper() for key in numbers)}")
+                continue
+            try:
+                values[name] = numbers[name](env[variable])
+            except ValueError:
+                faults.append(f"{variable}: must be a whole number, got {env[variable]!r:.40}")
+        try:
+            settings = cls(database, **values)
+        except SettingsError as error:
+            faults.append(str(error).removeprefix("ingest cannot start: "))
+        if faults:
+            raise SettingsError("ingest cannot start: " + "; ".join(faults))
+        return settings
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.group_rows, self.linger_ms / 1_000, self.queue_mib * 1024 * 1024)
+
+    @property
+    def hot_retention(self) -> timedelta:
+        return timedelta(hours=self.hot_retention_h)

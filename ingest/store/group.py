@@ -1,0 +1,259 @@
+"""Writes a group of bodies in one transaction: samples by COPY, the batch ids that make it idempotent, and what changed.
+
+A group is all or nothing. :meth:`GroupWriter.write` then tries a failed group body by body, so that one bad body costs
+nobody else anything. Order inside the transaction: hour locks, spool rows in order, rows; :mod:`ingest.store.hours` says
+why. It owns one connection and is used by one thread; :mod:`ingest.store.writer` queues in front of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+import psycopg
+import sqlalchemy as sa
+
+from collector.wire import Stream
+from ingest.accept import BODY, Refusal
+from ingest.errors import BadBodyError, IngestError, UnavailableError
+from ingest.store import allocations, spools
+from ingest.store.copy import check_widths, copy_statement, encode
+from ingest.store.engine import Database
+from ingest.store.hours import DAY_US, HOUR_US, SiteHour, hold_open
+from ingest.store.partitions import is_missing_partition
+from ingest.store.prepare import HourBounds, Prepared, Submission, prepare
+from ingest.store.registry import Registry
+from ingest.store.sample_tables import LATE, TARGETS, Target
+
+_LOG = logging.getLogger(__name__)
+_ATTEMPTS: Final = 3
+_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a body that is committed. A duplicate wrote nothing."""
+
+    accepted_rows: int
+    refusals: tuple[Refusal, ...] = ()
+    duplicate: bool = False
+
+
+Result = Outcome | IngestError
+
+
+class GroupWriter:
+    """One connection as the writer role. Not for several threads."""
+
+    def __init__(self, database: Database, registry: Registry, *, hot_retention: timedelta) -> None:
+        self._database = database
+        self._registry = registry
+        self._hot_retention_us = hot_retention // timedelta(microseconds=1)
+        self._conn: psycopg.Connection[Any] | None = None
+
+    def close(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    def write(self, submissions: Sequence[Submission]) -> list[Result]:
+        """Commit what can be committed; return one result per body, in order, each final.
+
+        UnavailableError as a result means that nothing of that body is known to be kept: it may be sent again.
+        """
+        try:
+            return self._write_group(submissions)
+        except UnavailableError as error:
+            return [error] * len(submissions)
+        except (IngestError, psycopg.Error, sa.exc.DBAPIError) as error:
+            if len(submissions) == 1:
+                return [error if isinstance(error, IngestError) else _refused_by_database(error)]
+        return [result for submission in submissions for result in self.write([submission])]
+
+    def ping(self) -> None:
+        """Connect and ask the server anything; raises UnavailableError."""
+        try:
+            self._connection().execute("SELECT 1")
+        except psycopg.OperationalError as error:
+            self.close()
+            raise _unavailable(error) from error
+
+    def _write_group(self, submissions: Sequence[Submission]) -> list[Result]:
+        for attempt in range(_ATTEMPTS):
+            try:
+                now_us = time.time_ns() // 1_000
+                return self._commit(prepare(self._registry, submissions, now_us), now_us)
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise _unavailable(error) from error
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                self.close()
+                raise _unavailable(error) from error
+            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                raise _unavailable(error) from error
+            except psycopg.errors.CheckViolation as error:
+                if attempt == _ATTEMPTS - 1 or not is_missing_partition(error):
+                    raise
+                self._registry.forget_days()
+        raise AssertionError("the last attempt returns or raises")
+
+    def _commit(self, prepared: Prepared, now_us: int) -> list[Result]:
+        # Whole days: the partition of a day is dropped only when all of it is past retention.
+        late_before_us = (now_us - self._hot_retention_us) // DAY_US * DAY_US
+        self._ensure_partitions(prepared.hours, late_before_us)
+        conn = self._connection()
+        with conn.transaction():
+            sealed = hold_open(conn, prepared.hours)
+            claim = spools.claim(
+                conn,
+                [
+                    (submission.batch, identity.node_id)
+                    for submission, identity in zip(prepared.submissions, prepared.identities, strict=True)
+                ],
+            )
+            fresh = _first_of_each(prepared.submissions, claim.new)
+            if fresh:
+                for stream, taken in prepared.accepted.items():
+                    rows = taken.rows if len(fresh) == len(prepared.submissions) else _only(taken.rows, fresh)
+                    if stream is Stream.DEVICE:
+                        rows, late = _split_late(rows, prepared, sealed, late_before_us)
+                        _copy(conn, LATE, late)
+                    if stream is Stream.ALLOCATION:
+                        changed = allocations.apply(conn, prepared.allocation_events(rows))
+                        until = datetime.fromtimestamp(now_us / 1e6, UTC)
+                        _record_changes(conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()])
+                    else:
+                        _copy(conn, TARGETS[stream], rows)
+                _record_changes(conn, _sample_changes(prepared.hours))
+                _count_refusals(conn, prepared, fresh, now_us)
+        return [_outcome(prepared, index, fresh, claim) for index in range(len(prepared.submissions))]
+
+    def _ensure_partitions(self, hours: HourBounds, late_before_us: int) -> None:
+        for stream, target in TARGETS.items():
+            if not target.partitioned:
+                continue
+            days = {hour.hour * HOUR_US // DAY_US for hour, streams in hours.items() if stream in streams}
+            # Device rows older than hot retention go to late_samples and need no partition of their day.
+            oldest_us = late_before_us if stream is Stream.DEVICE else 0
+            self._registry.ensure_days(target.table, {day for day in days if day * DAY_US >= oldest_us})
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        if self._conn is None or self._conn.closed:
+            self.close()
+            conn: psycopg.Connection[Any] = self._database.connect("writer", autocommit=True, application="wattledger-writer")
+            self._conn = conn
+            for target in (*TARGETS.values(), LATE):
+                check_widths(conn, target.table, target.schema)
+        return self._conn
+
+
+def _first_of_each(submissions: Sequence[Submission], new: frozenset[spools.BatchId]) -> frozenset[int]:
+    """Return the bodies to write: of a new batch the first body, if it was sent twice in one group."""
+    seen: set[spools.BatchId] = set()
+    fresh = set()
+    for position, submission in enumerate(submissions):
+        if submission.batch in new and submission.batch not in seen:
+            seen.add(submission.batch)
+            fresh.add(position)
+    return frozenset(fresh)
+
+
+def _only(rows: pl.DataFrame, bodies: frozenset[int]) -> pl.DataFrame:
+    return rows.filter(pl.col(BODY).is_in(sorted(bodies)))
+
+
+def _split_late(
+    rows: pl.DataFrame, prepared: Prepared, sealed: frozenset[SiteHour], late_before_us: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows for hot partitions and those for late_samples: hour sealed, or day past hot retention."""
+    if not sealed and all(hour.hour * HOUR_US >= late_before_us for hour in prepared.hours):
+        return rows, rows.clear()
+    late = pl.col("at_us") < late_before_us
+    if sealed:
+        sites = pl.Series("site", [submission.site_id for submission in prepared.submissions], dtype=pl.Int64)
+        rows = rows.with_columns(sites.gather(rows[BODY]), (pl.col("at_us") // HOUR_US).alias("hour"))
+        for hour in sealed:
+            late |= (pl.col("site") == hour.site_id) & (pl.col("hour") == hour.hour)
+    return rows.filter(~late), rows.filter(late)
+
+
+def _copy(conn: psycopg.Connection[Any], target: Target, rows: pl.DataFrame) -> None:
+    if rows.is_empty():
+        return
+    with conn.cursor() as cursor, cursor.copy(copy_statement(target.table, list(target.schema))) as copy:
+        for piece in encode(target.rows(rows)):
+            copy.write(piece)
+
+
+def _sample_changes(hours: HourBounds) -> list[tuple[int, datetime, datetime, str]]:
+    return [
+        (hour.site_id, _instant(first), _instant(last + 1), stream.value)
+        for hour, streams in sorted(hours.items())
+        for stream, (first, last) in streams.items()
+    ]
+
+
+def _record_changes(conn: psycopg.Connection[Any], changes: Iterable[tuple[int, datetime, datetime, str]]) -> None:
+    columns = list(zip(*changes, strict=True))
+    if columns:
+        conn.execute(
+            "INSERT INTO changes (site_id, from_at, to_at, kind) "
+            "SELECT * FROM unnest(%s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[])",
+            [list(column) for column in columns],
+        )
+
+
+def _count_refusals(conn: psycopg.Connection[Any], prepared: Prepared, fresh: frozenset[int], now_us: int) -> None:
+    counts: dict[tuple[int, str, str], int] = {}
+    for taken in prepared.accepted.values():
+        for refusal in taken.refusals:
+            if refusal.body in fresh:
+                key = (prepared.identities[refusal.body].node_id, refusal.stream.value, refusal.reason)
+                counts[key] = counts.get(key, 0) + refusal.rows
+    if counts:
+        # In key order, so that two writers that count the same reasons wait for each other instead of deadlocking.
+        nodes, streams, reasons, rows = zip(*((*key, counts[key]) for key in sorted(counts)), strict=True)
+        conn.execute(
+            "INSERT INTO rejections (day_at, node_id, stream, reason, rows) "
+            "SELECT %s, * FROM unnest(%s::integer[], %s::text[], %s::text[], %s::bigint[]) "
+            "ON CONFLICT (day_at, node_id, stream, reason) DO UPDATE SET rows = rejections.rows + excluded.rows",
+            [_instant(now_us // DAY_US * DAY_US), list(nodes), list(streams), list(reasons), list(rows)],
+        )
+
+
+def _outcome(prepared: Prepared, index: int, fresh: frozenset[int], claim: spools.Claim) -> Result:
+    submission = prepared.submissions[index]
+    if submission.batch in claim.foreign:
+        return BadBodyError(
+            "foreign_spool",
+            f"spool {submission.batch.spool} belongs to another node than {submission.body.meta.node!r}; "
+            "a cloned disk must start with an empty spool folder",
+        )
+    if index not in fresh:
+        return Outcome(0, duplicate=True)
+    refusals = tuple(
+        refusal for taken in prepared.accepted.values() for refusal in taken.refusals if refusal.body == index
+    )
+    repaired = {"not_a_number", "negative_counter", "out_of_range"}
+    refused = sum(refusal.rows for refusal in refusals if refusal.reason not in repaired)
+    return Outcome(submission.body.rows - refused, refusals)
+
+
+def _instant(at_us: int) -> datetime:
+    return _UNIX_EPOCH + timedelta(microseconds=at_us)
+
+
+def _unavailable(error: Exception) -> UnavailableError:
+    _LOG.warning("the database does not take a group: %s", str(error).strip())
+    return UnavailableError("database_unavailable", "the database does not answer; send the batch again", 2)
+
+
+def _refused_by_database(error: Exception) -> BadBodyError:
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None) or type(cause).__name__
+    return BadBodyError("refused_by_database", f"the database refuses these rows: {diagnosis}")
