@@ -28,6 +28,9 @@ TIMES: Final = (
 )
 QUANTITIES: Final = ("energy_mj", *TIMES)
 
+_DT: Final = pl.col("key").shift(-1) - pl.col("key")
+"""Microseconds to the next reading, where it is the same device's."""
+
 COVERED, GAP, COUNTER_RESET, EPOCH_CHANGE, IMPLAUSIBLE, NO_DATA = range(6)
 REASONS: Final = {
     GAP: "telemetry_gap",
@@ -47,6 +50,8 @@ class Meter:
     instrument: Instrument
     keys: KeySpace
     key: pl.Series
+    devices: pl.Series
+    """Ids of the devices that have readings here."""
     sums: pl.DataFrame
     """Inclusive running sums of :data:`QUANTITIES` over intervals; a column that would be all zero is left out."""
     holes: pl.DataFrame
@@ -87,14 +92,14 @@ def interpolated(delta: pl.Expr, offset_us: pl.Expr, width_us: pl.Expr) -> pl.Ex
 
 def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Policy) -> Meter:
     """Return the meter of one timeline. ``devices``: device_id, accelerators, idle_power_mw; must know every device."""
-    limits = _device_limits(timeline.rows["device_id"], devices, policy)
+    present = timeline.rows["device_id"].rle().struct.field("value")
+    limits = _device_limits(present, devices, policy)
     same_device = (pl.col("device_id").shift(-1) == pl.col("device_id")).fill_null(value=False)
     step = timeline.rows.lazy().select(
         "key",
         "device_id",
-        "at_us",
         same_device.alias("same_device"),
-        (pl.col("at_us").shift(-1) - pl.col("at_us")).alias("dt_us"),
+        _DT.alias("dt_us"),
         _verdict(timeline.instrument, limits["max_power_mw"], policy).alias("verdict"),
         _growth(timeline.instrument).alias("delta_mj"),
         *_state_at_end(timeline.rows, limits["idle_below_mw"], policy),
@@ -107,10 +112,11 @@ def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Pol
         .otherwise(0)
         .alias("covered_us"),
     ).collect()
+    at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
     holes = judged.filter(pl.col("same_device") & (pl.col("verdict") != COVERED)).select(
         "device_id",
-        pl.col("at_us").alias("from_us"),
-        (pl.col("at_us") + pl.col("dt_us")).alias("to_us"),
+        at_us.alias("from_us"),
+        (at_us + pl.col("dt_us")).alias("to_us"),
         "delta_mj",
         pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
     )
@@ -118,7 +124,7 @@ def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Pol
         pl.col("delta_mj").cum_sum().alias("energy_mj"), pl.col("covered_us").cum_sum(), *_state_sums(judged)
     )
     return Meter(
-        timeline.feed, timeline.origin, timeline.instrument, keys, judged["key"], sums, holes, timeline.lacking
+        timeline.feed, timeline.origin, timeline.instrument, keys, judged["key"], present, sums, holes, timeline.lacking
     )
 
 
@@ -130,7 +136,7 @@ def _device_limits(ids: pl.Series, devices: pl.DataFrame, policy: Policy) -> dic
         (pl.col("accelerators").cast(pl.Int64) * policy.gaps.max_power_mw).alias("max_power_mw"),
         (floor.cast(pl.Int64) * policy.idle.near_floor_percent // 100).alias("idle_below_mw"),
     )
-    unknown = ids.unique().filter(~ids.unique().is_in(table["device_id"].implode()))
+    unknown = ids.filter(~ids.is_in(table["device_id"].implode()))
     if unknown.len():
         raise InputError(f"readings of devices {sorted(unknown.to_list())[:5]} came without their device rows")
     limits = {}
@@ -146,7 +152,7 @@ def _device_limits(ids: pl.Series, devices: pl.DataFrame, policy: Policy) -> dic
 
 def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> pl.Expr:
     """Say of each interval whether its energy counts, and if not, why not (first reason that applies)."""
-    dt = pl.col("at_us").shift(-1) - pl.col("at_us")
+    dt = _DT
     growth = pl.col("value").shift(-1) - pl.col("value")
     verdict = (
         pl.when(pl.col("segment").shift(-1) != pl.col("segment"))
@@ -172,7 +178,7 @@ def _growth(instrument: Instrument) -> pl.Expr:
     value, following = pl.col("value"), pl.col("value").shift(-1)
     if instrument == "counter":
         return (following - value).fill_null(0)
-    return ((value + following) * (pl.col("at_us").shift(-1) - pl.col("at_us")) // (2 * US_PER_SECOND)).fill_null(0)
+    return ((value + following) * _DT // (2 * US_PER_SECOND)).fill_null(0)
 
 
 def _state_at_end(rows: pl.DataFrame, idle_below_mw: pl.Expr, policy: Policy) -> list[pl.Expr]:
@@ -181,7 +187,7 @@ def _state_at_end(rows: pl.DataFrame, idle_below_mw: pl.Expr, policy: Policy) ->
     An event reading carries no gauges; the periodic row after it speaks for both of its intervals.
     """
     soon = (pl.col("device_id").shift(-2) == pl.col("device_id")) & (
-        pl.col("at_us").shift(-2) - pl.col("at_us").shift(-1) <= policy.gaps.max_gap_us
+        pl.col("key").shift(-2) - pl.col("key").shift(-1) <= policy.gaps.max_gap_us
     )
 
     def ending(name: str) -> pl.Expr:

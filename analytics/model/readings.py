@@ -19,6 +19,7 @@ from analytics.units import US_PER_HOUR
 Instrument = Literal["counter", "gauge"]
 _KEY_LIMIT: Final = 2**62
 _STATE_COLUMNS: Final = ("power_mw", "gpu_util_percent", "clocks_event_reasons", "throttled_ns")
+_KEPT: Final = ("device_id", "epoch_id", "energy_mj", *_STATE_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class KeySpace:
     def key(self, device: pl.Expr, at_us: pl.Expr) -> pl.Expr:
         return device.cast(pl.Int64) * self.span_us + (at_us - self.base_us)
 
+    def at_us(self, device: pl.Expr, key: pl.Expr) -> pl.Expr:
+        return key - device.cast(pl.Int64) * self.span_us + self.base_us
+
     def contains(self, at_us: pl.Expr) -> pl.Expr:
         return at_us.is_between(self.base_us, self.base_us + self.span_us - 1)
 
@@ -47,7 +51,7 @@ class Timeline:
     origin: int
     instrument: Instrument
     rows: pl.DataFrame
-    """key, device_id, at_us, segment (equal = counters comparable), max_gap_us, value, and the state columns."""
+    """key, device_id, segment (equal = counters comparable), max_gap_us, value, and the state columns."""
     lacking: pl.DataFrame | None
     """For a gauge: the (device_id, hour_us) that have a reading without counter; only these may use it."""
 
@@ -67,28 +71,32 @@ def timelines(
     for feed, origin in feeds.iter_rows():
         mine = used.filter((pl.col("feed") == feed) & (pl.col("origin") == origin))
         of_feed = rows if feeds.height == 1 else rows.filter(pl.col("epoch_id").is_in(mine["epoch_id"].implode()))
-        of_feed, repeated = _ordered(_with_segments(of_feed, mine), keys)
+        of_feed, repeated = _ordered(of_feed)
         dropped.append(repeated)
-        for timeline, bad in _instruments(of_feed, feed, origin):
+        for timeline, bad in _instruments(_with_segments(of_feed, mine), feed, origin, keys):
             dropped.append(bad)
             if timeline is not None:
                 found.append(timeline)
-    return found, pl.concat(dropped)
+    return found, pl.concat(dropped).with_columns(keys.at_us(pl.col("device_id"), pl.col("key")).alias("at_us")).drop(
+        "key"
+    )
 
 
 def _in_reach(readings: pl.DataFrame, keys: KeySpace) -> pl.DataFrame:
-    rows = readings.with_columns(pl.col("at").dt.epoch("us").alias("at_us")).drop("at")
-    if rows.is_empty():
-        return rows
-    if not rows.select(keys.contains(pl.col("at_us")).all()).item():
-        rows = rows.filter(keys.contains(pl.col("at_us")))
-    device = pl.col("device_id")
-    lowest, highest = rows.select(device.min(), device.max().alias("highest")).row(0)
+    """Add the key and keep only what the model reads: the sort that follows moves every column once."""
+    if readings.is_empty():
+        return readings.select(pl.lit(0, dtype=pl.Int64).alias("key"), *_KEPT)
+    at_us = pl.col("at").dt.epoch("us")
+    first, last, lowest, highest = readings.select(
+        at_us.min(), at_us.max().alias("last"), pl.col("device_id").min(), pl.col("device_id").max().alias("highest")
+    ).row(0)
     if lowest < 0 or (highest + 1) * keys.span_us >= _KEY_LIMIT:
         raise InputError(
             f"device ids {lowest} to {highest} over {keys.span_us} µs leave 64 bits; close fewer hours at once"
         )
-    return rows
+    if first < keys.base_us or last >= keys.base_us + keys.span_us:
+        readings = readings.filter(keys.contains(at_us))
+    return readings.select(keys.key(pl.col("device_id"), at_us).alias("key"), *_KEPT)
 
 
 def _used_epochs(rows: pl.DataFrame, epochs: pl.DataFrame, policy: Policy) -> pl.DataFrame:
@@ -118,9 +126,8 @@ def _with_segments(rows: pl.DataFrame, epochs: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(segment.alias("segment"), max_gap.alias("max_gap_us"))
 
 
-def _ordered(rows: pl.DataFrame, keys: KeySpace) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _ordered(keyed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Sort by key; of several readings of one instant keep one, the same whatever the order of rows."""
-    keyed = rows.with_columns(keys.key(pl.col("device_id"), pl.col("at_us")).alias("key"))
     if not keyed["key"].is_sorted():
         keyed = keyed.sort("key")
     repeats = keyed.select(pl.col("key").diff() == 0).to_series()
@@ -140,7 +147,9 @@ def _ordered(rows: pl.DataFrame, keys: KeySpace) -> tuple[pl.DataFrame, pl.DataF
     return kept, _dropped(extra, "repeated")
 
 
-def _instruments(rows: pl.DataFrame, feed: int, origin: int) -> Iterator[tuple[Timeline | None, pl.DataFrame]]:
+def _instruments(
+    rows: pl.DataFrame, feed: int, origin: int, keys: KeySpace
+) -> Iterator[tuple[Timeline | None, pl.DataFrame]]:
     """Yield the counter timeline and, where some reading has no counter, the gauge timeline."""
     without = rows["energy_mj"].null_count()
     bad_counter = (pl.col("energy_mj") < 0).fill_null(value=False)
@@ -155,6 +164,7 @@ def _instruments(rows: pl.DataFrame, feed: int, origin: int) -> Iterator[tuple[T
     gauges = rows.filter(power > 0)
     lacking = (
         gauges.filter(lacks)
+        .select("device_id", keys.at_us(pl.col("device_id"), pl.col("key")).alias("at_us"))
         .select("device_id", (pl.col("at_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
         .unique()
     )
@@ -170,7 +180,6 @@ def _timeline(
     chosen = rows.select(
         "key",
         "device_id",
-        "at_us",
         "segment",
         "max_gap_us",
         pl.col(value).cast(pl.Int64).alias("value"),
@@ -180,4 +189,4 @@ def _timeline(
 
 
 def _dropped(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
-    return rows.select("device_id", "at_us", pl.lit(reason).alias("reason"))
+    return rows.select("device_id", "key", pl.lit(reason).alias("reason"))

@@ -43,7 +43,7 @@ def measure(holdings: Holdings, meters: Sequence[Meter], held: pl.DataFrame) -> 
     left = holdings.pieces
     done, holes, meter_of = [], [], {}
     for index, meter in enumerate(meters):
-        able = left.filter(pl.col("device_id").is_in(_devices_of(meter).implode()))
+        able = left.filter(pl.col("device_id").is_in(meter.devices.implode()))
         if meter.lacking is not None:
             able = able.join(meter.lacking, on=DEVICE_HOUR, how="semi", maintain_order="left")
         if able.is_empty():
@@ -127,10 +127,6 @@ def quality(measured: Measured, dropped: pl.DataFrame, from_us: int, to_us: int)
     )
     rows = pl.concat([counted.select(silent.columns), holes, silent])
     return rows.group_by("hour_us", "device_id", "reason").agg(pl.col("readings").sum(), pl.col("time_us").sum())
-
-
-def _devices_of(meter: Meter) -> pl.Series:
-    return (meter.key // meter.keys.span_us).cast(pl.Int32).rle().struct.field("value").unique()
 
 
 def _read(pieces: pl.DataFrame, meter: Meter, held: pl.DataFrame) -> pl.DataFrame:
