@@ -71,20 +71,20 @@ def _drawn(spec: FleetSpec, start_us: int, end_us: int) -> list[ApiCall]:
 def _bucket(spec: FleetSpec, bucket: int, number: int, key: ApiKey) -> list[ApiCall]:
     begin_us = spec.start_at_us + bucket * _BUCKET_US
     day = (begin_us // US_PER_S % 86_400) / 86_400
-    rate = spec.llm_calls_per_hour * key.weight * (1 + 0.7 * float(np.sin(2 * np.pi * (day - 0.35)))) / 6
+    usual = 1 + 0.7 * float(np.sin(2 * np.pi * (day - 0.35)))
     bursts = [
         (event.start_us, event.end_us, float(event.detail["rate_factor"]))
         for event in plants_between(spec, begin_us, begin_us + _BUCKET_US)
         if event.kind is PlantKind.KEY_OVERSPEND and event.api_key == key.name
     ]
-    # The burst is drawn as a rate for the whole bucket and thinned to its exact interval.
-    factor = max((burst[2] for burst in bursts), default=1.0)
+    # A burst runs at all hours alike. It is drawn for its whole bucket and thinned to its exact interval.
+    factor = max((burst[2] for burst in bursts), default=usual)
     draw = rng(spec.seed, CALL_DRAW, number, bucket)
-    count = int(draw.poisson(rate * factor))
+    count = int(draw.poisson(spec.llm_calls_per_hour / 6 * key.weight * factor))
     if not count:
         return []
     starts = np.sort(draw.integers(begin_us, begin_us + _BUCKET_US, count))
-    kept = draw.random(count) < 1 / factor
+    kept = draw.random(count) < usual / factor
     models = draw.choice(len(key.models), size=count, p=_shares(key))
     inputs = _tokens(draw, key.input_tokens_median, 0.8, count, 180_000)
     cached = inputs * draw.beta(2, 3, count) * (draw.random(count) < key.cached_ratio * 1.6)
