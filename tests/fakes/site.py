@@ -1,0 +1,177 @@
+"""A small site in memory: readings, holdings and prices a test writes down, as the frames the model takes.
+
+Times are seconds from :data:`HOUR`, energies joules, powers watts: what one works out by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+
+import dataframely as dy
+import polars as pl
+
+from analytics.frames import (
+    Allocations,
+    ApiCalls,
+    Bindings,
+    DeviceReadings,
+    Devices,
+    Epochs,
+    FacilityFactors,
+    Intensity,
+    Jobs,
+    Prices,
+    Tariffs,
+)
+from analytics.pipeline import HourInputs, HourResult, References, UsageInputs, Window, close_hours
+from analytics.policy import Policy
+
+S = TypeVar("S", bound=dy.Schema)
+HOUR: Final = datetime(2026, 3, 2, 10, tzinfo=UTC)
+LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return HOUR + timedelta(seconds=seconds)
+
+
+def table(schema: type[S], rows: Iterable[Mapping[str, Any]]) -> dy.DataFrame[S]:
+    """Return rows as a typed frame; what a row leaves out is null."""
+    kinds = schema.create_empty().schema
+    frame = pl.DataFrame([{name: row.get(name) for name in kinds} for row in rows], schema=kinds)
+    return schema.validate(frame, cast=False)
+
+
+def reading(
+    device: int, seconds: float, joules: float | None = None, watts: float | None = None, **more: Any
+) -> dict[str, Any]:
+    return {
+        "device_id": device,
+        "at": at(seconds),
+        "epoch_id": 1,
+        "energy_mj": None if joules is None else round(joules * 1000),
+        "power_mw": None if watts is None else round(watts * 1000),
+        **more,
+    }
+
+
+def steady(device: int, start: float, stop: float, watts: float, step: float = 10, **more: Any) -> list[dict[str, Any]]:
+    """Readings of a device that draws the same power all the time."""
+    count = round((stop - start) / step)
+    return [
+        reading(device, start + i * step, watts * (start + i * step - start), watts, **more) for i in range(count + 1)
+    ]
+
+
+def epoch(epoch_id: int = 1, **more: Any) -> dict[str, Any]:
+    usual = {"node_id": 1, "boot_id": "boot", "driver_epoch": 1, "feed": 1, "origin": 1, "cadence_us": 10_000_000}
+    return {"epoch_id": epoch_id, **usual, **more}
+
+
+def device(device_id: int = 1, **more: Any) -> dict[str, Any]:
+    usual = {"node_id": 1, "model": "H100", "kind": "gpu", "accelerators": 1, "idle_power_mw": 70_000, "origin": 1}
+    return {"device_id": device_id, **usual, **more}
+
+
+def holds(job: int, device_id: int, start: float, end: float | None, share: float | None = None) -> dict[str, Any]:
+    return {
+        "allocation_id": job * 1000 + device_id,
+        "device_id": device_id,
+        "job_id": job,
+        "share_ppm": None if share is None else round(share * 1_000_000),
+        "start_at": at(start),
+        "end_at": None if end is None else at(end),
+    }
+
+
+def job(job_id: int, **more: Any) -> dict[str, Any]:
+    return {"job_id": job_id, "cluster": "c", "native_id": str(job_id), "origin": 1, **more}
+
+
+def binding(position: int, tenant: int, **more: Any) -> dict[str, Any]:
+    return {"binding_id": position, "position": position, "tenant_id": tenant, "valid_from": LONG_AGO, **more}
+
+
+def price(price_id: int, amount: str, **more: Any) -> dict[str, Any]:
+    usual = {"provider": "owned", "model": "H100", "meter": "accelerator_hour", "currency": "USD", "valid_from": LONG_AGO}
+    return {"price_id": price_id, "amount": Decimal(amount), **usual, **more}
+
+
+def tariff(tariff_id: int, amount: str, **more: Any) -> dict[str, Any]:
+    usual = {"metering_point": "it", "currency": "USD", "valid_from": LONG_AGO}
+    return {"tariff_id": tariff_id, "amount_per_kwh": Decimal(amount), **usual, **more}
+
+
+def intensity(intensity_id: int, amount: str, **more: Any) -> dict[str, Any]:
+    return {"intensity_id": intensity_id, "gco2e_per_kwh": Decimal(amount), "valid_from": LONG_AGO, **more}
+
+
+def factor(factor_id: int, amount: str, **more: Any) -> dict[str, Any]:
+    return {"factor_id": factor_id, "factor": Decimal(amount), "valid_from": LONG_AGO, **more}
+
+
+def call(key: str | None, seconds: float, **more: Any) -> dict[str, Any]:
+    usual = {"dedupe_key": f"{key}/{seconds}", "provider": "openai", "model": "gpt", "usage_known": True, "origin": 1}
+    return {"called_at": at(seconds), "api_key": key, **usual, **more}
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a close reads; every table is rows, so that a test states only what it is about."""
+
+    readings: Rows = ()
+    allocations: Rows = ()
+    devices: Rows = (device(),)
+    epochs: Rows = (epoch(),)
+    jobs: Rows = ()
+    bindings: Rows = ()
+    prices: Rows = ()
+    tariffs: Rows = ()
+    intensity: Rows = ()
+    factors: Rows = ()
+    calls: Rows = ()
+    hours: int = 1
+    policy: Policy = field(default_factory=Policy)
+
+    def window(self, first: int = 0, count: int | None = None) -> Window:
+        start = at(first * 3600)
+        end = start + timedelta(hours=self.hours if count is None else count)
+        return Window(start, end, end)
+
+    def inputs(self, window: Window | None = None) -> HourInputs:
+        known = {row["job_id"] for row in self.jobs}
+        named = [job(job_id) for job_id in sorted({row["job_id"] for row in self.allocations} - known)]
+        return HourInputs(
+            UsageInputs(
+                window or self.window(),
+                table(Devices, self.devices),
+                table(Epochs, self.epochs),
+                table(DeviceReadings, self.readings),
+                table(Allocations, self.allocations),
+            ),
+            References(
+                "USD",
+                table(Jobs, [*self.jobs, *named]),
+                table(Bindings, self.bindings),
+                table(Prices, self.prices),
+                table(Tariffs, self.tariffs),
+                table(Intensity, self.intensity),
+                table(FacilityFactors, self.factors),
+            ),
+            table(ApiCalls, self.calls),
+        )
+
+    def close(self, window: Window | None = None) -> HourResult:
+        return close_hours(self.inputs(window), self.policy)
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """Usage of the first hour's device 1, by holder."""
+        rows = self.close().usage.filter((pl.col("device_id") == 1) & (pl.col("hour_at") == HOUR))
+        return {row["holder"]: row for row in rows.iter_rows(named=True)}

@@ -1,0 +1,151 @@
+"""The interpolated counter, its gaps and its fallbacks, seen through usage hours."""
+
+import pytest
+
+from analytics.errors import InputError
+from analytics.pipeline import Window
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading, steady
+
+
+def test_energy_of_an_hour_is_the_counter_read_at_its_two_ends() -> None:
+    # 100 W from 5 s before the hour to 5 s after it, read every 10 s: the ends fall between readings.
+    row = Site(readings=steady(1, -5, 3605, 100)).usage()["idle"]
+    assert (row["energy_mj"], row["covered_us"], row["coverage"]) == (360_000_000, 3_600_000_000, 1.0)
+    assert (row["source"], row["feed"], row["origin"], row["state"]) == ("measured", 1, 1, "available")
+
+
+def test_an_allocation_that_starts_between_readings_splits_the_interval_to_the_millijoule() -> None:
+    # 10 J between 0 s and 30 s; the job begins at 10 s: floor(10,000 mJ x 10 / 30) = 3,333 mJ stay idle.
+    site = Site(readings=[reading(1, 0, 0), reading(1, 30, 10)], allocations=[holds(7, 1, 10, 3600)])
+    assert site.usage()["idle"]["energy_mj"] == 3_333
+    assert site.usage()["job:7"]["energy_mj"] == 6_667
+
+
+def test_a_counter_that_starts_over_is_unknown_energy_never_negative() -> None:
+    readings = [reading(1, 0, 1000), reading(1, 10, 1100), reading(1, 20, 30), reading(1, 30, 80)]
+    result = Site(readings=readings).close()
+    assert result.usage["energy_mj"].to_list() == [150_000]
+    assert result.usage["covered_us"].to_list() == [20_000_000]
+    lost = {row["reason"]: row["time_us"] for row in result.quality.iter_rows(named=True)}
+    assert lost == {"counter_reset": 10_000_000, "no_data": 3_570_000_000}
+
+
+def test_counters_of_two_boots_are_never_subtracted() -> None:
+    readings = [reading(1, 0, 10), reading(1, 10, 20), reading(1, 20, 500, epoch_id=2), reading(1, 30, 510, epoch_id=2)]
+    site = Site(readings=readings, epochs=[epoch(1), epoch(2, boot_id="next")])
+    assert site.usage()["idle"]["energy_mj"] == 20_000
+
+
+def test_epoch_rows_of_one_boot_share_the_counter() -> None:
+    readings = [reading(1, 0, 10), reading(1, 10, 20, epoch_id=2)]
+    site = Site(readings=readings, epochs=[epoch(1), epoch(2, cadence_us=1_000_000)])
+    assert site.usage()["idle"]["energy_mj"] == 10_000
+
+
+def test_a_step_no_device_could_draw_is_a_broken_counter() -> None:
+    readings = [reading(1, 0, 0), reading(1, 10, 10), reading(1, 20, 10**9), reading(1, 30, 10**9 + 10)]
+    result = Site(readings=readings).close()
+    assert result.usage["energy_mj"].to_list() == [20_000]
+    assert "implausible" in result.quality["reason"].to_list()
+
+
+def test_a_gap_goes_to_the_job_that_held_the_device_throughout() -> None:
+    readings = [reading(1, 0, 0), reading(1, 10, 1), reading(1, 310, 31), reading(1, 320, 32)]
+    row = Site(readings=readings, allocations=[holds(7, 1, -100, None)]).usage()["job:7"]
+    assert (row["energy_mj"], row["estimated_mj"], row["source"]) == (32_000, 30_000, "estimated")
+    assert row["covered_us"] == 20_000_000
+
+
+def test_a_gap_in_which_the_holder_changed_is_nobodys() -> None:
+    readings = [reading(1, 0, 0), reading(1, 10, 1), reading(1, 310, 31), reading(1, 320, 32)]
+    rows = Site(readings=readings, allocations=[holds(7, 1, -100, 200), holds(8, 1, 200, None)]).usage()
+    assert rows["unattributed:telemetry_gap"]["energy_mj"] == 30_000
+    assert rows["unattributed:telemetry_gap"]["held_us"] == 0
+    assert (rows["job:7"]["energy_mj"], rows["job:8"]["energy_mj"]) == (1_000, 1_000)
+    assert rows["job:7"]["held_us"] == 200_000_000
+
+
+def test_a_silent_device_that_nobody_held_proves_no_idleness() -> None:
+    readings = [reading(1, 0, 0), reading(1, 300, 30)]
+    rows = Site(readings=readings).usage()
+    assert rows["unattributed:telemetry_gap"]["energy_mj"] == 30_000
+    assert rows["idle"]["energy_mj"] is None
+
+
+def test_a_slow_feed_is_not_a_gap() -> None:
+    # Cadence 60 s: the limit is 180 s.
+    readings = [reading(1, 0, 0), reading(1, 120, 12)]
+    site = Site(readings=readings, epochs=[epoch(cadence_us=60_000_000)])
+    assert site.usage()["idle"]["covered_us"] == 120_000_000
+
+
+def test_readings_beyond_the_reach_are_not_joined() -> None:
+    row = Site(readings=[reading(1, -60, 0), reading(1, 3660, 100)]).usage()["idle"]
+    assert (row["energy_mj"], row["coverage"], row["state"]) == (None, 0.0, "down")
+
+
+def test_without_a_counter_the_gauge_is_integrated_by_trapezoid_and_says_so() -> None:
+    # (100 W + 200 W) / 2 x 2 s + (200 W + 200 W) / 2 x 2 s = 700 J
+    readings = [reading(1, 0, None, 100), reading(1, 2, None, 200), reading(1, 4, None, 200)]
+    row = Site(readings=readings).usage()["idle"]
+    assert (row["energy_mj"], row["estimated_mj"], row["covered_us"]) == (700_000, 700_000, 4_000_000)
+
+
+def test_a_gauge_says_nothing_about_a_gap() -> None:
+    readings = [reading(1, 0, None, 100), reading(1, 2, None, 100), reading(1, 102, None, 100)]
+    row = Site(readings=readings).usage()["idle"]
+    assert (row["energy_mj"], row["covered_us"]) == (200_000, 2_000_000)
+
+
+def test_bad_gauge_readings_and_repeated_instants_are_dropped_and_counted() -> None:
+    readings = [
+        reading(1, 0, None, 100),
+        reading(1, 2, None, -43),
+        reading(1, 4, None, 0),
+        reading(1, 6, None, 100),
+        reading(1, 6, None, 100),
+    ]
+    result = Site(readings=readings).close()
+    assert result.usage["energy_mj"].to_list() == [600_000]
+    dropped = {row["reason"]: row["readings"] for row in result.quality.iter_rows(named=True)}
+    assert (dropped["not_positive"], dropped["repeated"]) == (2, 1)
+
+
+def test_the_counter_wins_over_the_gauge_within_an_hour() -> None:
+    readings = [reading(1, 0, 0, 500), reading(1, 5, None, 500), reading(1, 10, 1, 500)]
+    row = Site(readings=readings).usage()["idle"]
+    assert (row["energy_mj"], row["source"]) == (1_000, "measured")
+
+
+def test_one_feed_is_authoritative_per_device_and_hour() -> None:
+    imported = steady(1, 0, 3600, 999, epoch_id=2)
+    site = Site(readings=[*imported, *steady(1, 0, 1800, 100)], epochs=[epoch(1), epoch(2, feed=4, origin=2)])
+    row = site.usage()["idle"]
+    assert (row["energy_mj"], row["feed"], row["covered_us"]) == (180_000_000, 1, 1_800_000_000)
+
+
+def test_a_later_hour_without_the_first_feed_uses_the_next() -> None:
+    imported = steady(1, 0, 7200, 200, epoch_id=2)
+    site = Site(readings=[*imported, *steady(1, 0, 1800, 100)], epochs=[epoch(1), epoch(2, feed=4, origin=2)], hours=2)
+    assert site.close().usage["feed"].to_list() == [1, 4]
+    assert site.close().usage["energy_mj"].to_list() == [180_000_000, 720_000_000]
+
+
+def test_a_node_meter_counts_each_of_its_accelerators() -> None:
+    site = Site(
+        readings=steady(1, 0, 3600, 5000, step=2),
+        devices=[device(kind="node", accelerators=8, model="8xH100")],
+        allocations=[holds(7, 1, 0, 3600)],
+    )
+    line = site.close().lines.filter(charge_category="gpu_owned").row(0, named=True)
+    assert (line["quantity"], line["energy_mj"]) == (8 * 3_600_000_000, 18_000_000_000)
+
+
+def test_a_window_must_begin_on_a_full_hour() -> None:
+    with pytest.raises(InputError, match="full hour"):
+        Site().close(Window(at(60), at(3600), HOUR))
+
+
+def test_readings_of_an_unknown_epoch_are_refused() -> None:
+    with pytest.raises(InputError, match="epochs"):
+        Site(readings=[reading(1, 0, 0, epoch_id=9)]).close()

@@ -1,0 +1,137 @@
+"""Who held what: shares, overlaps, open ends, states, node overhead."""
+
+from typing import Any
+
+import polars as pl
+
+from analytics.pipeline import Window
+from tests.fakes.site import HOUR, Site, at, device, holds, reading, steady
+
+FULL = steady(1, 0, 3600, 100)
+
+
+def _parts(*allocations: dict[str, Any]) -> dict[str, int]:
+    return {holder: row["energy_mj"] for holder, row in Site(readings=FULL, allocations=allocations).usage().items()}
+
+
+def test_idle_power_is_what_no_job_claims() -> None:
+    assert _parts(holds(7, 1, 900, 1800)) == {"idle": 270_000_000, "job:7": 90_000_000}
+
+
+def test_a_share_leaves_the_rest_of_the_device_idle() -> None:
+    assert _parts(holds(7, 1, 0, 3600, 0.25)) == {"idle": 270_000_000, "job:7": 90_000_000}
+
+
+def test_three_equal_shares_split_by_largest_remainder_and_sum_to_the_meter() -> None:
+    readings = [reading(1, 0, 0), reading(1, 10, 0.010)]
+    third = 0.333333
+    rows = Site(readings=readings, allocations=[holds(j, 1, 0, 10, third) for j in (1, 2, 3)]).usage()
+    # 10 mJ x 0.333333 = 3.33333 each, 0.00001 idle: floors 3, 3, 3, 0; the last goes to the first of the largest remainders.
+    assert {h: r["energy_mj"] for h, r in rows.items()} == {"job:1": 4, "job:2": 3, "job:3": 3, "idle": 0}
+    assert sum(row["held_us"] for row in rows.values()) == 3_600_000_000
+
+
+def test_shares_beyond_the_whole_are_scaled_and_leave_nothing_idle() -> None:
+    assert _parts(holds(1, 1, 0, 3600, 0.9), holds(2, 1, 0, 3600, 0.9)) == {"job:1": 180_000_000, "job:2": 180_000_000}
+
+
+def test_two_jobs_that_claim_the_whole_device_get_none_of_the_overlap() -> None:
+    site = Site(readings=FULL, allocations=[holds(1, 1, 0, 1800), holds(2, 1, 900, 3600)])
+    assert {h: r["energy_mj"] for h, r in site.usage().items()} == {
+        "job:1": 90_000_000,
+        "job:2": 180_000_000,
+        "unattributed:overlap": 90_000_000,
+    }
+    found = site.close().findings.row(0, named=True)
+    assert (found["kind"], found["start_at"], found["end_at"]) == ("overlapping_allocations", at(900), at(1800))
+    assert found["evidence"] == '{"jobs":[1,2]}'
+
+
+def test_two_records_of_one_job_are_one_holder() -> None:
+    assert _parts(holds(1, 1, 0, 3600), {**holds(1, 1, 0, 3600), "allocation_id": 5}) == {"job:1": 360_000_000}
+
+
+def test_an_open_allocation_runs_to_the_end_of_the_window() -> None:
+    assert _parts(holds(7, 1, 1800, None)) == {"idle": 180_000_000, "job:7": 180_000_000}
+
+
+def test_the_open_hour_is_provisional_and_ends_now() -> None:
+    site = Site(readings=FULL, allocations=[holds(7, 1, 0, None)])
+    result = site.close(Window(HOUR, at(1200), HOUR))
+    assert result.usage["held_us"].to_list() == [1_200_000_000]
+    assert result.lines["status"].unique().to_list() == ["provisional"]
+
+
+def test_time_without_any_meter_has_no_energy_but_is_still_held() -> None:
+    rows = Site(allocations=[holds(7, 1, 0, 3600)]).usage()
+    assert (rows["job:7"]["energy_mj"], rows["job:7"]["held_us"], rows["job:7"]["coverage"]) == (None, 3_600_000_000, 0)
+
+
+def test_uncovered_edges_of_a_job_are_coverage_not_invented_energy() -> None:
+    row = Site(readings=steady(1, 600, 1800, 100), allocations=[holds(7, 1, 0, 2400)]).usage()["job:7"]
+    assert (row["energy_mj"], row["coverage"]) == (120_000_000, 0.5)
+
+
+def test_a_device_placed_mid_hour_is_on_the_books_from_then() -> None:
+    row = Site(devices=[device(placed_from_at=at(1800))]).usage()["idle"]
+    assert (row["held_us"], row["state"]) == (1_800_000_000, "down")
+
+
+def test_active_idle_and_throttled_time_come_from_the_row_that_ends_the_interval() -> None:
+    readings = [
+        reading(1, 0, 0, 70, gpu_util_percent=0, clocks_event_reasons=0),
+        reading(1, 10, 7, 700, gpu_util_percent=90, clocks_event_reasons=0x4),
+        reading(1, 20, 14, 75, gpu_util_percent=0, clocks_event_reasons=0x4),
+        reading(1, 30, 21, 200, gpu_util_percent=0, clocks_event_reasons=0),
+    ]
+    row = Site(readings=readings, allocations=[holds(7, 1, 0, 40)]).usage()["job:7"]
+    # 10 s of work under the power cap; 10 s at the floor; then no work yet 200 W: neither active nor idle.
+    assert (row["active_us"], row["idle_us"], row["throttled_us"]) == (10_000_000, 10_000_000, 10_000_000)
+
+
+def test_violation_counters_beat_the_reason_bits() -> None:
+    more = {"gpu_util_percent": 90, "clocks_event_reasons": 0x40}
+    readings = [reading(1, 0, 0, 700, throttled_ns=0, **more), reading(1, 10, 7, 700, throttled_ns=3 * 10**9, **more)]
+    assert Site(readings=readings).usage()["idle"]["throttled_us"] == 3_000_000
+
+
+def test_an_event_reading_without_gauges_takes_the_state_of_the_row_after_it() -> None:
+    readings = [reading(1, 0, 0, 70, gpu_util_percent=0), reading(1, 4, 1), reading(1, 10, 7, 700, gpu_util_percent=90)]
+    assert Site(readings=readings).usage()["idle"]["active_us"] == 10_000_000
+
+
+def test_unknown_utilization_is_unknown_not_idle() -> None:
+    row = Site(readings=FULL, allocations=[holds(7, 1, 0, 3600)]).usage()["job:7"]
+    assert (row["active_us"], row["idle_us"], row["throttled_us"], row["state"]) == (None, None, None, "used")
+
+
+def test_node_overhead_goes_to_the_users_of_its_devices_by_energy() -> None:
+    # Node 1000 W, two boards 300 W and 100 W: 600 W overhead, three quarters to the holder of board 1.
+    site = Site(
+        readings=[*steady(1, 0, 3600, 300), *steady(2, 0, 3600, 100), *steady(9, 0, 3600, 1000)],
+        devices=[device(1), device(2), device(9, kind="node", accelerators=8, model="chassis")],
+        allocations=[holds(7, 1, 0, 3600)],
+    )
+    result = site.close()
+    overhead = {row["holder"]: row["energy_mj"] for row in result.usage.filter(device_id=9).iter_rows(named=True)}
+    assert overhead == {"job:7": 1_620_000_000, "idle": 540_000_000}
+    assert result.usage["energy_mj"].sum() == 3_600_000_000
+    assert result.usage.filter(device_id=9)["held_us"].sum() == 0
+
+
+def test_a_node_that_saw_less_than_its_devices_is_a_finding() -> None:
+    site = Site(
+        readings=[*steady(1, 0, 3600, 300), *steady(9, 0, 3600, 200)],
+        devices=[device(1), device(9, kind="node", model="chassis")],
+    )
+    result = site.close()
+    assert result.findings["kind"].to_list() == ["negative_remainder"]
+    assert result.usage.filter(pl.col("device_id") == 9).is_empty()
+
+
+def test_overhead_of_an_hour_not_wholly_seen_is_unknown() -> None:
+    site = Site(
+        readings=[*steady(1, 0, 1800, 300), *steady(9, 0, 3600, 1000)],
+        devices=[device(1), device(9, kind="node", model="chassis")],
+    )
+    assert "overhead_unknown" in site.close().quality["reason"].to_list()
