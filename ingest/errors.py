@@ -1,12 +1,12 @@
 """Why ingest refuses a request. A class exists because the caller must answer, retry or record differently.
 
-    IngestError
-    ├── BadBodyError          400: these bytes are not a batch; the sender must not send them again
-    │   └── TooLargeError     413: more than the contract allows, before or after decompression
-    ├── UnsupportedError      415: a content type or encoding this side does not read
-    ├── UnauthorizedError     401: no token, or one that is unknown, expired or revoked
-    ├── ForbiddenError        403: a good token that does not cover this
-    └── UnavailableError      503: cannot be kept now; send it again after a while
+IngestError
+├── BadBodyError          400: these bytes are not a batch; the sender must not send them again
+│   └── TooLargeError     413: more than the contract allows, before or after decompression
+├── UnsupportedError      415: a content type or encoding this side does not read
+├── UnauthorizedError     401: no token, or one that is unknown, expired or revoked
+├── ForbiddenError        403: a good token that does not cover this
+└── UnavailableError      503: cannot be kept now; send it again after a while
 """
 
 from __future__ import annotations

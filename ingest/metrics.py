@@ -27,10 +27,13 @@ class IngestMetrics:
         buckets = View(instrument_name="*_duration_seconds", aggregation=ExplicitBucketHistogramAggregation(_SECONDS))
         self._provider = MeterProvider([self._reader], Resource({"service.name": "wattledger-ingest"}), views=[buckets])
         meter = self._provider.get_meter("wattledger.ingest")
-        self.bodies = meter.create_counter("wattledger_ingest_bodies_total", description="Bodies answered, by endpoint and outcome")
+        self.bodies = meter.create_counter(
+            "wattledger_ingest_bodies_total", description="Bodies answered, by endpoint and outcome"
+        )
         self.rows = meter.create_counter("wattledger_ingest_rows_total", description="Rows by what became of them")
         self.refused = meter.create_counter(
-            "wattledger_ingest_refused_rows_total", description="Rows refused, and values made null, by stream and reason"
+            "wattledger_ingest_refused_rows_total",
+            description="Rows refused, and values made null, by stream and reason",
         )
         self.unknown_columns = meter.create_counter(
             "wattledger_ingest_unknown_columns_total", description="Columns ignored because the wire does not know them"

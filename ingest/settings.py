@@ -50,7 +50,9 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str], database: Database) -> Settings:
         """Return the settings of an environment; raises SettingsError naming everything wrong with it."""
-        numbers: dict[str, Callable[[str], Any]] = {entry.name: int for entry in fields(cls) if "bounds" in entry.metadata}
+        numbers: dict[str, Callable[[str], Any]] = {
+            entry.name: int for entry in fields(cls) if "bounds" in entry.metadata
+        }
         values: dict[str, Any] = {}
         faults: list[str] = []
         for variable in sorted(env):
@@ -58,7 +60,9 @@ class Settings:
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in numbers:
-                faults.append(f"{variable}: no such setting; known are {', '.join(PREFIX + key.upper() for key in numbers)}")
+                faults.append(
+                    f"{variable}: no such setting; known are {', '.join(PREFIX + key.upper() for key in numbers)}"
+                )
                 continue
             try:
                 values[name] = numbers[name](env[variable])

@@ -109,7 +109,9 @@ class Checker:
             body_at = start + size
             end = body_at + body_bytes
             if end > len(data):
-                raise malformed(f"{schema.stream}: a record batch claims {body_bytes} bytes, {len(data) - body_at} are there")
+                raise malformed(
+                    f"{schema.stream}: a record batch claims {body_bytes} bytes, {len(data) - body_at} are there"
+                )
             for offsets_at, data_bytes, column in text_buffers:
                 _check_texts(data, body_at + offsets_at, batch_rows, data_bytes, schema.columns[column].name)
             rows += batch_rows
@@ -164,9 +166,13 @@ def _message_bounds(data: bytes, at: int, limit: int) -> tuple[int, int]:
     if marker != _CONTINUATION:
         raise malformed(f"no message marker at byte {at}")
     if size < 0 or size % 8 or size > limit:
-        raise malformed(f"a message at byte {at} claims {size} bytes of metadata; it must be a multiple of 8 up to {limit}")
+        raise malformed(
+            f"a message at byte {at} claims {size} bytes of metadata; it must be a multiple of 8 up to {limit}"
+        )
     if at + 8 + size > len(data):
-        raise malformed(f"truncated: a message at byte {at} claims {size} bytes of metadata, the body ends at {len(data)}")
+        raise malformed(
+            f"truncated: a message at byte {at} claims {size} bytes of metadata, the body ends at {len(data)}"
+        )
     return at + 8, size
 
 
@@ -314,7 +320,9 @@ def _read_field(reader: _Reader, field: int) -> Column:
         bits = reader.number(table, 0, "<i")
         if kind == _TYPE_INT and reader.number(table, 1, "<B") and bits in _INT_OF_BITS:
             return Column(name, _INT_OF_BITS[bits])
-    raise BadBodyError("wrong_type", f"column {name:.80}: Arrow type {kind} is none of the wire's int16/32/64, float32, utf8")
+    raise BadBodyError(
+        "wrong_type", f"column {name:.80}: Arrow type {kind} is none of the wire's int16/32/64, float32, utf8"
+    )
 
 
 def _check_columns(stream: Stream, fields: tuple[Column, ...]) -> tuple[str, ...]:
@@ -358,9 +366,13 @@ def _read_header(schema: Schema, flatbuffer: bytes) -> tuple[int, int, tuple[tup
     at = 0
     for position, (column, (length, nulls)) in enumerate(zip(schema.columns, nodes, strict=True)):
         if length != rows or not 0 <= nulls <= rows:
-            raise malformed(f"{schema.stream}.{column.name}: {length} values and {nulls} nulls in a batch of {rows} rows")
+            raise malformed(
+                f"{schema.stream}.{column.name}: {length} values and {nulls} nulls in a batch of {rows} rows"
+            )
         if nulls and column.name in required:
-            raise BadBodyError("null_value", f"{schema.stream}.{column.name} must have a value in every row; {nulls} are null")
+            raise BadBodyError(
+                "null_value", f"{schema.stream}.{column.name} must have a value in every row; {nulls} are null"
+            )
         if nulls and buffers[at][1] * 8 < rows:
             raise malformed(f"{schema.stream}.{column.name}: its validity bitmap is shorter than its {rows} rows")
         needed = (4 * (rows + 1) if rows else 0) if column.type == "utf8" else _WIDTH[column.type] * rows

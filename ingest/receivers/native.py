@@ -108,7 +108,9 @@ def decode(streams: Sequence[CheckedStream]) -> pl.DataFrame:
         raise malformed(f"{schema.stream}: {rows} rows claimed, {frame.height} decoded")
     known = {column.name for column in schema.columns} - set(schema.unknown)
     expressions = [
-        pl.col(column.name) if column.name in known else pl.lit(None, dtype=_POLARS_TYPES[column.type]).alias(column.name)
+        pl.col(column.name)
+        if column.name in known
+        else pl.lit(None, dtype=_POLARS_TYPES[column.type]).alias(column.name)
         for column in COLUMNS[schema.stream]
     ]
     frame = frame.select(expressions).rechunk()

@@ -91,11 +91,15 @@ def fold(rows: list[Allocation], event: Event) -> datetime | None:
     at = _instant(event.at_us)
     current = [row for row in rows if not row.superseded]
     if event.action == START:
-        if any(row.start_is_known and row.start_at <= at and (row.end_at is None or at < row.end_at) for row in current):
+        if any(
+            row.start_is_known and row.start_at <= at and (row.end_at is None or at < row.end_at) for row in current
+        ):
             return None
         if any(row.start_is_known and row.start_at == at for row in current):
             return None
-        guess = next((row for row in current if not row.start_is_known and row.end_at is not None and at <= row.end_at), None)
+        guess = next(
+            (row for row in current if not row.start_is_known and row.end_at is not None and at <= row.end_at), None
+        )
         if guess is not None:
             guess.superseded = guess.changed = True
             rows.append(_opened(event, at, guess))
@@ -134,7 +138,9 @@ def _upsert_jobs(conn: psycopg.Connection[Any], events: Sequence[Event]) -> dict
     """Return the ids of the events' jobs, made where missing and locked; what a job did not say before is filled in."""
     latest: dict[JobKey, Event] = {event.job: event for event in events}
     jobs = [latest[key] for key in sorted(latest)]
-    filled = ", ".join(f"{name} = coalesce(jobs.{name}, excluded.{name})" for name in _JOB_TEXTS if name != "workload_kind")
+    filled = ", ".join(
+        f"{name} = coalesce(jobs.{name}, excluded.{name})" for name in _JOB_TEXTS if name != "workload_kind"
+    )
     rows = conn.execute(
         "INSERT INTO jobs (site_id, cluster, native_id, started_at, "  # noqa: S608 (constants)
         f"{', '.join(_JOB_TEXTS)}, workload_kind_source, state, origin, source) "
@@ -186,7 +192,8 @@ def _write(conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Seque
             conn.execute("UPDATE allocations SET superseded_at = now() WHERE id = %s", [row.id])
         else:
             conn.execute(
-                "UPDATE allocations SET end_at = %s, end_energy_mj = %s WHERE id = %s", [row.end_at, row.end_energy_mj, row.id]
+                "UPDATE allocations SET end_at = %s, end_energy_mj = %s WHERE id = %s",
+                [row.end_at, row.end_energy_mj, row.id],
             )
 
 

@@ -11,7 +11,9 @@ import sqlalchemy as sa
 from ingest.errors import UnavailableError
 from ingest.store.tables import samples
 
-_KEPT_HEADERS: Final = frozenset({"content-type", "content-encoding", "content-length", "user-agent", "wattledger-sent-at"})
+_KEPT_HEADERS: Final = frozenset(
+    {"content-type", "content-encoding", "content-length", "user-agent", "wattledger-sent-at"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,9 @@ class GroupWriter:
                     if stream is Stream.ALLOCATION:
                         changed = allocations.apply(conn, prepared.allocation_events(rows))
                         until = datetime.fromtimestamp(now_us / 1e6, UTC)
-                        _record_changes(conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()])
+                        _record_changes(
+                            conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()]
+                        )
                     else:
                         _copy(conn, TARGETS[stream], rows)
                 _record_changes(conn, _sample_changes(prepared.hours))
@@ -145,7 +147,9 @@ class GroupWriter:
     def _connection(self) -> psycopg.Connection[Any]:
         if self._conn is None or self._conn.closed:
             self.close()
-            conn: psycopg.Connection[Any] = self._database.connect("writer", autocommit=True, application="wattledger-writer")
+            conn: psycopg.Connection[Any] = self._database.connect(
+                "writer", autocommit=True, application="wattledger-writer"
+            )
             self._conn = conn
             for target in (*TARGETS.values(), LATE):
                 check_widths(conn, target.table, target.schema)

@@ -135,7 +135,9 @@ class Registry:
         self, conn: sa.Connection, missing: Sequence[tuple[int, Sighting]]
     ) -> dict[int, Identity | BadBodyError]:
         node_ids = identities.node_ids(conn, {NodeKey(s.site_id, s.meta.node) for _, s in missing})
-        versions = {_epoch_key(node_ids[NodeKey(s.site_id, s.meta.node)], s.meta): s.meta.agent_version for _, s in missing}
+        versions = {
+            _epoch_key(node_ids[NodeKey(s.site_id, s.meta.node)], s.meta): s.meta.agent_version for _, s in missing
+        }
         epoch_ids = identities.epoch_ids(conn, versions)
         device_ids, orphans = _device_ids(conn, missing)
         found: dict[int, Identity | BadBodyError] = {}

@@ -132,7 +132,9 @@ class Writer:
             except Exception:
                 # The outermost loop of the thread: whatever it was, the senders keep their batches and the loop goes on.
                 _LOG.exception("a group of %d bodies failed in a way nobody foresaw", len(group))
-                results = [UnavailableError("internal", "the batch could not be written; send it again", 5)] * len(group)
+                results = [UnavailableError("internal", "the batch could not be written; send it again", 5)] * len(
+                    group
+                )
             self._account(group, started)
             self._settled([(waiting.ticket, result) for waiting, result in zip(group, results, strict=True)])
             if any(isinstance(result, UnavailableError) for result in results):

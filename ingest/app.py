@@ -1,0 +1,102 @@
+"""The ingest application: routes, and what runs behind them. Built by :func:`create_app`, nothing happens at import.
+
+`/v1/samples` takes the native wire, `/v1/traces` OTLP; `/healthz` says that the process lives, `/readyz` that it can keep
+data, `/metrics` how it fares. The read API is mounted into the same application by the command line, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+from collector.wire import MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
+from ingest.http import Answer, Endpoint, Request
+from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
+from ingest.receivers.native import check_media_type
+from ingest.runtime import Runtime
+from ingest.settings import Settings
+from ingest.store.dead_letters import DeadLetter
+from ingest.store.group import Outcome
+from ingest.store.prepare import Submission
+from ingest.store.tokens import Scope
+
+_SENT_AT = SENT_AT_HEADER.lower().encode()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; its lifespan starts and stops the writer. ``app.state.ingest`` is its Runtime."""
+    runtime = Runtime(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.start()
+        try:
+            yield
+        finally:
+            await runtime.stop()
+
+    app = FastAPI(title="Wattledger", version="1", lifespan=lifespan)
+    app.state.ingest = runtime
+    samples = Endpoint(
+        "samples", lambda request: take_samples(runtime, request), MAX_BODY_BYTES, runtime.metrics.bodies
+    )
+    app.router.routes.append(Route(SAMPLES_PATH, samples, methods=["POST"]))
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        faults = await runtime.in_thread(runtime.readiness)
+        body: dict[str, Any] = {"status": "not ready", "faults": faults} if faults else {"status": "ready"}
+        return JSONResponse(body, 503 if faults else 200)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(_: StarletteRequest) -> PlainTextResponse:
+        return PlainTextResponse(await runtime.in_thread(runtime.metrics.exposition), media_type=METRICS_TYPE)
+
+    return app
+
+
+async def take_samples(runtime: Runtime, request: Request) -> Answer:
+    """Take one native body: answered after its commit, 202 if it went to the dead letters; raises IngestError."""
+    principal = await runtime.principal(request.headers.get(b"authorization"))
+    principal.require(Scope.AGENT)
+    check_media_type(request.text(b"content-type"), request.text(b"content-encoding"))
+    body = await runtime.read(request.body)
+    principal.require_node(body.meta.node)
+    for stream, _ in body.unknown_columns:
+        runtime.metrics.unknown_columns.add(1, {"stream": stream.value})
+    skew_us = runtime.skew_us(request.headers.get(_SENT_AT))
+    if skew_us is not None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
+        detail = f"the sender's clock is {skew_us / 1e6:+.1f} s off; its times cannot be believed"
+        letter = DeadLetter(
+            principal.site_id, principal.token.node_id, "clock_skew", detail, request.body, headers, skew_us
+        )
+        await runtime.bury(letter)
+        answer = {
+            "dead_letter": True,
+            "reason": "clock_skew",
+            "skew_us": skew_us,
+            "detail": detail + "; kept for replay",
+        }
+        return Answer(202, orjson.dumps(answer), outcome="clock_skew")
+    return _answer(await runtime.keep(Submission(principal.site_id, body)))
+
+
+def _answer(outcome: Outcome) -> Answer:
+    if outcome.duplicate:
+        return Answer(200, b'{"accepted_rows":0,"duplicate":true,"refused":[]}', outcome="duplicate")
+    refused = [
+        {"stream": refusal.stream.value, "reason": refusal.reason, "rows": refusal.rows} for refusal in outcome.refusals
+    ]
+    return Answer(200, orjson.dumps({"accepted_rows": outcome.accepted_rows, "duplicate": False, "refused": refused}))

@@ -1,0 +1,158 @@
+"""What an ingest process holds while it runs: engine, registry, authenticator, writer, metrics; and how a body is kept.
+
+Made by :func:`ingest.app.create_app`, started and stopped with it. It is the only place where the event loop and the
+writer's threads meet: a body's future is resolved once its group is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+
+from ingest.accept import clock_skew_us
+from ingest.auth import Authenticator, Principal
+from ingest.errors import BadBodyError, UnavailableError
+from ingest.metrics import IngestMetrics
+from ingest.receivers.native import Body, Reader
+from ingest.settings import Settings
+from ingest.store import dead_letters, partitions
+from ingest.store.dead_letters import DeadLetter
+from ingest.store.group import GroupWriter, Outcome, Result
+from ingest.store.prepare import Submission
+from ingest.store.registry import Registry
+from ingest.store.writer import Writer
+
+_LOG = logging.getLogger(__name__)
+_LARGE_BODY_BYTES: Final = 128 * 1024
+"""Bodies above this are read in a thread: decompressing 10,000 rows takes a millisecond, during which others wait."""
+_T = TypeVar("_T")
+
+
+class Runtime:
+    """Everything of one running ingest. Nothing is opened before :meth:`start`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine: sa.Engine = settings.database.create_engine("writer", pool_size=4, application="wattledger-ingest")
+        self.registry = Registry(self.engine)
+        self.authenticator = Authenticator(self.engine, settings.token_cache_s)
+        sinks = [
+            GroupWriter(settings.database, self.registry, hot_retention=settings.hot_retention)
+            for _ in range(settings.writers)
+        ]
+        self.writer = Writer(sinks, settings.limits, self._settled)
+        self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
+        self._probe = sinks[0]
+        self._reader = Reader()
+        self._local = threading.local()
+        self._threads = ThreadPoolExecutor(4, "ingest")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Check the schema if the database answers, and begin to write. An absent database is waited for, not an error."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.in_thread(self._probe.ping)
+            await self.in_thread(self.ensure_partitions)
+        except UnavailableError as error:
+            _LOG.warning("ingest starts without its database: %s", error)
+        self.writer.start()
+
+    async def stop(self) -> None:
+        """Write what waits, then let go of everything."""
+        await self.in_thread(self.writer.stop)
+        self._threads.shutdown(wait=True)
+        self.engine.dispose()
+        self.metrics.close()
+
+    async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *args)
+
+    async def principal(self, header: bytes | None) -> Principal:
+        known = self.authenticator.recall(header)
+        return known if known is not None else await self.in_thread(self.authenticator.verify, header)
+
+    async def read(self, body: bytes) -> Body:
+        """Check a body, a large one in a thread."""
+        return (
+            self._reader.read(body) if len(body) <= _LARGE_BODY_BYTES else await self.in_thread(self._read_large, body)
+        )
+
+    def skew_us(self, sent_at: bytes | None) -> int | None:
+        """Return how wrong the sender's clock is, None if right enough or not stated; raises BadBodyError."""
+        if sent_at is None:
+            return None
+        if not sent_at.isdigit() or len(sent_at) > 18:
+            raise BadBodyError("malformed", "Wattledger-Sent-At must be microseconds since the Unix epoch")
+        return clock_skew_us(int(sent_at), time.time_ns() // 1_000)
+
+    async def keep(self, submission: Submission) -> Outcome:
+        """Return once the body is committed; raises IngestError when it is not."""
+        started = time.monotonic()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.writer.submit(future, submission)
+        result = await future
+        if isinstance(result, Outcome):
+            self.metrics.group_duration.record(time.monotonic() - started)
+            return result
+        raise result
+
+    async def bury(self, letter: DeadLetter) -> None:
+        await self.in_thread(dead_letters.bury, self.engine, letter)
+
+    def ensure_partitions(self) -> None:
+        """Make the partitions of the hot days up to the day after tomorrow."""
+        today = datetime.now(UTC).date()
+        try:
+            with self.engine.begin() as conn:
+                partitions.ensure(conn, today - timedelta(days=1), today + timedelta(days=3))
+        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            raise UnavailableError("database_unavailable", "the database does not answer") from error
+
+    def readiness(self) -> list[str]:
+        """Return what keeps this process from taking data; empty = ready."""
+        if self.writer.is_down:
+            return ["the database does not answer"]
+        try:
+            with self.engine.begin() as conn:
+                days = {
+                    partition.day for partition in partitions.partitions(conn) if partition.table == "device_samples"
+                }
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error) as error:
+            return [f"the database does not answer: {type(error).__name__}"]
+        today = datetime.now(UTC).date()
+        return [f"no partition for {day}" for day in (today, today + timedelta(days=1)) if day not in days]
+
+    def _read_large(self, body: bytes) -> Body:
+        reader: Reader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = Reader()
+        return reader.read(body)
+
+    def _settled(self, results: Sequence[tuple[asyncio.Future[Result], Result]]) -> None:
+        """Hand a group's results to the event loop in one call; runs in a writer's thread."""
+        accepted = sum(result.accepted_rows for _, result in results if isinstance(result, Outcome))
+        if accepted:
+            self.metrics.rows.add(accepted, {"outcome": "accepted"})
+        for _, result in results:
+            if isinstance(result, Outcome):
+                for refusal in result.refusals:
+                    self.metrics.refused.add(refusal.rows, {"stream": refusal.stream.value, "reason": refusal.reason})
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: Sequence[tuple[asyncio.Future[Result], Result]]) -> None:
+    for future, result in results:
+        if not future.done():  # a sender that hung up cancelled it; its batch is committed all the same
+            future.set_result(result)
