@@ -74,6 +74,8 @@ class ImportReport:
     written: Counter[str] = field(default_factory=Counter)
     unchanged: int = 0
     """Rows that were in the store already, word for word."""
+    rounded: int = 0
+    """Rates with more decimals than are kept."""
     first_at: datetime | None = None
     last_at: datetime | None = None
     notes: list[str] = field(default_factory=list)
@@ -107,6 +109,7 @@ class ImportReport:
             "rows_written": self.rows_written,
             "written": dict(self.written),
             "unchanged": self.unchanged,
+            "rounded": self.rounded,
             "rejections": {
                 "total": self.rejections.total,
                 "by_reason": dict(self.rejections.by_reason),
