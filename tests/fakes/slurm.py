@@ -33,8 +33,8 @@ IFS='|' read -r state start user account < "$file"
 case "$mode" in
   refuse) echo "{program}: error: Access/permission denied" >&2; exit 1;;
   slow) sleep 0.2;;
-  hang) sleep 30;;
-  hang-after) echo "CANCELLED|$start|$user|$account" > "$file"; sleep 30;;
+  hang) sleep 8;;
+  hang-after) echo "CANCELLED|$start|$user|$account" > "$file"; sleep 8;;
   ignore) exit 0;;
 esac
 echo "{state}|$start|$user|$account" > "$file"
