@@ -88,11 +88,12 @@ class Block:
 class Blocks:
     """The blocks of one fleet: makes each from the one before, keeps a few, and the carries needed to go on."""
 
-    def __init__(self, spec: FleetSpec, schedule: Schedule, keep: int = 4) -> None:
-        """Start at the beginning of the fleet; ``keep`` blocks stay in memory."""
+    def __init__(self, spec: FleetSpec, schedule: Schedule) -> None:
+        """Start at the beginning of the fleet."""
         self._spec = spec
         self._schedule = schedule
-        self._keep = keep
+        # A block takes 150 bytes a cell: half a gigabyte for 10,000 devices. Late batches want an old one now and then.
+        self._keep = 4 if spec.devices <= 2048 else 1
         self._made: OrderedDict[int, Block] = OrderedDict()
         traits = spec.traits
         zeros = np.zeros(spec.devices, dtype=np.int64)
