@@ -24,9 +24,9 @@ class GapPolicy:
     max_gap_us: int = 60 * US_PER_SECOND
     max_gap_cadences: int = 3
     """A gap is longer than the larger of ``max_gap_us`` and this many cadences of its feed."""
-    reach_us: int = US_PER_HOUR
-    """Readings further apart are not joined at all: an hour is closed from readings at most this far from it, and a
-    change further away does not reopen it."""
+    reach_us: int = 48 * US_PER_HOUR
+    """Readings further apart are not joined at all. Two days, as long as rows stay hot: within it a silence is energy of
+    known size and unknown timing, and the hours it spans are closed again once it ends."""
     max_power_mw: int = 20_000 * MW_PER_W
     """Per accelerator. A counter step that implies more is a broken counter, not energy."""
 

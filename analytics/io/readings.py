@@ -81,18 +81,20 @@ def load_readings(
 
 
 def _between(database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
-    where = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
+    return _typed(fetch_arrow(database, "worker", _query(devices, from_at, to_at)))
+
+
+def _query(devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> str:
+    within = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
+    fleet, nodes = devices.filter(pl.col("kind") != "node"), devices.filter(pl.col("kind") == "node")
     parts = []
-    if (devices["kind"] != "node").any():
-        of_fleet = f"{where} AND device_id = ANY ('{_array(devices.filter(pl.col('kind') != 'node'))}'::integer[])"
-        parts += [f"SELECT {_COLUMNS} FROM {table} WHERE {of_fleet}" for table in ("device_samples", "late_samples")]  # noqa: S608
-    if (devices["kind"] == "node").any():
-        nodes = _array(devices.filter(pl.col("kind") == "node"))
-        parts.append(
-            f"SELECT {_NODE_COLUMNS} FROM {_NODE_ROWS} WHERE {where.replace('at ', 'sample.at ')} "  # noqa: S608
-            f"AND placed.device_id = ANY ('{nodes}'::integer[])"
-        )
-    return _typed(fetch_arrow(database, "worker", " UNION ALL ".join(parts)))
+    if not fleet.is_empty():
+        where = f"{within} AND device_id = ANY ('{_array(fleet)}'::integer[])"
+        parts += [f"SELECT {_COLUMNS} FROM {table} WHERE {where}" for table in ("device_samples", "late_samples")]  # noqa: S608
+    if not nodes.is_empty():
+        where = f"{within} AND placed.device_id = ANY ('{_array(nodes)}'::integer[])"
+        parts.append(f"SELECT {_NODE_COLUMNS} FROM {_NODE_ROWS} WHERE {where}")  # noqa: S608 (ids and instants of our own)
+    return " UNION ALL ".join(parts)
 
 
 def _nearest(
@@ -101,10 +103,12 @@ def _nearest(
     """Return each device's latest (or earliest) reading of the range that has a counter or a gauge."""
     if devices.is_empty() or from_at >= to_at:
         return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
-    rows = _between(database, devices, from_at, to_at).filter(
-        pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null()
+    order = "at DESC" if latest else "at"
+    query = (
+        f"SELECT DISTINCT ON (device_id) * FROM ({_query(devices, from_at, to_at)}) AS around "  # noqa: S608 (ids and instants)
+        f"WHERE energy_mj IS NOT NULL OR power_mw IS NOT NULL ORDER BY device_id, {order}"
     )
-    return rows.sort("device_id", "at").unique("device_id", keep="last" if latest else "first", maintain_order=True)
+    return _typed(fetch_arrow(database, "worker", query))
 
 
 def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

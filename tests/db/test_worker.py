@@ -1,0 +1,210 @@
+"""The worker's rounds on a real database: closing, restating, resting, and never twice."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from analytics.io.hours import due_hours
+from analytics.jobs import HourCloser, WorkerSettings
+from ingest.store.engine import Database
+from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+
+pytestmark = pytest.mark.db
+
+SETTINGS = WorkerSettings(code_version="test")
+LATER = HOUR_AT + timedelta(hours=3)
+KWH_MJ = 3_600_000_000
+
+INDEPENDENT = """
+-- Law 1 asked of the raw samples alone: last minus first counter per epoch, the hour's edges by the interpolated counter.
+WITH reading AS (
+    SELECT device_id, epoch_id, at, energy_mj,
+           lead(at) OVER w AS next_at, lead(energy_mj) OVER w AS next_mj
+    FROM device_samples WINDOW w AS (PARTITION BY device_id, epoch_id ORDER BY at)
+), step AS (
+    SELECT *, greatest(at, %(hour)s) AS lo, least(next_at, %(hour)s + interval '1 hour') AS hi FROM reading
+    WHERE next_mj >= energy_mj AND next_at > %(hour)s AND at < %(hour)s + interval '1 hour'
+)
+SELECT device_id, sum(
+    floor((next_mj - energy_mj)::numeric * (extract(epoch FROM hi - at) * 1000000)::bigint
+          / (extract(epoch FROM next_at - at) * 1000000)::bigint)
+  - floor((next_mj - energy_mj)::numeric * (extract(epoch FROM lo - at) * 1000000)::bigint
+          / (extract(epoch FROM next_at - at) * 1000000)::bigint))::bigint
+FROM step GROUP BY device_id ORDER BY device_id
+"""
+
+
+@pytest.fixture
+def fleet(db: Database) -> SmallFleet:
+    return small_fleet(db)
+
+
+def test_a_job_pays_for_its_half_hour_and_the_platform_for_the_rest(fleet: SmallFleet) -> None:
+    # 100 W for an hour is 0.1 kWh; the job held the first half.
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR + timedelta(minutes=5))
+    job_id = fleet.job("7", HOUR_AT, HOUR_AT + timedelta(minutes=30))
+
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+
+    usage = fleet.rows(
+        "SELECT holder, energy_mj, held_us, covered_us, carbon_gco2e FROM current_usage_hours WHERE hour_at = %s ORDER BY 1",
+        HOUR_AT,
+    )
+    half_us = 1_800_000_000
+    assert usage == [
+        ("idle", KWH_MJ // 20, half_us, half_us, Decimal("20.000000000")),
+        (f"job:{job_id}", KWH_MJ // 20, half_us, half_us, Decimal("20.000000000")),
+    ]
+    lines = fleet.rows(
+        "SELECT pool, charge_category, tenant_id, effective_cost FROM current_ledger_lines WHERE hour_at = %s ORDER BY 1, 2",
+        HOUR_AT,
+    )
+    assert lines == [
+        ("idle", "electricity", None, Decimal("0.010000000")),
+        ("idle", "gpu_owned", None, Decimal("1.000000000")),
+        ("job", "electricity", fleet.tenant_id, Decimal("0.010000000")),
+        ("job", "gpu_owned", fleet.tenant_id, Decimal("1.000000000")),
+    ]
+
+
+def test_books_equal_an_independent_query_over_raw_samples(fleet: SmallFleet) -> None:
+    # Readings 7 s off the hour and a step of 11 s: the hour's edges fall inside intervals.
+    fleet.samples(HOUR_AT + timedelta(seconds=7), HOUR_AT + 2 * HOUR, power_w=373, step_s=11)
+    fleet.job("7", HOUR_AT + timedelta(minutes=10, seconds=3), HOUR_AT + timedelta(minutes=95, seconds=1))
+
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+
+    for hour in (HOUR_AT, HOUR_AT + HOUR):
+        with fleet.admin() as connection:
+            independent = connection.execute(INDEPENDENT, {"hour": hour}).fetchall()
+        books = fleet.rows(
+            "SELECT device_id, sum(energy_mj)::bigint FROM current_usage_hours WHERE hour_at = %s GROUP BY 1", hour
+        )
+        assert books == independent
+        assert books[0][1] > 0
+
+
+def test_a_second_round_finds_nothing_to_do(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    closer = HourCloser(fleet.database, SETTINGS)
+    first = closer.run(LATER)
+    assert first.closed >= 1
+
+    with fleet.admin() as connection:
+        assert due_hours(connection, LATER) == []
+    assert closer.run(LATER).closed == 0
+
+
+def test_late_data_closes_the_hour_again_as_a_new_revision_with_its_difference(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=30))
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(LATER)
+    before = fleet.rows("SELECT revision, status FROM ledger_hours WHERE hour_at = %s", HOUR_AT)
+    assert before == [(1, "closed")]
+
+    fleet.samples(HOUR_AT + timedelta(minutes=30, seconds=10), HOUR_AT + HOUR, start_mj=1810 * 100_000)
+    restated = closer.run(LATER)
+
+    assert restated.restated >= 1
+    assert fleet.rows("SELECT revision FROM ledger_hours WHERE hour_at = %s", HOUR_AT) == [(2,)]
+    energies = fleet.rows(
+        "SELECT revision, sum(energy_mj)::bigint FROM usage_hours WHERE hour_at = %s GROUP BY 1 ORDER BY 1", HOUR_AT
+    )
+    assert energies == [(1, KWH_MJ // 20), (2, KWH_MJ // 10)]
+    (difference,) = fleet.rows("SELECT diff FROM ledger_runs WHERE hour_at = %s AND revision = 2", HOUR_AT)[0]
+    assert difference["before"]["energy_mj"] == str(KWH_MJ // 20)
+    assert difference["after"]["energy_mj"] == str(KWH_MJ // 10)
+
+
+def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=20))
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(HOUR_AT + timedelta(minutes=20))
+    fleet.samples(HOUR_AT + timedelta(minutes=20, seconds=10), HOUR_AT + HOUR, start_mj=1210 * 100_000)
+    closer.run(HOUR_AT + timedelta(minutes=50))
+    assert fleet.rows("SELECT DISTINCT revision FROM ledger_lines WHERE hour_at = %s", HOUR_AT) == [(0,)]
+    assert fleet.rows("SELECT status FROM ledger_hours WHERE hour_at = %s", HOUR_AT) == [("provisional",)]
+
+    closer.run(LATER)
+
+    assert fleet.rows("SELECT DISTINCT revision FROM ledger_lines WHERE hour_at = %s", HOUR_AT) == [(1,)]
+
+
+def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
+    from analytics.frames import Findings, LedgerLines, Rollups, UsageHours  # noqa: PLC0415
+    from analytics.io.save import HourBooks, Run, Saved, save_hour  # noqa: PLC0415
+
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    with fleet.database.connect("worker", autocommit=True) as connection:
+        state = due_hours(connection, LATER)[0]
+        empty = HourBooks(
+            UsageHours.create_empty(), LedgerLines.create_empty(), Findings.create_empty(), Rollups.create_empty()
+        )
+        run = Run("test", LATER, "3", b"", "test")
+        assert save_hour(connection, state, empty, run, closed=True) is Saved.WRITTEN
+        assert save_hour(connection, state, empty, run, closed=True) is Saved.LOST_RACE
+    assert fleet.rows("SELECT count(*) FROM ledger_runs") == [(1,)]
+
+
+def test_a_silence_over_hours_is_known_energy_once_the_device_speaks_again(fleet: SmallFleet) -> None:
+    # Silent from 08:10 to 11:05; the counter went on. Nothing of it is lost, all of it is estimated.
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=10))
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(HOUR_AT + timedelta(hours=3))
+    back_at = HOUR_AT + timedelta(hours=3, minutes=5)
+    fleet.samples(back_at, back_at + HOUR, start_mj=int((back_at - HOUR_AT).total_seconds()) * 100_000)
+
+    for _ in range(3):
+        closer.run(HOUR_AT + timedelta(hours=6))
+
+    found = fleet.rows(
+        "SELECT hour_at, sum(energy_mj)::bigint, sum(estimated_mj)::bigint FROM current_usage_hours "
+        "WHERE hour_at < %s GROUP BY 1 ORDER BY 1",
+        HOUR_AT + 3 * HOUR,
+    )
+    tenth = KWH_MJ // 10
+    assert found == [
+        (HOUR_AT, tenth, tenth // 6 * 5),
+        (HOUR_AT + HOUR, tenth, tenth),
+        (HOUR_AT + 2 * HOUR, tenth, tenth),
+    ]
+    with fleet.admin() as connection:
+        assert due_hours(connection, HOUR_AT + timedelta(hours=6)) == []
+
+
+def test_a_price_correction_restates_only_the_hours_it_touches(fleet: SmallFleet) -> None:
+    # Two tariffs, 0.20 before 11:00 and 0.30 after; the second turns out to be 0.50.
+    change_at = HOUR_AT + 3 * HOUR
+    fleet.rows("UPDATE tariffs SET valid_to = %s RETURNING id", change_at)
+    _tariff(fleet, "0.30", change_at)
+    fleet.samples(HOUR_AT, HOUR_AT + 4 * HOUR)
+    closer, now = HourCloser(fleet.database, SETTINGS), HOUR_AT + timedelta(hours=6)
+    closer.run(now)
+    fleet.rows("UPDATE tariffs SET superseded_at = now() WHERE amount_per_kwh = 0.30 RETURNING id")
+    _tariff(fleet, "0.50", change_at)
+    with fleet.admin() as connection:
+        fleet.changed("tariffs", change_at, now, connection)
+
+    closer.run(now)
+
+    revisions = fleet.rows("SELECT hour_at, revision FROM ledger_hours ORDER BY 1")
+    assert revisions[:4] == [*((HOUR_AT + n * HOUR, 1) for n in range(3)), (change_at, 2)]
+    costs = fleet.rows(
+        "SELECT revision, sum(effective_cost) FROM ledger_lines WHERE hour_at = %s AND charge_category = 'electricity' "
+        "GROUP BY 1 ORDER BY 1",
+        change_at,
+    )
+    assert costs == [(1, Decimal("0.030000000")), (2, Decimal("0.050000000"))]
+
+
+def _tariff(fleet: SmallFleet, amount: str, from_at: datetime) -> None:
+    fleet.rows(
+        "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
+        "VALUES (%s, 'it', %s, 'USD', 'test', %s) RETURNING id",
+        fleet.site_id,
+        amount,
+        from_at,
+    )
