@@ -97,7 +97,13 @@ def binding(position: int, tenant: int, **more: Any) -> dict[str, Any]:
 
 
 def price(price_id: int, amount: str, **more: Any) -> dict[str, Any]:
-    usual = {"provider": "owned", "model": "H100", "meter": "accelerator_hour", "currency": "USD", "valid_from": LONG_AGO}
+    usual = {
+        "provider": "owned",
+        "model": "H100",
+        "meter": "accelerator_hour",
+        "currency": "USD",
+        "valid_from": LONG_AGO,
+    }
     return {"price_id": price_id, "amount": Decimal(amount), **usual, **more}
 
 

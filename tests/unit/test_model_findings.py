@@ -1,0 +1,92 @@
+"""Idle waste needs two signals, throttling needs work, and both carry their evidence and price."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from tests.fakes.site import HOUR, Site, at, epoch, holds, reading, steady, tariff
+
+IDLE = {"gpu_util_percent": 0, "clocks_event_reasons": 0}
+BUSY = {"gpu_util_percent": 95, "clocks_event_reasons": 0}
+
+
+def _findings(site: Site) -> list[dict[str, Any]]:
+    return site.close().findings.to_dicts()
+
+
+def test_a_held_device_idle_by_utilization_and_power_is_waste_with_its_price() -> None:
+    readings = [*steady(1, 0, 1190, 75, **IDLE), *steady(1, 1200, 3600, 75, **BUSY)]
+    readings = [{**row, "energy_mj": (row["at"] - HOUR).seconds * 75_000} for row in readings]
+    site = Site(readings=readings, allocations=[holds(7, 1, 0, 3600)], tariffs=[tariff(1, "3.60")])
+    (found,) = _findings(site)
+    # The row at 1,200 s reports work, so the idle run ends at 1,190 s: 75 W x 1,190 s = 89.25 kJ, at 3.60 a kWh 0.08925.
+    assert (found["kind"], found["job_id"], found["start_at"], found["end_at"]) == ("idle_waste", 7, HOUR, at(1190))
+    assert (found["waste_energy_mj"], found["avoidable_cash"]) == (89_250_000, Decimal("0.08925"))
+    assert found["capacity_freed_us"] == 1_190_000_000
+    assert {signal["instrument"] for signal in json.loads(found["evidence"])["signals"]} == {
+        "gpu_util_percent",
+        "power",
+    }
+
+
+def test_low_utilization_alone_is_not_waste() -> None:
+    # No kernel runs but 300 W are drawn: something works that utilization does not see.
+    assert _findings(Site(readings=steady(1, 0, 3600, 300, **IDLE), allocations=[holds(7, 1, 0, 3600)])) == []
+
+
+def test_nine_idle_minutes_are_no_finding() -> None:
+    readings = [*steady(1, 0, 540, 75, **IDLE)]
+    assert _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)])) == []
+
+
+def test_an_idle_device_nobody_holds_is_not_waste() -> None:
+    assert _findings(Site(readings=steady(1, 0, 3600, 75, **IDLE))) == []
+
+
+def test_an_episode_across_the_hour_is_found_in_both_hours_from_either_side() -> None:
+    # Idle from 3,300 s to 4,200 s: five minutes in the first hour, ten in the second, one episode of fifteen.
+    site = Site(readings=steady(1, 3300, 4200, 75, **IDLE), allocations=[holds(7, 1, 0, None)], hours=2)
+    both = _findings(site)
+    assert [(row["start_at"], row["end_at"]) for row in both] == [(at(3300), at(3600)), (at(3600), at(4200))]
+    alone = [row for hour in (0, 1) for row in site.close(site.window(hour, 1)).findings.to_dicts()]
+    assert alone == both
+
+
+def test_throttling_is_priced_with_its_assumed_loss_and_two_sources() -> None:
+    hot = {"gpu_util_percent": 99, "clocks_event_reasons": 0x40}
+    readings = [
+        {**row, "throttled_ns": (row["at"] - HOUR).seconds * 500_000_000} for row in steady(1, 0, 3600, 700, **hot)
+    ]
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)], tariffs=[tariff(1, "1")]))
+    # Half of each second by the counters: 1,800 s; a fifth of 0.35 kWh and of 1,800 s is lost.
+    assert found["kind"] == "throttling"
+    assert (found["waste_energy_mj"], found["avoidable_cash"]) == (252_000_000, Decimal("0.07"))
+    assert (found["capacity_freed_us"], found["confidence"]) == (360_000_000, 0.9)
+    assert json.loads(found["evidence"])["loss_source"] == "assumed"
+
+
+def test_bits_that_the_violation_counters_deny_are_no_throttling() -> None:
+    capped = {"gpu_util_percent": 99, "clocks_event_reasons": 0x4, "throttled_ns": 0}
+    assert _findings(Site(readings=steady(1, 0, 3600, 700, **capped), allocations=[holds(7, 1, 0, 3600)])) == []
+
+
+def test_an_idle_board_that_reports_its_power_cap_is_not_throttled() -> None:
+    capped = {"gpu_util_percent": 0, "clocks_event_reasons": 0x4}
+    kinds = [
+        row["kind"]
+        for row in _findings(Site(readings=steady(1, 0, 3600, 39, **capped), allocations=[holds(7, 1, 0, 3600)]))
+    ]
+    assert kinds == ["idle_waste"]
+
+
+def test_findings_of_simulated_data_are_marked() -> None:
+    site = Site(readings=steady(1, 0, 3600, 75, **IDLE), allocations=[holds(7, 1, 0, 3600)], epochs=[epoch(origin=4)])
+    assert [row["origin"] for row in _findings(site)] == [4]
+
+
+def test_a_shared_device_is_not_called_idle_for_one_of_its_holders() -> None:
+    shares = [holds(1, 1, 0, 3600, 0.5), holds(2, 1, 0, 3600, 0.5)]
+    assert (
+        _findings(Site(readings=[*steady(1, 0, 3600, 75, **IDLE), reading(1, 3610, 270.75, 75)], allocations=shares))
+        == []
+    )
