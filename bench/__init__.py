@@ -1,0 +1,9 @@
+"""Benchmarks against the limit or the peer, measured in the same run. ``python -m bench [NAME]``; see ``bench.report``."""
+
+from typing import Final
+
+BENCHES: Final = {
+    "ingest.native": "bench.ingest_native",
+    "ingest.agents": "bench.ingest_agents",
+}
+"""Name to module; each module has ``run() -> list[bench.report.Result]`` and is imported only when it runs."""
