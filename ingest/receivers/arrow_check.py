@@ -123,6 +123,8 @@ class Checker:
 
     def _schema(self, flatbuffer: bytes) -> tuple[Schema, bytes | None]:
         for length in self._prefix_lengths:
+            if length > len(flatbuffer):
+                continue
             known = self._schemas.get(flatbuffer[:length])
             if known is not None:
                 if length == len(flatbuffer):
