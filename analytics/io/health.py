@@ -1,0 +1,188 @@
+"""What `wattledger doctor` asks of a database: roles, partitions, lease, hours, what waits, what has no price.
+
+It reads and counts; what is fine and what is not is judged elsewhere. Every query is bounded to the last days, so that it
+answers at once on a database of years.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from analytics.io.hours import due_hours
+from analytics.io.lease import NAME as LEASE_NAME
+
+RECENT: Final = timedelta(hours=24)
+_ROLES: Final = """
+SELECT rolname, rolsuper, rolbypassrls, EXISTS (SELECT FROM pg_class WHERE relowner = pg_roles.oid) AS owns
+FROM pg_roles WHERE rolname = ANY (%(names)s)
+"""
+# Partitions are reached through their parent, whose policies count; the roles have no grants on them.
+_UNGUARDED: Final = """
+SELECT c.relname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'tenant_id'
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+AND NOT (c.relrowsecurity AND c.relforcerowsecurity) ORDER BY c.relname
+"""
+_PARTITION_DAYS: Final = """
+SELECT parent.relname, max(right(child.relname, 8)) FROM pg_inherits
+JOIN pg_class AS parent ON parent.oid = inhparent JOIN pg_class AS child ON child.oid = inhrelid
+WHERE parent.relkind = 'p' AND parent.relnamespace = 'public'::regnamespace AND child.relname ~ '_p[0-9]{8}$'
+GROUP BY parent.relname ORDER BY parent.relname
+"""
+_PARTITIONED: Final = """
+SELECT relname FROM pg_class WHERE relkind = 'p' AND relnamespace = 'public'::regnamespace ORDER BY relname
+"""
+_LEASE: Final = "SELECT holder, clock_timestamp() - updated_at FROM watermarks WHERE name = %(name)s"
+_LAST_CLOSED: Final = """
+SELECT sites.name, max(hours.hour_at) FROM ledger_hours AS hours JOIN sites ON sites.id = hours.site_id
+WHERE hours.status = 'closed' GROUP BY sites.name ORDER BY sites.name
+"""
+_DEAD_LETTERS: Final = """
+SELECT reason, count(*), min(received_at) FROM dead_letters WHERE replayed_at IS NULL GROUP BY reason ORDER BY reason
+"""
+_REJECTED: Final = """
+SELECT stream || ': ' || reason, sum(rows)::bigint FROM rejections WHERE day_at >= %(today)s GROUP BY stream, reason ORDER BY 2 DESC
+"""
+# Only sites with something on them: an empty one owes no tariff.
+_SITE_RATES: Final = """
+SELECT sites.name,
+    EXISTS (SELECT FROM tariffs WHERE site_id = sites.id AND {in_force}) AS has_tariff,
+    sites.grid_zone,
+    EXISTS (SELECT FROM intensity WHERE grid_zone = sites.grid_zone AND basis = 'location' AND {in_force}) AS has_intensity,
+    EXISTS (SELECT FROM facility_factors WHERE site_id = sites.id AND {in_force}) AS has_facility_factor
+FROM sites WHERE EXISTS (SELECT FROM nodes WHERE nodes.site_id = sites.id) ORDER BY sites.name
+"""
+_UNPRICED_MODELS: Final = """
+SELECT DISTINCT devices.model FROM devices WHERE NOT EXISTS (
+    SELECT FROM prices WHERE provider = 'owned' AND prices.model = devices.model AND meter = 'accelerator_hour' AND {in_force})
+ORDER BY devices.model
+"""
+_IN_FORCE: Final = "superseded_at IS NULL AND valid_from <= %(now)s AND (valid_to IS NULL OR valid_to > %(now)s)"
+_SHARES: Final = """
+SELECT pool, coalesce(sum(quantity), 0)::bigint, coalesce(sum(quantity) FILTER (WHERE tenant_id IS NULL), 0)::bigint,
+       count(*) FILTER (WHERE effective_cost IS NULL)
+FROM current_ledger_lines WHERE hour_at >= %(since)s AND pool IN ('job', 'api') AND charge_category IN ('gpu_owned', 'api_tokens')
+GROUP BY pool
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What any login may ask of a server."""
+
+    version: str
+    clock_ahead_s: float
+    """Server clock minus ours."""
+    roles: Mapping[str, RoleFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFacts:
+    is_superuser: bool
+    bypasses_rls: bool
+    owns_tables: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFacts:
+    """Who does the worker's work, and since how long nothing was heard of it."""
+
+    holder: str | None
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRates:
+    site: str
+    has_tariff: bool
+    grid_zone: str | None
+    has_intensity: bool
+    has_facility_factor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Dead letters of one reason."""
+
+    reason: str
+    letters: int
+    oldest_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """How much of one pool's quantity of the last day has no tenant, and how many of its lines no price."""
+
+    pool: str
+    total: int
+    unmapped: int
+    unpriced_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFacts:
+    """What a migrated database knows about itself."""
+
+    unguarded_tables: tuple[str, ...]
+    last_partition: Mapping[str, date | None]
+    lease: LeaseFacts | None
+    last_closed_at: Mapping[str, datetime]
+    """The newest closed hour, by site."""
+    overdue_hours: int
+    oldest_overdue_at: datetime | None
+    waiting: tuple[Waiting, ...]
+    rejected_rows: Mapping[str, int]
+    """Of today, UTC, by stream and reason, most first."""
+    site_rates: tuple[SiteRates, ...]
+    unpriced_models: tuple[str, ...]
+    mapped: tuple[Mapped, ...]
+
+
+def server_facts(connection: psycopg.Connection[Any], role_names: list[str], now: datetime) -> ServerFacts:
+    """Return what any login may ask; ``now`` is our clock at this moment."""
+    at, version = _one(connection, "SELECT clock_timestamp(), current_setting('server_version')")
+    roles = connection.execute(_ROLES, {"names": role_names}).fetchall()
+    return ServerFacts(version, (at - now).total_seconds(), {name: RoleFacts(*facts) for name, *facts in roles})
+
+
+def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_after: timedelta) -> LedgerFacts:
+    """Return what a migrated database knows; an hour is overdue that long after its end. Needs the worker's role."""
+    days = dict(connection.execute(_PARTITION_DAYS).fetchall())
+    names = [name for (name,) in connection.execute(_PARTITIONED)]
+    lease = connection.execute(_LEASE, {"name": LEASE_NAME}).fetchone()
+    overdue = [
+        hour.hour_at for hour in due_hours(connection, now) if hour.hour_at + timedelta(hours=1) + overdue_after < now
+    ]
+    at = {
+        "now": now,
+        "since": now - RECENT,
+        "today": now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0),
+    }
+    return LedgerFacts(
+        unguarded_tables=tuple(name for (name,) in connection.execute(_UNGUARDED)),
+        last_partition={name: _day(days.get(name)) for name in names},
+        lease=None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds()),
+        last_closed_at=dict(connection.execute(_LAST_CLOSED).fetchall()),
+        overdue_hours=len(overdue),
+        oldest_overdue_at=min(overdue, default=None),
+        waiting=tuple(Waiting(*row) for row in connection.execute(_DEAD_LETTERS)),
+        rejected_rows=dict(connection.execute(_REJECTED, at).fetchall()),
+        site_rates=tuple(SiteRates(*row) for row in connection.execute(_SITE_RATES.format(in_force=_IN_FORCE), at)),
+        unpriced_models=tuple(name for (name,) in connection.execute(_UNPRICED_MODELS.format(in_force=_IN_FORCE), at)),
+        mapped=tuple(Mapped(*row) for row in connection.execute(_SHARES, at)),
+    )
+
+
+def _one(connection: psycopg.Connection[Any], query: Any) -> tuple[Any, ...]:
+    row = connection.execute(query).fetchone()
+    if row is None:
+        raise psycopg.DataError(f"{query!r} returned no row")
+    return tuple(row)
+
+
+def _day(text: str | None) -> date | None:
+    return None if text is None else date(int(text[:4]), int(text[4:6]), int(text[6:]))
