@@ -1,0 +1,167 @@
+"""The SQL of statements: lines, time held and waste, each grouped by tenant, job or device.
+
+Every query returns ``key`` and ``tenant``, so that three results of one grouping meet on them. Costs by device are the line's
+cost split by time held (standard rate) or energy (electricity), to the last decimal by largest remainder.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DETAILS: Final = ("cluster", "native_id", "started_at", "job_name", "user_name", "model", "node")
+
+# Whose a row is: a tenant, a pool of the platform, or nobody's yet.
+_TENANT: Final = """
+    CASE WHEN t.path IS NOT NULL THEN t.path WHEN {pool} IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || {pool} END
+"""
+_LINE_TENANT: Final = _TENANT.format(pool="l.pool")
+_USAGE_POOL: Final = "CASE WHEN u.job_id IS NOT NULL THEN 'job' ELSE split_part(u.holder, ':', 1) END"
+_USAGE_TENANT: Final = _TENANT.format(pool=f"({_USAGE_POOL})")
+_IN_WINDOW: Final = "{alias}.hour_at >= :from_at AND {alias}.hour_at < :to_at"
+_IN_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
+_COST: Final = "sum(CASE WHEN l.currency = :currency THEN l.billed_cost END)"
+_UNPRICED: Final = "count(*) FILTER (WHERE l.billed_cost IS NULL OR l.currency IS DISTINCT FROM :currency)"
+
+# The text that names a job, or what stands there instead: the key of an API key's calls, or a pool.
+_JOB_KEY: Final = """
+    coalesce(j.cluster || '/' || j.native_id || '@' || to_char(j.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), {rest})
+"""
+_JOB_DETAILS: Final = """, j.cluster, j.native_id, j.name AS job_name, j.user_name,
+    to_char(j.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS started_at"""
+_JOB_GROUP: Final = ", j.cluster, j.native_id, j.name, j.user_name, j.started_at"
+
+_LINES: Final = """
+SELECT {key} AS key, {tenant} AS tenant{details}, l.charge_category,
+    {cost} AS cost, {unpriced} AS unpriced,
+    sum(l.energy_mj) AS energy_mj, sum(l.carbon_gco2e) AS carbon_gco2e,
+    sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
+    array_agg(DISTINCT l.source) AS sources, array_agg(DISTINCT l.origin) AS origins
+FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id {joins}
+WHERE {window} AND {subtree}
+GROUP BY {key}, {tenant}{group}, l.charge_category
+"""
+_TIMES: Final = """
+SELECT {key} AS key, {tenant} AS tenant{details}, {energy}
+    sum(u.held_us * u.accelerators) AS held_us, sum(u.covered_us * u.accelerators) AS covered_us,
+    sum(u.idle_us * u.accelerators) FILTER (WHERE u.job_id IS NOT NULL) AS idle_us,
+    sum(u.throttled_us * u.accelerators) AS throttled_us
+FROM current_usage_hours AS u LEFT JOIN tenants AS t ON t.id = u.tenant_id {joins}
+WHERE {window} AND {subtree}
+GROUP BY {key}, {tenant}{group}
+"""
+_WASTE: Final = """
+SELECT {key} AS key, {tenant} AS tenant, CASE WHEN f.kind = 'idle_waste' THEN f.kind ELSE 'throttling' END AS kind,
+    sum(f.avoidable_cash) AS waste
+FROM findings AS f LEFT JOIN tenants AS t ON t.id = f.tenant_id {joins}
+WHERE f.kind IN ('idle_waste', 'throttling') AND f.start_at >= :from_at AND f.start_at < :to_at
+    AND f.currency = :currency AND {subtree}
+GROUP BY {key}, {tenant}, f.kind
+"""
+# Each line's cost in billionths, an integer, split over the devices behind it: whole parts first, then one more billionth to
+# the largest remainders, ties by device. Integer arithmetic in NUMERIC is exact, so the parts add up to the line.
+_DEVICE_LINES: Final = """
+WITH lines AS (
+    SELECT l.site_id, l.hour_at, l.revision, l.tenant_id, l.job_id, l.pool, l.device_model, l.charge_category,
+        trunc(sum(CASE WHEN l.currency = :currency THEN l.billed_cost END) * 1000000000) AS nanos,
+        {unpriced} AS unpriced, sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
+        array_agg(DISTINCT l.source) AS sources, array_agg(DISTINCT l.origin) AS origins, {tenant} AS tenant
+    FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
+    WHERE {window} AND {subtree}
+    GROUP BY l.site_id, l.hour_at, l.revision, l.tenant_id, l.job_id, l.pool, l.device_model, l.charge_category, tenant
+), usage AS (
+    SELECT u.site_id, u.hour_at, u.tenant_id, u.job_id, {usage_pool} AS pool, d.uuid, d.model,
+        sum(u.held_us * u.accelerators) AS held_us, sum(u.energy_mj) AS energy_mj
+    FROM current_usage_hours AS u JOIN devices AS d ON d.id = u.device_id
+    WHERE {usage_window} GROUP BY u.site_id, u.hour_at, u.tenant_id, u.job_id, pool, d.uuid, d.model
+), weighed AS (
+    SELECT l.*, u.uuid, row_number() OVER () AS n,
+        CASE WHEN l.charge_category = 'electricity' AND sum(u.energy_mj) OVER same > 0
+             THEN coalesce(u.energy_mj, 0) ELSE u.held_us END AS weight,
+        count(*) OVER same AS parts, row_number() OVER (same ORDER BY u.uuid) AS part
+    FROM lines AS l LEFT JOIN usage AS u
+        ON u.site_id = l.site_id AND u.hour_at = l.hour_at AND u.pool = l.pool AND u.model = l.device_model
+        AND u.tenant_id IS NOT DISTINCT FROM l.tenant_id AND u.job_id IS NOT DISTINCT FROM l.job_id
+    WINDOW same AS (PARTITION BY l.site_id, l.hour_at, l.tenant_id, l.job_id, l.pool, l.device_model, l.charge_category)
+), split AS (
+    SELECT *, coalesce(nullif(sum(weight) OVER same, 0), 1) AS whole, sum(weight) OVER same > 0 AS weighs
+    FROM weighed
+    WINDOW same AS (PARTITION BY site_id, hour_at, tenant_id, job_id, pool, device_model, charge_category)
+), floored AS (
+    SELECT *, CASE WHEN weighs THEN div(abs(nanos) * weight, whole) WHEN part = 1 THEN abs(nanos) ELSE 0 END AS base,
+        CASE WHEN weighs THEN mod(abs(nanos) * weight, whole) ELSE 0 END AS rest
+    FROM split
+), shared AS (
+    SELECT *, base + CASE WHEN row_number() OVER (same ORDER BY rest DESC, uuid) <= abs(nanos) - sum(base) OVER same
+                          THEN 1 ELSE 0 END AS portion
+    FROM floored
+    WINDOW same AS (PARTITION BY site_id, hour_at, tenant_id, job_id, pool, device_model, charge_category)
+)
+SELECT coalesce(uuid, '(no device)') AS key, tenant, charge_category, sum(sign(nanos) * portion) / 1000000000 AS cost,
+    sum(unpriced) FILTER (WHERE part = 1) AS unpriced, sum(tokens) FILTER (WHERE part = 1) AS tokens,
+    (SELECT array_agg(DISTINCT s) FROM unnest(string_to_array(string_agg(array_to_string(sources, ','), ','), ',')) AS s) AS sources,
+    (SELECT array_agg(DISTINCT o::int) FROM unnest(string_to_array(string_agg(array_to_string(origins, ','), ','), ',')) AS o) AS origins
+FROM shared GROUP BY coalesce(uuid, '(no device)'), tenant, charge_category
+"""
+
+STATUS: Final = """
+SELECT count(*) FILTER (WHERE status = 'closed') AS closed, count(*) FILTER (WHERE status = 'provisional') AS provisional,
+    max(hour_at) + interval '1 hour' AS as_of_at
+FROM ledger_hours WHERE hour_at >= :from_at AND hour_at < :to_at
+"""
+CURRENCIES: Final = """
+SELECT DISTINCT l.currency FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
+WHERE l.hour_at >= :from_at AND l.hour_at < :to_at AND l.billed_cost IS NOT NULL
+    AND (CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))
+ORDER BY l.currency
+"""
+MAPPED: Final = """
+SELECT coalesce(sum(billed_cost), 0) AS used, coalesce(sum(billed_cost) FILTER (WHERE tenant_id IS NOT NULL), 0) AS mapped
+FROM current_ledger_lines
+WHERE hour_at >= :from_at AND hour_at < :to_at AND pool IN ('job', 'api') AND currency = :currency
+"""
+
+
+def queries(group_by: str) -> tuple[str, str, str]:
+    """Return the queries of lines, times and waste for one grouping."""
+    line = {"tenant": _LINE_TENANT, "cost": _COST, "unpriced": _UNPRICED, "subtree": _IN_SUBTREE}
+    usage = {"tenant": _USAGE_TENANT, "subtree": _IN_SUBTREE, "window": _IN_WINDOW.format(alias="u"), "energy": ""}
+    waste = {"tenant": _TENANT.format(pool="'job'"), "subtree": _IN_SUBTREE}
+    line_window = _IN_WINDOW.format(alias="l")
+    plain = {"details": "", "group": "", "joins": ""}
+    if group_by == "tenant":
+        return (
+            _LINES.format(key=_LINE_TENANT, window=line_window, **line, **plain),
+            _TIMES.format(key=_USAGE_TENANT, **usage, **plain),
+            _WASTE.format(key=_TENANT.format(pool="'job'"), joins="", **waste),
+        )
+    if group_by == "job":
+        job = {"details": _JOB_DETAILS, "group": _JOB_GROUP}
+        keys = (
+            _JOB_KEY.format(
+                rest="CASE WHEN l.pool = 'api' THEN 'key/' || coalesce(l.api_key, '(none)') ELSE '(platform)/' || l.pool END"
+            ),
+            _JOB_KEY.format(rest=f"'(platform)/' || {_USAGE_POOL}"),
+            _JOB_KEY.format(rest="'(no job)'"),
+        )
+        joins = "LEFT JOIN jobs AS j ON j.id = {alias}.job_id"
+        return (
+            _LINES.format(key=keys[0], window=line_window, joins=joins.format(alias="l"), **line, **job).replace(
+                "GROUP BY", "GROUP BY l.pool, l.api_key,", 1
+            ),
+            _TIMES.format(key=keys[1], joins=joins.format(alias="u"), **usage, **job),
+            _WASTE.format(key=keys[2], joins=joins.format(alias="f"), **waste),
+        )
+    device = {"details": ", d.model", "group": ", d.model", "joins": "JOIN devices AS d ON d.id = u.device_id"}
+    energy = "sum(u.energy_mj) AS energy_mj, sum(u.carbon_gco2e) AS carbon_gco2e,"
+    return (
+        _DEVICE_LINES.format(
+            window=line_window,
+            usage_window=_IN_WINDOW.format(alias="u"),
+            usage_pool=_USAGE_POOL,
+            **{key: value for key, value in line.items() if key != "cost"},
+        ),
+        _TIMES.format(key="d.uuid", **{**usage, "energy": energy}, **device),
+        _WASTE.format(
+            key="coalesce(d.uuid, '(no device)')", joins="LEFT JOIN devices AS d ON d.id = f.device_id", **waste
+        ),
+    )
