@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +21,9 @@ from analytics.model.budget import Approval, Budget, Decision, Measure, Required
 from analytics.model.period import Period
 from ingest.store.tables import books, control, reference
 
+DECISION_REPEATED_AFTER = timedelta(minutes=5)
 _POLICY_LOCK = "policy/budgets"
+_SAME_DECISION = ("period_start_at", "rung", "spent", "limit_value", "reason", "evidence", "origin")
 _SAME = ("tenant_id", "name", "period", "time_zone", "measure", "limit_value", "currency", "ladder", "protect", "armed")
 
 
@@ -116,7 +118,11 @@ def evaluate(conn: sa.Connection, now: datetime, required: Required | None = Non
 
 
 def record(conn: sa.Connection, decision: Decision) -> RecordedDecision:
-    """Insert a decision, whatever it says."""
+    """Insert a decision, or return the last one's id while it says the same and is fresh.
+
+    A worker decides every few seconds; only what changed, or a sign of life every few minutes, is worth a row.
+    """
+    decisions = control.decisions
     values = {
         "budget_id": decision.budget.budget_id,
         "tenant_id": decision.budget.tenant_id,
@@ -135,7 +141,16 @@ def record(conn: sa.Connection, decision: Decision) -> RecordedDecision:
         },
         "origin": int(decision.origin),
     }
-    row = conn.execute(sa.insert(control.decisions).values(**values).returning(control.decisions.c.id))
+    last = conn.execute(
+        sa.select(decisions)
+        .where(decisions.c.budget_id == decision.budget.budget_id)
+        .order_by(decisions.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    fresh = last is not None and decision.decided_at - last.decided_at < DECISION_REPEATED_AFTER
+    if last is not None and fresh and all(getattr(last, key) == values[key] for key in _SAME_DECISION):
+        return RecordedDecision(last.id, decision)
+    row = conn.execute(sa.insert(decisions).values(**values).returning(decisions.c.id))
     return RecordedDecision(row.scalar_one(), decision)
 
 
