@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from ingest.store.tables import control
+from ingest.store.tables import control, reference
 from ingest.store.tenancy import ALL_TENANTS, checked_path
 
 _SECRET: Final = re.compile(r"wl_(?P<id>[1-9]\d{0,9})_(?P<random>[A-Za-z0-9_-]{43})")
@@ -135,6 +135,17 @@ def revoke(conn: sa.Connection, token_id: int, now: datetime, *, actor: str) -> 
 def listed(conn: sa.Connection) -> tuple[Token, ...]:
     """Return all tokens by id, revoked and expired ones too. The services' roles may not do this."""
     return tuple(_token(row) for row in conn.execute(sa.select(control.tokens).order_by(control.tokens.c.id)))
+
+
+def bound_names(conn: sa.Connection) -> dict[int, tuple[str | None, str | None]]:
+    """Return the site and node names each token is bound to, by token id, for those who list them."""
+    tokens, sites, nodes = control.tokens, reference.sites, reference.nodes
+    query = (
+        sa.select(tokens.c.id, sites.c.name, nodes.c.name)
+        .outerjoin(sites, sites.c.id == tokens.c.site_id)
+        .outerjoin(nodes, nodes.c.id == tokens.c.node_id)
+    )
+    return {identity: (site, node) for identity, site, node in conn.execute(query)}
 
 
 def _check_bindings(
