@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -23,12 +24,23 @@ MAX_SPAN_US: Final = 86_400_000_000
 BODY: Final = "body"
 """Name of the column that says which body of the group a row came with."""
 
-_KEY_COLUMN: Final = {Stream.NODE: "meter", Stream.FABRIC: "port", Stream.ENGINE: "engine"}
 # Cumulative readings and sizes: below zero they are an error value of some library, never a measurement.
 _COUNTER_SUFFIXES: Final = ("_mj", "_ns", "_bytes", "_kib", "_ticks", "_tokens")
 _COUNTERS: Final = frozenset(
-    "pcie_replays nvlink_errors ecc_corrected ecc_uncorrected symbol_errors link_downed receive_errors discards "
-    "congestion_notifications out_of_sequence retransmissions prefix_cache_hits".split()
+    (
+        "pcie_replays",
+        "nvlink_errors",
+        "ecc_corrected",
+        "ecc_uncorrected",
+        "symbol_errors",
+        "link_downed",
+        "receive_errors",
+        "discards",
+        "congestion_notifications",
+        "out_of_sequence",
+        "retransmissions",
+        "prefix_cache_hits",
+    )
 )
 _NOT_NEGATIVE_SUFFIXES: Final = ("_mw", "_mhz", "_mbps")
 
@@ -71,83 +83,115 @@ def accept(stream: Stream, rows: pl.DataFrame, facts: Sequence[BodyFacts], now_u
 
     ``rows`` has the contract's columns and :data:`BODY`, an index into ``facts``.
     """
-    rows, device_is_known = _with_ids(stream, rows, facts)
+    rows = _with_ids(rows, facts)
     refusals: list[Refusal] = []
-    rules = _row_rules(stream, now_us, device_is_known=device_is_known)
-    repairs = _repairs(stream)
-    # One pass answers for all rules; nearly always nothing is wrong and no row is touched.
-    flags = rows.select(
-        *(bad.any().alias(f"row {number}") for number, (_, bad) in enumerate(rules)),
-        *(bad.any().alias(f"value {name}") for name, _, bad in repairs),
-    ).row(0, named=True)
-    for number, (reason, bad) in enumerate(rules):
-        if flags[f"row {number}"]:
-            refusals += _count(rows, stream, reason, bad)
+    # Nearly always nothing is wrong: a minimum and a maximum per column tell, and no row is touched. Plain calls on
+    # columns, as one lazy query over forty of them takes four times as long to plan as they take to run.
+    for bounds in (*_row_bounds(stream, now_us), *_value_bounds(stream)):
+        if not bounds.broken_in(rows):
+            continue
+        bad = bounds.broken()
+        refusals += _count(rows, stream, bounds.reason, bad)
+        if bounds.refuses_row:
             rows = rows.filter(~bad)
-    for name, reason, bad in repairs:
-        if flags[f"value {name}"]:
-            refusals += _count(rows, stream, reason, bad)
-            rows = rows.with_columns(pl.when(bad).then(None).otherwise(pl.col(name)).alias(name))
+        else:
+            rows = rows.with_columns(pl.when(~bad).then(pl.col(bounds.column)).alias(bounds.column))
     return Accepted(rows, _summed(refusals))
 
 
-def _with_ids(stream: Stream, rows: pl.DataFrame, facts: Sequence[BodyFacts]) -> tuple[pl.DataFrame, bool]:
-    """Add epoch and device ids; a device outside its body's table gets id -1, one refused on this node null."""
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What a column's values may be; None on a side is no bound, for floats it means finite. Null is within all bounds."""
+
+    reason: str
+    column: str
+    low: int | None
+    high: int | None
+    refuses_row: bool = False
+    """False: the value becomes null and the row is kept."""
+
+    def broken_in(self, rows: pl.DataFrame) -> bool:
+        values = rows[self.column]
+        if values.dtype == pl.Float32:
+            return not bool(values.is_finite().all())
+        low: Any = values.min()
+        high: Any = values.max()
+        if low is None or high is None:
+            return False
+        return bool((self.low is not None and low < self.low) or (self.high is not None and high > self.high))
+
+    def broken(self) -> pl.Expr:
+        value = pl.col(self.column)
+        if self.low is None and self.high is None:
+            return value.is_finite().not_().fill_null(value=False)
+        low = pl.lit(value=False) if self.low is None else value < self.low
+        high = pl.lit(value=False) if self.high is None else value > self.high
+        return (low | high).fill_null(value=False)
+
+
+def _with_ids(rows: pl.DataFrame, facts: Sequence[BodyFacts]) -> pl.DataFrame:
+    """Add epoch ids and, for streams of devices, device ids: -1 outside the body's table, 0 where refused on this node."""
     body = rows[BODY].to_numpy()
     epochs = np.array([fact.epoch_id for fact in facts], dtype=np.int32)
     columns = [pl.Series("epoch_id", epochs[body])]
-    all_devices_known = True
     if "device" in rows.columns:
-        counts = np.array([len(fact.device_ids) for fact in facts], dtype=np.int64)
-        starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        # 0 stands for a refused device, -1 for an index outside the table; ids of the store begin at 1.
+        counts = np.array([len(fact.device_ids) for fact in facts], dtype=np.int32)
+        starts = np.cumsum(counts, dtype=np.int32) - counts
         ids = np.array([identity or 0 for fact in facts for identity in fact.device_ids] or [0], dtype=np.int32)
-        index = rows["device"].to_numpy().astype(np.int64)
+        index = rows["device"].to_numpy()
         inside = (index >= 0) & (index < counts[body])
         found = np.where(inside, ids[np.where(inside, starts[body] + index, 0)], np.int32(-1))
-        all_devices_known = bool((found > 0).all())
-        columns.append(pl.Series("device_id", found.astype(np.int32)))
-    return rows.with_columns(columns), all_devices_known
+        columns.append(pl.Series("device_id", found))
+    return rows.hstack(columns)
 
 
-def _row_rules(stream: Stream, now_us: int, *, device_is_known: bool) -> list[tuple[str, pl.Expr]]:
-    at = pl.col("at_us")
-    rules = [("from_the_future", at > now_us + MAX_CLOCK_SKEW_US), ("before_2000", at < EARLIEST_AT_US)]
+@cache
+def _fixed_row_bounds(stream: Stream) -> tuple[_Bounds, ...]:
+    bounds = []
     names = {column.name for column in COLUMNS[stream]}
     if "span_us" in names:
-        rules.append(("impossible_span", (pl.col("span_us") < 0) | (pl.col("span_us") > MAX_SPAN_US)))
+        bounds.append(_Bounds("impossible_span", "span_us", 0, MAX_SPAN_US, refuses_row=True))
     if stream is Stream.DEVICE:
-        rules.append(("unknown_reading", (pl.col("reading") < 0) | (pl.col("reading") > max(Reading))))
-        rules.append(("negative_count", (pl.col("samples") < 0) | (pl.col("samples_missed") < 0)))
+        bounds.append(_Bounds("unknown_reading", "reading", min(Reading), max(Reading), refuses_row=True))
+        bounds.append(_Bounds("negative_count", "samples", 0, None, refuses_row=True))
+        bounds.append(_Bounds("negative_count", "samples_missed", 0, None, refuses_row=True))
     if stream is Stream.ALLOCATION:
-        rules.append(("unknown_action", ~pl.col("action").is_in([1, 2])))
-        started = pl.col("job_started_at_us")
-        rules.append(("impossible_job_start", (started < EARLIEST_AT_US) | (started > now_us + MAX_CLOCK_SKEW_US)))
-    if not device_is_known:
-        rules.append(("unknown_device", pl.col("device_id") == -1))
-        rules.append(("device_on_two_nodes", pl.col("device_id") == 0))
-    if stream in _KEY_COLUMN:
-        rules.append(("empty_name", pl.col(_KEY_COLUMN[stream]).str.len_bytes() == 0))
-    return rules
+        bounds.append(_Bounds("unknown_action", "action", 1, 2, refuses_row=True))
+        bounds.append(_Bounds("before_2000", "job_started_at_us", EARLIEST_AT_US, None, refuses_row=True))
+    if "device" in names:
+        bounds.append(_Bounds("unknown_device", "device_id", 0, None, refuses_row=True))
+        bounds.append(_Bounds("device_on_two_nodes", "device_id", 1, None, refuses_row=True))
+    return tuple(bounds)
 
 
-def _repairs(stream: Stream) -> list[tuple[str, str, pl.Expr]]:
-    """Return (column, reason, which values cannot be measurements); null passes every rule."""
-    repairs: list[tuple[str, str, pl.Expr]] = []
+def _row_bounds(stream: Stream, now_us: int) -> tuple[_Bounds, ...]:
+    latest_us = now_us + MAX_CLOCK_SKEW_US
+    future = [_Bounds("from_the_future", "at_us", None, latest_us, refuses_row=True)]
+    if stream is Stream.ALLOCATION:
+        future.append(_Bounds("from_the_future", "job_started_at_us", None, latest_us, refuses_row=True))
+    return (
+        *future,
+        _Bounds("before_2000", "at_us", EARLIEST_AT_US, None, refuses_row=True),
+        *_fixed_row_bounds(stream),
+    )
+
+
+@cache
+def _value_bounds(stream: Stream) -> tuple[_Bounds, ...]:
+    """Return what the values of nullable columns may be to be measurements at all."""
+    bounds = []
     for column in COLUMNS[stream]:
-        value = pl.col(column.name)
         if not column.nullable:
             continue
         if column.type == "f32":
-            # Not finite covers NaN and both infinities.
-            repairs.append((column.name, "not_a_number", ~value.is_finite()))
+            bounds.append(_Bounds("not_a_number", column.name, None, None))
         elif column.name in _COUNTERS or column.name.endswith(_COUNTER_SUFFIXES):
-            repairs.append((column.name, "negative_counter", value < 0))
+            bounds.append(_Bounds("negative_counter", column.name, 0, None))
         elif column.name.endswith(_NOT_NEGATIVE_SUFFIXES):
-            repairs.append((column.name, "out_of_range", value < 0))
+            bounds.append(_Bounds("out_of_range", column.name, 0, None))
         elif column.name.endswith("_percent"):
-            repairs.append((column.name, "out_of_range", (value < 0) | (value > 100)))
-    return repairs
+            bounds.append(_Bounds("out_of_range", column.name, 0, 100))
+    return tuple(bounds)
 
 
 def _count(rows: pl.DataFrame, stream: Stream, reason: str, bad: pl.Expr) -> list[Refusal]:
@@ -172,5 +216,5 @@ def with_body(frames: Sequence[pl.DataFrame], bodies: Sequence[Sequence[tuple[in
     parts = []
     for frame, order in zip(frames, bodies, strict=True):
         indices, counts = np.array(order, dtype=np.int32).T
-        parts.append(frame.with_columns(pl.Series(BODY, np.repeat(indices, counts))))
+        parts.append(frame.hstack([pl.Series(BODY, np.repeat(indices, counts))]))
     return parts[0] if len(parts) == 1 else pl.concat(parts, rechunk=True)

@@ -31,7 +31,7 @@ _PG_TYPES: Final[dict[Any, str]] = {
     pl.Datetime("us", "UTC"): "timestamp with time zone",
 }
 _MAX_PATTERNS: Final = 32
-_BLOCK_ROWS: Final = 512
+_BLOCK_ROWS: Final = 1_024
 
 
 class SchemaMismatchError(RuntimeError):

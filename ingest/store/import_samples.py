@@ -2,6 +2,7 @@
 
 A reading that repeats an instant of its meter, in the file or in the store, is counted and left out.
 """
+# ruff: noqa: S608 - the SQL is made of this package's own names; what a file says travels by COPY and parameters
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ class Readings:
 
     def _count_rejections(self, stage: str) -> None:
         self._conn.exec_driver_sql(
-            "INSERT INTO rejections (day_at, node_id, stream, reason, rows) "  # noqa: S608 - our own names
+            "INSERT INTO rejections (day_at, node_id, stream, reason, rows) "
             f"SELECT {at_sql('day_us')}, node_id, 'node_samples', reason, sum(rows) FROM {stage} JOIN import_keys USING (key) "
             "GROUP BY 1, 2, 4 ON CONFLICT (day_at, node_id, stream, reason) "
             "DO UPDATE SET rows = rejections.rows + excluded.rows"
@@ -153,7 +154,7 @@ class Readings:
         self._count_rejections("import_repeated_days")
         total = self._conn.exec_driver_sql("SELECT count(*) FROM import_repeated").scalar_one()
         lines = self._conn.exec_driver_sql(
-            f"SELECT line, {at_sql('at_us')}::text FROM import_repeated ORDER BY line LIMIT {int(kept_examples)}"  # noqa: S608
+            f"SELECT line, {at_sql('at_us')}::text FROM import_repeated ORDER BY line LIMIT {int(kept_examples)}"
         )
         return total, [(row[0], row[1]) for row in lines]
 
@@ -168,7 +169,7 @@ class Readings:
         # The bounds are literals so that only the partitions of the file's own days are searched for what is known.
         # span_us 0: a reading of a gauge or counter at an instant speaks about no span before it.
         conn.exec_driver_sql(
-            "CREATE TEMPORARY TABLE import_new ON COMMIT DROP AS "  # noqa: S608 - our own names and integers
+            "CREATE TEMPORARY TABLE import_new ON COMMIT DROP AS "
             f"SELECT {at_sql('at_us')} AS at, meter_id, epoch_id, energy_mj, power_mw FROM import_readings "
             "JOIN import_keys USING (key) JOIN import_epochs USING (node_id) WHERE NOT EXISTS "
             "(SELECT FROM node_samples AS known WHERE known.meter_id = import_keys.meter_id "
@@ -219,9 +220,7 @@ def extend_placements(conn: sa.Connection, spans_sql: str) -> None:
     """
     conn.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.placements', 0))")
     conn.exec_driver_sql(
-        "WITH spans AS ("  # noqa: S608 - our own SQL
-        + spans_sql
-        + "), "
+        "WITH spans AS (" + spans_sql + "), "
         "known AS (SELECT p.device_id, p.node_id, range_agg(tstzrange(p.valid_from, p.valid_to)) AS held "
         "  FROM placements AS p JOIN spans USING (device_id) WHERE p.superseded_at IS NULL GROUP BY 1, 2), "
         "grown AS (SELECT s.device_id, s.node_id, coalesce(k.held, '{}') + tstzmultirange(s.span) AS held "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from collector.wire import BatchMeta, Stream
@@ -28,6 +29,8 @@ _NAMED: Final = {
     Stream.FABRIC: ("port_id", ("port",)),
     Stream.ENGINE: ("engine_id", ("engine", "model")),
 }
+_LAST_INSTANT_US: Final = 253_370_764_800_000_000
+"""The year 9999."""
 HourBounds = dict[SiteHour, dict[Stream, tuple[int, int]]]
 """Per hour and stream the first and last instant of the rows in it."""
 
@@ -116,10 +119,17 @@ def _decoded(submissions: Sequence[Submission]) -> dict[Stream, pl.DataFrame]:
 def _sightings(submissions: Sequence[Submission], devices: pl.DataFrame | None) -> list[Sighting]:
     bounds: dict[int, tuple[int, int]] = {}
     if devices is not None and not devices.is_empty():
-        first = (pl.col("at_us") - pl.col("span_us")).min().alias("first")
-        rows = devices.group_by(BODY).agg(first, pl.col("at_us").max().alias("last"))
-        # A clock that reads before 1970 is refused row by row later; as a placement's start it must still be an instant.
-        bounds = {body: (max(first, 0), max(last, 0)) for body, first, last in rows.iter_rows()}
+        at, span = devices["at_us"].to_numpy(), devices["span_us"].to_numpy()
+        body = devices[BODY].to_numpy()
+        # A body's rows stand together, so each run of equal numbers is one body.
+        starts = np.concatenate(([0], np.flatnonzero(np.diff(body)) + 1))
+        first = np.minimum.reduceat(at - span, starts)
+        last = np.maximum.reduceat(at, starts)
+        # A clock that reads before 1970, or after 9999, is refused row by row later; here it must still be an instant.
+        bounds = {
+            int(body[start]): (min(max(int(low), 0), _LAST_INSTANT_US), min(max(int(high), 0), _LAST_INSTANT_US))
+            for start, low, high in zip(starts, first, last, strict=True)
+        }
     sightings = []
     for position, submission in enumerate(submissions):
         meta = submission.body.meta
@@ -154,7 +164,8 @@ def _hours(submissions: Sequence[Submission], accepted: dict[Stream, Accepted]) 
     for stream, taken in accepted.items():
         if taken.rows.is_empty() or stream is Stream.ALLOCATION:
             continue
-        ((first, last),) = taken.rows.select(pl.col("at_us").min(), pl.col("at_us").max().alias("last")).iter_rows()
+        at_us = taken.rows["at_us"].to_numpy()
+        first, last = int(at_us.min()), int(at_us.max())
         found = [(sites[0], first // HOUR_US, first, last)]
         if not one_site or first // HOUR_US != last // HOUR_US:
             at = pl.col("at_us")

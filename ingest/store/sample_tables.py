@@ -34,8 +34,8 @@ class Target:
 
     def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return accepted rows (``at_us`` beside ids and measurements) as rows of this table."""
-        at = pl.col("at_us").cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias("at")
-        return frame.select(at, *(name for name in self.schema if name != "at"))
+        at = frame["at_us"].cast(pl.Datetime("us", "UTC")).alias("at")
+        return pl.DataFrame([at if name == "at" else frame[name] for name in self.schema])
 
 
 def _target(table: sa.Table) -> Target:
