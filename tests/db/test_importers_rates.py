@@ -140,3 +140,15 @@ def test_llm_prices_are_exact_to_the_last_decimal(conn: sa.Connection, shared: P
     # Float noise such as 1.3200000000000002e-07 has 23 decimals; it is kept to 18 and counted.
     assert report.rounded > 0
     assert finest[0][0] == 18
+
+
+def test_the_examples_that_are_shipped_come_in(conn: sa.Connection) -> None:
+    folder = Path(__file__).resolve().parents[2] / "deploy/examples"
+    reports = [
+        import_tariffs(conn, Source(folder / "tariffs.csv"), TariffOptions("lab")),
+        import_prices(conn, Source(folder / "prices.csv"), PriceOptions("lab")),
+        import_intensity(conn, Source(folder / "intensity.csv"), IntensityOptions("lab")),
+        import_facility_factors(conn, Source(folder / "facility-factors.csv"), FacilityOptions("lab")),
+    ]
+    assert [report.rows_written for report in reports] == [2, 5, 3, 1]
+    assert reports[2].rejections.by_reason == {"no value, stays missing": 1}
