@@ -54,8 +54,7 @@ def bring_up(
     env: Mapping[str, str],
     *,
     say: Callable[[str], None],
-    with_dashboard: bool = True,
-    worker_interval_s: float | None = None,
+    with_worker: bool = True,
 ) -> Installation:
     """Start what belongs to an installation and wait until it answers; ports are checked before anything starts."""
     taken = supervisor.take_ports({"--port": wanted.service, "--dashboard-port": wanted.dashboard}, HOST)
@@ -71,12 +70,17 @@ def bring_up(
     installation = Installation(supervisor.home, database, ports, _own_token(supervisor.home, database))
     say("starting ingest and API")
     supervisor.start(_service(installation))
-    say("starting the worker")
-    supervisor.start(_worker(installation, worker_interval_s))
-    if with_dashboard:
-        say("starting the dashboard")
-        supervisor.start(_dashboard(installation))
+    if with_worker:
+        say("starting the worker")
+        start_worker(supervisor, installation)
+    say("starting the dashboard")
+    supervisor.start(_dashboard(installation))
     return installation
+
+
+def start_worker(supervisor: Supervisor, installation: Installation, *, interval_s: float = 10.0) -> None:
+    """Start the worker process of an installation that is up."""
+    supervisor.start(Child("worker", _command(installation, "worker", "--interval", f"{interval_s:g}")))
 
 
 def _command(installation: Installation, *words: str) -> list[str]:
@@ -90,11 +94,6 @@ def _service(installation: Installation) -> Child:
         _command(installation, "serve", "--port", str(port)),
         is_ready=_answers(f"{installation.service_url}/readyz"),
     )
-
-
-def _worker(installation: Installation, interval_s: float | None) -> Child:
-    interval = [] if interval_s is None else ["--interval", f"{interval_s:g}"]
-    return Child("worker", _command(installation, "worker", *interval))
 
 
 def _dashboard(installation: Installation) -> Child:

@@ -85,7 +85,8 @@ def batches(hours: list[HourState], most: int) -> list[Batch]:
 
 
 _FORGET: Final = """
-DELETE FROM changes WHERE written_xid < %(horizon)s::xid8 AND to_at < %(settled)s AND NOT EXISTS (
+DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
+AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
     SELECT FROM ledger_hours AS hours
     WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
     AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s

@@ -61,11 +61,13 @@ def print_rows(
         writer.writeheader()
         writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
     else:
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+        )
         for column in shown:
             table.add_column(column.heading, justify="right" if column.numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*("–" if row[column.key] is None else column.cell(row[column.key]) for column in shown))
+            table.add_row(*("-" if row[column.key] is None else column.cell(row[column.key]) for column in shown))
         console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
         console.print(table)
         for note in notes:

@@ -152,18 +152,13 @@ OVERSPENT_KEY: Final = "quant-agents"
 REASONING_MODELS: Final = frozenset({"gpt-5", "gpt-5-mini", "o4-mini", "gemini-2.5-flash"})
 
 
-def bindings_yaml(cluster: str = "sim", valid_from: str = "2020-01-01T00:00:00Z") -> str:
+def bindings_yaml(cluster: str = "sim") -> str:
     """Return the bindings of the simulated organisations as the YAML that ``wattledger tenants check`` reads."""
-    tenants: list[dict[str, object]] = [
-        {"path": entry.path, "contact": entry.contact, "cost_centre": entry.cost_centre} for entry in ORGANISATIONS
-    ]
+    tenants = {entry.path: {"contact": entry.contact, "cost_centre": entry.cost_centre} for entry in ORGANISATIONS}
     rules: list[dict[str, object]] = [
-        {"cluster": cluster, "account": entry.account, "tenant": entry.path, "valid_from": valid_from}
-        for entry in ORGANISATIONS
+        {"tenant": entry.path, "cluster": cluster, "account": entry.account} for entry in ORGANISATIONS
     ]
-    rules += [
-        {"api_key": key.name, "tenant": key.path, "valid_from": valid_from} for key in API_KEYS if key.path is not None
-    ]
+    rules += [{"tenant": key.path, "key": key.name} for key in API_KEYS if key.path is not None]
     header = "# Bindings of the simulated fleet. Accounts and keys that are not named here stay unmapped, on purpose.\n"
     text: str = yaml.safe_dump({"tenants": tenants, "bindings": rules}, sort_keys=False)
     return header + text

@@ -1,0 +1,158 @@
+"""The demo: a simulated fleet's 48 hours through the real wire into real books. Everything it shows is marked simulated.
+
+What it needs beside samples (prices, tariff, intensity, bindings, budgets) is written once per home through the very
+functions that imports and policies use.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+
+from analytics.io import bindings_store, budgets
+from analytics.io.hours import due_hours
+from ingest.store import identities, import_rates, tokens
+from ingest.store.engine import Database
+from ingest.store.import_rates import DatedRows
+from ingest.store.tables import reference as tables
+from wattledger.home import Home
+from wattledger.runtime import Secret
+from wattledger.simulate import reference
+from wattledger.simulate.fleet import Fleet
+from wattledger.simulate.spec import FleetSpec
+from wattledger.simulate.tenants import bindings_yaml
+
+HISTORY_H: Final = 48
+US_PER_H: Final = 3_600_000_000
+_KEPT: Final = ("start_at_us", "seed", "nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The fleet of one demo home and how it is let in."""
+
+    fleet: Fleet
+    token: Secret
+    cursor_path: Path
+
+
+def prepare(home: Home, database: Database, *, nodes: int, seed: int, now: datetime) -> Demo:
+    """Set up the demo's site, tenants, prices and budgets; a home that has a fleet keeps it."""
+    spec = _fleet_spec(home.root / "demo.json", nodes=nodes, seed=seed, now=now)
+    token = Secret(home.secrets / "simulator.token")
+    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        site_id = identities.site_ids(connection, [spec.site])[spec.site]
+        connection.execute(
+            sa.update(tables.sites).where(tables.sites.c.id == site_id).values(grid_zone=reference.GRID_ZONE)
+        )
+        _write_rates(connection, spec, site_id)
+        budgets.apply(connection, BUDGETS, now, actor="wattledger demo")
+        if token.read() is None:
+            issued = tokens.create(
+                connection,
+                "simulator",
+                {tokens.Scope.AGENT, tokens.Scope.WRITE},
+                actor="wattledger demo",
+                site_id=site_id,
+            )
+            token.write(issued.secret)
+    with database.connect("admin") as raw:
+        bindings_store.apply(raw, bindings_yaml(spec.cluster), now)
+    return Demo(Fleet(spec), token, home.spool / "simulator.json")
+
+
+def wait_for_books(
+    database: Database, report: Callable[[int], None], *, timeout_s: float = 300.0, until: Callable[[], bool]
+) -> None:
+    """Wait until every finished hour is in the books; ``report`` gets the hours still due, ``until`` may end it early."""
+    deadline = time.monotonic() + timeout_s
+    with database.connect("worker", autocommit=True, application="wattledger-demo") as connection:
+        while not until():
+            left = _unclosed(connection)
+            report(left)
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{left} hours are not in the books after {timeout_s:.0f} s; see the worker's log")
+            time.sleep(0.25)
+
+
+def _unclosed(connection: psycopg.Connection[Any]) -> int:
+    """Count hours due that no run has written; the open window counts only until its first run."""
+    return sum(1 for hour in due_hours(connection, datetime.now(UTC)) if hour.run_id is None)
+
+
+def _fleet_spec(path: Path, *, nodes: int, seed: int, now: datetime) -> FleetSpec:
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return FleetSpec(**{name: int(kept[name]) for name in _KEPT})
+    hour_us = int(now.timestamp()) // 3600 * US_PER_H
+    spec = FleetSpec(start_at_us=hour_us - HISTORY_H * US_PER_H, seed=seed, nodes=nodes)
+    path.write_text(json.dumps({name: getattr(spec, name) for name in _KEPT}), encoding="utf-8")
+    return spec
+
+
+def _write_rates(connection: sa.Connection, spec: FleetSpec, site_id: int) -> None:
+    first_us = spec.start_at_us
+    prices = [
+        (line, first_us, None, price.provider, price.model, price.meter, price.amount, price.unit, price.currency)
+        for line, price in enumerate(reference.prices(spec), 1)
+    ]
+    tariffs = [
+        (line, rate.valid_from_us, rate.valid_to_us, site_id, "facility", rate.amount, reference.CURRENCY)
+        for line, rate in enumerate(reference.tariffs(spec), 1)
+    ]
+    intensity = [
+        (line, rate.valid_from_us, rate.valid_to_us, reference.GRID_ZONE, "location", False, rate.amount, False)
+        for line, rate in enumerate(reference.intensity(spec), 1)
+    ]
+    factor = reference.facility_factor()
+    factors = [(1, first_us, None, site_id, factor.amount, 1)]
+    for series, rows in (
+        (import_rates.PRICES, prices),
+        (import_rates.TARIFFS, tariffs),
+        (import_rates.INTENSITY, intensity),
+        (import_rates.FACILITY_FACTORS, factors),
+    ):
+        dated = DatedRows(connection, series)
+        dated.add(rows)
+        dated.store(reference.SOURCE, until_next=False, site_id=site_id)
+        for staging in ("import_dated", "import_fresh", "import_rest"):
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {staging}")
+
+
+BUDGETS: Final = """\
+# Budgets of the demo. Nothing here is armed, and simulated data could not arm it anyway.
+version: 1
+budgets:
+  - name: nlp-week
+    tenant: acme/research/nlp
+    period: week
+    currency: USD
+    limits: {cost: 9000}
+    ladder:
+      - {at: 80%, do: warn}
+      - {at: 100%, do: cancel, approval: MANUAL, grace: 10m}
+  - name: research-week
+    tenant: acme/research
+    period: week
+    limits: {energy_kwh: 2500, carbon_kgco2e: 600}
+    ladder:
+      - {at: 90%, do: warn}
+  - name: quant-day
+    tenant: globex/quant
+    period: day
+    currency: USD
+    limits: {cost: 400}
+    ladder:
+      - {at: 100%, do: warn}
+"""
