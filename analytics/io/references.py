@@ -33,6 +33,9 @@ _INTENSITY: Final = f"""
 SELECT id AS intensity_id, gco2e_per_kwh, valid_from, valid_to
 FROM intensity WHERE basis = 'location' AND {KNOWN} AND {HOLDS}
 AND grid_zone = (SELECT grid_zone FROM sites WHERE id = %(site_id)s)
+-- Direct emissions are what an inventory wants; life-cycle values stand in where a zone has no others.
+AND life_cycle = (SELECT bool_and(known.life_cycle) FROM intensity AS known
+                  WHERE known.grid_zone = intensity.grid_zone AND known.basis = 'location')
 """  # noqa: S608
 _FACTORS: Final = f"""
 SELECT id AS factor_id, factor, valid_from, valid_to
