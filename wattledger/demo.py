@@ -19,10 +19,10 @@ import sqlalchemy as sa
 
 from analytics.io import bindings_store, budgets
 from analytics.io.hours import due_hours
-from ingest.store import identities, import_rates, tokens
+from ingest.store import import_rates, tokens
 from ingest.store.engine import Database
 from ingest.store.import_rates import DatedRows
-from ingest.store.tables import reference as tables
+from ingest.store.sites import set_zones
 from wattledger.home import Home
 from wattledger.runtime import Secret
 from wattledger.simulate import reference
@@ -50,10 +50,7 @@ def prepare(home: Home, database: Database, *, nodes: int, seed: int, now: datet
     token = Secret(home.secrets / "simulator.token")
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
     with engine.begin() as connection:
-        site_id = identities.site_ids(connection, [spec.site])[spec.site]
-        connection.execute(
-            sa.update(tables.sites).where(tables.sites.c.id == site_id).values(grid_zone=reference.GRID_ZONE)
-        )
+        site_id = set_zones(connection, spec.site, grid_zone=reference.GRID_ZONE)
         _write_rates(connection, spec, site_id)
         budgets.apply(connection, BUDGETS, now, actor="wattledger demo")
         if token.read() is None:

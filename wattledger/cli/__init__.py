@@ -110,7 +110,7 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 def main() -> None:
     """Run the command line; the console script `wattledger`."""
-    from wattledger.cli.failure import explained  # noqa: PLC0415  (keeps `--help` free of database imports)
+    from wattledger.cli.failure import explained
 
     with explained():
         cli(prog_name="wattledger")
@@ -118,6 +118,6 @@ def main() -> None:
 
 def chosen_home(ctx: click.Context) -> Home:
     """Return the home folder the command line, the environment or the default names."""
-    from wattledger.home import resolve_home  # noqa: PLC0415
+    from wattledger.home import resolve_home
 
     return resolve_home(os.environ, ctx.find_root().obj["home"])

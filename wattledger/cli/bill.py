@@ -66,7 +66,7 @@ def bill(
     format_: Literal["table", "csv", "json"],
 ) -> None:
     """Cost, energy and carbon by tenant, job or device, with how much of it was measured."""
-    from wattledger.runtime import ready_database  # noqa: PLC0415
+    from wattledger.runtime import ready_database
 
     now = datetime.now(UTC)
     start = from_at or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -90,11 +90,11 @@ def show_bill(
     currency: str | None = None,
 ) -> None:
     """Print the bill of a period of full hours."""
-    import json  # noqa: PLC0415
+    import json
 
-    import sqlalchemy as sa  # noqa: PLC0415
+    import sqlalchemy as sa
 
-    from analytics.io import statement_formats, statements  # noqa: PLC0415
+    from analytics.io import statement_formats, statements
 
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: database.connect("worker"), poolclass=sa.NullPool

@@ -34,9 +34,9 @@ Examples:
 @click.pass_context
 def demo(ctx: click.Context, once: bool, nodes: int, seed: int, port: int, dashboard_port: int) -> None:
     """Fill 48 hours of a simulated fleet through the real wire, print its bill, and go on live."""
-    from wattledger.demo import prepare  # noqa: PLC0415
-    from wattledger.installation import Ports, bring_up, start_worker  # noqa: PLC0415
-    from wattledger.supervise import Supervisor  # noqa: PLC0415
+    from wattledger.demo import prepare
+    from wattledger.installation import Ports, bring_up, start_worker
+    from wattledger.supervise import Supervisor
 
     home = _demo_home(ctx)
     # History older than two days is late by the ledger's rules, and the demo's begins exactly there.
@@ -56,7 +56,7 @@ def demo(ctx: click.Context, once: bool, nodes: int, seed: int, port: int, dashb
 
 def _demo_home(ctx: click.Context) -> Home:
     """Return the home given, or a folder `demo` in the default one: the demo never mixes with real books."""
-    from wattledger.home import HOME_VARIABLE, Home  # noqa: PLC0415
+    from wattledger.home import HOME_VARIABLE, Home
 
     home = chosen_home(ctx)
     named = ctx.find_root().obj["home"] is not None or os.environ.get(HOME_VARIABLE)
@@ -64,11 +64,11 @@ def _demo_home(ctx: click.Context) -> Home:
 
 
 def _fill(installation: Installation, demo: Demo) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from wattledger.simulate.cursor import Cursor  # noqa: PLC0415
-    from wattledger.simulate.feed import Feed  # noqa: PLC0415
-    from wattledger.simulate.feed import Progress as Fed  # noqa: PLC0415
+    from wattledger.simulate.cursor import Cursor
+    from wattledger.simulate.feed import Feed
+    from wattledger.simulate.feed import Progress as Fed
 
     spec = demo.fleet.spec
     cursor = Cursor(demo.cursor_path, spec.start_at_us)
@@ -95,9 +95,9 @@ def _fill(installation: Installation, demo: Demo) -> None:
 
 
 def _wait_for_books(installation: Installation) -> None:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from wattledger.demo import wait_for_books  # noqa: PLC0415
+    from wattledger.demo import wait_for_books
 
     with Console().status("closing the books") as status:
         wait_for_books(
@@ -108,7 +108,7 @@ def _wait_for_books(installation: Installation) -> None:
 
 
 def _print_bill(installation: Installation, home: Home) -> None:
-    from wattledger.cli.bill import full_hour, show_bill  # noqa: PLC0415
+    from wattledger.cli.bill import full_hour, show_bill
 
     now = datetime.now(UTC)
     show_bill(installation.database, full_hour(now) - timedelta(hours=49), full_hour(now), "tenant", "table")
@@ -119,8 +119,8 @@ def _print_bill(installation: Installation, home: Home) -> None:
 
 def _go_on(supervisor: Supervisor, installation: Installation, demo: Demo) -> None:
     """Send live batches from a thread while the supervisor keeps everything alive."""
-    from wattledger.simulate.cursor import Cursor  # noqa: PLC0415
-    from wattledger.simulate.feed import Feed  # noqa: PLC0415
+    from wattledger.simulate.cursor import Cursor
+    from wattledger.simulate.feed import Feed
 
     stop = threading.Event()
     failures: list[BaseException] = []

@@ -26,8 +26,8 @@ Examples:
 @click.pass_context
 def up(ctx: click.Context, port: int, dashboard_port: int, once: bool) -> None:
     """Start PostgreSQL, ingest + API, worker and dashboard, and keep them running."""
-    from wattledger.installation import Ports, bring_up  # noqa: PLC0415
-    from wattledger.supervise import Supervisor  # noqa: PLC0415
+    from wattledger.installation import Ports, bring_up
+    from wattledger.supervise import Supervisor
 
     home = chosen_home(ctx)
     with Supervisor(home, announce=click.echo) as supervisor:
@@ -45,7 +45,7 @@ def up(ctx: click.Context, port: int, dashboard_port: int, once: bool) -> None:
 @click.pass_context
 def down(ctx: click.Context) -> None:
     """Stop everything that `up` started in this home, also what a killed `up` left behind."""
-    from wattledger.supervise import down as stop_all  # noqa: PLC0415
+    from wattledger.supervise import down as stop_all
 
     home = chosen_home(ctx)
     stopped = stop_all(home)
@@ -66,7 +66,7 @@ def down(ctx: click.Context) -> None:
 @click.pass_context
 def serve(ctx: click.Context, host: str, port: int) -> None:
     """Run ingest and the API alone, in the foreground."""
-    from wattledger.service import run_service  # noqa: PLC0415
+    from wattledger.service import run_service
 
     _log_to_stderr()
     run_service(chosen_home(ctx), host, port)
@@ -85,7 +85,7 @@ Examples:
 @click.pass_context
 def worker(ctx: click.Context, interval_s: float, once: bool, enforced: bool) -> None:
     """Run the worker alone: closes hours, evaluates budgets, delivers messages."""
-    from wattledger.work import run_worker  # noqa: PLC0415
+    from wattledger.work import run_worker
 
     _log_to_stderr()
     run_worker(chosen_home(ctx), interval_s=interval_s, once=once, enforced=enforced)
@@ -96,7 +96,7 @@ def worker(ctx: click.Context, interval_s: float, once: bool, enforced: bool) ->
 @click.option("--host", default="127.0.0.1", show_default=True)
 def dashboard(port: int, host: str) -> None:
     """Run the Streamlit dashboard alone; it talks to the API only."""
-    from importlib.resources import files  # noqa: PLC0415
+    from importlib.resources import files
 
     page = os.environ.get("WL_TMP_PAGE") or str(files("dashboard") / "app.py")
     options = {
@@ -115,8 +115,8 @@ def dashboard(port: int, host: str) -> None:
 @click.pass_context
 def migrate(ctx: click.Context) -> None:
     """Bring the database schema up to date; does nothing when it is."""
-    from ingest.store.migrate import pending, upgrade  # noqa: PLC0415
-    from wattledger.runtime import database_of  # noqa: PLC0415
+    from ingest.store.migrate import pending, upgrade
+    from wattledger.runtime import database_of
 
     database = database_of(chosen_home(ctx))
     behind = pending(database.url)

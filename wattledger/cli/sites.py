@@ -21,19 +21,12 @@ def sites() -> None:
 @click.pass_context
 def list_(ctx: click.Context, format_: Format) -> None:
     """List the sites with their zones and how many nodes they have."""
-    import sqlalchemy as sa  # noqa: PLC0415
+    from dataclasses import asdict
 
-    from ingest.store.tables.reference import nodes  # noqa: PLC0415
-    from ingest.store.tables.reference import sites as table
+    from ingest.store.sites import listed
 
-    query = (
-        sa.select(table.c.name, table.c.time_zone, table.c.grid_zone, sa.func.count(nodes.c.id).label("nodes"))
-        .outerjoin(nodes, nodes.c.site_id == table.c.id)
-        .group_by(table.c.id)
-        .order_by(table.c.name)
-    )
     with _engine(ctx).connect() as connection:
-        rows: list[dict[str, Any]] = [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+        rows: list[dict[str, Any]] = [asdict(site) for site in listed(connection)]
     shown = (
         Shown("name", "site"),
         Shown("time_zone", "time zone"),
@@ -57,28 +50,20 @@ Examples:
 @click.pass_context
 def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | None) -> None:
     """Make a site where it is new, and set its zones; hours already in the books are closed again with them."""
-    import sqlalchemy as sa  # noqa: PLC0415
+    from ingest.store.sites import set_zones
 
-    from ingest.store import identities  # noqa: PLC0415
-    from ingest.store.tables.reference import sites as table  # noqa: PLC0415
-    from ingest.store.tables.samples import changes  # noqa: PLC0415
-
-    values = {key: value for key, value in (("time_zone", time_zone), ("grid_zone", grid_zone)) if value is not None}
     if time_zone is not None:
         try:
             ZoneInfo(time_zone)
         except (ZoneInfoNotFoundError, ValueError):
             raise click.BadParameter(f"{time_zone!r} is no IANA time zone; write it like Europe/Berlin") from None
     with _engine(ctx).begin() as connection:
-        site_id = identities.site_ids(connection, [name])[name]
-        if values:
-            connection.execute(sa.update(table).where(table.c.id == site_id).values(**values))
-            everything = {"from_at": sa.func.to_timestamp(0), "to_at": sa.func.now() + sa.text("interval '1 hour'")}
-            connection.execute(sa.insert(changes).values(site_id=site_id, kind="sites", **everything))
-    click.echo(f"{name}: " + (", ".join(f"{key} {value}" for key, value in values.items()) or "unchanged"))
+        set_zones(connection, name, time_zone=time_zone, grid_zone=grid_zone)
+    set_to = {"time zone": time_zone, "grid zone": grid_zone}
+    click.echo(f"{name}: " + (", ".join(f"{what} {zone}" for what, zone in set_to.items() if zone) or "nothing to set"))
 
 
 def _engine(ctx: click.Context) -> Any:
-    from wattledger.runtime import ready_database  # noqa: PLC0415
+    from wattledger.runtime import ready_database
 
     return ready_database(chosen_home(ctx)).create_engine("admin")
