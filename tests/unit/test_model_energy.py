@@ -4,6 +4,7 @@ import pytest
 
 from analytics.errors import InputError
 from analytics.pipeline import Window
+from analytics.policy import GapPolicy, Policy
 from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading, steady
 
 
@@ -80,7 +81,8 @@ def test_a_slow_feed_is_not_a_gap() -> None:
 
 
 def test_readings_beyond_the_reach_are_not_joined() -> None:
-    row = Site(readings=[reading(1, -60, 0), reading(1, 3660, 100)]).usage()["idle"]
+    near = Policy(gaps=GapPolicy(reach_us=3_600_000_000))
+    row = Site(readings=[reading(1, -60, 0), reading(1, 3660, 100)], policy=near).usage()["idle"]
     assert (row["energy_mj"], row["coverage"], row["state"]) == (None, 0.0, "down")
 
 

@@ -1,0 +1,244 @@
+"""Laws 1, 3 and 6 of the books: they balance against the meter, nothing counts twice, and the same inputs are the same bytes."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any, Final
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analytics.pipeline import (
+    HourInputs,
+    HourResult,
+    UsageInputs,
+    close_hours,
+    content_hash,
+    map_devices,
+    reduce_shards,
+)
+from analytics.policy import Policy
+from analytics.units import US_PER_HOUR, US_PER_SECOND, to_us
+from tests.fakes.site import HOUR, Site, binding, device, epoch, factor, holds, intensity, job, price, reading, tariff
+
+pytestmark = pytest.mark.property
+LAW: Final = settings(max_examples=12, deadline=None)
+HOURS: Final = 2
+RATE, POWER_PRICE, FACTOR, GRAMS = Decimal("2.123456789"), Decimal("0.1134567"), Decimal("1.37"), Decimal("381.7")
+
+
+@st.composite
+def counters(draw: st.DrawFn, device_id: int) -> list[dict[str, Any]]:
+    """Readings of one device: uneven steps, gaps, counters that start over, now and then no counter."""
+    steps = draw(st.lists(st.sampled_from([1, 7, 10, 10, 10, 59, 61, 300, 1500, 3599]), min_size=2, max_size=25))
+    seconds, joules = draw(st.integers(-900, 3000)), 0.0
+    rows = []
+    for step in steps:
+        seconds += step
+        reset = draw(st.integers(0, 9)) == 0
+        joules = 0.0 if reset else joules + draw(st.integers(0, 700_000)) * step / 1000
+        blind = draw(st.integers(0, 7)) == 0
+        util = draw(st.sampled_from([None, 0, 50]))
+        rows.append(
+            reading(
+                device_id, seconds, None if blind else joules, draw(st.sampled_from([60, 400])), gpu_util_percent=util
+            )
+        )
+    return rows
+
+
+@st.composite
+def sites(draw: st.DrawFn) -> Site:
+    devices = [device(number, node_id=(number - 1) // 2 + 1) for number in (1, 2, 3)]
+    readings = [
+        {**row, "epoch_id": (row["device_id"] - 1) // 2 + 1} for number in (1, 2, 3) for row in draw(counters(number))
+    ]
+    allocations = []
+    for job_id in range(1, draw(st.integers(1, 5)) + 1):
+        start = draw(st.integers(-4000, 7000))
+        end = draw(st.one_of(st.none(), st.integers(start + 1, start + 6000)))
+        share = draw(st.sampled_from([None, None, 0.25, 0.333333, 0.7]))
+        allocations += [
+            holds(job_id, number, start, end, share) for number in draw(st.sets(st.sampled_from([1, 2, 3]), min_size=1))
+        ]
+    return Site(
+        readings=readings,
+        devices=devices,
+        epochs=[epoch(1), epoch(2, node_id=2)],
+        allocations=allocations,
+        jobs=[job(number, account=f"a{number % 2}") for number in range(1, 6)],
+        bindings=[binding(1, 10, account="a1")],
+        prices=[price(1, str(RATE))],
+        tariffs=[tariff(1, str(POWER_PRICE), metering_point="facility")],
+        intensity=[intensity(1, str(GRAMS))],
+        factors=[factor(1, str(FACTOR))],
+        hours=HOURS,
+    )
+
+
+def hashes(result: HourResult) -> list[bytes]:
+    return [content_hash(frame) for frame in (result.usage, result.lines, result.findings, result.quality)]
+
+
+def _at(rows: list[tuple[int, int]], instant: int) -> int:
+    """The interpolated counter by the book (ADR 0006), one reading at a time."""
+    total = 0
+    for (start, first), (end, last) in pairwise(rows):
+        if last < first or end - start > Policy().gaps.reach_us:
+            continue
+        inside = min(max(instant - start, 0), end - start)
+        total += (last - first) * inside // (end - start)
+    return total
+
+
+@LAW
+@given(sites())
+def test_every_device_hour_sums_to_the_difference_of_its_counter(site: Site) -> None:
+    readings: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row in site.readings:
+        if row["energy_mj"] is not None:
+            readings[row["device_id"]].append((to_us(row["at"]), row["energy_mj"]))
+    usage = site.close().usage
+    for number in (1, 2, 3):
+        for hour in range(HOURS):
+            start = to_us(HOUR) + hour * US_PER_HOUR
+            meter = _at(readings[number], start + US_PER_HOUR) - _at(readings[number], start)
+            rows = usage.filter((pl.col("device_id") == number) & (pl.col("hour_at").dt.epoch("us") == start))
+            # An hour without any counter falls back to the gauge: it has energy of its own, and says so.
+            gauged = meter == 0 and (rows["source"] != "measured").any()
+            assert rows["energy_mj"].sum() == meter or gauged
+            assert rows["held_us"].sum() == US_PER_HOUR
+
+
+@LAW
+@given(sites())
+def test_no_term_of_the_books_is_negative_and_coverage_is_a_ratio(site: Site) -> None:
+    usage = site.close().usage
+    for name in ("energy_mj", "estimated_mj", "held_us", "covered_us", "active_us", "idle_us", "throttled_us"):
+        assert (usage[name].fill_null(0) >= 0).all()
+    assert usage["coverage"].is_between(0, 1).all()
+
+
+@LAW
+@given(sites())
+def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) -> None:
+    result = site.close()
+    for hour in result.usage["hour_at"].unique():
+        usage = result.usage.filter(pl.col("hour_at") == hour)
+        lines = result.lines.filter(pl.col("hour_at") == hour)
+        energy, held = usage["energy_mj"].sum(), usage["held_us"].sum()
+        kwh = Fraction(energy, 3_600_000_000)
+        exact = {
+            "gpu_owned": Fraction(held, US_PER_HOUR) * Fraction(RATE),
+            "electricity": kwh * Fraction(FACTOR) * Fraction(POWER_PRICE),
+        }
+        for category, cost in exact.items():
+            billed = lines.filter(charge_category=category)["billed_cost"]
+            assert Fraction(sum(billed.to_list(), Decimal(0))) == Fraction(round(cost * 10**9), 10**9)
+        grams = round(kwh * Fraction(FACTOR) * Fraction(GRAMS) * 10**9)
+        assert sum((g for g in usage["carbon_gco2e"].to_list() if g is not None), Decimal(0)) == Decimal(grams).scaleb(
+            -9
+        )
+        assert sum((g for g in lines["carbon_gco2e"].to_list() if g is not None), Decimal(0)) == Decimal(grams).scaleb(
+            -9
+        )
+        assert lines["energy_mj"].sum() == energy
+
+
+@LAW
+@given(sites(), st.integers(0, 2**32))
+def test_the_order_of_rows_is_irrelevant(site: Site, seed: int) -> None:
+    shuffled = random.Random(seed)
+    mixed = {
+        name: shuffled.sample(list(getattr(site, name)), len(getattr(site, name)))
+        for name in ("readings", "allocations", "devices", "epochs", "jobs")
+    }
+    assert hashes(replace(site, **mixed).close()) == hashes(site.close())
+
+
+@LAW
+@given(sites())
+def test_hours_closed_one_by_one_equal_hours_closed_together(site: Site) -> None:
+    together = site.close()
+    alone = [site.close(site.window(hour, 1)) for hour in range(HOURS)]
+    for name in ("usage", "lines", "quality"):
+        assert content_hash(pl.concat([getattr(result, name) for result in alone])) == content_hash(
+            getattr(together, name)
+        )
+    findings = pl.concat([result.findings for result in alone]).sort("dedupe_key")
+    assert content_hash(findings) == content_hash(together.findings)
+
+
+@LAW
+@given(sites())
+def test_any_sharding_by_node_gives_the_same_bytes(site: Site) -> None:
+    inputs = site.inputs()
+    shards = [map_devices(_of_node(inputs, node), site.policy) for node in (2, 1)]
+    assert hashes(reduce_shards(inputs.usage.window, shards, inputs.references, inputs.api_calls)) == hashes(
+        site.close()
+    )
+
+
+@LAW
+@given(sites())
+def test_sending_every_reading_twice_changes_no_figure(site: Site) -> None:
+    twice = replace(site, readings=[*site.readings, *site.readings]).close()
+    once = site.close()
+    assert hashes(twice)[:3] == hashes(once)[:3]
+
+
+@LAW
+@given(sites(), st.integers(1, 3000))
+def test_splitting_a_holding_in_two_changes_no_energy(site: Site, after: int) -> None:
+    """The same job holding on with a new record is the same job: energy is additive under any cutting."""
+    halves: list[Mapping[str, Any]] = []
+    for row in site.allocations:
+        middle = row["start_at"] + (HOUR.resolution * after * US_PER_SECOND)
+        if row["end_at"] is not None and row["end_at"] <= middle:
+            halves.append(row)
+        else:
+            halves += [{**row, "end_at": middle}, {**row, "start_at": middle}]
+    whole, split = site.close().usage, replace(site, allocations=halves, policy=Policy()).close().usage
+    device_hours = [
+        frame.group_by("hour_at", "device_id").agg(pl.col("energy_mj", "held_us").sum()).sort("hour_at", "device_id")
+        for frame in (whole, split)
+    ]
+    assert device_hours[0].equals(device_hours[1])
+
+
+@LAW
+@given(sites(), st.decimals("0", "9", places=9))
+def test_a_dearer_price_never_makes_a_bill_cheaper(site: Site, more: Decimal) -> None:
+    dearer = replace(site, prices=[price(1, str(RATE + more))])
+    owned = [
+        result.lines.filter(charge_category="gpu_owned")["billed_cost"].sum()
+        for result in (site.close(), dearer.close())
+    ]
+    assert owned[0] <= owned[1]
+
+
+def _of_node(inputs: HourInputs, node: int) -> UsageInputs:
+    usage = inputs.usage
+    devices = usage.devices.filter(pl.col("node_id") == node)
+    mine = pl.col("device_id").is_in(devices["device_id"].implode())
+    return replace(
+        usage,
+        devices=Devices.validate(devices),
+        epochs=Epochs.validate(usage.epochs.filter(pl.col("node_id") == node)),
+        readings=DeviceReadings.validate(usage.readings.filter(mine)),
+        allocations=Allocations.validate(usage.allocations.filter(mine)),
+    )
+
+
+def test_close_is_a_function_of_its_inputs() -> None:
+    site = Site(readings=[reading(1, 0, 0), reading(1, 10, 1)], allocations=[holds(1, 1, 0, 5)])
+    inputs = site.inputs()
+    assert len({tuple(hashes(close_hours(inputs, site.policy))) for _ in range(10)}) == 1
