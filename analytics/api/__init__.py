@@ -1,1 +1,1 @@
-"""The read API, budgets and the gate."""
+"""The read API: bills, budgets, the gate, findings, actions, fleet power. Isolation is the database's; see service."""

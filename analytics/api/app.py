@@ -1,0 +1,34 @@
+"""The read API as an application of its own, or mounted into ingest's. Built by calls; nothing happens at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from analytics.api import bill, budgets, gate, logs, problems
+from analytics.api.service import ApiSettings, Service
+from ingest.store.engine import Database
+
+
+def mount(app: FastAPI, service: Service) -> None:
+    """Add the read API to an application; who made ``service`` closes it."""
+    app.state.api = service
+    problems.install(app)
+    for module in (bill, budgets, gate, logs):
+        app.include_router(module.router)
+
+
+def create_api(database: Database, settings: ApiSettings | None = None) -> FastAPI:
+    """Return the read API alone, as an application that closes what it opened."""
+    service = Service.open(database, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title="Wattledger API", version="1", lifespan=lifespan)
+    mount(app, service)
+    return app

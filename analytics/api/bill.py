@@ -1,0 +1,137 @@
+"""GET /v1/bill: the bill of a period for whatever the token may see."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict
+
+from analytics.api.problems import RESPONSES, ApiError
+from analytics.api.service import MAX_PERIOD_DAYS, Api, Reader, aware, covered, cursor_of, position_of
+from analytics.io import statement_formats as formats
+from analytics.io.statements import BillRow, GroupBy, StatementError, bill, mapped_share
+
+router = APIRouter(responses=RESPONSES)
+
+
+class FiguresModel(BaseModel):
+    """Costs are decimal strings in the bill's currency; null is unknown, never zero."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cost: str
+    cost_by_category: dict[str, str]
+    unpriced_lines: int
+    energy_kwh: str | None
+    carbon_kgco2e: str | None
+    tokens: int
+    accelerator_hours: str
+    idle_accelerator_hours: str
+    throttled_accelerator_hours: str
+    idle_waste: str
+    throttle_waste: str
+    coverage_ratio: str | None
+    sources: list[str]
+    origins: list[str]
+
+
+class RowModel(FiguresModel):
+    """``key`` is the tenant path, the run of a job, or the device's UUID; by job and device more fields name it."""
+
+    key: str
+    tenant: str | None
+
+
+class BillModel(BaseModel):
+    """``mapped_share_ratio`` is of the whole deployment: how much of what was used some binding gave to a tenant."""
+
+    from_at: str
+    to_at: str
+    group_by: GroupBy
+    currency: str | None
+    status: str
+    hours_closed: int
+    books_as_of_at: str | None
+    mapped_share_ratio: str | None
+    total: FiguresModel
+    rows: list[RowModel]
+    rollups: list[RowModel]
+    next_cursor: str | None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "from_at": "2026-11-01T00:00:00Z",
+                    "to_at": "2026-11-02T00:00:00Z",
+                    "group_by": "tenant",
+                    "currency": "USD",
+                    "status": "closed",
+                    "hours_closed": 24,
+                    "books_as_of_at": "2026-11-02T00:00:00Z",
+                    "mapped_share_ratio": "0.973",
+                    "total": {
+                        "cost": "84.333333341",
+                        "cost_by_category": {"electricity": "0.333333341", "gpu_owned": "84"},
+                        "unpriced_lines": 0,
+                        "energy_kwh": "9.6",
+                        "carbon_kgco2e": "3.12",
+                        "tokens": 0,
+                        "accelerator_hours": "24",
+                        "idle_accelerator_hours": "1.5",
+                        "throttled_accelerator_hours": "0",
+                        "idle_waste": "5.25",
+                        "throttle_waste": "0",
+                        "coverage_ratio": "0.998",
+                        "sources": ["measured"],
+                        "origins": ["live"],
+                    },
+                    "rows": [],
+                    "rollups": [],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
+
+
+@router.get("/v1/bill", response_model=BillModel, tags=["bill"])
+def get_bill(  # noqa: PLR0913, PLR0917 - query parameters
+    api: Api,
+    reader: Reader,
+    from_at: Annotated[datetime, Query(alias="from", description="full UTC hour", examples=["2026-11-01T00:00:00Z"])],
+    to_at: Annotated[datetime, Query(alias="to", description="full UTC hour, not included")],
+    group_by: GroupBy = GroupBy.TENANT,
+    tenant: Annotated[str | None, Query(description="a subtree of what the token covers")] = None,
+    currency: Annotated[str | None, Query(pattern="^[A-Z]{3}$")] = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> dict[str, Any]:
+    """Return the bill, rows sorted by key; the total is of the whole period, whatever page is asked for."""
+    from_at, to_at = aware("from", from_at), aware("to", to_at)
+    if to_at - from_at > timedelta(days=MAX_PERIOD_DAYS):
+        raise ApiError(400, "period_too_long", f"more than {MAX_PERIOD_DAYS} days; ask in parts")
+    if tenant is not None:
+        covered(reader, tenant)
+    after = position_of(cursor)
+    try:
+        with api.scoped(reader) as conn:
+            made = bill(conn, from_at, to_at, group_by, tenant=tenant, currency=currency)
+    except StatementError as error:
+        raise ApiError(400, "invalid_period", str(error)) from None
+    with api.unscoped() as conn:
+        share = mapped_share(conn, from_at, to_at, made.currency)
+    rest = [row for row in made.rows if after is None or _position(row) > after]
+    page, more = rest[:limit], len(rest) > limit
+    return formats.as_dict(made) | {
+        "mapped_share_ratio": formats.text(share),
+        "rows": [formats.row_dict(row) for row in page],
+        "rollups": [] if after is not None else [formats.row_dict(row) for row in made.rollups],
+        "next_cursor": cursor_of(_position(page[-1])) if more else None,
+    }
+
+
+def _position(row: BillRow) -> str:
+    return f"{row.key}\n{row.tenant or ''}"

@@ -1,0 +1,86 @@
+"""Refusals of the API as RFC 9457 problem+json, with a stable type and a sentence on what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from ingest.errors import PROBLEM_TYPE, IngestError
+
+
+class ApiError(Exception):
+    """A refusal by status and reason; ``detail`` says what to do."""
+
+    def __init__(self, status: int, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+
+
+class Problem(BaseModel):
+    """The body of every refusal."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+TITLES = {
+    400: "The request is not valid",
+    401: "Not authenticated",
+    403: "Not allowed",
+    404: "There is no such thing",
+    422: "The question cannot be answered as asked",
+    503: "Cannot be answered now",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": title} for status, title in TITLES.items()
+}
+
+
+def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    body = {"type": f"urn:wattledger:problem:{reason}", "title": TITLES[status], "status": status, "detail": detail}
+    return JSONResponse(body, status, dict(headers or {}), PROBLEM_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make an application answer refusals of this API as problems."""
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, ApiError):
+            raise error
+        return problem(error.status, error.reason, error.detail)
+
+    async def refused_by_store(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, IngestError):
+            raise error
+        return JSONResponse(error.problem(), error.status, error.headers(), PROBLEM_TYPE)
+
+    async def not_valid(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'][1:]) or item['loc'][0]}: {item['msg']}"
+            for item in jsonable_encoder(error.errors(), exclude={"input", "ctx"})
+        )
+        return problem(400, "invalid_request", faults)
+
+    async def unavailable(_: Request, __: Exception) -> JSONResponse:
+        return problem(
+            503, "database_unavailable", "the database did not answer in time; ask again", {"retry-after": "2"}
+        )
+
+    app.add_exception_handler(ApiError, refused)
+    app.add_exception_handler(IngestError, refused_by_store)
+    app.add_exception_handler(RequestValidationError, not_valid)
+    for trouble in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError):
+        app.add_exception_handler(trouble, unavailable)
