@@ -91,7 +91,7 @@ def _unclosed(connection: psycopg.Connection[Any]) -> int:
 def _fleet_spec(path: Path, *, nodes: int, seed: int, now: datetime) -> FleetSpec:
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return FleetSpec(**{name: int(kept[name]) for name in _KEPT})
+        return FleetSpec(start_at_us=int(kept["start_at_us"]), seed=int(kept["seed"]), nodes=int(kept["nodes"]))
     hour_us = int(now.timestamp()) // 3600 * US_PER_H
     spec = FleetSpec(start_at_us=hour_us - HISTORY_H * US_PER_H, seed=seed, nodes=nodes)
     path.write_text(json.dumps({name: getattr(spec, name) for name in _KEPT}), encoding="utf-8")

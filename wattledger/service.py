@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
+from analytics.api.app import mount
+from analytics.api.service import Service
 from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
@@ -14,16 +18,29 @@ from wattledger.home import Home
 from wattledger.runtime import ready_database
 
 
-def create_service(home: Home, database: Database) -> FastAPI:
-    """Return the application of one installation; nothing is opened before its lifespan starts."""
-    return create_app(Settings.from_env(os.environ, database))
+def create_service(database: Database, env: Mapping[str, str]) -> FastAPI:
+    """Return the application of one installation; its lifespan opens and closes what both halves hold."""
+    application = create_app(Settings.from_env(env, database))
+    service = Service.open(database)
+    mount(application, service)
+    ingest_lifespan = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with ingest_lifespan(app):
+                yield
+        finally:
+            service.close()
+
+    application.router.lifespan_context = lifespan
+    return application
 
 
 def run_service(home: Home, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; requests in hand are finished first."""
-    application = create_service(home, ready_database(home))
     uvicorn.run(
-        application,
+        create_service(ready_database(home), os.environ),
         host=host,
         port=port,
         http="httptools",
