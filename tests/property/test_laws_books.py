@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics.frames import Allocations, DeviceReadings, Devices, Epochs
 from analytics.pipeline import (
     HourInputs,
     HourResult,
@@ -142,7 +143,9 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
         }
         for category, cost in exact.items():
             billed = lines.filter(charge_category=category)["billed_cost"]
-            assert Fraction(sum(billed.to_list(), Decimal(0))) == Fraction(round(cost * 10**9), 10**9)
+            assert sum((Fraction(amount) for amount in billed.to_list()), Fraction(0)) == Fraction(
+                round(cost * 10**9), 10**9
+            )
         grams = round(kwh * Fraction(FACTOR) * Fraction(GRAMS) * 10**9)
         assert sum((g for g in usage["carbon_gco2e"].to_list() if g is not None), Decimal(0)) == Decimal(grams).scaleb(
             -9
@@ -157,7 +160,7 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
 @given(sites(), st.integers(0, 2**32))
 def test_the_order_of_rows_is_irrelevant(site: Site, seed: int) -> None:
     shuffled = random.Random(seed)
-    mixed = {
+    mixed: dict[str, Any] = {
         name: shuffled.sample(list(getattr(site, name)), len(getattr(site, name)))
         for name in ("readings", "allocations", "devices", "epochs", "jobs")
     }
