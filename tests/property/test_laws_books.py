@@ -143,7 +143,7 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
         }
         for category, cost in exact.items():
             billed = lines.filter(charge_category=category)["billed_cost"]
-            assert sum((Fraction(amount) for amount in billed.to_list()), Fraction(0)) == Fraction(
+            assert sum((Fraction(str(amount)) for amount in billed.to_list()), Fraction(0)) == Fraction(
                 round(cost * 10**9), 10**9
             )
         grams = round(kwh * Fraction(FACTOR) * Fraction(GRAMS) * 10**9)
