@@ -135,7 +135,7 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
     for hour in result.usage["hour_at"].unique():
         usage = result.usage.filter(pl.col("hour_at") == hour)
         lines = result.lines.filter(pl.col("hour_at") == hour)
-        energy, held = usage["energy_mj"].sum(), usage["held_us"].sum()
+        energy, held = sum(usage["energy_mj"].drop_nulls().to_list()), sum(usage["held_us"].to_list())
         kwh = Fraction(energy, 3_600_000_000)
         exact = {
             "gpu_owned": Fraction(held, US_PER_HOUR) * Fraction(RATE),
