@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final, TypeVar
 
 import dataframely as dy
@@ -43,7 +44,7 @@ from analytics.model.dated import fact_at
 from analytics.model.energy import Meter, meter
 from analytics.model.findings import idle_waste, instants, overlapping, throttling
 from analytics.model.holding import Holdings, hold, spans
-from analytics.model.money import exact_nano, from_nano
+from analytics.model.money import from_nano
 from analytics.model.overhead import share_overhead
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
@@ -51,7 +52,7 @@ from analytics.model.tenancy import bind_hours
 from analytics.model.tokens import token_lines
 from analytics.model.usage import Measured, attribute, measure, quality
 from analytics.policy import Policy
-from analytics.units import MJ_PER_KWH, US_PER_HOUR
+from analytics.units import MJ_PER_KWH, NANO, US_PER_HOUR
 from analytics.units import from_us as from_us_of
 from analytics.units import to_us as to_us_of
 
@@ -184,11 +185,12 @@ def reduce_shards(
         pl.lit(references.currency).alias("currency"),
         pl.col("hour_us").cast(INSTANT).alias("hour_at"),
     )
+    energy_prices = _energy_prices(hours, references.tariffs, factors)
     counted = pl.concat([part.quality for part in parts]).with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
     return HourResult(
         usage=_checked(UsageHours, _as_usage(usage), "hour_at", "device_id", "holder"),
         lines=_checked(LedgerLines, lines, "hour_at", "line_key"),
-        findings=_checked(Findings, _priced_findings(found, references, factors), "dedupe_key"),
+        findings=_checked(Findings, _priced_findings(found, usage, energy_prices, references.currency), "dedupe_key"),
         quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
     )
 
@@ -285,27 +287,36 @@ def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:
     return lines.select("hour_us", *(name for name in LedgerLines.column_names() if name not in skipped))
 
 
-def _priced_findings(found: pl.DataFrame, references: References, factors: dict[int, Decimal]) -> pl.DataFrame:
-    hours = sorted(found["hour_us"].unique().to_list())
-    tariffs = {hour: fact_at(references.tariffs, from_us_of(hour), "tariff_id") for hour in hours}
+def _priced_findings(
+    found: pl.DataFrame, usage: pl.DataFrame, prices: dict[int, Fraction], currency: str
+) -> pl.DataFrame:
+    """Give findings tenant, identity and price. ``prices``: billionths per millijoule of each hour that has a tariff."""
     cash = [
-        None
-        if waste is None or (tariff := tariffs[hour]) is None or tariff["metering_point"] == "included"
-        else exact_nano(waste, tariff["amount_per_kwh"], metered_factor(tariff, hour, factors), per=MJ_PER_KWH)
+        None if waste is None or hour not in prices else round(waste * prices[hour])
         for hour, waste in found.select("hour_us", "waste_energy_mj").iter_rows()
     ]
     identity = [pl.col(name).cast(pl.String).fill_null("-") for name in ("kind", "device_id", "job_id", "start_us")]
-    tenants = _tenanted(found, references).select("tenant_id")
+    tenants = usage.filter(pl.col("job_id").is_not_null()).select("hour_us", "job_id", "tenant_id").unique()
     return (
         instants(found)
         .with_columns(
             pl.concat_str(identity, separator="|").alias("dedupe_key"),
             pl.Series("nano", cash, dtype=pl.Int64),
-            tenants["tenant_id"],
-            pl.lit(references.currency).alias("currency"),
+            pl.lit(currency).alias("currency"),
         )
         .with_columns(from_nano(pl.col("nano")).alias("avoidable_cash"))
+        .join(tenants, on=["hour_us", "job_id"], how="left")
     )
+
+
+def _energy_prices(hours: list[int], tariffs: pl.DataFrame, factors: dict[int, Decimal]) -> dict[int, Fraction]:
+    found = {}
+    for hour in hours:
+        row = fact_at(tariffs, from_us_of(hour), "tariff_id")
+        if row is not None and row["metering_point"] != "included":
+            per_kwh = Fraction(row["amount_per_kwh"]) * Fraction(metered_factor(row, hour, factors))
+            found[hour] = per_kwh * NANO / MJ_PER_KWH
+    return found
 
 
 def _checked(schema: type[S], rows: pl.DataFrame, *key: str) -> dy.DataFrame[S]:

@@ -7,6 +7,7 @@ active, idle and throttled time. It attributes nothing to anybody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,8 +59,8 @@ class Meter:
     """Intervals that are not covered: device_id, from_us, to_us, delta_mj (0 unless a gap that a counter spans), reason."""
     lacking: pl.DataFrame | None
 
-    def at(self, cuts: pl.DataFrame) -> pl.DataFrame:
-        """Return the :data:`QUANTITIES` (Int64) at each (device_id, at_us), in the order given.
+    def at(self, cuts: pl.DataFrame, names: Sequence[str] = QUANTITIES) -> pl.DataFrame:
+        """Return ``names`` of the :data:`QUANTITIES` (Int64) at each (device_id, at_us), in the order given.
 
         Before a device's first reading and after its last nothing grows, so differences are right everywhere.
         """
@@ -71,7 +72,7 @@ class Meter:
         width = (self.key.gather((here + 1).clip(0, self.key.len() - 1)) - self.key.gather(here)).clip(1, None)
         frame = pl.DataFrame({"started": started, "inner": before >= 0, "offset": offset, "width": width})
         columns = []
-        for name in QUANTITIES:
+        for name in names:
             if name not in self.sums.columns:
                 columns.append(pl.lit(0, dtype=pl.Int64).alias(name))
                 continue

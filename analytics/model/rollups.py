@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
@@ -10,7 +11,8 @@ from analytics.frames import INSTANT
 from analytics.model.energy import Meter
 from analytics.units import US_PER_HOUR, US_PER_MINUTE
 
-_ON = ["device_id", "minute_us"]
+_ON: Final = ["device_id", "minute_us"]
+_NAMES: Final = ("energy_mj", "covered_us", "throttled_us", "known_us")
 
 
 def by_minute(
@@ -39,24 +41,27 @@ def by_minute(
 
 
 def _metered(meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
-    minutes = pl.DataFrame({"minute_us": range(from_us, to_us, US_PER_MINUTE)}, schema={"minute_us": pl.Int64})
-    left = devices.select("device_id").join(minutes, how="cross")
+    edges = pl.DataFrame({"minute_us": [*range(from_us, to_us, US_PER_MINUTE), to_us]}, schema={"minute_us": pl.Int64})
+    left = devices.select("device_id").join(edges, how="cross")
     found = []
+    done = pl.DataFrame(schema={"device_id": pl.Int32, "hour_us": pl.Int64})
     for meter in meters:
-        start = meter.at(left.rename({"minute_us": "at_us"}))
-        end_us = pl.min_horizontal(pl.col("minute_us") + US_PER_MINUTE, pl.lit(to_us, dtype=pl.Int64))
-        end = meter.at(left.select("device_id", end_us.alias("at_us")))
-        names = ("energy_mj", "covered_us", "throttled_us", "known_us")
-        rows = left.hstack(pl.select(end[name] - start[name] for name in names)).with_columns(
-            (pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us")
+        # Every mark is the end of one minute and the start of the next: read each once.
+        marks = meter.at(left.rename({"minute_us": "at_us"}), _NAMES)
+        last = pl.col("device_id") != pl.col("device_id").shift(-1)
+        rows = (
+            left.hstack(marks.select(pl.col(name).shift(-1) - pl.col(name) for name in _NAMES))
+            .filter(~last.fill_null(value=True))
+            .with_columns((pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
         )
         spanned = (pl.col("covered_us") > 0) | (pl.col("energy_mj") > 0)
         mine = rows.filter(spanned).select("device_id", "hour_us").unique()
         if meter.lacking is not None:
             mine = mine.join(meter.lacking, on=["device_id", "hour_us"], how="semi")
+        mine = mine.join(done, on=["device_id", "hour_us"], how="anti")
         taken = rows.join(mine, on=["device_id", "hour_us"], how="semi")
         found.append(taken.filter(spanned).with_columns(pl.lit(meter.origin, dtype=pl.Int16).alias("origin")))
-        left = rows.join(mine, on=["device_id", "hour_us"], how="anti").select(_ON)
+        done = pl.concat([done, mine])
     columns = {"energy_mj": pl.Int64, "covered_us": pl.Int64, "throttled_us": pl.Int64, "origin": pl.Int16}
     if not found:
         return pl.DataFrame(schema={"device_id": pl.Int32, "minute_us": pl.Int64, **columns})
