@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -14,15 +15,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from analytics.actions import records
+from analytics.actions.enforcement import Enforcement, EnforcementRound
 from analytics.actions.errors import PlaneRefusedError
 from analytics.actions.executor import Executor
 from analytics.actions.pause import pause, resume
 from analytics.actions.plan import plan
 from analytics.actions.settings import ActionSettings
+from analytics.actions.webhooks import Deliverer
 from analytics.io import action_log, budgets
 from analytics.io.action_log import Action, Status
 from collector.wire import Origin
@@ -141,8 +145,8 @@ def test_an_armed_and_enforced_budget_stops_the_job_after_its_grace(over: World)
     ],
 )
 def test_unless_both_switches_are_on_everything_is_a_dry_run(
-    world: World, armed: bool, enforced: bool, why: str
-) -> None:  # noqa: FBT001
+    world: World, *, armed: bool, enforced: bool, why: str
+) -> None:
     world.settings = replace(world.settings, enforced=enforced)
     world.policy(POLICY if armed else POLICY.replace("armed: true", "armed: false"))
     world.spend("120", world.job("42"))
@@ -219,7 +223,7 @@ def test_a_run_that_is_not_the_one_decided_on_is_contested_and_left_alone(
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_job_that_ended_meanwhile_is_skipped(over: World, gone: bool) -> None:  # noqa: FBT001
+def test_a_job_that_ended_meanwhile_is_skipped(over: World, *, gone: bool) -> None:
     if gone:
         over.slurm.forget("42")
     else:
@@ -433,3 +437,26 @@ def test_planning_the_same_twice_adds_nothing(over: World) -> None:
     assert over.evaluate() == ()
     assert len(over.log()) == 1
     assert over.messages() == ["budget.rung_reached", "budget.rung_reached"]
+
+
+def test_one_round_after_another_decides_plans_tells_and_stops(world: World) -> None:
+    world.policy()
+    world.spend("120", world.job("42"))
+    received: list[str] = []
+
+    def receive(request: httpx.Request) -> httpx.Response:
+        received.append(json.loads(request.content)["event"])
+        return httpx.Response(204)
+
+    environment = {"OPS_URL": "https://ops.example", "OPS_SECRET": "k"}
+    with httpx.Client(transport=httpx.MockTransport(receive)) as client:
+        deliverer = Deliverer(world.engine, client, environment, lambda: world.now)
+        rounds = Enforcement(world.engine, world.executor(), deliverer, lambda: world.now)
+        assert rounds.run() == EnforcementRound(decisions=1, planned=1, acted=0, delivered=2, undelivered=0)
+        assert rounds.run() == EnforcementRound(decisions=1, planned=0, acted=0, delivered=0, undelivered=0)
+        world.now = AFTER_GRACE
+        assert rounds.run().acted == 1
+    assert world.slurm.acts() == ["scancel 42"]
+    assert received == ["budget.rung_reached", "budget.rung_reached"]
+    with world.engine.connect() as conn:  # the second round said nothing new; the third came 10 minutes later
+        assert conn.execute(sa.select(sa.func.count()).select_from(control.decisions)).scalar_one() == 2

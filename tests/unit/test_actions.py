@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from analytics.actions.pause import FLAG, pause, paused, resume
-from analytics.actions.plan import choose, protected_by
+from analytics.actions.plan import choose, message, protected_by
 from analytics.actions.plane import Identity, RunReading, RunState, mismatch
 from analytics.actions.settings import ActionSettings
 from analytics.actions.webhooks import signature
 from analytics.io.action_log import RunningJob
-from analytics.model.budget import Budget, Measure
+from analytics.model.budget import Budget, Measure, Rung, Spend, Step, decide
 from analytics.model.period import Period
 
 START = datetime(2026, 11, 11, 3, tzinfo=UTC)
@@ -121,3 +121,12 @@ def test_the_signature_covers_time_and_body() -> None:
     assert signature("key", 1_700_000_000, b"{}") == (
         "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae"
     )
+
+
+def test_the_documented_message_has_the_fields_that_are_sent() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "budgets.md").read_text()
+    documented = json.loads(page.split("```json\n")[1].split("```")[0])
+    rung = Rung(Decimal("0.8"), Step.WARN)
+    spend = Spend(Decimal(1), Decimal(0), frozenset(), frozenset(), 1.0, START)
+    sent = message(decide(replace(budget(), ladder=(rung,)), spend, START), rung, "budget.rung_reached")
+    assert set(documented) == {*sent, "id"}

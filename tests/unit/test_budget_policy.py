@@ -121,3 +121,8 @@ def test_limits_whose_dates_touch_but_do_not_overlap_are_fine() -> None:
 def test_what_is_no_policy_at_all_is_a_fault_not_a_crash(text: str) -> None:
     with pytest.raises(PolicyError):
         parse(text)
+
+
+def test_the_policy_in_the_documentation_is_valid() -> None:
+    page = (EXAMPLE.parents[2] / "docs" / "budgets.md").read_text()
+    assert faults(page.split("```yaml\n")[1].split("```")[0]) == []
