@@ -242,7 +242,8 @@ def check_intake(facts: LedgerFacts, now: datetime) -> list[Check]:
 def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapped: Iterable[Mapped]) -> list[Check]:
     """What has no price stays unpriced in the books; it never becomes 0."""
     gaps = []
-    for site in sites:
+    known = list(sites)
+    for site in known:
         lacks = []
         if not site.has_tariff:
             lacks.append("no tariff")
@@ -257,7 +258,7 @@ def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapp
     checks = [
         warning("tariffs and intensity", "; ".join(gaps), "load them with `wattledger import tariffs | intensity`")
         if gaps
-        else fine("tariffs and intensity", "every site has them")
+        else fine("tariffs and intensity", "every site has them" if known else "no site yet that would need them")
     ]
     models = list(unpriced_models)
     lines = sum(pool.unpriced_lines for pool in mapped)

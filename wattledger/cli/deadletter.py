@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from wattledger.cli import EXIT_NO, chosen_home
+from wattledger.cli import EXIT_NO
+from wattledger.cli.access import transaction
 from wattledger.cli.output import Format, Shown, format_option, plain, print_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
 
 
 @click.group(
@@ -47,9 +42,9 @@ Examples:
 @click.pass_context
 def list_(ctx: click.Context, reason: str | None, with_replayed: bool, most: int, format_: Format) -> None:
     """List the bodies that wait, newest first."""
-    from ingest.store.dead_letter_list import heads, waiting  # noqa: PLC0415
+    from ingest.store.dead_letter_list import heads, waiting
 
-    with _reading(ctx) as connection:
+    with transaction(ctx, "worker") as connection:
         rows = [asdict(head) for head in heads(connection, most=most, reason=reason, with_replayed=with_replayed)]
         left = waiting(connection)
     shown = (
@@ -78,9 +73,9 @@ Examples:
 @click.pass_context
 def show(ctx: click.Context, letter_id: int, body: Path | None, format_: str) -> None:
     """Show one body's reason, sender and headers. Exit code 1 when there is none of this id."""
-    from ingest.store.dead_letter_list import letter  # noqa: PLC0415
+    from ingest.store.dead_letter_list import letter
 
-    with _reading(ctx) as connection:
+    with transaction(ctx, "worker") as connection:
         found = letter(connection, letter_id)
     if found is None:
         click.echo(f"there is no dead letter {letter_id}; see `wattledger deadletter list --all`", err=True)
@@ -104,19 +99,6 @@ def show(ctx: click.Context, letter_id: int, body: Path | None, format_: str) ->
         click.echo(f"{name:<{width}}  {'-' if shown is None else shown}")
     if body is not None:
         click.echo(f"body written to {body}")
-
-
-@contextmanager
-def _reading(ctx: click.Context) -> Iterator[sa.Connection]:
-    """Connect as the worker, whose role may read dead letters."""
-    from wattledger.runtime import ready_database  # noqa: PLC0415
-
-    engine = ready_database(chosen_home(ctx)).create_engine("worker", pool_size=1, application="wattledger-cli")
-    try:
-        with engine.connect() as connection:
-            yield connection
-    finally:
-        engine.dispose()
 
 
 def _instant(at: datetime) -> str:

@@ -36,8 +36,8 @@ Exit code: 0 all fine (warnings allowed), 1 something is broken, 2 something cou
 @click.pass_context
 def doctor(ctx: click.Context, format_: str) -> None:
     """Say what works, what does not, and what to do about it. Changes nothing."""
-    from wattledger.diagnosis import exit_code  # noqa: PLC0415
-    from wattledger.examination import examine  # noqa: PLC0415
+    from wattledger.diagnosis import exit_code
+    from wattledger.examination import examine
 
     checks = list(examine(chosen_home(ctx), os.environ))
     if format_ == "json":
@@ -48,9 +48,9 @@ def doctor(ctx: click.Context, format_: str) -> None:
 
 
 def _print_table(checks: Sequence[Check]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wattledger.cli import EXIT_NO, chosen_home
+from wattledger.cli import EXIT_NO
+from wattledger.cli.access import actor, transaction
 from wattledger.cli.output import Format, Shown, format_option, plain, print_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import sqlalchemy as sa
 
     from ingest.store.tokens import Token
@@ -70,19 +66,19 @@ def create(
     format_: str,
 ) -> None:
     """Create a token; its secret is printed on standard output, once, and cannot be had again."""
-    from ingest.store import tokens  # noqa: PLC0415
+    from ingest.store import tokens
 
     if node is not None and site is None:
         raise click.UsageError("--node needs --site: nodes are named within a site")
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    with _owner(ctx) as connection:
+    with transaction(ctx, "owner") as connection:
         site_id, node_id = _bindings(connection, site, node)
         try:
             issued = tokens.create(
                 connection,
                 name,
                 {tokens.Scope(scope) for scope in scopes},
-                actor=_actor(),
+                actor=actor(),
                 site_id=site_id,
                 node_id=node_id,
                 tenant_path=tenant,
@@ -113,10 +109,10 @@ Examples:
 @click.pass_context
 def list_(ctx: click.Context, with_ended: bool, format_: Format) -> None:
     """List the tokens, without their secrets."""
-    from ingest.store import tokens  # noqa: PLC0415
+    from ingest.store import tokens
 
     now = datetime.now(UTC)
-    with _owner(ctx) as connection:
+    with transaction(ctx, "owner") as connection:
         names = tokens.bound_names(connection)
         rows = [_facts(each, names, now) for each in tokens.listed(connection)]
     rows = [row for row in rows if with_ended or row["state"] == "valid"]
@@ -138,31 +134,18 @@ def list_(ctx: click.Context, with_ended: bool, format_: Format) -> None:
 @click.pass_context
 def revoke(ctx: click.Context, token_id: int) -> None:
     """Revoke a token at once. Exit code 1 when there is none of this id, or it was revoked before."""
-    from ingest.store import tokens  # noqa: PLC0415
+    from ingest.store import tokens
 
-    with _owner(ctx) as connection:
-        is_revoked = tokens.revoke(connection, token_id, datetime.now(UTC), actor=_actor())
+    with transaction(ctx, "owner") as connection:
+        is_revoked = tokens.revoke(connection, token_id, datetime.now(UTC), actor=actor())
     if not is_revoked:
         click.echo(f"there is no valid token {token_id}; see `wattledger token list --all`", err=True)
         ctx.exit(EXIT_NO)
     click.echo(f"token {token_id} is revoked")
 
 
-@contextmanager
-def _owner(ctx: click.Context) -> Iterator[sa.Connection]:
-    """One transaction as the owner of the schema, the only role that may make and list tokens."""
-    from wattledger.runtime import ready_database  # noqa: PLC0415
-
-    engine = ready_database(chosen_home(ctx)).create_engine("owner", pool_size=1, application="wattledger-cli")
-    try:
-        with engine.begin() as connection:
-            yield connection
-    finally:
-        engine.dispose()
-
-
 def _bindings(connection: sa.Connection, site: str | None, node: str | None) -> tuple[int | None, int | None]:
-    from ingest.store import identities  # noqa: PLC0415
+    from ingest.store import identities
 
     if site is None:
         return None, None
@@ -192,11 +175,3 @@ def _state(token: Token, now: datetime) -> str:
     if token.revoked_at is not None:
         return "revoked"
     return "expired" if token.expires_at is not None and token.expires_at <= now else "valid"
-
-
-def _actor() -> str:
-    """Name who did it, for the audit; a uid without a name is common in containers."""
-    try:
-        return f"{getpass.getuser()} (command line)"
-    except (KeyError, OSError):
-        return f"uid {os.geteuid()} (command line)"
