@@ -55,12 +55,16 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class CheckedStream:
-    """One stream whose every byte is accounted for; ``messages`` are encapsulated record batches with their bodies."""
+    """One stream whose every byte is accounted for; ``messages`` are encapsulated record batches with their bodies.
+
+    They are views into the decompressed body; ``whole`` is that body where it holds this one stream and nothing else.
+    """
 
     schema: Schema
     meta_json: bytes | None
     rows: int
-    messages: tuple[bytes, ...]
+    messages: tuple[memoryview, ...]
+    whole: bytes | None
 
 
 def malformed(detail: str) -> BadBodyError:
@@ -92,12 +96,14 @@ class Checker:
         return streams
 
     def _stream(self, data: bytes, at: int) -> tuple[CheckedStream, int]:
+        view = memoryview(data)
+        begin = at
         start, size = _message_bounds(data, at, MAX_SCHEMA_BYTES)
         if size == 0:
             raise malformed(f"end marker where a schema should be, at byte {at}")
         schema, meta_json = self._schema(data[start : start + size])
         at = start + size
-        messages: list[bytes] = []
+        messages: list[memoryview] = []
         rows = 0
         while True:
             start, size = _message_bounds(data, at, MAX_HEADER_BYTES)
@@ -117,9 +123,10 @@ class Checker:
             rows += batch_rows
             if rows > MAX_ROWS_PER_STREAM:
                 raise TooLargeError(f"{schema.stream}: more than {MAX_ROWS_PER_STREAM} rows")
-            messages.append(data[at:end])
+            messages.append(view[at:end])
             at = end
-        return CheckedStream(schema, meta_json, rows, tuple(messages)), start
+        whole = data if begin == 0 and start == len(data) else None
+        return CheckedStream(schema, meta_json, rows, tuple(messages), whole), start
 
     def _schema(self, flatbuffer: bytes) -> tuple[Schema, bytes | None]:
         for length in self._prefix_lengths:

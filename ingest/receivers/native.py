@@ -101,7 +101,9 @@ def decode(streams: Sequence[CheckedStream]) -> pl.DataFrame:
     on, what the check let through.
     """
     schema = streams[0].schema
-    data = b"".join((schema.message, *(message for entry in streams for message in entry.messages), END_OF_STREAM))
+    data = streams[0].whole if len(streams) == 1 else None
+    if data is None:
+        data = b"".join((schema.message, *(message for entry in streams for message in entry.messages), END_OF_STREAM))
     rows = sum(entry.rows for entry in streams)
     frame = _read_ipc(data)
     if frame.height != rows:
