@@ -208,7 +208,7 @@ class Calls:
         """Write what was staged; a call whose key is known is not written again."""
         conn = self._conn
         self._stage.ready()
-        make_partitions(conn, "api_calls", self._stage, "called_us")
+        make_partitions(conn, "api_calls", self._stage, "called_us", referred_site_id=self._site_id)
         tenant_id = identities.tenant_ids(conn, [tenant])[tenant] if tenant else None
         columns: Sequence[str] = [name for name in CALL_COLUMNS if name not in {"line", "called_us"}]
         named = ", ".join(columns)

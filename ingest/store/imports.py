@@ -1,8 +1,8 @@
 """What every import does to the store: claim the file, stage rows by COPY, mark changed hours, and all of it or nothing.
 
-One import is one transaction, so a killed import leaves nothing and a dry run is the same work rolled back. Rows go to a
-temporary table first: COPY does not pass row-level security, and repeats are found there by the database, in bounded
-memory. Run as the owner role.
+One import is one transaction, so a killed import leaves nothing and a dry run is the same work rolled back (but for empty
+partitions). Rows go to a temporary table first: COPY does not pass row-level security, and repeats are found there by the
+database, in bounded memory. Run as the owner role, on an engine with room for two connections.
 """
 
 from __future__ import annotations
@@ -109,15 +109,32 @@ def at_sql(column: str) -> str:
     return f"({EPOCH_SQL} + {column} * interval '1 microsecond')"
 
 
-def make_partitions(conn: sa.Connection, table: str, stage: Stage, column: str) -> None:
-    """Make the daily partitions the staged instants fall in; history comes in islands."""
+def make_partitions(
+    conn: sa.Connection, table: str, stage: Stage, column: str, *, referred_site_id: int | None = None
+) -> None:
+    """Make the daily partitions the staged instants fall in, in a transaction of their own; history comes in islands.
+
+    A second connection, because the lock of whoever makes a partition lasts to the end of its transaction: live writers
+    would wait for the whole import to begin a new day. A partition made for an import that is then undone stays, empty.
+    ``referred_site_id``: the site, where the table has a foreign key to sites.
+    """
     query = f"SELECT DISTINCT ({at_sql(column)} AT TIME ZONE 'UTC')::date FROM {stage.name}"  # noqa: S608 - our own names
     days = conn.exec_driver_sql(query).scalars().all()
     if len(days) > MAX_DAYS:
         raise TooManyDaysError(
             f"the rows lie on {len(days)} different days, at most {MAX_DAYS} are taken; check the times"
         )
+    with conn.engine.begin() as own:
+        if referred_site_id is None or _is_committed(own, referred_site_id):
+            ensure_days(own, table, days)
+            return
+    # A site this import made: its uncommitted row keeps anybody else from adding a table that refers to sites.
     ensure_days(conn, table, days)
+
+
+def _is_committed(other: sa.Connection, site_id: int) -> bool:
+    sites = metadata.tables["sites"]
+    return other.execute(sa.select(sites.c.id).where(sites.c.id == site_id)).one_or_none() is not None
 
 
 def mark_changed(conn: sa.Connection, site_id: int | None, kind: str, ranges_sql: str) -> int:
