@@ -1,0 +1,175 @@
+"""The commands that read and write the store: tokens, dead letters, findings, and the doctor on a real server."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from analytics.io.lease import Lease
+from ingest.store import identities, tokens
+from ingest.store.dead_letters import DeadLetter, bury
+from ingest.store.engine import Database
+from ingest.store.tables import books
+from wattledger.cli import cli
+from wattledger.examination import examine
+from wattledger.home import Home, resolve_home
+
+pytestmark = pytest.mark.db
+
+Run = Callable[..., Result]
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return resolve_home({}, tmp_path / "home").create()
+
+
+@pytest.fixture
+def run(db: Database, home: Home) -> Run:
+    """Runs `wattledger …` on this test's database."""
+
+    def invoke(*words: str) -> Result:
+        environment = {"WATTLEDGER_DATABASE_URL": db.url}
+        return CliRunner().invoke(cli, ["--home", str(home.root), *words], env=environment)
+
+    return invoke
+
+
+@pytest.fixture
+def owner(db: Database) -> Iterator[sa.Engine]:
+    engine = db.create_engine("owner")
+    yield engine
+    engine.dispose()
+
+
+def test_a_token_is_shown_once_works_and_ends_when_revoked(run: Run, owner: sa.Engine) -> None:
+    made = run("token", "create", "node-1", "--scope", "agent", "--site", "lab", "--node", "n1", "--expires-days", "30")
+    assert made.exit_code == 0, made.output
+    secret = made.stdout.strip()
+    assert re.fullmatch(r"wl_1_[A-Za-z0-9_-]{43}", secret)
+    with owner.connect() as connection:
+        verified = tokens.verify(connection, secret, NOW)
+    assert verified.scopes == {tokens.Scope.AGENT}
+    assert verified.expires_at is not None
+    assert timedelta(days=29) < verified.expires_at - NOW <= timedelta(days=30, minutes=5)
+    listed = json.loads(run("token", "list", "--format", "json").stdout)
+    assert [(row["name"], row["site"], row["node"], row["state"]) for row in listed] == [
+        ("node-1", "lab", "n1", "valid")
+    ]
+    assert secret not in run("token", "list").output
+    assert run("token", "revoke", "1").exit_code == 0
+    assert run("token", "revoke", "1").exit_code == 1
+    assert json.loads(run("token", "list", "--format", "json").stdout) == []
+    assert json.loads(run("token", "list", "--all", "--format", "json").stdout)[0]["state"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--scope", "read"), "give a subtree, or * for all tenants"),
+        (("--scope", "agent"), "has no site"),
+        (("--scope", "write", "--node", "n1"), "--node needs --site"),
+        (("--scope", "read", "--tenant", "/acme"), "not a tenant path"),
+        ((), "Missing option '--scope'"),
+    ],
+)
+def test_a_token_without_its_binding_is_a_usage_error_and_leaves_nothing(
+    run: Run, options: tuple[str, ...], said: str
+) -> None:
+    answer = run("token", "create", "x", *options)
+    assert answer.exit_code == 2
+    assert said in answer.output
+    assert json.loads(run("token", "list", "--all", "--format", "json").stdout) == []
+
+
+def test_a_dead_letter_is_listed_and_its_body_comes_out_as_it_went_in(
+    run: Run, db: Database, owner: sa.Engine, tmp_path: Path
+) -> None:
+    with owner.begin() as connection:
+        site_id = identities.site_ids(connection, ["lab"])["lab"]
+    writer = db.create_engine("writer")
+    headers = {"content-type": "x/y", "authorization": "Bearer wl_1_secret"}
+    bury(writer, DeadLetter(site_id, None, "clock_skew", "an hour ahead", b"\x00body", headers, skew_us=3_600_000_000))
+    writer.dispose()
+    (row,) = json.loads(run("deadletter", "list", "--format", "json").stdout)
+    assert (row["site"], row["reason"], row["skew_us"], row["body_bytes"]) == ("lab", "clock_skew", 3_600_000_000, 5)
+    assert "+3600.0" in run("deadletter", "list").output
+    assert json.loads(run("deadletter", "list", "--reason", "other", "--format", "json").stdout) == []
+    shown = run("deadletter", "show", str(row["letter_id"]), "--body", str(tmp_path / "body"), "--format", "json")
+    assert json.loads(shown.stdout)["headers"] == {"content-type": "x/y"}
+    assert (tmp_path / "body").read_bytes() == b"\x00body"
+    assert run("deadletter", "show", "999").exit_code == 1
+
+
+def test_findings_come_dearest_first_and_unknown_cash_is_not_zero(run: Run, owner: sa.Engine) -> None:
+    with owner.begin() as connection:
+        site_id = identities.site_ids(connection, ["lab"])["lab"]
+        tenants = identities.tenant_ids(connection, ["acme", "acme/nlp"])
+        for number, (path, cash) in enumerate((("acme", "1.5"), ("acme/nlp", "2.25"), (None, None))):
+            connection.execute(
+                sa.insert(books.findings).values(
+                    dedupe_key=f"k{number}",
+                    site_id=site_id,
+                    kind="idle_waste",
+                    tenant_id=None if path is None else tenants[path],
+                    start_at=NOW - timedelta(hours=2),
+                    end_at=NOW - timedelta(hours=1),
+                    evidence={},
+                    waste_energy_mj=1_800_000_000,
+                    avoidable_cash=cash,
+                    currency="EUR",
+                    confidence=0.9,
+                    origin=4,
+                )
+            )
+    rows = json.loads(run("findings", "--format", "json").stdout)
+    assert [(row["tenant"], row["avoidable_cash"]) for row in rows] == [
+        ("acme/nlp", "2.250000000"),
+        ("acme", "1.500000000"),
+        ("unmapped", None),
+    ]
+    assert {(row["waste_energy_kwh"], row["origin"], row["duration_s"]) for row in rows} == {
+        ("0.5", "simulated", 3600.0)
+    }
+    assert len(json.loads(run("findings", "--tenant", "acme/nlp", "--format", "json").stdout)) == 1
+    assert json.loads(run("findings", "--kind", "throttling", "--format", "json").stdout) == []
+    assert "simulated" in run("findings").output
+
+
+def test_the_doctor_reads_a_migrated_database(db: Database, home: Home) -> None:
+    env = {"WATTLEDGER_DATABASE_URL": db.url}
+    verdicts = {check.subject: check for check in examine(home, env)}
+    assert verdicts["schema"].verdict == "fine"
+    assert verdicts["roles and row-level security"].verdict == "fine"
+    assert verdicts["worker's lease"].found == "no worker has ever worked on this database"
+    with db.connect("worker", autocommit=True) as connection:
+        assert Lease("host/1").take(connection)
+    assert {check.subject: check for check in examine(home, env)}["worker's lease"].verdict == "fine"
+
+
+def test_the_doctor_finds_an_api_role_that_slipped_past_the_policies(db: Database, home: Home) -> None:
+    with db.connect("admin", autocommit=True) as connection:
+        connection.execute("ALTER TABLE ledger_lines NO FORCE ROW LEVEL SECURITY")
+    checks = {check.subject: check for check in examine(home, {"WATTLEDGER_DATABASE_URL": db.url})}
+    assert checks["roles and row-level security"].verdict == "broken"
+    assert "ledger_lines" in checks["roles and row-level security"].found
+
+
+def test_a_database_nobody_answers_for_is_exit_code_1_with_the_reason(home: Home) -> None:
+    url = "postgresql://postgres:geheim@127.0.0.1:1/none"
+    answer = CliRunner().invoke(cli, ["--home", str(home.root), "doctor"], env={"WATTLEDGER_DATABASE_URL": url})
+    assert answer.exit_code == 1
+    assert "does not answer" in answer.output
+    assert "geheim" not in answer.output
+
+
+def test_the_doctor_as_json_names_verdict_and_remedy(run: Run) -> None:
+    checks = json.loads(run("doctor", "--format", "json").stdout)
+    assert {check["verdict"] for check in checks} <= {"fine", "note", "warning", "broken", "unanswered"}
+    assert all(check["remedy"] for check in checks if check["verdict"] in {"warning", "broken"})
