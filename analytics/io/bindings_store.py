@@ -39,6 +39,7 @@ class Unmapped:
     partition: str | None
     namespace: str | None
     api_key: str | None
+    currency: str
     billed_cost: Decimal
     accelerator_us: int
     tokens: int
@@ -74,13 +75,13 @@ def unmapped(conn: psycopg.Connection[Any], top: int) -> list[Unmapped]:
     with conn.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT jobs.cluster, jobs.account, jobs.user_name, jobs.partition, jobs.namespace, lines.api_key, "
-            "coalesce(sum(lines.billed_cost), 0) AS billed_cost, "
+            "lines.currency, coalesce(sum(lines.billed_cost), 0) AS billed_cost, "
             "coalesce(sum(lines.quantity) FILTER (WHERE quantity_unit = 'accelerator-us'), 0)::bigint AS accelerator_us, "
             "coalesce(sum(lines.quantity) FILTER (WHERE quantity_unit = 'token'), 0)::bigint AS tokens, "
             "count(*) FILTER (WHERE lines.billed_cost IS NULL) AS unpriced_lines "
             "FROM current_ledger_lines AS lines LEFT JOIN jobs ON jobs.id = lines.job_id "
-            "WHERE lines.tenant_id IS NULL AND lines.pool IN ('job', 'api') GROUP BY 1, 2, 3, 4, 5, 6 "
-            "ORDER BY billed_cost DESC, accelerator_us DESC, tokens DESC, 1, 2, 3, 4, 5, 6 LIMIT %s",
+            "WHERE lines.tenant_id IS NULL AND lines.pool IN ('job', 'api') GROUP BY 1, 2, 3, 4, 5, 6, 7 "
+            "ORDER BY billed_cost DESC, accelerator_us DESC, tokens DESC, 1, 2, 3, 4, 5, 6, 7 LIMIT %s",
             [top],
         )
         return [Unmapped(**row) for row in cursor]

@@ -6,13 +6,14 @@ import getpass
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wattledger.cli import chosen_home
 
 if TYPE_CHECKING:
+    import psycopg
     import sqlalchemy as sa
 
     from ingest.store.engine import Role
@@ -36,6 +37,15 @@ def idle_connection(ctx: click.Context, role: Role) -> Iterator[sa.Connection]:
             yield connection
     finally:
         engine.dispose()
+
+
+@contextmanager
+def driver_transaction(ctx: click.Context, role: Role) -> Iterator[psycopg.Connection[Any]]:
+    """One transaction on a plain psycopg connection, kept unless the block raises."""
+    from wattledger.runtime import ready_database
+
+    with ready_database(chosen_home(ctx)).connect(role, application="wattledger-cli") as connection:
+        yield connection
 
 
 def actor() -> str:

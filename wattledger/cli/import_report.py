@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 if TYPE_CHECKING:
     from ingest.importers.report import ImportReport, Progress, ProgressCallback
+
+LONGEST_LINE: Final = 240
 
 
 @contextmanager
@@ -71,12 +73,12 @@ def _lines(report: ImportReport, shown: int) -> Iterator[str]:
         "written": ", ".join(f"{count:,} {table}" for table, count in report.written.items()) or "nothing",
         "known before": f"{report.unchanged:,}" if report.unchanged else "",
         "refused": f"{refused:,}",
-        "period": "" if report.first_at is None else f"{_minute(report.first_at)} to {_minute(report.last_at)}",
-        "columns": ", ".join(f"{ours} = {theirs}" for ours, theirs in report.columns.items()),
+        "period": _period(report.first_at, report.last_at),
+        "columns": _cut(", ".join(f"{ours} = {theirs}" for ours, theirs in report.columns.items())),
     }
     width = max(map(len, facts))
     yield from (f"  {name:<{width}}  {fact}" for name, fact in facts.items() if fact)
-    yield from (f"  {'note':<{width}}  {note}" for note in report.notes)
+    yield from (f"  {'note':<{width}}  {_cut(note)}" for note in report.notes)
     if not refused:
         return
     yield ""
@@ -91,5 +93,16 @@ def _lines(report: ImportReport, shown: int) -> Iterator[str]:
         yield from (f"  line {each.line:>{lines},}  {each.reason}  {each.detail}".rstrip() for each in examples)
 
 
-def _minute(at: datetime | None) -> str:
-    return "?" if at is None else f"{at:%Y-%m-%d %H:%M} UTC"
+def _period(first_at: datetime | None, last_at: datetime | None) -> str:
+    if first_at is None or last_at is None:
+        return ""
+    return f"from {_minute(first_at)}" if first_at == last_at else f"{_minute(first_at)} to {_minute(last_at)}"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _cut(text: str) -> str:
+    """Cut what only a program reads to the end; a table of prices may have 60 columns."""
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]} … (whole with --format json)"

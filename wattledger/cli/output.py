@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 Format = Literal["table", "csv", "json"]
+UNITS_READ: Final = {"energy_kwh": "kWh", "carbon_kgco2e": "kgCO2e", "accelerator_hours": "accelerator-hours"}
+"""How the unit of a budget reads, where it is no currency; programs get the name as it is."""
 
 
 @dataclass(frozen=True, slots=True)
