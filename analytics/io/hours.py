@@ -19,6 +19,8 @@ REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
 DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap")
 """Kinds of change that bring an hour into the books."""
+OUTSIDE_THE_BOOKS: Final = ("fabric_samples", "engine_samples", "device_events")
+"""Kinds of change that move no figure of a bill."""
 
 _CANDIDATES: Final = """
 WITH data AS (
@@ -34,7 +36,7 @@ WITH data AS (
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
         ON (changes.site_id = hours.site_id OR changes.site_id IS NULL)
         AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
-        AND changes.written_xid >= hours.seen_xid
+        AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
     UNION
     SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional'
 )
@@ -63,7 +65,9 @@ class Batch:
 
 def due_hours(connection: psycopg.Connection[Any], now: datetime) -> list[HourState]:
     """Return every hour up to ``now`` that needs a close, by site and time."""
-    rows = connection.execute(_CANDIDATES, {"now": now, "data_kinds": list(DATA_KINDS), "reach": REACH}).fetchall()
+    rows = connection.execute(
+        _CANDIDATES, {"now": now, "data_kinds": list(DATA_KINDS), "outside": list(OUTSIDE_THE_BOOKS), "reach": REACH}
+    ).fetchall()
     return [HourState(*row) for row in rows]
 
 
@@ -91,6 +95,7 @@ AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
     WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
     AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
     AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
+    AND changes.kind <> ALL (%(outside)s)
 ) AND NOT (kind = ANY (%(data_kinds)s) AND EXISTS (
     SELECT FROM generate_series(date_trunc('hour', from_at, 'UTC'), to_at - interval '1 microsecond', interval '1 hour') AS wanted(hour_at)
     WHERE NOT EXISTS (SELECT FROM ledger_hours AS hours WHERE hours.site_id = changes.site_id AND hours.hour_at = wanted.hour_at)
@@ -105,6 +110,13 @@ def forget_changes(connection: psycopg.Connection[Any], horizon_xid: str, settle
     that are not closed yet.
     """
     cursor = connection.execute(
-        _FORGET, {"horizon": horizon_xid, "settled": settled_before, "reach": REACH, "data_kinds": list(DATA_KINDS)}
+        _FORGET,
+        {
+            "horizon": horizon_xid,
+            "settled": settled_before,
+            "reach": REACH,
+            "data_kinds": list(DATA_KINDS),
+            "outside": list(OUTSIDE_THE_BOOKS),
+        },
     )
     return cursor.rowcount
