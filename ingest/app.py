@@ -6,6 +6,7 @@ data, `/metrics` how it fares. The read API is mounted into the same application
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,11 +18,14 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from collector.wire import MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
-from ingest.http import Answer, Endpoint, Request
+from ingest.http import Answer, Endpoint, Request, decoded
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
+from ingest.receivers import otlp
+from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.native import check_media_type
 from ingest.runtime import Runtime
 from ingest.settings import Settings
+from ingest.store.calls import write_calls
 from ingest.store.dead_letters import DeadLetter
 from ingest.store.group import Outcome
 from ingest.store.prepare import Submission
@@ -48,6 +52,10 @@ def create_app(settings: Settings) -> FastAPI:
         "samples", lambda request: take_samples(runtime, request), MAX_BODY_BYTES, runtime.metrics.bodies
     )
     app.router.routes.append(Route(SAMPLES_PATH, samples, methods=["POST"]))
+    traces = Endpoint(
+        "traces", lambda request: take_traces(runtime, request), otlp.MAX_BODY_BYTES, runtime.metrics.bodies
+    )
+    app.router.routes.append(Route(otlp.TRACES_PATH, traces, methods=["POST"]))
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
@@ -91,6 +99,26 @@ async def take_samples(runtime: Runtime, request: Request) -> Answer:
         }
         return Answer(202, orjson.dumps(answer), outcome="clock_skew")
     return _answer(await runtime.keep(Submission(principal.site_id, body)))
+
+
+async def take_traces(runtime: Runtime, request: Request) -> Answer:
+    """Take one OTLP trace export: its LLM calls are committed before the answer; raises IngestError."""
+    principal = await runtime.principal(request.headers.get(b"authorization"))
+    principal.require(Scope.WRITE)
+    media = otlp.media_type(request.text(b"content-type"))
+    encoding = request.text(b"content-encoding")
+    read = await runtime.in_thread(_read_calls, request.body, encoding, media)
+    await runtime.in_thread(write_calls, runtime.engine, runtime.registry, principal.site_id, read.calls)
+    refused = sum(read.refused.values())
+    for reason, spans in read.refused.items():
+        runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})
+    message = "; ".join(f"{spans} spans {reason}" for reason, spans in sorted(read.refused.items()))
+    return Answer(200, otlp.response(media, refused, message), media)
+
+
+def _read_calls(body: bytes, encoding: str | None, media: str) -> Read:
+    spans = otlp.read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
+    return read_calls(spans, time.time_ns() // 1_000)
 
 
 def _answer(outcome: Outcome) -> Answer:

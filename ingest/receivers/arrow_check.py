@@ -370,29 +370,33 @@ def _read_header(schema: Schema, flatbuffer: bytes) -> tuple[int, int, tuple[tup
     for offset, length in buffers:
         if offset < 0 or length < 0 or offset % 8 or offset + length > body_bytes:
             raise malformed(f"{schema.stream}: a buffer at {offset} of {length} bytes in a body of {body_bytes}")
+    return rows, body_bytes, _check_buffers(schema, rows, nodes, buffers)
+
+
+def _check_buffers(
+    schema: Schema, rows: int, nodes: list[tuple[int, int]], buffers: list[tuple[int, int]]
+) -> tuple[tuple[int, int, int], ...]:
+    """Check that each column's buffers are long enough for its rows; return what is known of the text columns."""
     required = {column.name for column in COLUMNS[schema.stream] if not column.nullable}
     texts: list[tuple[int, int, int]] = []
     at = 0
     for position, (column, (length, nulls)) in enumerate(zip(schema.columns, nodes, strict=True)):
+        where = f"{schema.stream}.{column.name}"
         if length != rows or not 0 <= nulls <= rows:
-            raise malformed(
-                f"{schema.stream}.{column.name}: {length} values and {nulls} nulls in a batch of {rows} rows"
-            )
+            raise malformed(f"{where}: {length} values and {nulls} nulls in a batch of {rows} rows")
         if nulls and column.name in required:
-            raise BadBodyError(
-                "null_value", f"{schema.stream}.{column.name} must have a value in every row; {nulls} are null"
-            )
+            raise BadBodyError("null_value", f"{where} must have a value in every row; {nulls} are null")
         if nulls and buffers[at][1] * 8 < rows:
-            raise malformed(f"{schema.stream}.{column.name}: its validity bitmap is shorter than its {rows} rows")
-        needed = (4 * (rows + 1) if rows else 0) if column.type == "utf8" else _WIDTH[column.type] * rows
+            raise malformed(f"{where}: its validity bitmap is shorter than its {rows} rows")
+        needed = _WIDTH[column.type] * rows if column.type != "utf8" else 4 * (rows + 1) if rows else 0
         if buffers[at + 1][1] < needed:
-            raise malformed(f"{schema.stream}.{column.name}: {rows} rows need {needed} bytes, got {buffers[at + 1][1]}")
+            raise malformed(f"{where}: {rows} rows need {needed} bytes, got {buffers[at + 1][1]}")
         if column.type == "utf8":
             if rows:
                 texts.append((buffers[at + 1][0], buffers[at + 2][1], position))
             at += 1
         at += 2
-    return rows, body_bytes, tuple(texts)
+    return tuple(texts)
 
 
 def _pairs(reader: _Reader, table: int, slot: int) -> list[tuple[int, int]]:

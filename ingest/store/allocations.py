@@ -185,8 +185,18 @@ def _write(conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Seque
             conn.execute(
                 "INSERT INTO allocations (job_id, site_id, device_id, accelerators, share_ratio, start_at, end_at, "
                 "start_energy_mj, end_energy_mj, evidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                [job_id, event.site_id, event.device_id, event.accelerators, row.share_ratio, row.start_at, row.end_at]
-                + [row.start_energy_mj, row.end_energy_mj, row.evidence],
+                [
+                    job_id,
+                    event.site_id,
+                    event.device_id,
+                    event.accelerators,
+                    row.share_ratio,
+                    row.start_at,
+                    row.end_at,
+                    row.start_energy_mj,
+                    row.end_energy_mj,
+                    row.evidence,
+                ],
             )
         elif row.superseded:
             conn.execute("UPDATE allocations SET superseded_at = now() WHERE id = %s", [row.id])

@@ -94,7 +94,7 @@ class Registry:
             return [found[position] for position in range(len(sightings))]
 
     def meter_ids(self, keys: Iterable[OnNode]) -> Mapping[OnNode, int]:
-        return self._named(self._meters, keys, lambda conn, new: identities.meter_ids(conn, new))
+        return self._named(self._meters, keys, identities.meter_ids)
 
     def port_ids(self, keys: Iterable[OnNode]) -> Mapping[OnNode, int]:
         return self._named(self._ports, keys, identities.port_ids)

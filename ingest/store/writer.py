@@ -129,7 +129,7 @@ class Writer:
             started = time.monotonic()
             try:
                 results = sink.write([waiting.submission for waiting in group])
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # The outermost loop of the thread: whatever it was, the senders keep their batches and the loop goes on.
                 _LOG.exception("a group of %d bodies failed in a way nobody foresaw", len(group))
                 results = [UnavailableError("internal", "the batch could not be written; send it again", 5)] * len(
