@@ -6,9 +6,9 @@ connection may see decides what a bill holds: as the api role inside ``tenant_sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -24,6 +24,8 @@ SIX_PLACES: Final = Decimal("1E-6")
 PLATFORM: Final = "(platform)"
 UNMAPPED: Final = "unmapped"
 G_PER_KG: Final = 1000
+DEVICE_WORK_MEM: Final = "64MB"
+"""A day of 1,000 devices sorts in about 15 MB; with the default 4 MB a month took 71 s instead of 18."""
 
 
 class GroupBy(StrEnum):
@@ -150,8 +152,8 @@ def bill(
     window["currency"] = currency
     groups: dict[tuple[str, str | None], Figures] = {}
     details: dict[tuple[str, str | None], dict[str, str | None]] = {}
-    for query in statement_sql.queries(group_by.value):
-        for row in conn.execute(sa.text(query), window):
+    for query, part in _questions(conn, group_by, window):
+        for row in conn.execute(sa.text(query), part):
             key = (row.key, row.tenant)
             groups[key] = groups.get(key, Figures()) + _figures(row)
             details.setdefault(key, {}).update(_details(row))
@@ -178,6 +180,24 @@ def mapped_share(conn: sa.Connection, from_at: datetime, to_at: datetime, curren
     window = {"from_at": from_at, "to_at": to_at, "currency": currency}
     row = conn.execute(sa.text(statement_sql.MAPPED), window).one()
     return None if not row.used else (row.mapped / row.used).quantize(SIX_PLACES, ROUND_HALF_EVEN)
+
+
+def _questions(
+    conn: sa.Connection, group_by: GroupBy, window: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each query of a grouping with its window; the split by device day by day, so that its sorts stay in memory."""
+    lines, times, waste = statement_sql.queries(group_by.value)
+    if group_by is not GroupBy.DEVICE:
+        yield lines, window
+    else:
+        conn.execute(sa.text(f"SELECT set_config('work_mem', '{DEVICE_WORK_MEM}', true)"))
+        at = window["from_at"]
+        while at < window["to_at"]:
+            until = min(at + timedelta(days=1), window["to_at"])
+            yield lines, {**window, "from_at": at, "to_at": until}
+            at = until
+    yield times, window
+    yield waste, window
 
 
 def _figures(row: Any) -> Figures:
