@@ -1,0 +1,109 @@
+"""Traces over HTTP to committed calls: each once, whatever is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from ingest.receivers.otlp import PROTOBUF, TRACES_PATH
+from ingest.settings import Settings
+from ingest.store.engine import Database
+from tests.db.ingest_harness import make_site, now_us, run
+
+pytestmark = pytest.mark.db
+
+
+def export(*spans: tuple[int, int, dict[str, str | int]]) -> bytes:
+    """An export of chat spans, each (number, start in µs, attributes)."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    group.resource.attributes.append(KeyValue(key="wattledger.origin", value=AnyValue(string_value="simulated")))
+    scope = group.scope_spans.add()
+    for number, start_us, attributes in spans:
+        span = scope.spans.add(trace_id=number.to_bytes(16, "big"), span_id=number.to_bytes(8, "big"))
+        span.start_time_unix_nano, span.end_time_unix_nano = start_us * 1_000, start_us * 1_000 + 2_000_000_000
+        given = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",
+            "gen_ai.request.model": "m",
+            **attributes,
+        }
+        for key, value in given.items():
+            kind = "string_value" if isinstance(value, str) else "int_value"
+            span.attributes.append(KeyValue(key=key, value=AnyValue(**{kind: value})))  # type: ignore[arg-type]
+    return request.SerializeToString()
+
+
+async def send(client: httpx.AsyncClient, body: bytes, secret: str, **headers: str) -> httpx.Response:
+    sent = {"authorization": f"Bearer {secret}", "content-type": PROTOBUF, **headers}
+    return await client.post(TRACES_PATH, content=body, headers=sent)
+
+
+def rows(db: Database, query: str) -> list[tuple[Any, ...]]:
+    with db.connect("admin") as conn:
+        return conn.execute(query).fetchall()  # type: ignore[return-value,call-overload,unused-ignore]
+
+
+USED: dict[str, str | int] = {
+    "gen_ai.usage.input_tokens": 1_000,
+    "gen_ai.usage.cache_read.input_tokens": 600,
+    "gen_ai.usage.output_tokens": 250,
+    "wattledger.api_key": "team-a",
+}
+
+
+def test_a_call_is_kept_once_however_often_and_by_whomever_it_is_reported(db: Database) -> None:
+    site = make_site(db)
+    at_us = now_us() - 3_000_000
+    first = export((1, at_us, {**USED, "gen_ai.response.id": "r-1"}), (2, at_us, {}))
+    # Another library saw the same response 40 ms later, in a span of its own.
+    second = export((3, at_us + 40_000, {**USED, "gen_ai.response.id": "r-1"}))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answers = await asyncio.gather(*(send(client, body, site.site_token) for body in [first, second] * 5))
+        assert [answer.status_code for answer in answers] == [200] * 10
+        assert ExportTraceServiceResponse.FromString(answers[0].content).partial_success.rejected_spans == 0
+
+    run(Settings(db), scenario)
+    assert rows(
+        db,
+        "SELECT response_id, usage_known, input_uncached_tokens, cache_read_tokens, output_text_tokens, api_key, origin "
+        "FROM api_calls ORDER BY response_id NULLS LAST",
+    ) == [
+        ("r-1", True, 400, 600, 250, "team-a", 4),
+        (None, False, None, None, None, None, 4),
+    ]
+    assert rows(db, "SELECT DISTINCT kind, to_at - from_at = interval '1 hour' FROM changes") == [("api_calls", True)]
+
+
+def test_bad_spans_are_told_and_the_rest_is_kept(db: Database) -> None:
+    site = make_site(db)
+    body = export((1, now_us(), USED), (2, 5, USED), (3, now_us() + 3_600_000_000, USED))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await send(client, gzip.compress(body), site.site_token, **{"content-encoding": "gzip"})
+        partial = ExportTraceServiceResponse.FromString(answer.content).partial_success
+        assert (answer.status_code, partial.rejected_spans) == (200, 2)
+        assert partial.error_message == "1 spans before_2000; 1 spans from_the_future"
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
+
+
+def test_an_agent_token_may_not_write_traces(db: Database) -> None:
+    site = make_site(db)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await send(client, export((1, now_us(), USED)), site.node_tokens["node-1"])
+        assert (answer.status_code, answer.json()["type"]) == (403, "urn:wattledger:problem:scope_missing")
+
+    run(Settings(db), scenario)
