@@ -83,7 +83,7 @@ def _fill(installation: Installation, demo: Demo) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with bar, Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor, traces=not os.environ.get("WL_TMP_PAGE")) as feed:
+    with bar, Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor) as feed:
         task = bar.add_task("", total=max(1, until_us - start_us), rate="")
 
         def report(fed: Fed) -> None:

@@ -98,7 +98,7 @@ def dashboard(port: int, host: str) -> None:
     """Run the Streamlit dashboard alone; it talks to the API only."""
     from importlib.resources import files
 
-    page = os.environ.get("WL_TMP_PAGE") or str(files("dashboard") / "app.py")
+    page = str(files("dashboard") / "app.py")
     options = {
         "server.port": str(port),
         "server.address": host,
