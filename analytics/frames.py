@@ -72,13 +72,15 @@ class Epochs(dy.Schema):
 
 
 class Devices(dy.Schema):
-    """One device of the site in the window, at its last placement in it."""
+    """One device of the site in the window, at its last placement in it; a pool has no node and no placement."""
 
     device_id = dy.Int32(primary_key=True)
-    node_id = dy.Int32()
+    node_id = dy.Int32(nullable=True)
+    """Null for a pool only."""
     model = dy.String()
-    kind = dy.String(check=lambda kind: kind.is_in(["gpu", "mig", "node"]))
+    kind = dy.String(check=lambda kind: kind.is_in(["gpu", "mig", "node", "pool"]))
     accelerators = dy.Int32(min=1)
+    """Of a pool always 1: how many it has nobody knows, each holder brings its own count."""
     idle_power_mw = dy.Int32(nullable=True)
     """Power of the whole device at rest, where known; null = the policy's default per accelerator."""
     placed_from_at = _instant(nullable=True)
@@ -95,6 +97,8 @@ class Allocations(dy.Schema):
     job_id = dy.Int64()
     share_ppm = dy.Int32(nullable=True, min=1, max=1_000_000)
     """Parts per million of the device; null = the whole device."""
+    accelerators = dy.Int32(min=1)
+    """Held by this allocation; what a pool's time is multiplied by, and of no effect on other devices."""
     start_at = _instant()
     end_at = _instant(nullable=True)
 
@@ -220,6 +224,7 @@ class UsageHours(dy.Schema):
     idle_us = dy.Int64(nullable=True, min=0)
     throttled_us = dy.Int64(nullable=True, min=0)
     accelerators = dy.Int32(min=1)
+    """Of the device, in a pool of the job; 1 where its count changed in the hour: held_us is accelerator-time then."""
     carbon_gco2e = _money()
     intensity_id = dy.Int32(nullable=True)
     source = dy.String(check=lambda source: source.is_in(list(SOURCES)))

@@ -46,6 +46,7 @@ from analytics.model.findings import idle_waste, instants, overlapping, throttli
 from analytics.model.holding import Holdings, hold, spans
 from analytics.model.money import from_nano
 from analytics.model.overhead import share_overhead
+from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
 from analytics.model.tenancy import bind_hours
@@ -137,7 +138,7 @@ def close_hours(inputs: HourInputs, policy: Policy) -> HourResult:
 def map_devices(inputs: UsageInputs, policy: Policy) -> Shard:
     """Return the usage of some devices, before tenants, carbon and money. Devices of one node stay in one shard."""
     from_us, to_us = _bounds(inputs.window)
-    devices = inputs.devices.sort("device_id")
+    devices, pools = _devices_and_pools(inputs)
     measured, holdings, held, meters, dropped = _measured(inputs, devices, policy)
     rows = attribute(measured, holdings)
     rows, negative, unknown = share_overhead(rows, devices)
@@ -157,7 +158,10 @@ def map_devices(inputs: UsageInputs, policy: Policy) -> Shard:
             negative,
         ]
     )
-    return Shard(rows.drop("own"), found, pl.concat([quality(measured, dropped, from_us, to_us), unknown]))
+    rows = rows.drop("own")
+    pooled = pool_usage(pools, inputs.allocations, from_us, to_us).select(rows.columns)
+    counted = pl.concat([quality(measured, dropped, from_us, to_us), unknown])
+    return Shard(pl.concat([rows, pooled]), found, counted)
 
 
 def reduce_shards(
@@ -198,7 +202,7 @@ def reduce_shards(
 def roll_minutes(inputs: UsageInputs, policy: Policy) -> dy.DataFrame[Rollups]:
     """Return one row per device and minute with data in the window, for dashboards."""
     from_us, to_us = _bounds(inputs.window)
-    devices = inputs.devices.sort("device_id")
+    devices, _ = _devices_and_pools(inputs)
     keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
     lines, _ = timelines(inputs.readings, inputs.epochs, keys, policy)
     meters = [meter(line, devices, keys, policy) for line in lines]
@@ -221,6 +225,11 @@ def _bounds(window: Window) -> tuple[int, int]:
     if to_us % US_PER_HOUR and to_us_of(window.closed_before_at) > to_us:
         raise InputError(f"window ends at {window.to_at}, inside an hour that is to be closed; end it on a full hour")
     return from_us, to_us
+
+
+def _devices_and_pools(inputs: UsageInputs) -> tuple[pl.DataFrame, pl.DataFrame]:
+    devices = inputs.devices.sort("device_id")
+    return devices.filter(pl.col("kind") != POOL), devices.filter(pl.col("kind") == POOL)
 
 
 def _measured(

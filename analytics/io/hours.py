@@ -29,9 +29,19 @@ WITH data AS (
         date_trunc('hour', from_at, 'UTC'), LEAST(to_at, %(now)s) - interval '1 microsecond', interval '1 hour') AS hour_at
     WHERE kind = ANY (%(data_kinds)s) AND site_id IS NOT NULL
     GROUP BY site_id, hour_at
+), held AS (
+    -- A job still in a pool sends no samples that would announce its hours. Up to the last known one its import did.
+    SELECT allocations.site_id, hour_at FROM allocations, LATERAL generate_series(
+        date_trunc('hour', GREATEST(start_at, (SELECT max(ledger_hours.hour_at) FROM ledger_hours
+                                               WHERE ledger_hours.site_id = allocations.site_id)), 'UTC'),
+        %(now)s - interval '1 microsecond', interval '1 hour') AS hour_at
+    WHERE pool IS NOT NULL AND end_at IS NULL AND superseded_at IS NULL
 ), due AS (
     SELECT data.site_id, data.hour_at FROM data LEFT JOIN ledger_hours USING (site_id, hour_at)
     WHERE ledger_hours.run_id IS NULL OR ledger_hours.status = 'provisional'
+    UNION
+    SELECT held.site_id, held.hour_at FROM held LEFT JOIN ledger_hours USING (site_id, hour_at)
+    WHERE ledger_hours.run_id IS NULL
     UNION
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
         ON (changes.site_id = hours.site_id OR changes.site_id IS NULL)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import dataframely as dy
 import polars as pl
 import psycopg
 
@@ -22,6 +21,7 @@ from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
 from analytics.policy import Policy
 from ingest.store.engine import Database
+from ingest.store.pools import uuid_sql
 
 _DEVICES: Final = """
 SELECT DISTINCT ON (placed.device_id) placed.device_id, placed.node_id, device.model, device.kind, device.accelerators,
@@ -38,6 +38,16 @@ AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_t
 AND placed.recorded_at <= %(as_of)s AND (placed.superseded_at IS NULL OR placed.superseded_at > %(as_of)s)
 ORDER BY placed.device_id, placed.valid_from DESC
 """
+# A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
+_POOLS: Final = """
+SELECT DISTINCT device.id AS device_id, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
+       NULL::integer AS idle_power_mw, NULL::timestamptz AS placed_from_at, NULL::timestamptz AS placed_to_at,
+       1::smallint AS origin
+FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
+WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL
+AND held.superseded_at IS NULL AND held.recorded_at <= %(as_of)s
+AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
+""".replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
 _EPOCHS: Final = """
 SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us
 FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
@@ -52,14 +62,19 @@ WITH placed AS (
     WHERE placements.superseded_at IS NULL AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
 )
-SELECT id AS allocation_id, device_id, job_id, (share_ratio * 1000000)::integer AS share_ppm, start_at, end_at
+SELECT id AS allocation_id, device_id, job_id, (share_ratio * 1000000)::integer AS share_ppm, accelerators,
+       start_at, end_at
 FROM allocations WHERE site_id = %(site_id)s AND device_id IS NOT NULL AND {touches}
 UNION ALL
 SELECT id, placed.device_id, job_id,
        CASE WHEN allocations.accelerators >= placed.on_node THEN NULL
-            ELSE (allocations.accelerators * 1000000 / placed.on_node)::integer END, start_at, end_at
+            ELSE (allocations.accelerators * 1000000 / placed.on_node)::integer END, allocations.accelerators, start_at, end_at
 FROM allocations JOIN placed USING (node_id) WHERE site_id = %(site_id)s AND {touches}
-""".replace(
+UNION ALL
+SELECT allocations.id, device.id, job_id, NULL, allocations.accelerators, start_at, end_at
+FROM allocations JOIN sites ON sites.id = allocations.site_id JOIN devices AS device ON device.uuid = {uuid}
+WHERE site_id = %(site_id)s AND pool IS NOT NULL AND {touches}
+""".replace("{uuid}", uuid_sql("sites.name", "allocations.pool", "allocations.model")).replace(
     "{touches}",
     "superseded_at IS NULL AND recorded_at <= %(as_of)s "
     "AND start_at < %(reach_to)s AND (end_at IS NULL OR end_at > %(reach_from)s)",
@@ -111,9 +126,11 @@ def load_batch(
         "reach_to": window.to_at + reach,
         "as_of": known_at,
     }
-    devices: dy.DataFrame[Devices] = fetch_frame(connection, _DEVICES, scope, Devices)
+    placed = fetch_frame(connection, _DEVICES, scope, Devices)
+    pools = fetch_frame(connection, _POOLS, scope, Devices)
+    devices = Devices.validate(pl.concat([placed, pools]))
     epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
-    readings, gaps = load_readings(database, devices, epochs, window, policy)
+    readings, gaps = load_readings(database, placed, epochs, window, policy)
     allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
     allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
     job_ids = allocations["job_id"].unique().to_list()

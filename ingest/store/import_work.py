@@ -17,6 +17,7 @@ from collector.wire import Origin
 from ingest.store import identities
 from ingest.store.identities import NodeKey
 from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed
+from ingest.store.pools import make_pool_devices
 
 IMPORT_EVIDENCE: Final = ("import", "sacct")
 _TEXTS: Final = ("account", "user_name", "partition", "qos", "namespace", "label", "name")
@@ -175,6 +176,7 @@ class Jobs:
             ),
             {"site_id": self._site_id, "evidence": evidence},
         ).rowcount
+        make_pool_devices(conn, self._site_id)
         mark_changed(
             conn,
             self._site_id,

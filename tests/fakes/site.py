@@ -83,6 +83,7 @@ def holds(job: int, device_id: int, start: float, end: float | None, share: floa
         "device_id": device_id,
         "job_id": job,
         "share_ppm": None if share is None else round(share * 1_000_000),
+        "accelerators": 1,
         "start_at": at(start),
         "end_at": None if end is None else at(end),
     }

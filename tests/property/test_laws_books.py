@@ -70,9 +70,11 @@ def sites(draw: st.DrawFn) -> Site:
         allocations += [
             holds(job_id, number, start, end, share) for number in draw(st.sets(st.sampled_from([1, 2, 3]), min_size=1))
         ]
+        if draw(st.booleans()):
+            allocations.append({**holds(job_id, 9, start, end), "accelerators": draw(st.sampled_from([1, 8, 11_616]))})
     return Site(
         readings=readings,
-        devices=devices,
+        devices=[*devices, device(9, node_id=None, kind="pool")],
         epochs=[epoch(1), epoch(2, node_id=2)],
         allocations=allocations,
         jobs=[job(number, account=f"a{number % 2}") for number in range(1, 6)],
@@ -135,7 +137,12 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
     for hour in result.usage["hour_at"].unique():
         usage = result.usage.filter(pl.col("hour_at") == hour)
         lines = result.lines.filter(pl.col("hour_at") == hour)
-        energy, held = sum(usage["energy_mj"].drop_nulls().to_list()), sum(usage["held_us"].to_list())
+        energy, held = (
+            sum(usage["energy_mj"].drop_nulls().to_list()),
+            sum(
+                time_us * accelerators for time_us, accelerators in usage.select("held_us", "accelerators").iter_rows()
+            ),
+        )
         kwh = Fraction(energy, 3_600_000_000)
         exact = {
             "gpu_owned": Fraction(held, US_PER_HOUR) * Fraction(RATE),
@@ -230,7 +237,7 @@ def test_a_dearer_price_never_makes_a_bill_cheaper(site: Site, more: Decimal) ->
 
 def _of_node(inputs: HourInputs, node: int) -> UsageInputs:
     usage = inputs.usage
-    devices = usage.devices.filter(pl.col("node_id") == node)
+    devices = usage.devices.filter(pl.col("node_id").fill_null(1) == node)  # pools may go anywhere
     mine = pl.col("device_id").is_in(devices["device_id"].implode())
     return replace(
         usage,

@@ -59,19 +59,19 @@ devices = Table(
     "devices",
     metadata,
     surrogate_id(),
-    column("uuid", Text, unique=True, comment="vendor UUID; node:<site>/<name> for a node metered as a whole"),
+    column("uuid", Text, unique=True, comment="vendor UUID; node:<site>/<name> for a node metered as a whole; pool:<site>/<pool>/<model>"),
     column("vendor", Text),
     column("model", Text),
-    column("kind", Text, comment="gpu, mig or node"),
+    column("kind", Text, comment="gpu, mig, node, or pool: accelerators known only by (pool, model, count)"),
     reference("parent_device_id", "devices", nullable=True),
     column("mig_profile", Text, nullable=True),
     column("slice_ratio", Numeric(9, 6), server_default="1", comment="share of the parent board, 0 to 1"),
     column("accelerators", Integer, server_default="1", comment="physical accelerators this row stands for"),
     column("memory_bytes", BigInteger, nullable=True),
     instant("created_at", server_default=func.now()),
-    CheckConstraint("kind IN ('gpu', 'mig', 'node')", name="kind"),
+    CheckConstraint("kind IN ('gpu', 'mig', 'node', 'pool')", name="kind"),
     CheckConstraint("accelerators >= 1", name="accelerators"),
-    comment="One accelerator, one MIG instance, or one node that only has a node meter.",
+    comment="One accelerator, one MIG instance, one node that only has a node meter, or one pool of which no device is known.",
 )
 
 placements = Table(

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -77,6 +78,13 @@ allocations = Table(
     recorded_at(),
     instant("superseded_at", nullable=True, comment="instant, UTC: later evidence replaced this row"),
     Index("allocations_time_ix", "start_at", "end_at"),
+    # Jobs still in a pool send no samples: each worker round asks for them, to bring their hours into the books.
+    Index(
+        "allocations_open_pools_ix",
+        "site_id",
+        "start_at",
+        postgresql_where=text("pool IS NOT NULL AND end_at IS NULL AND superseded_at IS NULL"),
+    ),
     CheckConstraint("num_nonnulls(device_id, node_id, pool) = 1", name="target"),
     CheckConstraint("end_at IS NULL OR end_at >= start_at", name="order"),
     comment="A job holds a device share, or (node, count), or (pool, model, count), during [start, end).",
