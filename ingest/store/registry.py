@@ -127,9 +127,14 @@ class Registry:
             or (memo.valid_until_us is not None and now_us > memo.valid_until_us)
         ):
             return None
-        node_id = memo.identity.node_id
-        self._last_seen_us[node_id] = max(self._last_seen_us.get(node_id, 0), sighting.last_at_us)
+        self._saw(memo.identity.device_ids, sighting.last_at_us)
         return memo.identity
+
+    def _saw(self, device_ids: Iterable[int | None], at_us: int) -> None:
+        """Note when devices last reported from where they are placed: the node's other devices prove nothing of them."""
+        for device_id in device_ids:
+            if device_id is not None:
+                self._last_seen_us[device_id] = max(self._last_seen_us.get(device_id, 0), at_us)
 
     def _register(
         self, conn: sa.Connection, missing: Sequence[tuple[int, Sighting]]
@@ -161,15 +166,15 @@ class Registry:
             return frozenset()
         at = _instant(sighting.first_at_us)
         last_seen = {
-            device_id: _instant(self._last_seen_us[other])
+            device_id: _instant(self._last_seen_us[device_id])
             for device_id in ids
-            if (other := self._placed.get(device_id)) is not None and other != node_id and other in self._last_seen_us
+            if device_id in self._last_seen_us and self._placed.get(device_id) != node_id
         }
         conflicts = placements.place(conn, node_id, dict.fromkeys(ids, at), last_seen)
         refused = frozenset(conflict.device_id for conflict in conflicts)
         for conflict in conflicts:
             _raise_finding(conn, sighting, conflict)
-        self._last_seen_us[node_id] = max(self._last_seen_us.get(node_id, 0), sighting.last_at_us)
+        self._saw([device_id for device_id in ids if device_id not in refused], sighting.last_at_us)
         for device_id in ids:
             if device_id not in refused and self._placed.get(device_id, node_id) != node_id:
                 self._placements_version += 1  # it moved: whoever still counts it among his own must ask again
