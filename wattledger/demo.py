@@ -48,6 +48,12 @@ def prepare(home: Home, database: Database, *, nodes: int, seed: int, now: datet
     """Set up the demo's site, tenants, prices and budgets; a home that has a fleet keeps it."""
     spec = _fleet_spec(home.root / "demo.json", nodes=nodes, seed=seed, now=now)
     token = Secret(home.secrets / "simulator.token")
+    furnish(database, spec, token, now=now)
+    return Demo(Fleet(spec), token, home.spool / "simulator.json")
+
+
+def furnish(database: Database, spec: FleetSpec, token: Secret, *, now: datetime) -> None:
+    """Write what the fleet's hours are priced and mapped with, and a token to send it with; again changes nothing."""
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         site_id = set_zones(connection, spec.site, grid_zone=reference.GRID_ZONE)
@@ -64,7 +70,6 @@ def prepare(home: Home, database: Database, *, nodes: int, seed: int, now: datet
             token.write(issued.secret)
     with database.connect("admin") as raw:
         bindings_store.apply(raw, bindings_yaml(spec.cluster), now)
-    return Demo(Fleet(spec), token, home.spool / "simulator.json")
 
 
 def wait_for_books(
