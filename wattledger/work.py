@@ -1,7 +1,7 @@
-"""The worker process: rounds of closing, deciding and delivering, until told to stop.
+"""The worker process: closes hours, decides on budgets and acts, delivers messages, keeps house, until told to stop.
 
-One worker at a time holds the lease and works; others wait for it to run out. The loop outlives any failure of a round:
-it is logged, counted and tried again with a growing, jittered pause.
+One worker at a time holds the lease and works; others wait for it to run out. Each chore has its own interval and its own
+failures: one that fails is logged, counted and tried again with a growing, jittered pause, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,71 +9,201 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import threading
+import time
 import uuid
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
+import httpx
 import psycopg
 
+from analytics.actions.enforcement import Enforcement
+from analytics.actions.errors import PlaneError
+from analytics.actions.executor import Executor
+from analytics.actions.pause import paused
+from analytics.actions.plane import Plane
+from analytics.actions.settings import ActionSettings
+from analytics.actions.slurm import SlurmPlane
+from analytics.actions.webhooks import TIMEOUT_S, Deliverer
 from analytics.io.lease import Lease
-from analytics.jobs import HourCloser, Round, WorkerSettings
+from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from wattledger.home import Home
+from wattledger.housekeeping import Housekeeper
 from wattledger.runtime import code_version, ready_database
 
 log = logging.getLogger(__name__)
-_LONGEST_PAUSE_S = 60.0
+ENFORCE_INTERVAL_S: Final = 30.0
+"""A decision reads a whole period's lines of each budget; hours close once an hour, the open one moves every round."""
+HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
+_LONGEST_PAUSE_S: Final = 60.0
 
 
 def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> None:
-    """Work until SIGTERM or SIGINT; with ``once`` do one round and return."""
+    """Work until SIGTERM or SIGINT; with ``once`` do every chore once and return."""
     database = ready_database(home)
     settings = WorkerSettings(code_version=code_version(), interval_s=interval_s)
     worker = Worker(database, settings, home, enforced=enforced)
-    if once:
-        log.info("%s", worker.round(datetime.now(UTC)))
-        return
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    worker.run(stop)
+    try:
+        if once:
+            worker.once()
+            return
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        worker.run(stop)
+    finally:
+        worker.close()
+
+
+@dataclass(slots=True)
+class Chore:
+    """One thing a worker does again and again. ``work`` returns what is worth a line in the log, or None."""
+
+    name: str
+    interval_s: float
+    work: Callable[[datetime], object | None]
+    due_s: float = 0.0
+    failures: int = 0
+    """In a row."""
+
+    def do(self, now: datetime) -> None:
+        outcome = self.work(now)
+        if outcome is not None:
+            log.info("%s: %s", self.name, outcome)
+
+    def finished(self, at_s: float, *, failed: bool) -> None:
+        """Say when it is due again: after its interval, and after a longer pause the more often it failed."""
+        self.failures = self.failures + 1 if failed else 0
+        # A round comes every interval, give or take a tenth: what is due with it must not miss it.
+        pause_s = self.interval_s * 0.85
+        if failed:
+            longest_s = max(_LONGEST_PAUSE_S, self.interval_s)
+            pause_s = min(self.interval_s * 2 ** min(self.failures, 6), longest_s) * random.uniform(0.8, 1.0)  # noqa: S311
+        self.due_s = at_s + pause_s
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Worker:
-    """Everything one worker process does in a round, and the loop around it."""
+    """Everything one worker process does, and the loop around it. Opens nothing before its first chore."""
 
-    def __init__(self, database: Database, settings: WorkerSettings, home: Home, *, enforced: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: WorkerSettings,
+        home: Home,
+        *,
+        enforced: bool,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._database = database
-        self._settings = settings
+        self._interval_s = settings.interval_s
         self._home = home
-        self._enforced = enforced
+        self._clock = clock
+        self._engine = database.create_engine("worker", pool_size=2, application="wattledger-worker")
+        self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
         self._closer = HourCloser(database, settings)
-        self._lease = Lease(f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")
+        self._planes: dict[str, Plane] = {}
+        executor = Executor(self._engine, self._planes, ActionSettings(home.root, enforced=enforced), clock)
+        deliverer = Deliverer(self._engine, self._client, os.environ, clock)
+        self._enforcement = Enforcement(self._engine, executor, deliverer, clock)
+        self._housekeeper = Housekeeper(self._engine)
+        # Renewed every round: another worker takes over after three rounds of silence.
+        holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        self._lease = Lease(holder, timedelta(seconds=max(30.0, 3 * settings.interval_s)))
+        self._was_paused = False
+        self._was_slurm_silent = False
+        self.chores = (
+            Chore("hours", settings.interval_s, self._close_hours),
+            Chore("budgets", max(ENFORCE_INTERVAL_S, settings.interval_s), self._enforce),
+            Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
+        )
+        log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
 
     def run(self, stop: threading.Event) -> None:
-        """Do rounds until told to stop."""
-        failures = 0
+        """Do chores as they fall due, until told to stop."""
         while not stop.is_set():
-            try:
-                with self._database.connect("worker", autocommit=True, application="wattledger-lease") as connection:
-                    is_ours = self._lease.take(connection)
-                if is_ours:
-                    done = self.round(datetime.now(UTC))
-                    if done.closed or done.restated or done.failed:
-                        log.info("%s", done)
-                failures = 0
-            except Exception:  # the outermost loop of the process: whatever it was, the next round may do
-                failures += 1
-                log.exception("round failed, %s in a row", failures)
-            pause_s = self._settings.interval_s * min(2**failures, 64) if failures else self._settings.interval_s
-            stop.wait(min(pause_s, _LONGEST_PAUSE_S) * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
+            self.round()
+            stop.wait(self._interval_s * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
         self._give_back()
 
-    def round(self, now: datetime) -> Round:
-        """Close hours, evaluate budgets, deliver messages."""
-        return self._closer.run(now)
+    def round(self) -> None:
+        """Do what is due, if this worker has the lease; whatever fails, the next chore is tried."""
+        try:
+            with self._database.connect("worker", autocommit=True, application="wattledger-lease") as connection:
+                is_ours = self._lease.take(connection)
+        except psycopg.OperationalError as error:
+            log.warning("the database does not answer: %s", str(error).partition("\n")[0])
+            return
+        for chore in self.chores:
+            if not is_ours or chore.due_s > time.monotonic():
+                continue
+            failed = False
+            try:
+                chore.do(self._clock())
+            except Exception:  # the outermost loop of the process: whatever it was, the next time may do
+                failed = True
+                log.exception("%s failed, %s in a row", chore.name, chore.failures + 1)
+            chore.finished(time.monotonic(), failed=failed)
+
+    def once(self) -> None:
+        """Do every chore once; the first failure is raised."""
+        for chore in self.chores:
+            chore.do(self._clock())
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._client.close()
+        self._engine.dispose()
+
+    def _close_hours(self, now: datetime) -> object | None:
+        done = self._closer.run(now)
+        return done if done.closed or done.restated or done.failed else None
+
+    def _enforce(self, now: datetime) -> object | None:
+        del now  # decisions, acts and messages each read the clock: an act may take its time
+        self._find_slurm()
+        self._look_at_the_brake()
+        done = self._enforcement.run()
+        return done if done.planned or done.acted or done.delivered or done.undelivered else None
+
+    def _keep_house(self, now: datetime) -> object | None:
+        kept = self._housekeeper.run(now)
+        return kept if kept.made or kept.closed or kept.busy else None
+
+    def _find_slurm(self) -> None:
+        """Reach the cluster whose commands are installed here; until it answers its jobs are dry runs."""
+        if self._planes or shutil.which("scontrol") is None:
+            return
+        plane = SlurmPlane()
+        try:
+            cluster = plane.cluster()
+        except PlaneError as error:
+            # Said once: at every round it would drown the log.
+            level = logging.DEBUG if self._was_slurm_silent else logging.WARNING
+            log.log(level, "Slurm is installed but does not answer, so nothing is done to its jobs: %s", error)
+            self._was_slurm_silent = True
+            return
+        self._was_slurm_silent = False
+        self._planes[cluster] = plane
+        log.info("jobs of the Slurm cluster %s are in reach", cluster)
+
+    def _look_at_the_brake(self) -> None:
+        brake = paused(self._home.root)
+        if brake is not None and not self._was_paused:
+            log.warning("actions are paused by %s since %s: %s", brake.by, brake.at, brake.reason)
+        elif brake is None and self._was_paused:
+            log.info("actions go on")
+        self._was_paused = brake is not None
 
     def _give_back(self) -> None:
         try:

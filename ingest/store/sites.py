@@ -38,8 +38,10 @@ def set_zones(conn: sa.Connection, name: str, *, time_zone: str | None = None, g
     sites = reference.sites
     wanted = {"time_zone": time_zone, "grid_zone": grid_zone}
     values = {key: value for key, value in wanted.items() if value is not None}
+    if not values:
+        return site_id
     differs = sa.or_(*(sites.c[key].is_distinct_from(value) for key, value in values.items()))
-    if values and conn.execute(sa.update(sites).where(sites.c.id == site_id, differs).values(**values)).rowcount:
+    if conn.execute(sa.update(sites).where(sites.c.id == site_id, differs).values(**values)).rowcount:
         everything = {"from_at": sa.func.to_timestamp(0), "to_at": sa.func.now() + sa.text("interval '1 hour'")}
         conn.execute(sa.insert(samples.changes).values(site_id=site_id, kind="sites", **everything))
     return site_id

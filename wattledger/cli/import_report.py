@@ -83,7 +83,7 @@ def _lines(report: ImportReport, shown: int) -> Iterator[str]:
         return
     yield ""
     yield "refused rows by reason"
-    reasons = report.rejections.by_reason.most_common()
+    reasons = [each for each in report.rejections.by_reason.most_common() if each[1]]
     digits = max(len(f"{count:,}") for _, count in reasons)
     yield from (f"  {count:>{digits},}  {reason}" for reason, count in reasons)
     examples = sorted(report.rejections.examples, key=lambda each: each.line)[:shown]

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from wattledger.cli import chosen_home
+from wattledger.cli.access import transaction
 from wattledger.cli.output import Format, Shown, format_option, print_rows
 
 
@@ -25,7 +25,7 @@ def list_(ctx: click.Context, format_: Format) -> None:
 
     from ingest.store.sites import listed
 
-    with _engine(ctx).connect() as connection:
+    with transaction(ctx, "worker") as connection:
         rows: list[dict[str, Any]] = [asdict(site) for site in listed(connection)]
     shown = (
         Shown("name", "site"),
@@ -57,13 +57,7 @@ def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | 
             ZoneInfo(time_zone)
         except (ZoneInfoNotFoundError, ValueError):
             raise click.BadParameter(f"{time_zone!r} is no IANA time zone; write it like Europe/Berlin") from None
-    with _engine(ctx).begin() as connection:
+    with transaction(ctx, "owner") as connection:
         set_zones(connection, name, time_zone=time_zone, grid_zone=grid_zone)
     set_to = {"time zone": time_zone, "grid zone": grid_zone}
     click.echo(f"{name}: " + (", ".join(f"{what} {zone}" for what, zone in set_to.items() if zone) or "nothing to set"))
-
-
-def _engine(ctx: click.Context) -> Any:
-    from wattledger.runtime import ready_database
-
-    return ready_database(chosen_home(ctx)).create_engine("admin")
