@@ -38,6 +38,13 @@ class Measure(StrEnum):
     CARBON = "Carbon"
 
 
+class Waste(StrEnum):
+    """What the bars of waste show."""
+
+    CASH = "Cost"
+    TIME = "GPU-hours"
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """One segment of a bar."""
@@ -123,8 +130,18 @@ def tenant_chart(rows: Sequence[BillRow], measure: Measure, currency: str | None
             return _bars(carbon, "carbon, location-based (kgCO2e)", ["carbon"], CATEGORY_COLORS)
 
 
-def waste_chart(rows: Sequence[BillRow], currency: str | None) -> alt.Chart:
-    """Return what idle and throttled time cost each tenant: a part of its cost, not on top of it."""
+def waste_chart(rows: Sequence[BillRow], measure: Waste, currency: str | None) -> alt.Chart:
+    """Return what idle and throttled time cost each tenant, or how much of it there was; a part, never on top."""
+    if measure is Waste.TIME:
+        hours = [
+            Bar(row.tenant, name, float(amount))
+            for row in rows
+            for name, amount in (
+                ("idle", row.figures.idle_accelerator_hours),
+                ("throttled", row.figures.throttled_accelerator_hours),
+            )
+        ]
+        return _bars(hours, "held without full use (GPU-h)", ["idle", "throttled"], WASTE_COLORS)
     bars = [
         Bar(row.tenant, name, float(amount))
         for row in rows

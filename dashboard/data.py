@@ -54,6 +54,8 @@ class Figures:
     carbon_kgco2e: Decimal | None
     tokens: int
     accelerator_hours: Decimal
+    idle_accelerator_hours: Decimal
+    throttled_accelerator_hours: Decimal
     idle_waste: Decimal
     throttle_waste: Decimal
     coverage_ratio: Decimal | None
@@ -70,6 +72,8 @@ class Figures:
             carbon_kgco2e=_decimal(row["carbon_kgco2e"]),
             tokens=row["tokens"],
             accelerator_hours=Decimal(row["accelerator_hours"]),
+            idle_accelerator_hours=Decimal(row["idle_accelerator_hours"]),
+            throttled_accelerator_hours=Decimal(row["throttled_accelerator_hours"]),
             idle_waste=Decimal(row["idle_waste"]),
             throttle_waste=Decimal(row["throttle_waste"]),
             coverage_ratio=_decimal(row["coverage_ratio"]),

@@ -11,10 +11,12 @@ from typing import Any, Final
 from dashboard.data import Bill, Budget, Figures, Finding
 
 SIMULATED: Final = "simulated"
+UNIT_NAMES: Final = {"energy_kwh": "kWh", "carbon_kgco2e": "kgCO2e", "accelerator_hours": "GPU-h"}
 VERDICT_NAMES: Final = {"allow": "within", "warn": "warning", "deny": "exceeded"}
 VERDICT_COLORS: Final = {"within": "green", "warning": "orange", "exceeded": "red"}
 KIND_NAMES: Final = {"idle_waste": "idle, but held", "throttling": "throttled"}
 _DEVICE_TAIL: Final = 13
+_SMALLEST_SHARE: Final = Decimal("0.001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,28 @@ def percent(ratio: Decimal | float | None) -> str:
     return "–" if ratio is None else f"{100 * float(ratio):.1f} %"  # noqa: RUF001
 
 
+def unit_name(unit: str) -> str:
+    """Return a budget's unit as people write it: a measure of the API or a currency."""
+    return UNIT_NAMES.get(unit, unit)
+
+
+def wasted(bill: Bill) -> str:
+    """Return what waste costs in cash and in capacity, each with its share."""
+    total = bill.total
+    cash = total.idle_waste + total.throttle_waste
+    parts = [f"{amount(cash, bill.currency or '')} of the cost ({_share(cash, total.cost)}) could have been avoided"]
+    for hours, what in ((total.idle_accelerator_hours, "idle"), (total.throttled_accelerator_hours, "throttled")):
+        if hours:
+            parts.append(f"{amount(hours, 'GPU-h')} {what} ({_share(hours, total.accelerator_hours)} of the time held)")
+    return "; ".join(parts) + "."
+
+
+def _share(part: Decimal, whole: Decimal) -> str:
+    if part and whole and part / whole < _SMALLEST_SHARE:
+        return "less than 0.1 %"
+    return percent(part / whole if whole else None)
+
+
 def origins_note(origins: Iterable[str]) -> str | None:
     """Return the sentence that marks simulated data, None where there is none."""
     found = set(origins)
@@ -105,8 +129,16 @@ def headline(bill: Bill) -> list[tuple[str, str, str]]:
         (f"Cost ({currency})", amount(total.cost), "Own GPUs at the published rate, electricity and API tokens."),
         ("Energy (kWh)", amount(total.energy_kwh), "IT energy from the devices' counters, before facility overhead."),
         ("Carbon (kgCO2e)", amount(total.carbon_kgco2e), "Location-based, with the site's facility factor."),
-        (f"Idle waste ({currency})", amount(total.idle_waste), "Cost of held but idle time; a part of the cost."),
-        (f"Throttled ({currency})", amount(total.throttle_waste), "Cost of slowed-down time; a part of the cost."),
+        (
+            f"Idle waste ({currency})",
+            amount(total.idle_waste),
+            "Avoidable cash of held but idle time: a part of the cost. The capacity it freed is below.",
+        ),
+        (
+            f"Throttled ({currency})",
+            amount(total.throttle_waste),
+            "Avoidable cash of slowed-down time: a part of the cost. What throttling loses is assumed.",
+        ),
         ("Mapped", percent(bill.mapped_share_ratio), "Share of used cost that a binding gives to a tenant."),
     ]
 
@@ -120,9 +152,9 @@ def budget_rows(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
             "state": [VERDICT_NAMES.get(budget.verdict, budget.verdict)],
             "due": _due(budget),
             "used_percent": float(100 * budget.spent / budget.limit) if budget.limit else None,
-            "spent": amount(budget.spent, budget.unit),
-            "limit": amount(budget.limit, budget.unit),
-            "forecast": amount(budget.forecast, budget.unit),
+            "spent": amount(budget.spent, unit_name(budget.unit)),
+            "limit": amount(budget.limit, unit_name(budget.unit)),
+            "forecast": amount(budget.forecast, unit_name(budget.unit)),
             "period": f"{budget.period} to {budget.period_end_at.astimezone(UTC):%d %b}",
             "mode": "armed" if budget.armed else "dry run",
             "origin": budget.origin,
@@ -134,7 +166,15 @@ def budget_rows(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
 
 def finding_rows(findings: Sequence[Finding], most: int = 20) -> list[dict[str, Any]]:
     """Return the dearest findings as table rows."""
-    dearest = sorted(findings, key=lambda finding: (-(finding.avoidable_cash or Decimal(0)), finding.start_at))
+    zero = Decimal(0)
+    dearest = sorted(
+        findings,
+        key=lambda finding: (
+            -(finding.avoidable_cash or zero),
+            -(finding.capacity_freed_accelerator_hours or zero),
+            finding.start_at,
+        ),
+    )
     return [
         {
             "kind": KIND_NAMES.get(finding.kind, finding.kind.replace("_", " ")),
@@ -145,6 +185,9 @@ def finding_rows(findings: Sequence[Finding], most: int = 20) -> list[dict[str, 
             "minutes": round((finding.end_at - finding.start_at).total_seconds() / 60),
             "cash": None if finding.avoidable_cash is None else float(finding.avoidable_cash),
             "energy_kwh": None if finding.waste_energy_kwh is None else float(finding.waste_energy_kwh),
+            "freed_h": None
+            if finding.capacity_freed_accelerator_hours is None
+            else float(finding.capacity_freed_accelerator_hours),
             "confidence_percent": 100 * finding.confidence_ratio,
             "origin": finding.origin,
         }

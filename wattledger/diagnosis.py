@@ -200,7 +200,7 @@ def check_lease(lease: LeaseFacts | None) -> Check:
 def check_hours(facts: LedgerFacts, now: datetime) -> Check:
     subject = "ledger hours"
     if facts.oldest_overdue_at is not None:
-        found = f"{facts.overdue_hours} hours wait to be closed, the oldest of {_hour(facts.oldest_overdue_at)}"
+        found = f"{facts.overdue_hours} waiting to be closed, the oldest of {_hour(facts.oldest_overdue_at)}"
         return warning(
             subject, found, "wait while history loads; else see the worker's log for hours that do not balance"
         )

@@ -112,17 +112,18 @@ def _tenants(bill: Bill) -> None:
 
 def _waste(bill: Bill) -> None:
     with st.container(border=True, height="stretch"):
-        st.markdown(view.heading("##### Waste", bill.total.origins))
-        wasted = bill.total.idle_waste + bill.total.throttle_waste
-        if not wasted:
-            st.caption("No idle or throttled episode was found in this period.")
-            return
-        _draw(charts.waste_chart(bill.rows, bill.currency), bill.total.origins)
-        share = wasted / bill.total.cost if bill.total.cost else None
-        st.caption(
-            f"{view.amount(wasted, bill.currency or '')} of the cost ({view.percent(share)}) could have been avoided. "
-            "What throttling loses is assumed, not measured."
-        )
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.markdown(view.heading("##### Waste", bill.total.origins), width="content")
+            chosen = st.segmented_control(
+                "Waste in",
+                [measure.value for measure in charts.Waste],
+                default=charts.Waste.CASH.value,
+                required=True,
+                label_visibility="collapsed",
+                width="content",
+            )
+        _draw(charts.waste_chart(bill.rows, charts.Waste(chosen), bill.currency), bill.total.origins)
+        st.caption(f"{view.wasted(bill)} What throttling loses is assumed, not measured.")
 
 
 def _budgets(budgets: Sequence[Budget]) -> None:
@@ -162,9 +163,10 @@ def _findings(findings: Sequence[Finding]) -> None:
             "job": "Job",
             "device": "Device",
             "start": st.column_config.DatetimeColumn("Start (UTC)", format="DD MMM HH:mm", timezone="UTC"),
-            "minutes": st.column_config.NumberColumn("Length (min)"),
-            "cash": st.column_config.NumberColumn(f"Avoidable ({currency})", format="%.2f"),
+            "minutes": st.column_config.NumberColumn("Min"),
+            "cash": st.column_config.NumberColumn(f"Cost ({currency})", format="%.2f"),
             "energy_kwh": st.column_config.NumberColumn("Energy (kWh)", format="%.2f"),
+            "freed_h": st.column_config.NumberColumn("Freed (GPU-h)", format="%.2f"),
             "confidence_percent": st.column_config.NumberColumn("Confidence (%)", format="%.0f"),
             "origin": "Origin",
         }

@@ -157,8 +157,8 @@ def nothing_yet() -> dict[str, Callable[[dict[str, str]], Answer]]:
 BUDGETS = (
     ("nlp-week", "acme/research/nlp", "cost", "USD", "9000", "7460.25", "10120", "warn", "warn"),
     ("quant-day", "globex/quant", "cost", "USD", "900", "1032.4", "1280", "deny", "cancel"),
-    ("research-week", "acme/research", "energy_kwh", "kWh", "2500", "1502.2", "2103", "allow", None),
-    ("research-week", "acme/research", "carbon_kgco2e", "kgCO2e", "600", "401.3", "561.8", "allow", None),
+    ("research-week", "acme/research", "energy_kwh", "energy_kwh", "2500", "1502.2", "2103", "allow", None),
+    ("research-week", "acme/research", "carbon_kgco2e", "carbon_kgco2e", "600", "401.3", "561.8", "allow", None),
 )
 
 

@@ -137,7 +137,7 @@ def test_the_lag_of_the_ledger_is_counted_from_the_end_of_the_last_closed_hour()
 def test_overdue_hours_are_counted_with_the_oldest() -> None:
     check = diagnosis.check_hours(ledger(overdue_hours=3, oldest_overdue_at=NOW - timedelta(hours=5)), NOW)
     assert check.verdict is Verdict.WARNING
-    assert check.found == "3 hours wait to be closed, the oldest of 2026-11-21 07:00Z"
+    assert check.found == "3 waiting to be closed, the oldest of 2026-11-21 07:00Z"
 
 
 def test_dead_letters_and_rejected_rows_are_told_by_reason() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import pytest
 
-from dashboard.charts import AREAS, MOST_SERIES, OTHER, Measure, power_chart, styled, tenant_chart, waste_chart
+from dashboard.charts import AREAS, MOST_SERIES, OTHER, Measure, Waste, power_chart, styled, tenant_chart, waste_chart
 from dashboard.data import BillRow, Figures, PowerPoint
 from tests.fakes.api import figures
 
@@ -104,12 +104,18 @@ def test_the_toggle_changes_what_is_drawn_and_its_unit(measure: Measure, title: 
 
 
 def test_waste_shows_idle_and_throttled_and_leaves_out_who_wasted_nothing() -> None:
-    chart = waste_chart([row("a", waste=("3", "1.5")), row("b")], "EUR")
+    chart = waste_chart([row("a", waste=("3", "1.5")), row("b")], Waste.CASH, "EUR")
     assert [(value["tenant"], value["part"], value["amount"]) for value in drawn(chart)] == [
         ("a", "idle", 3.0),
         ("a", "throttled", 1.5),
     ]
     assert titles(chart) == {"avoidable cost (EUR)"}
+
+
+def test_waste_can_be_shown_in_gpu_hours_instead() -> None:
+    chart = waste_chart([row("a")], Waste.TIME, "EUR")  # the fake's row: 240 h idle, 80 h throttled
+    assert [(value["part"], value["amount"]) for value in drawn(chart)] == [("idle", 240.0), ("throttled", 80.0)]
+    assert titles(chart) == {"held without full use (GPU-h)"}
 
 
 def test_unknown_energy_is_no_bar_of_zero_length() -> None:

@@ -85,6 +85,18 @@ def test_the_fullest_budget_stands_first_with_its_state() -> None:
     assert {state for row in rows for state in row["state"]} <= view.VERDICT_COLORS.keys()
 
 
+def test_a_budgets_unit_is_written_as_people_write_it() -> None:
+    budgets = [Budget.of(row) for row in answer("/v1/budgets")["budgets"]]
+    limits = {row["limit"] for row in view.budget_rows(budgets)}
+    assert limits == {"9,000 USD", "900.0 USD", "2,500 kWh", "600.0 kgCO2e"}
+
+
+def test_a_share_too_small_to_show_is_not_shown_as_nothing() -> None:
+    bill = Bill.of(answer("/v1/bill"))
+    said = view.wasted(replace(bill, total=replace(bill.total, idle_waste=Decimal("0.4"), throttle_waste=Decimal(0))))
+    assert said.startswith("0.40 USD of the cost (less than 0.1 %) could have been avoided; 240.0 GPU-h idle (3.9 %")
+
+
 def test_a_budget_of_nothing_has_no_percentage() -> None:
     (row,) = view.budget_rows([Budget.of(api.budget("b", "t", "cost", "USD", "0", "5", "5", "deny", "hold"))])
     assert row["used_percent"] is None
