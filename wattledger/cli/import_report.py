@@ -27,7 +27,7 @@ def showing_progress(what: str) -> Iterator[ProgressCallback]:
     bar = bars.Progress(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
-        bars.TextColumn("{task.percentage:3.0f} %  {task.fields[rows]}"),
+        bars.TextColumn("{task.fields[rows]}"),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
@@ -42,7 +42,8 @@ def showing_progress(what: str) -> Iterator[ProgressCallback]:
 
         def advance(to: Progress) -> None:
             rate = to.rows / max(time.monotonic() - started_s, 1e-3)
-            bar.update(reading, completed=to.done, total=to.total, rows=f"{to.rows:,} rows  {rate:,.0f} rows/s")
+            shown = f"{100 * to.done / max(to.total, 1):3.0f} %  {to.rows:,} rows  {rate:,.0f} rows/s"
+            bar.update(reading, completed=to.done, total=to.total, rows=shown)
             if to.done >= to.total and not storing:  # how long the store takes nobody knows beforehand
                 storing.append(bar.add_task("storing", total=None, rows=""))
 
