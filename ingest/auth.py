@@ -1,13 +1,11 @@
 """Who sends: from an Authorization header to the token's rights, remembered for a few seconds.
 
-Asking the database for every body would cost more than the body. The cache is keyed by the secret's hash, so a memory
-dump holds no secrets; expiry is checked on every use, revocation after ``cache_s`` at the latest. It decides nothing
-about content; secrets and their hashes are never logged.
+Asking the database for every body would cost more than the body. Expiry is checked on every use, revocation after
+``cache_s`` at the latest. It decides nothing about content; secrets and their hashes are never logged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from dataclasses import dataclass
@@ -50,7 +48,10 @@ class Principal:
 
 
 class Authenticator:
-    """Verifies bearers. :meth:`recall` never blocks; :meth:`verify` asks the database and belongs in a thread."""
+    """Verifies bearers.
+
+    :meth:`recall` never blocks; :meth:`verify` asks the database and belongs in a thread.
+    """
 
     def __init__(self, engine: sa.Engine, cache_s: float) -> None:
         self._engine = engine
@@ -60,7 +61,7 @@ class Authenticator:
 
     def recall(self, header: bytes | None) -> Principal | None:
         """Return the principal of a header seen lately, None if the database has to be asked."""
-        entry = self._known.get(_key(header))
+        entry = self._known.get(header or b"")
         if entry is None or entry[0] < time.monotonic():
             return None
         principal = entry[1]
@@ -86,12 +87,8 @@ class Authenticator:
         with self._lock:
             if len(self._known) >= _ENTRIES:
                 self._known.clear()
-            self._known[_key(header)] = (time.monotonic() + self._cache_s, principal)
+            self._known[header or b""] = (time.monotonic() + self._cache_s, principal)
         return principal
-
-
-def _key(header: bytes | None) -> bytes:
-    return hashlib.sha256(header or b"").digest()
 
 
 def _secret(header: bytes | None) -> str:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
-from opentelemetry.metrics import Counter
 from starlette.types import Receive, Scope, Send
 
 from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, TooLargeError, UnsupportedError
 
 _LOG = logging.getLogger(__name__)
 JSON: Final = "application/json"
+Answered = Counter[tuple[str, str]]
+"""Bodies answered by (endpoint, outcome): counted in place, as an instrument call costs a tenth of a small body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ class Endpoint:
     """A POST endpoint that reads at most ``max_body_bytes`` and turns refusals into problem+json."""
 
     def __init__(
-        self, name: str, handle: Callable[[Request], Awaitable[Answer]], max_body_bytes: int, bodies: Counter
+        self, name: str, handle: Callable[[Request], Awaitable[Answer]], max_body_bytes: int, answered: Answered
     ) -> None:
         self._name = name
         self._handle = handle
         self._max_body_bytes = max_body_bytes
-        self._bodies = bodies
+        self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -62,7 +64,7 @@ class Endpoint:
         except IngestError as error:
             answer = Answer(error.status, orjson.dumps(error.problem()), PROBLEM_TYPE, error.reason)
             extra = error.headers()
-        self._bodies.add(1, {"endpoint": self._name, "outcome": answer.outcome})
+        self._answered[self._name, answer.outcome] += 1
         fields = [
             (b"content-type", answer.content_type.encode()),
             (b"content-length", str(len(answer.body)).encode()),

@@ -6,10 +6,11 @@ histograms, which is all there is here. Labels are closed sets: no node, token o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -23,12 +24,16 @@ class IngestMetrics:
     """The instruments of one ingest process; nothing global."""
 
     def __init__(self, queued_bytes: Callable[[], int]) -> None:
+        self.answered: Counter[tuple[str, str]] = Counter()
+        """Bodies answered by (endpoint, outcome); the event loop's thread counts here."""
         self._reader = InMemoryMetricReader()
         buckets = View(instrument_name="*_duration_seconds", aggregation=ExplicitBucketHistogramAggregation(_SECONDS))
         self._provider = MeterProvider([self._reader], Resource({"service.name": "wattledger-ingest"}), views=[buckets])
         meter = self._provider.get_meter("wattledger.ingest")
-        self.bodies = meter.create_counter(
-            "wattledger_ingest_bodies_total", description="Bodies answered, by endpoint and outcome"
+        meter.create_observable_counter(
+            "wattledger_ingest_bodies_total",
+            [lambda _: self._bodies()],
+            description="Bodies answered, by endpoint and outcome",
         )
         self.rows = meter.create_counter("wattledger_ingest_rows_total", description="Rows by what became of them")
         self.refused = meter.create_counter(
@@ -39,11 +44,11 @@ class IngestMetrics:
             "wattledger_ingest_unknown_columns_total", description="Columns ignored because the wire does not know them"
         )
         self.group_duration = meter.create_histogram(
-            "wattledger_ingest_answer_duration_seconds", description="From a body read to its commit", unit="s"
+            "wattledger_ingest_group_duration_seconds", description="From a group's first body to its commit", unit="s"
         )
         meter.create_observable_gauge(
             "wattledger_ingest_queued_bytes",
-            [lambda _: _observed(queued_bytes, _)],
+            [lambda _: [Observation(queued_bytes())]],
             description="Decoded bytes waiting to be written",
         )
 
@@ -57,12 +62,14 @@ class IngestMetrics:
                     lines += _metric_lines(metric.name, metric.description, metric.data)
         return "\n".join(lines) + "\n"
 
+    def _bodies(self) -> list[Observation]:
+        return [
+            Observation(count, {"endpoint": endpoint, "outcome": outcome})
+            for (endpoint, outcome), count in sorted(self.answered.items())
+        ]
+
     def close(self) -> None:
         self._provider.shutdown()
-
-
-def _observed(read: Callable[[], int], _: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(read())]
 
 
 def _metric_lines(name: str, description: str | None, data: Any) -> list[str]:

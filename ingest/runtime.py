@@ -42,8 +42,12 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine: sa.Engine = settings.database.create_engine("writer", pool_size=4, application="wattledger-ingest")
-        self.registry = Registry(self.engine)
+        self.engine: sa.Engine = settings.database.create_engine("writer", pool_size=3, application="wattledger-ingest")
+        # Of its own: a thousand agents that all reconnect must not keep the registry waiting for a connection.
+        self._registry_engine = settings.database.create_engine(
+            "writer", pool_size=1, application="wattledger-registry"
+        )
+        self.registry = Registry(self._registry_engine)
         self.authenticator = Authenticator(self.engine, settings.token_cache_s)
         sinks = [
             GroupWriter(settings.database, self.registry, hot_retention=settings.hot_retention)
@@ -54,7 +58,7 @@ class Runtime:
         self._probe = sinks[0]
         self._reader = Reader()
         self._local = threading.local()
-        self._threads = ThreadPoolExecutor(4, "ingest")
+        self._threads = ThreadPoolExecutor(3, "ingest")
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -72,6 +76,7 @@ class Runtime:
         await self.in_thread(self.writer.stop)
         self._threads.shutdown(wait=True)
         self.engine.dispose()
+        self._registry_engine.dispose()
         self.metrics.close()
 
     async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
@@ -98,12 +103,10 @@ class Runtime:
 
     async def keep(self, submission: Submission) -> Outcome:
         """Return once the body is committed; raises IngestError when it is not."""
-        started = time.monotonic()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.writer.submit(future, submission)
         result = await future
         if isinstance(result, Outcome):
-            self.metrics.group_duration.record(time.monotonic() - started)
             return result
         raise result
 
@@ -139,10 +142,11 @@ class Runtime:
             reader = self._local.reader = Reader()
         return reader.read(body)
 
-    def _settled(self, results: Sequence[tuple[asyncio.Future[Result], Result]]) -> None:
+    def _settled(self, results: Sequence[tuple[asyncio.Future[Result], Result]], duration_s: float) -> None:
         """Hand a group's results to the event loop in one call; runs in a writer's thread."""
         accepted = sum(result.accepted_rows for _, result in results if isinstance(result, Outcome))
         if accepted:
+            self.metrics.group_duration.record(duration_s)
             self.metrics.rows.add(accepted, {"outcome": "accepted"})
         for _, result in results:
             if isinstance(result, Outcome):

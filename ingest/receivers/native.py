@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
 import polars as pl
 import zstandard
 
@@ -59,9 +60,11 @@ class Reader:
         if meta_json is None:
             raise malformed("the first stream carries no batch metadata")
         try:
-            meta = BatchMeta.from_json(meta_json, self._recall)
+            meta = BatchMeta.from_object(orjson.loads(meta_json), self._recall)
         except UnknownWireVersionError as error:
             raise BadBodyError("wire_version", str(error)) from error
+        except orjson.JSONDecodeError as error:
+            raise malformed(f"batch metadata is not JSON: {error}") from error
         except WireError as error:
             raise malformed(str(error)) from error
         unknown = tuple((entry.schema.stream, name) for entry in streams for name in entry.schema.unknown)

@@ -56,7 +56,8 @@ def samples(
         where += f" AND device_id = ANY ('{{{','.join(str(int(device)) for device in sorted(devices))}}}'::integer[])"
     if site_id is not None:
         # By epoch: it belongs to a node and so to a site, for good, while devices move.
-        where += f" AND epoch_id IN (SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {int(site_id)})"
+        of_site = f"SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {int(site_id)}"  # noqa: S608
+        where += f" AND epoch_id IN ({of_site})"
     names = ", ".join((*_KEYS, *columns))
     hot, late = (f"SELECT {names} FROM {table} WHERE {where}" for table in ("device_samples", "late_samples"))  # noqa: S608
     rows = fetch_arrow(database, role, f"{hot} UNION ALL {late}")

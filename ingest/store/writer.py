@@ -34,8 +34,8 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-Settled = Callable[[Sequence[tuple[Any, Result]]], None]
-"""Called from a writer's thread with the tickets of a group and what became of each."""
+Settled = Callable[[Sequence[tuple[Any, Result]], float], None]
+"""Called from a writer's thread with the tickets of a group, what became of each, and the seconds its first body took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,8 @@ class Writer:
                     group
                 )
             self._account(group, started)
-            self._settled([(waiting.ticket, result) for waiting, result in zip(group, results, strict=True)])
+            settled = [(waiting.ticket, result) for waiting, result in zip(group, results, strict=True)]
+            self._settled(settled, time.monotonic() - group[0].since)
             if any(isinstance(result, UnavailableError) for result in results):
                 pause_s = self._recover(sink, pause_s)
             else:
@@ -172,7 +173,7 @@ class Writer:
             self._queue.clear()
             self._queued_bytes = self._queued_rows = 0
         error = UnavailableError("database_unavailable", "the database does not answer; send the batch again", 2)
-        self._settled([(waiting.ticket, error) for waiting in queued])
+        self._settled([(waiting.ticket, error) for waiting in queued], 0.0)
 
     def _next_group(self) -> list[_Waiting]:
         """Return the next group, waiting for it to fill; empty once stopped and drained."""
