@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from collector.wire import DeviceRef, Feed, Origin
 from ingest.store import identities
 from ingest.store.identities import EpochKey, NodeKey, OnNode
-from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed
+from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed, refresh_statistics
 
 BOOT_ID: Final = "import"
 """One for all files of a node, so that consecutive files continue each other; a counter that falls starts anew anyway."""
@@ -86,6 +86,11 @@ class Readings:
         staged = conn.exec_driver_sql("SELECT count(*) FROM import_readings").scalar_one()
         inserted = self._insert(by_key, cadence_us, first_us, last_us)
         devices = self._devices(meters, by_key, device) if device else 0
+        days = conn.exec_driver_sql(
+            "SELECT DISTINCT (at AT TIME ZONE 'UTC')::date FROM import_new ORDER BY 1"
+        ).scalars()
+        touched = ("nodes", "meters", "devices", "placements", "epochs")
+        refresh_statistics(conn, *touched, partitioned="node_samples", days=days.all())
         return WrittenReadings(
             inserted,
             staged - inserted,

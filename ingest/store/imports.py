@@ -8,10 +8,10 @@ database, in bounded memory. Run as the owner role, on an engine with room for t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 
 import psycopg
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from ingest.store import identities
-from ingest.store.partitions import ensure_days
+from ingest.store.partitions import Partition, ensure_days, partitions
 from ingest.store.tables import metadata
 
 MAX_DAYS: Final = 4_000
@@ -130,6 +130,18 @@ def make_partitions(
             return
     # A site this import made: its uncommitted row keeps anybody else from adding a table that refers to sites.
     ensure_days(conn, table, days)
+
+
+def refresh_statistics(conn: sa.Connection, *tables: str, partitioned: str, days: Sequence[date] = ()) -> None:
+    """Tell the planner what the import added, before autovacuum gets to it.
+
+    Without this the first read of a day of 108,916 node readings was planned as nested loops: 9.0 s instead of 0.06 s.
+    ``days``: of the ``partitioned`` table, those that rows were added to; all of it where it is a hypertable.
+    """
+    known = {partition.name for partition in partitions(conn) if partition.table == partitioned}
+    named = [name for name in (Partition(partitioned, day).name for day in days) if name in known]
+    for name in (*tables, *(named or ([partitioned] if days else []))):
+        conn.exec_driver_sql(f"ANALYZE {name}")
 
 
 def _is_committed(other: sa.Connection, site_id: int) -> bool:
