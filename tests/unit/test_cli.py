@@ -33,8 +33,8 @@ def test_every_command_and_subcommand_has_help_with_examples(name: str) -> None:
     for words in [(name,), *parts]:
         answer = CliRunner().invoke(cli, [*words, "--help"])
         assert answer.exit_code == 0, answer.output
-        examples = answer.output.partition("Example")[2]
-        assert re.search(rf"wattledger .*\b{re.escape(words[-1])}\b", examples), f"{' '.join(words)} shows no example"
+        example = rf"^ +.*wattledger .*\b{re.escape(words[-1])}\b"
+        assert re.search(example, answer.output, re.MULTILINE), f"{' '.join(words)} shows no example"
 
 
 def test_every_command_has_a_summary() -> None:
