@@ -115,6 +115,8 @@ class Jobs(dy.Schema):
     namespace = dy.String(nullable=True)
     label = dy.String(nullable=True)
     """``key=value``, several joined by commas."""
+    named_tenant_id = dy.Int32(nullable=True)
+    """Tenant named outright when the job was imported; it stands before any binding."""
     origin = dy.Int16(min=1, max=4)
 
 
@@ -193,6 +195,8 @@ class ApiCalls(dy.Schema):
     called_at = _instant()
     dedupe_key = dy.String()
     api_key = dy.String(nullable=True)
+    named_tenant_id = dy.Int32(nullable=True)
+    """Tenant named outright when the call was imported; it stands before any binding."""
     provider = dy.String()
     model = dy.String()
     input_uncached_tokens = dy.Int64(nullable=True, min=0)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -25,6 +25,10 @@ from ingest.store.engine import Database
 
 log = logging.getLogger(__name__)
 
+_PATIENCE: Final = (
+    "SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', %s, false)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -34,6 +38,11 @@ class WorkerSettings:
     currency: str = "USD"
     policy: Policy = field(default_factory=Policy)
     interval_s: float = 10.0
+    standstill_s: int = 20
+    """A worker that stands still inside a transaction (stopped, swapped out, its machine gone) holds the row of its hour:
+    after this long the server ends its session. Shorter than the lease, so that whoever takes over finds the row free."""
+    row_wait_s: int = 10
+    """How long to wait for a row another worker holds; then its hour is left for the next round."""
     hours_per_pass: int = 24
     """Hours of one site computed together: fewer passes, more memory (24 h x 128 GPUs at 10 s is about 0.3 GiB)."""
 
@@ -61,14 +70,16 @@ class HourCloser:
         """Bring the ledger up to date as of ``now``; an hour that breaks a law of the books is logged and left open."""
         round_ = Round()
         with self._database.connect("worker", autocommit=True, application="wattledger-worker") as connection:
+            settings = self._settings
+            connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
-            for batch in batches(due_hours(connection, now), self._settings.hours_per_pass):
+            for batch in batches(due_hours(connection, now), settings.hours_per_pass):
                 try:
                     self._close(connection, batch, now, round_, on_hour)
                 except BooksError:
                     round_.failed += len(batch.hours)
                     log.exception("site %s, hours from %s: the books do not balance", batch.site_id, batch.from_at)
-            settled = _floor_hour(now - timedelta(microseconds=self._settings.policy.lateness_us))
+            settled = _floor_hour(now - timedelta(microseconds=settings.policy.lateness_us))
             if not round_.failed and not round_.lost_races:
                 forget_changes(connection, horizon, settled)
         return round_
@@ -121,6 +132,7 @@ def _books_of(hour: HourState, result: HourResult, rollups: Any) -> HourBooks:
         lines=result.lines.filter(result.lines["hour_at"] == at),
         findings=result.findings.filter(result.findings["hour_at"] == at),
         rollups=rollups.filter(rollups["minute_at"].dt.truncate("1h") == at),
+        job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
     )
 
 

@@ -31,6 +31,7 @@ from analytics.frames import (
     Findings,
     Intensity,
     Jobs,
+    JobTenants,
     LedgerLines,
     Prices,
     Quality,
@@ -127,6 +128,8 @@ class HourResult:
     lines: dy.DataFrame[LedgerLines]
     findings: dy.DataFrame[Findings]
     quality: dy.DataFrame[Quality]
+    job_tenants: dy.DataFrame[JobTenants]
+    """By which binding each job of the window has its tenant; for showing jobs to their tenants, not for the books."""
 
 
 def close_hours(inputs: HourInputs, policy: Policy) -> HourResult:
@@ -173,7 +176,8 @@ def reduce_shards(
     found = pl.concat([part.findings for part in parts])
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
     factors = factors_of(hours, references.facility_factors)
-    usage = emit(_tenanted(usage, references), references.intensity, factors)
+    job_tenants = _job_tenants(usage, references)
+    usage = emit(_tenanted(usage, job_tenants, references), references.intensity, factors)
     gathered = gather(usage)
     calls = api_calls.filter((pl.col("called_at") >= window.from_at) & (pl.col("called_at") < window.to_at))
     lines = pl.concat(
@@ -196,6 +200,7 @@ def reduce_shards(
         lines=_checked(LedgerLines, lines, "hour_at", "line_key"),
         findings=_checked(Findings, _priced_findings(found, usage, energy_prices, references.currency), "dedupe_key"),
         quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
+        job_tenants=_checked(JobTenants, job_tenants, "hour_at", "job_id"),
     )
 
 
@@ -244,7 +249,7 @@ def _measured(
     return measure(holdings, meters, held), holdings, held, meters, dropped
 
 
-def _tenanted(usage: pl.DataFrame, references: References) -> pl.DataFrame:
+def _job_tenants(usage: pl.DataFrame, references: References) -> pl.DataFrame:
     jobs = references.jobs
     hours = usage.filter(pl.col("job_id").is_not_null()).select(
         pl.col("hour_us").cast(INSTANT).alias("hour_at"), "job_id"
@@ -254,8 +259,14 @@ def _tenanted(usage: pl.DataFrame, references: References) -> pl.DataFrame:
         raise InputError(
             f"allocations of jobs {sorted(set(unknown['job_id'].to_list()))[:5]} came without their job rows"
         )
-    tenants = bind_hours(jobs, hours, "job_id", references.bindings).join(
-        jobs.select("job_id", pl.col("origin").alias("job_origin")), on="job_id", how="left"
+    bound = bind_hours(jobs, hours, "job_id", references.bindings)
+    named = jobs.select("job_id", "named_tenant_id")
+    return bound.join(named, on="job_id", how="left", maintain_order="left").with_columns(*_named_first())
+
+
+def _tenanted(usage: pl.DataFrame, job_tenants: pl.DataFrame, references: References) -> pl.DataFrame:
+    tenants = job_tenants.join(
+        references.jobs.select("job_id", pl.col("origin").alias("job_origin")), on="job_id", how="left"
     )
     return (
         usage.with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
@@ -268,7 +279,17 @@ def _called_by(calls: pl.DataFrame, bindings: pl.DataFrame) -> pl.DataFrame:
     hourly = calls.with_columns(pl.col("called_at").dt.truncate("1h").alias("hour_at"))
     keys = hourly.select("api_key").unique()
     tenants = bind_hours(keys, hourly.select("hour_at", "api_key"), "api_key", bindings)
-    return hourly.join(tenants, on=["hour_at", "api_key"], how="left", nulls_equal=True, maintain_order="left")
+    called = hourly.join(tenants, on=["hour_at", "api_key"], how="left", nulls_equal=True, maintain_order="left")
+    return called.with_columns(*_named_first())
+
+
+def _named_first() -> tuple[pl.Expr, pl.Expr]:
+    """Let a tenant that an import named outright stand before what the bindings say."""
+    named = pl.col("named_tenant_id")
+    return (
+        pl.coalesce(named, "tenant_id").alias("tenant_id"),
+        pl.when(named.is_null()).then(pl.col("binding_id")).alias("binding_id"),
+    )
 
 
 def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:

@@ -79,13 +79,16 @@ WHERE site_id = %(site_id)s AND pool IS NOT NULL AND {touches}
     "superseded_at IS NULL AND recorded_at <= %(as_of)s "
     "AND start_at < %(reach_to)s AND (end_at IS NULL OR end_at > %(reach_from)s)",
 )
+# A tenant without a binding was named outright, by an import; one with a binding is what an earlier close made of it.
 _JOBS: Final = """
-SELECT id AS job_id, cluster, native_id, account, partition, user_name, namespace, label, origin
+SELECT id AS job_id, cluster, native_id, account, partition, user_name, namespace, label, origin,
+       CASE WHEN binding_id IS NULL THEN tenant_id END AS named_tenant_id
 FROM jobs WHERE id = ANY (%(job_ids)s)
 """
 _API_CALLS: Final = """
 SELECT called_at, dedupe_key, api_key, provider, model, input_uncached_tokens, cache_read_tokens, cache_write_tokens,
-       output_text_tokens, reasoning_tokens, audio_tokens, image_tokens, usage_known, origin
+       output_text_tokens, reasoning_tokens, audio_tokens, image_tokens, usage_known, origin,
+       CASE WHEN binding_id IS NULL THEN tenant_id END AS named_tenant_id
 FROM api_calls WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s
 """
 

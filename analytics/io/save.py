@@ -64,15 +64,16 @@ class HourBooks:
     lines: pl.DataFrame
     findings: pl.DataFrame
     rollups: pl.DataFrame
+    job_tenants: pl.DataFrame
 
 
 def save_hour(
     connection: psycopg.Connection[Any], state: HourState, books: HourBooks, run: Run, *, closed: bool
 ) -> Saved:
-    """Write one hour's books in one transaction; nothing is written if another run got there first."""
+    """Write one hour's books in one transaction; nothing is written if another run got there first or is at it."""
     try:
         return _save_in_transaction(connection, state, books, run, closed=closed)
-    except _LostRaceError:
+    except (_LostRaceError, psycopg.errors.LockNotAvailable):
         return Saved.LOST_RACE
 
 
@@ -108,6 +109,7 @@ def _save_in_transaction(
         _insert_rows(connection, "ledger_lines", state, revision, books.lines)
         _replace_rollups(connection, state, books.rollups)
         _upsert_findings(connection, state, books.findings)
+        _bind_jobs(connection, books.job_tenants)
         return Saved.WRITTEN
 
 
@@ -260,6 +262,24 @@ def _upsert_findings(connection: psycopg.Connection[Any], state: HourState, find
             capacity_freed_us = excluded.capacity_freed_us, confidence = excluded.confidence, recorded_at = now()
         """,
         [{**row, "site_id": state.site_id} for row in findings.to_dicts()],
+    )
+
+
+def _bind_jobs(connection: psycopg.Connection[Any], job_tenants: pl.DataFrame) -> None:
+    """Note on each job the tenant its binding gives it, so that row-level security shows it there.
+
+    A tenant without a binding was named by an import and stays.
+    """
+    if job_tenants.is_empty():
+        return
+    connection.execute(
+        """
+        UPDATE jobs SET tenant_id = bound.tenant_id, binding_id = bound.binding_id
+        FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) AS bound (job_id, tenant_id, binding_id)
+        WHERE jobs.id = bound.job_id AND (jobs.tenant_id IS NULL OR jobs.binding_id IS NOT NULL)
+        AND (jobs.tenant_id, jobs.binding_id) IS DISTINCT FROM (bound.tenant_id, bound.binding_id)
+        """,
+        [job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")],
     )
 
 

@@ -134,14 +134,18 @@ def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet)
 
 
 def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
-    from analytics.frames import Findings, LedgerLines, Rollups, UsageHours  # noqa: PLC0415
+    from analytics.frames import Findings, JobTenants, LedgerLines, Rollups, UsageHours  # noqa: PLC0415
     from analytics.io.save import HourBooks, Run, Saved, save_hour  # noqa: PLC0415
 
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     with fleet.database.connect("worker", autocommit=True) as connection:
         state = due_hours(connection, LATER)[0]
         empty = HourBooks(
-            UsageHours.create_empty(), LedgerLines.create_empty(), Findings.create_empty(), Rollups.create_empty()
+            UsageHours.create_empty(),
+            LedgerLines.create_empty(),
+            Findings.create_empty(),
+            Rollups.create_empty(),
+            JobTenants.create_empty(),
         )
         run = Run("test", LATER, "3", b"", "test")
         assert save_hour(connection, state, empty, run, closed=True) is Saved.WRITTEN
@@ -208,3 +212,42 @@ def _tariff(fleet: SmallFleet, amount: str, from_at: datetime) -> None:
         amount,
         from_at,
     )
+
+
+def test_a_job_shows_its_tenant_and_a_tenant_named_by_an_import_stands_before_bindings(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    bound = fleet.job("7", HOUR_AT, HOUR_AT + timedelta(minutes=20))
+    named = fleet.job("8", HOUR_AT + timedelta(minutes=20), HOUR_AT + timedelta(minutes=40))
+    stranger = fleet.job("9", HOUR_AT + timedelta(minutes=40), HOUR_AT + HOUR, account="nobody")
+    ((other,),) = fleet.rows("INSERT INTO tenants (path) VALUES ('globex') RETURNING id")
+    fleet.rows("UPDATE jobs SET tenant_id = %s WHERE id = %s RETURNING id", other, named)
+
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+
+    shown = fleet.rows("SELECT id, tenant_id, binding_id IS NOT NULL FROM jobs ORDER BY id")
+    assert shown == [(bound, fleet.tenant_id, True), (named, other, False), (stranger, None, False)]
+    paying = fleet.rows("SELECT job_id, tenant_id FROM current_usage_hours WHERE job_id IS NOT NULL ORDER BY 1")
+    assert paying == [(bound, fleet.tenant_id), (named, other), (stranger, None)]
+
+
+def test_an_imported_call_with_a_named_tenant_is_billed_to_it(fleet: SmallFleet) -> None:
+    fleet.rows(
+        "INSERT INTO prices (provider, model, meter, amount, unit, currency, source, valid_from) "
+        "VALUES ('openai', 'm', 'input_tokens', 0.0000025, 'token', 'USD', 'test', %s) RETURNING id",
+        HOUR_AT - 24 * HOUR,
+    )
+    with fleet.admin() as connection:
+        connection.execute("SELECT ensure_partitions(%s, %s, NULL)", (HOUR_AT.date(), HOUR_AT.date() + 24 * HOUR))
+        connection.execute(
+            "INSERT INTO api_calls (called_at, dedupe_key, site_id, tenant_id, provider, model, input_uncached_tokens, "
+            "usage_known, source, origin) VALUES (%s, 'k', %s, %s, 'openai', 'm', 1000, true, 'log', 2)",
+            (HOUR_AT, fleet.site_id, fleet.tenant_id),
+        )
+        fleet.changed("api_calls", HOUR_AT, HOUR_AT + timedelta(seconds=1), connection)
+
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+
+    lines = fleet.rows(
+        "SELECT tenant_id, effective_cost FROM current_ledger_lines WHERE charge_category = 'api_tokens'"
+    )
+    assert lines == [(fleet.tenant_id, Decimal("0.002500000"))]

@@ -81,7 +81,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "actions": "list, pause and resume what enforcement does",
     "findings": "throttling and idle waste with their price",
     "token": "create, list and revoke access tokens",
-    "deadletter": "list, show and replay bodies that could not be taken",
+    "deadletter": "list and show bodies that could not be taken",
 }
 
 
