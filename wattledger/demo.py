@@ -140,7 +140,7 @@ budgets:
     tenant: acme/research/nlp
     period: week
     currency: USD
-    limits: {cost: 9000}
+    limits: {cost: 3200}
     ladder:
       - {at: 80%, do: warn}
       - {at: 100%, do: cancel, approval: MANUAL, grace: 10m}
@@ -154,7 +154,7 @@ budgets:
     tenant: globex/quant
     period: day
     currency: USD
-    limits: {cost: 400}
+    limits: {cost: 1500}
     ladder:
       - {at: 100%, do: warn}
 """
