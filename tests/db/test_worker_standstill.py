@@ -1,0 +1,62 @@
+"""A worker that stands still in the middle of its transaction: others go on around it, and it cannot hold its hour for ever."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from analytics.frames import Findings, JobTenants, LedgerLines, Rollups, UsageHours
+from analytics.io.hours import due_hours
+from analytics.io.save import HourBooks, Run, Saved, save_hour
+from analytics.jobs import HourCloser, WorkerSettings
+from ingest.store.engine import Database
+from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
+
+pytestmark = pytest.mark.db
+
+LATER = HOUR_AT + timedelta(hours=4)
+HASTY = WorkerSettings(code_version="test", row_wait_s=1, standstill_s=7)
+EMPTY = HourBooks(
+    usage=UsageHours.create_empty(),
+    lines=LedgerLines.create_empty(),
+    findings=Findings.create_empty(),
+    rollups=Rollups.create_empty(),
+    job_tenants=JobTenants.create_empty(),
+)
+
+
+def test_an_hour_held_by_another_worker_is_left_for_the_next_round(db: Database) -> None:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR)  # 08:00, 09:00, and one reading at 10:00
+    closer = HourCloser(db, HASTY)
+    with db.connect("worker") as other:
+        held = due_hours(other, LATER)[0]
+        assert save_hour(other, held, EMPTY, Run("test", LATER, "3", b"", "test"), closed=True) is Saved.WRITTEN
+
+        done = closer.run(LATER)  # while the other has written 08:00 and not committed
+
+        assert (done.lost_races, done.closed) == (1, 2)
+        other.rollback()
+    assert closer.run(LATER).closed == 1
+    assert fleet.rows("SELECT hour_at, revision FROM ledger_hours ORDER BY 1") == [
+        (HOUR_AT + number * HOUR, 1) for number in range(3)
+    ]
+
+
+def test_a_worker_asks_the_server_to_end_its_session_should_it_stand_still(db: Database) -> None:
+    small_fleet(db).samples(HOUR_AT, HOUR_AT + HOUR)
+    closer = HourCloser(db, WorkerSettings(code_version="test"))
+    with db.connect("admin", autocommit=True) as admin:
+        admin.execute("CREATE TABLE asked AS SELECT ''::text AS lock_timeout, ''::text AS standstill")
+        admin.execute("GRANT ALL ON asked TO PUBLIC")
+        admin.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE asked SET lock_timeout = "
+            "current_setting('lock_timeout'), standstill = current_setting('idle_in_transaction_session_timeout'); "
+            "RETURN NEW; END $$"
+        )
+        admin.execute("CREATE TRIGGER note BEFORE INSERT ON ledger_runs FOR EACH ROW EXECUTE FUNCTION note()")
+
+        closer.run(LATER)
+
+        assert admin.execute("SELECT * FROM asked").fetchone() == ("10s", "20s")
