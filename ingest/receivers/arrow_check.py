@@ -53,6 +53,18 @@ class Schema:
     """An encapsulated schema message of exactly these columns, for the decoder."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where a record batch keeps its columns; the same object for all batches with byte-identical headers."""
+
+    rows: int
+    body_bytes: int
+    columns: tuple[tuple[int, int, int], ...]
+    """Per column: nulls, where its validity bitmap starts, where its values (of a text: its offsets) start."""
+    texts: tuple[tuple[int, int, int], ...]
+    """Per text column: where its offsets start, the length of its data, its position among the columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckedStream:
     """One stream whose every byte is accounted for; ``messages`` are encapsulated record batches with their bodies.
@@ -64,6 +76,7 @@ class CheckedStream:
     meta_json: bytes | None
     rows: int
     messages: tuple[memoryview, ...]
+    layouts: tuple[Layout, ...]
     whole: bytes | None
 
 
@@ -80,7 +93,7 @@ class Checker:
     def __init__(self) -> None:
         self._schemas: dict[bytes, Schema] = {}
         self._prefix_lengths: list[int] = []
-        self._headers: dict[tuple[int, bytes], tuple[int, int, tuple[tuple[int, int, int], ...]]] = {}
+        self._headers: dict[tuple[int, bytes], Layout] = {}
 
     def streams(self, data: bytes) -> list[CheckedStream]:
         """Take apart streams back to back; raises BadBodyError at the first thing that is not as it must be."""
@@ -104,6 +117,7 @@ class Checker:
         schema, meta_json = self._schema(data[start : start + size])
         at = start + size
         messages: list[memoryview] = []
+        layouts: list[Layout] = []
         rows = 0
         while True:
             start, size = _message_bounds(data, at, MAX_HEADER_BYTES)
@@ -111,22 +125,23 @@ class Checker:
                 break
             if len(messages) == MAX_BATCHES_PER_STREAM:
                 raise malformed(f"{schema.stream}: more than {MAX_BATCHES_PER_STREAM} record batches")
-            batch_rows, body_bytes, text_buffers = self._header(schema, data[start : start + size])
+            layout = self._header(schema, data[start : start + size])
             body_at = start + size
-            end = body_at + body_bytes
+            end = body_at + layout.body_bytes
             if end > len(data):
                 raise malformed(
-                    f"{schema.stream}: a record batch claims {body_bytes} bytes, {len(data) - body_at} are there"
+                    f"{schema.stream}: a record batch claims {layout.body_bytes} bytes, {len(data) - body_at} are there"
                 )
-            for offsets_at, data_bytes, column in text_buffers:
-                _check_texts(data, body_at + offsets_at, batch_rows, data_bytes, schema.columns[column].name)
-            rows += batch_rows
+            for offsets_at, data_bytes, column in layout.texts:
+                _check_texts(data, body_at + offsets_at, layout.rows, data_bytes, schema.columns[column].name)
+            rows += layout.rows
             if rows > MAX_ROWS_PER_STREAM:
                 raise TooLargeError(f"{schema.stream}: more than {MAX_ROWS_PER_STREAM} rows")
             messages.append(view[at:end])
+            layouts.append(layout)
             at = end
         whole = data if begin == 0 and start == len(data) else None
-        return CheckedStream(schema, meta_json, rows, tuple(messages), whole), start
+        return CheckedStream(schema, meta_json, rows, tuple(messages), tuple(layouts), whole), start
 
     def _schema(self, flatbuffer: bytes) -> tuple[Schema, bytes | None]:
         for length in self._prefix_lengths:
@@ -154,7 +169,7 @@ class Checker:
         if len(prefix) not in self._prefix_lengths:
             self._prefix_lengths.append(len(prefix))
 
-    def _header(self, schema: Schema, flatbuffer: bytes) -> tuple[int, int, tuple[tuple[int, int, int], ...]]:
+    def _header(self, schema: Schema, flatbuffer: bytes) -> Layout:
         key = (id(schema), flatbuffer)
         known = self._headers.get(key)
         if known is None:
@@ -349,7 +364,7 @@ def _check_columns(stream: Stream, fields: tuple[Column, ...]) -> tuple[str, ...
     return tuple(name for name in names if name not in declared)
 
 
-def _read_header(schema: Schema, flatbuffer: bytes) -> tuple[int, int, tuple[tuple[int, int, int], ...]]:
+def _read_header(schema: Schema, flatbuffer: bytes) -> Layout:
     """Return rows, body length, and per text column (where its offsets start, the length of its data, its position)."""
     reader = _Reader(flatbuffer)
     header, body_bytes = _message_header(reader, _HEADER_RECORD_BATCH, "record batch")
@@ -370,14 +385,15 @@ def _read_header(schema: Schema, flatbuffer: bytes) -> tuple[int, int, tuple[tup
     for offset, length in buffers:
         if offset < 0 or length < 0 or offset % 8 or offset + length > body_bytes:
             raise malformed(f"{schema.stream}: a buffer at {offset} of {length} bytes in a body of {body_bytes}")
-    return rows, body_bytes, _check_buffers(schema, rows, nodes, buffers)
+    return Layout(rows, body_bytes, *_check_buffers(schema, rows, nodes, buffers))
 
 
 def _check_buffers(
     schema: Schema, rows: int, nodes: list[tuple[int, int]], buffers: list[tuple[int, int]]
-) -> tuple[tuple[int, int, int], ...]:
-    """Check that each column's buffers are long enough for its rows; return what is known of the text columns."""
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
+    """Check that each column's buffers are long enough for its rows; return Layout's columns and texts."""
     required = {column.name for column in COLUMNS[schema.stream] if not column.nullable}
+    columns: list[tuple[int, int, int]] = []
     texts: list[tuple[int, int, int]] = []
     at = 0
     for position, (column, (length, nulls)) in enumerate(zip(schema.columns, nodes, strict=True)):
@@ -391,12 +407,13 @@ def _check_buffers(
         needed = _WIDTH[column.type] * rows if column.type != "utf8" else 4 * (rows + 1) if rows else 0
         if buffers[at + 1][1] < needed:
             raise malformed(f"{where}: {rows} rows need {needed} bytes, got {buffers[at + 1][1]}")
+        columns.append((nulls, buffers[at][0], buffers[at + 1][0]))
         if column.type == "utf8":
             if rows:
                 texts.append((buffers[at + 1][0], buffers[at + 2][1], position))
             at += 1
         at += 2
-    return tuple(texts)
+    return tuple(columns), tuple(texts)
 
 
 def _pairs(reader: _Reader, table: int, slot: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import orjson
 import polars as pl
 import zstandard
@@ -30,6 +31,9 @@ from collector.wire import (
 from ingest.errors import BadBodyError, TooLargeError, UnsupportedError
 from ingest.receivers.arrow_check import END_OF_STREAM, CheckedStream, Checker, malformed
 
+_WORTH_STACKING: Final = 4
+_ROWS_WORTH_STACKING: Final = 1_000
+_NUMPY_TYPES: Final = {"i16": "<i2", "i32": "<i4", "i64": "<i8", "f32": "<f4"}
 _POLARS_TYPES: Final = {"i16": pl.Int16, "i32": pl.Int32, "i64": pl.Int64, "f32": pl.Float32, "utf8": pl.String}
 
 
@@ -97,6 +101,22 @@ def check_media_type(content_type: str | None, content_encoding: str | None) -> 
         raise UnsupportedError(f"content encoding {content_encoding!r:.80}; send {CONTENT_ENCODING}")
 
 
+def alike(streams: Sequence[CheckedStream]) -> list[list[int]]:
+    """Group streams, by position, so that :func:`decode` takes each group in one pass."""
+    by_layout: dict[tuple[int, ...], list[int]] = {}
+    for position, entry in enumerate(streams):
+        by_layout.setdefault((id(entry.schema), *map(id, entry.layouts)), []).append(position)
+    groups: list[list[int]] = []
+    rest: dict[int, list[int]] = {}
+    for positions in by_layout.values():
+        first = streams[positions[0]]
+        if _can_stack(first) and (len(positions) >= _WORTH_STACKING or first.rows >= _ROWS_WORTH_STACKING):
+            groups.append(positions)
+        else:
+            rest.setdefault(id(first.schema), []).extend(positions)
+    return groups + list(rest.values())
+
+
 def decode(streams: Sequence[CheckedStream]) -> pl.DataFrame:
     """Return the rows of streams that share one schema object, in order, with exactly the contract's columns.
 
@@ -104,28 +124,63 @@ def decode(streams: Sequence[CheckedStream]) -> pl.DataFrame:
     on, what the check let through.
     """
     schema = streams[0].schema
+    rows = sum(entry.rows for entry in streams)
+    if _can_stack(streams[0]) and all(entry.layouts == streams[0].layouts for entry in streams):
+        found = _stacked(streams)
+    else:
+        found = _through_ipc(streams)
+    columns = []
+    for column in COLUMNS[schema.stream]:
+        values = found.get(column.name)
+        if values is None:
+            values = pl.Series(column.name, [None], _POLARS_TYPES[column.type]).new_from_index(0, rows)
+        if len(values) != rows:
+            raise malformed(f"{schema.stream}: {rows} rows claimed, {len(values)} decoded")
+        # A header may claim fewer nulls than its bitmap has; nobody behind this line may meet a null it does not expect.
+        if not column.nullable and values.null_count():
+            raise BadBodyError("null_value", f"{schema.stream}.{column.name} must have a value in every row")
+        columns.append(values)
+    return pl.DataFrame(columns)
+
+
+def _can_stack(stream: CheckedStream) -> bool:
+    return (
+        len(stream.layouts) == 1 and stream.rows > 0 and all(column.type != "utf8" for column in stream.schema.columns)
+    )
+
+
+def _stacked(streams: Sequence[CheckedStream]) -> dict[str, pl.Series]:
+    """Read batches of numbers with one layout as a matrix, a batch a row: each column is a slice of it.
+
+    A third of what the Arrow reader costs for batches of 80 rows, which it has to take apart one by one.
+    """
+    schema, layout = streams[0].schema, streams[0].layouts[0]
+    bodies = [entry.messages[0][-layout.body_bytes :] for entry in streams]
+    block = np.frombuffer(bodies[0] if len(bodies) == 1 else b"".join(bodies), dtype=np.uint8)
+    block = block.reshape(len(bodies), layout.body_bytes)
+    found: dict[str, pl.Series] = {}
+    for column, (nulls, validity_at, values_at) in zip(schema.columns, layout.columns, strict=True):
+        if column.name in schema.unknown or nulls == layout.rows:
+            continue
+        kind = np.dtype(_NUMPY_TYPES[column.type])
+        raw = block[:, values_at : values_at + layout.rows * kind.itemsize]
+        values = pl.Series(column.name, np.ascontiguousarray(raw).view(kind).reshape(-1))
+        if nulls:
+            bitmap = block[:, validity_at : validity_at + (layout.rows + 7) // 8]
+            present = np.unpackbits(bitmap, axis=1, count=layout.rows, bitorder="little").reshape(-1).astype(bool)
+            empty = pl.Series(column.name, [None], values.dtype).new_from_index(0, len(values))
+            values = values.zip_with(pl.Series(present), empty)
+        found[column.name] = values
+    return found
+
+
+def _through_ipc(streams: Sequence[CheckedStream]) -> dict[str, pl.Series]:
+    schema = streams[0].schema
     data = streams[0].whole if len(streams) == 1 else None
     if data is None:
         data = b"".join((schema.message, *(message for entry in streams for message in entry.messages), END_OF_STREAM))
-    rows = sum(entry.rows for entry in streams)
     frame = _read_ipc(data)
-    if frame.height != rows:
-        raise malformed(f"{schema.stream}: {rows} rows claimed, {frame.height} decoded")
-    known = {column.name for column in schema.columns} - set(schema.unknown)
-    # Plain column operations: a query over forty columns takes longer to plan than to run.
-    frame = pl.DataFrame(
-        [
-            frame[column.name].rechunk()
-            if column.name in known
-            else pl.Series(column.name, [None], _POLARS_TYPES[column.type]).new_from_index(0, rows)
-            for column in COLUMNS[schema.stream]
-        ]
-    )
-    for column in COLUMNS[schema.stream]:
-        # A header may claim fewer nulls than its bitmap has; nobody behind this line may meet a null it does not expect.
-        if not column.nullable and frame[column.name].null_count():
-            raise BadBodyError("null_value", f"{schema.stream}.{column.name} must have a value in every row")
-    return frame
+    return {column.name: frame[column.name].rechunk() for column in schema.columns if column.name not in schema.unknown}
 
 
 def _read_ipc(data: bytes) -> pl.DataFrame:

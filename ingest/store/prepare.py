@@ -13,11 +13,10 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from collector.wire import BatchMeta, Stream
-from ingest.accept import BODY, Accepted, BodyFacts, accept, with_body
+from collector.wire import MAX_CLOCK_SKEW_US, BatchMeta, Stream
+from ingest.accept import BODY, EARLIEST_AT_US, MAX_SPAN_US, Accepted, BodyFacts, accept, with_body
 from ingest.errors import BadBodyError
-from ingest.receivers.arrow_check import CheckedStream
-from ingest.receivers.native import Body, decode
+from ingest.receivers.native import Body, alike, decode
 from ingest.store.allocations import Event, JobKey
 from ingest.store.hours import HOUR_US, SiteHour
 from ingest.store.identities import EngineKey, OnNode
@@ -29,8 +28,7 @@ _NAMED: Final = {
     Stream.FABRIC: ("port_id", ("port",)),
     Stream.ENGINE: ("engine_id", ("engine", "model")),
 }
-_LAST_INSTANT_US: Final = 253_370_764_800_000_000
-"""The year 9999."""
+_NEVER_US: Final = 2**62
 HourBounds = dict[SiteHour, dict[Stream, tuple[int, int]]]
 """Per hour and stream the first and last instant of the rows in it."""
 
@@ -88,7 +86,7 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
     """Decode and accept a group; raises IngestError if any of its bodies cannot be taken."""
     frames = _decoded(submissions)
     identities: list[Identity] = []
-    for identity in registry.resolve(_sightings(submissions, frames.get(Stream.DEVICE)), now_us):
+    for identity in registry.resolve(_sightings(submissions, frames.get(Stream.DEVICE), now_us), now_us):
         if isinstance(identity, BadBodyError):
             raise identity
         identities.append(identity)
@@ -103,37 +101,39 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
 
 
 def _decoded(submissions: Sequence[Submission]) -> dict[Stream, pl.DataFrame]:
-    """Decode the group's streams, those of one schema in one pass, and mark the rows with their body."""
-    by_schema: dict[int, list[tuple[int, CheckedStream]]] = {}
-    for position, submission in enumerate(submissions):
-        for entry in submission.body.streams:
-            by_schema.setdefault(id(entry.schema), []).append((position, entry))
+    """Decode the group's streams, those that are alike in one pass, and mark the rows with their body."""
+    entries = [
+        (position, entry) for position, submission in enumerate(submissions) for entry in submission.body.streams
+    ]
     parts: dict[Stream, tuple[list[pl.DataFrame], list[list[tuple[int, int]]]]] = {}
-    for entries in by_schema.values():
-        frames, bodies = parts.setdefault(entries[0][1].schema.stream, ([], []))
-        frames.append(decode([entry for _, entry in entries]))
-        bodies.append([(position, entry.rows) for position, entry in entries])
+    for group in alike([entry for _, entry in entries]):
+        members = [entries[index] for index in group]
+        frames, bodies = parts.setdefault(members[0][1].schema.stream, ([], []))
+        frames.append(decode([entry for _, entry in members]))
+        bodies.append([(position, entry.rows) for position, entry in members])
     return {stream: with_body(frames, bodies) for stream, (frames, bodies) in parts.items()}
 
 
-def _sightings(submissions: Sequence[Submission], devices: pl.DataFrame | None) -> list[Sighting]:
+def _sightings(submissions: Sequence[Submission], devices: pl.DataFrame | None, now_us: int) -> list[Sighting]:
     bounds: dict[int, tuple[int, int]] = {}
     if devices is not None and not devices.is_empty():
         at, span = devices["at_us"].to_numpy(), devices["span_us"].to_numpy()
         body = devices[BODY].to_numpy()
-        # A body's rows stand together, so each run of equal numbers is one body.
+        # Rows that will be refused for their times must not say since when a device has been where it is.
+        good = (at >= EARLIEST_AT_US) & (at <= now_us + MAX_CLOCK_SKEW_US) & (span >= 0) & (span <= MAX_SPAN_US)
+        # Rows of one stream of a body stand together, so runs of equal numbers are few.
         starts = np.concatenate(([0], np.flatnonzero(np.diff(body)) + 1))
-        first = np.minimum.reduceat(at - span, starts)
-        last = np.maximum.reduceat(at, starts)
-        # A clock that reads before 1970, or after 9999, is refused row by row later; here it must still be an instant.
-        bounds = {
-            int(body[start]): (min(max(int(low), 0), _LAST_INSTANT_US), min(max(int(high), 0), _LAST_INSTANT_US))
-            for start, low, high in zip(starts, first, last, strict=True)
-        }
+        first = np.minimum.reduceat(np.where(good, at - span, _NEVER_US), starts)
+        last = np.maximum.reduceat(np.where(good, at, 0), starts)
+        for position, low, high in zip(body[starts].tolist(), first.tolist(), last.tolist(), strict=True):
+            known = bounds.get(position, (_NEVER_US, 0))
+            bounds[position] = (min(known[0], low), max(known[1], high))
     sightings = []
     for position, submission in enumerate(submissions):
         meta = submission.body.meta
-        first_at_us, last_at_us = bounds.get(position, (meta.created_at_us, meta.created_at_us))
+        first_at_us, last_at_us = bounds.get(position, (_NEVER_US, 0))
+        if first_at_us == _NEVER_US:
+            first_at_us = last_at_us = min(max(meta.created_at_us, EARLIEST_AT_US), now_us)
         sightings.append(Sighting(submission.site_id, meta, first_at_us, last_at_us))
     return sightings
 

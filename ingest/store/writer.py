@@ -127,22 +127,25 @@ class Writer:
         pause_s = _FIRST_PAUSE_S
         while group := self._next_group():
             started = time.monotonic()
-            try:
-                results = sink.write([waiting.submission for waiting in group])
-            except Exception:  # noqa: BLE001
-                # The outermost loop of the thread: whatever it was, the senders keep their batches and the loop goes on.
-                _LOG.exception("a group of %d bodies failed in a way nobody foresaw", len(group))
-                results = [UnavailableError("internal", "the batch could not be written; send it again", 5)] * len(
-                    group
-                )
+            results = self._write(sink, [waiting.submission for waiting in group])
             self._account(group, started)
             settled = [(waiting.ticket, result) for waiting, result in zip(group, results, strict=True)]
             self._settled(settled, time.monotonic() - group[0].since)
-            if any(isinstance(result, UnavailableError) for result in results):
+            if any(isinstance(result, UnavailableError) and result.reason != "internal" for result in results):
                 pause_s = self._recover(sink, pause_s)
             else:
                 pause_s = _FIRST_PAUSE_S
         sink.close()
+
+    def _write(self, sink: Sink, submissions: Sequence[Submission]) -> list[Result]:
+        try:
+            return sink.write(submissions)
+        except Exception:  # noqa: BLE001
+            # The outermost loop of the thread: whatever it was, the senders keep their batches and the loop goes on.
+            _LOG.exception("a group of %d bodies failed in a way nobody foresaw", len(submissions))
+        if len(submissions) > 1:
+            return [result for submission in submissions for result in self._write(sink, [submission])]
+        return [UnavailableError("internal", "the batch could not be written; send it again", 60)]
 
     def _account(self, group: Sequence[_Waiting], started: float) -> None:
         with self._ready:
