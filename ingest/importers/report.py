@@ -53,8 +53,9 @@ class RowLog:
         for line, detail in examples[:count]:
             self.reject(line, reason, detail)
         rest = count - min(len(examples), count)
-        self.total += rest
-        self.by_reason[reason] += rest
+        if rest:
+            self.total += rest
+            self.by_reason[reason] += rest
 
 
 @dataclass
