@@ -50,6 +50,7 @@ class Figures:
     cost: Decimal
     cost_by_category: Mapping[str, Decimal]
     unpriced_lines: int
+    usage_unknown_calls: int
     energy_kwh: Decimal | None
     carbon_kgco2e: Decimal | None
     tokens: int
@@ -68,6 +69,7 @@ class Figures:
             cost=Decimal(row["cost"]),
             cost_by_category={name: Decimal(amount) for name, amount in row["cost_by_category"].items()},
             unpriced_lines=row["unpriced_lines"],
+            usage_unknown_calls=row["usage_unknown_calls"],
             energy_kwh=_decimal(row["energy_kwh"]),
             carbon_kgco2e=_decimal(row["carbon_kgco2e"]),
             tokens=row["tokens"],

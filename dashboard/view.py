@@ -117,8 +117,18 @@ def provenance(bill: Bill) -> str:
     if bill.books_as_of_at is not None:
         parts.append(f"books to {bill.books_as_of_at.astimezone(UTC):%d %b %H:%M} UTC")
     if total.unpriced_lines:
-        parts.append(f"**{total.unpriced_lines:,} lines have no price: the cost is at least this**")
+        parts.append(f"**{_lines(total.unpriced_lines)} no price: the cost is at least this**")
+    if total.usage_unknown_calls:
+        parts.append(f"{_calls(total.usage_unknown_calls)} told no usage and cost nothing here")
     return " · ".join(parts)
+
+
+def _lines(count: int) -> str:
+    return "1 line has" if count == 1 else f"{count:,} lines have"
+
+
+def _calls(count: int) -> str:
+    return "1 API call" if count == 1 else f"{count:,} API calls"
 
 
 def headline(bill: Bill) -> list[tuple[str, str, str]]:

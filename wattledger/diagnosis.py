@@ -260,17 +260,21 @@ def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapp
         if gaps
         else fine("tariffs and intensity", "every site has them" if known else "no site yet that would need them")
     ]
-    models = list(unpriced_models)
+    checks.append(_check_prices(list(unpriced_models), list(mapped)))
+    return checks
+
+
+def _check_prices(models: list[str], mapped: list[Mapped]) -> Check:
+    """Only a price that somebody can load is a warning; a call that told no usage has nothing to price."""
     lines = sum(pool.unpriced_lines for pool in mapped)
     faults = [f"no rate for {', '.join(models)}"] if models else []
     if lines:
-        faults.append(f"{lines:,} ledger lines of the last day are unpriced")
-    checks.append(
-        warning("prices", "; ".join(faults), "load them with `wattledger import prices`")
-        if faults
-        else fine("prices", "everything in use has one")
-    )
-    return checks
+        faults.append(f"{lines:,} ledger {'line' if lines == 1 else 'lines'} of the last day without a price")
+    if faults:
+        return warning("prices", "; ".join(faults), "load them with `wattledger import prices`")
+    calls = sum(pool.usage_unknown_calls for pool in mapped)
+    silent = f"; {calls:,} API {'call' if calls == 1 else 'calls'} of the last day told no usage to price"
+    return fine("prices", f"everything in use has one{silent if calls else ''}")
 
 
 def check_mapping(mapped: Iterable[Mapped]) -> Check:

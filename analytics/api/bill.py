@@ -17,13 +17,17 @@ router = APIRouter(responses=RESPONSES)
 
 
 class FiguresModel(BaseModel):
-    """Costs are decimal strings in the bill's currency; null is unknown, never zero."""
+    """Costs are decimal strings in the bill's currency; null is unknown, never zero.
+
+    Two gaps make a cost a lower bound: lines without a price, and API calls whose sender told no token counts.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     cost: str
     cost_by_category: dict[str, str]
     unpriced_lines: int
+    usage_unknown_calls: int
     energy_kwh: str | None
     carbon_kgco2e: str | None
     tokens: int
@@ -76,6 +80,7 @@ class BillModel(BaseModel):
                         "cost": "84.333333341",
                         "cost_by_category": {"electricity": "0.333333341", "gpu_owned": "84"},
                         "unpriced_lines": 0,
+                        "usage_unknown_calls": 0,
                         "energy_kwh": "9.6",
                         "carbon_kgco2e": "3.12",
                         "tokens": 0,

@@ -44,6 +44,7 @@ class Unmapped:
     accelerator_us: int
     tokens: int
     unpriced_lines: int
+    usage_unknown_calls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def unmapped(conn: psycopg.Connection[Any], top: int) -> list[Unmapped]:
             "lines.currency, coalesce(sum(lines.billed_cost), 0) AS billed_cost, "
             "coalesce(sum(lines.quantity) FILTER (WHERE quantity_unit = 'accelerator-us'), 0)::bigint AS accelerator_us, "
             "coalesce(sum(lines.quantity) FILTER (WHERE quantity_unit = 'token'), 0)::bigint AS tokens, "
-            "count(*) FILTER (WHERE lines.billed_cost IS NULL) AS unpriced_lines "
+            "count(*) FILTER (WHERE lines.billed_cost IS NULL AND quantity_unit <> 'request') AS unpriced_lines, "
+            "coalesce(sum(lines.quantity) FILTER (WHERE quantity_unit = 'request'), 0)::bigint AS usage_unknown_calls "
             "FROM current_ledger_lines AS lines LEFT JOIN jobs ON jobs.id = lines.job_id "
             "WHERE lines.tenant_id IS NULL AND lines.pool IN ('job', 'api') GROUP BY 1, 2, 3, 4, 5, 6, 7 "
             "ORDER BY billed_cost DESC, accelerator_us DESC, tokens DESC, 1, 2, 3, 4, 5, 6, 7 LIMIT %s",

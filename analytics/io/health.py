@@ -63,8 +63,10 @@ ORDER BY devices.model
 """
 _IN_FORCE: Final = "superseded_at IS NULL AND valid_from <= %(now)s AND (valid_to IS NULL OR valid_to > %(now)s)"
 _SHARES: Final = """
-SELECT pool, coalesce(sum(quantity), 0)::bigint, coalesce(sum(quantity) FILTER (WHERE tenant_id IS NULL), 0)::bigint,
-       count(*) FILTER (WHERE effective_cost IS NULL)
+SELECT pool, coalesce(sum(quantity) FILTER (WHERE quantity_unit <> 'request'), 0)::bigint,
+       coalesce(sum(quantity) FILTER (WHERE quantity_unit <> 'request' AND tenant_id IS NULL), 0)::bigint,
+       count(*) FILTER (WHERE quantity_unit <> 'request' AND effective_cost IS NULL),
+       coalesce(sum(quantity) FILTER (WHERE quantity_unit = 'request'), 0)::bigint
 FROM current_ledger_lines WHERE hour_at >= %(since)s AND pool IN ('job', 'api') AND charge_category IN ('gpu_owned', 'api_tokens')
 GROUP BY pool
 """
@@ -115,12 +117,16 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """How much of one pool's quantity of the last day has no tenant, and how many of its lines no price."""
+    """How much of one pool's quantity of the last day has no tenant, how many of its lines no price.
+
+    ``usage_unknown_calls`` told no token counts: nothing to price, so no price is missing.
+    """
 
     pool: str
     total: int
     unmapped: int
     unpriced_lines: int
+    usage_unknown_calls: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A bill for people, spreadsheets and programs: the same rows as text table, CSV, and JSON-ready mappings.
+"""A bill for spreadsheets and programs: the same rows as CSV and as JSON-ready mappings, every digit of them.
 
 Amounts are decimal strings, so that no reader turns them into floats unasked. Units are in the names.
 """
@@ -44,6 +44,7 @@ def figures_dict(figures: Figures) -> dict[str, Any]:
         "cost": text(figures.cost),
         "cost_by_category": {name: text(amount) for name, amount in sorted(figures.cost_by_category.items())},
         "unpriced_lines": figures.unpriced_lines,
+        "usage_unknown_calls": figures.usage_unknown_calls,
         "energy_kwh": text(figures.energy_kwh),
         "carbon_kgco2e": text(figures.carbon_kgco2e),
         "tokens": figures.tokens,
@@ -74,27 +75,6 @@ def as_csv(bill: Bill) -> str:
     return out.getvalue()
 
 
-def as_table(bill: Bill) -> str:
-    """Return the bill as people read it: what is not known first, then a row each, then the total."""
-    currency = bill.currency or ""
-    head = (
-        bill.group_by.value,
-        f"cost {currency}".strip(),
-        "kWh",
-        "kgCO2e",
-        "GPU-h",
-        "idle waste",
-        "throttle waste",
-        "coverage",
-        "origin",
-    )
-    body = [_cells(row.key, row.figures) for row in bill.rows] + [_cells("total", bill.total)]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    rule = "  ".join("-" * width for width in widths)
-    lines = [_line(head, widths), rule, *(_line(cells, widths) for cells in body[:-1]), rule, _line(body[-1], widths)]
-    return "\n".join([*_notes(bill), *lines]) + "\n"
-
-
 def rfc3339(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
@@ -105,40 +85,6 @@ def text(amount: Decimal | None) -> str | None:
         return None
     plain = f"{amount:f}"
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
-
-
-def _notes(bill: Bill) -> list[str]:
-    notes = [f"{rfc3339(bill.from_at)} to {rfc3339(bill.to_at)}, {bill.status}, {bill.hours_closed} hours closed"]
-    share = (
-        "nothing used"
-        if bill.mapped_share is None
-        else f"{bill.mapped_share * 100:.1f} % of used cost is mapped to a tenant"
-    )
-    notes.append(share)
-    if bill.total.unpriced_lines:
-        notes.append(f"{bill.total.unpriced_lines} lines have no price: the cost is at least what stands here")
-    return notes
-
-
-def _cells(key: str, figures: Figures) -> tuple[str, ...]:
-    coverage = "-" if figures.coverage is None else f"{figures.coverage * 100:.1f} %"
-    return (
-        key,
-        f"{figures.cost:,.2f}",
-        "-" if figures.energy_kwh is None else f"{figures.energy_kwh:,.3f}",
-        "-" if figures.carbon_kgco2e is None else f"{figures.carbon_kgco2e:,.3f}",
-        f"{figures.accelerator_hours(figures.held_us):,.1f}",
-        f"{figures.idle_waste:,.2f}",
-        f"{figures.throttle_waste:,.2f}",
-        coverage,
-        ", ".join(origin.name.lower() for origin in sorted(figures.origins)),
-    )
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    first, *rest = (cell.ljust(width) if place in {0, len(widths) - 1} else cell.rjust(width)
-                    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)))  # fmt: skip
-    return "  ".join([first, *rest]).rstrip()
 
 
 def _flat(bill: Bill, row: BillRow) -> Mapping[str, Any]:

@@ -20,7 +20,10 @@ _USAGE_TENANT: Final = _TENANT.format(pool=f"({_USAGE_POOL})")
 _IN_WINDOW: Final = "{alias}.hour_at >= :from_at AND {alias}.hour_at < :to_at"
 _IN_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
 _COST: Final = "sum(CASE WHEN l.currency = :currency THEN l.billed_cost END)"
-_UNPRICED: Final = "count(*) FILTER (WHERE l.billed_cost IS NULL OR l.currency IS DISTINCT FROM :currency)"
+# A line of calls whose sender told no usage has nothing to price: it is another gap than a missing price.
+_UNPRICED: Final = """count(*) FILTER (
+        WHERE l.quantity_unit <> 'request' AND (l.billed_cost IS NULL OR l.currency IS DISTINCT FROM :currency))"""
+_USAGE_UNKNOWN: Final = "sum(l.quantity) FILTER (WHERE l.quantity_unit = 'request')"
 
 # The text that names a job, or what stands there instead: the key of an API key's calls, or a pool.
 _JOB_KEY: Final = """
@@ -32,7 +35,7 @@ _JOB_GROUP: Final = ", j.cluster, j.native_id, j.name, j.user_name, j.started_at
 
 _LINES: Final = """
 SELECT {key} AS key, {tenant} AS tenant{details}, l.charge_category,
-    {cost} AS cost, {unpriced} AS unpriced,
+    {cost} AS cost, {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
     sum(l.energy_mj) AS energy_mj, sum(l.carbon_gco2e) AS carbon_gco2e,
     sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
     array_agg(DISTINCT l.source) AS sources, array_agg(DISTINCT l.origin) AS origins
@@ -65,7 +68,8 @@ WITH lines AS MATERIALIZED (
     SELECT row_number() OVER () AS n, l.site_id, l.hour_at, coalesce(l.tenant_id, 0) AS tenant_id,
         coalesce(l.job_id, 0) AS job_id, l.pool, l.device_model, l.charge_category, {tenant} AS tenant,
         trunc(sum(CASE WHEN l.currency = :currency THEN l.billed_cost END) * 1000000000) AS nanos,
-        {unpriced} AS unpriced, sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
+        {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
+        sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
         bit_or(CASE l.source WHEN 'measured' THEN 1 WHEN 'estimated' THEN 2 WHEN 'forecast' THEN 4 ELSE 8 END) AS sources,
         bit_or(1 << l.origin) AS origins
     FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
@@ -96,7 +100,8 @@ WITH lines AS MATERIALIZED (
 )
 SELECT coalesce(uuid, '(no device)') AS key, tenant, charge_category,
     CAST(sum(sign(nanos) * portion) / 1000000000 AS numeric(38, 9)) AS cost,
-    sum(unpriced) FILTER (WHERE part = 1) AS unpriced, sum(tokens) FILTER (WHERE part = 1) AS tokens,
+    sum(unpriced) FILTER (WHERE part = 1) AS unpriced, sum(usage_unknown) FILTER (WHERE part = 1) AS usage_unknown,
+    sum(tokens) FILTER (WHERE part = 1) AS tokens,
     array_remove(ARRAY[
         CASE WHEN bit_or(sources) & 1 > 0 THEN 'measured' END, CASE WHEN bit_or(sources) & 2 > 0 THEN 'estimated' END,
         CASE WHEN bit_or(sources) & 4 > 0 THEN 'forecast' END, CASE WHEN bit_or(sources) & 8 > 0 THEN 'assumed' END
@@ -125,7 +130,13 @@ WHERE hour_at >= :from_at AND hour_at < :to_at AND pool IN ('job', 'api') AND cu
 
 def queries(group_by: str) -> tuple[str, str, str]:
     """Return the queries of lines, times and waste for one grouping."""
-    line = {"tenant": _LINE_TENANT, "cost": _COST, "unpriced": _UNPRICED, "subtree": _IN_SUBTREE}
+    line = {
+        "tenant": _LINE_TENANT,
+        "cost": _COST,
+        "unpriced": _UNPRICED,
+        "usage_unknown": _USAGE_UNKNOWN,
+        "subtree": _IN_SUBTREE,
+    }
     usage = {"tenant": _USAGE_TENANT, "subtree": _IN_SUBTREE, "window": _IN_WINDOW.format(alias="u"), "energy": ""}
     waste = {"tenant": _TENANT.format(pool="'job'"), "subtree": _IN_SUBTREE}
     line_window = _IN_WINDOW.format(alias="l")

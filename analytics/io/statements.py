@@ -44,7 +44,9 @@ class Figures:
 
     cost_by_category: Mapping[str, Decimal] = field(default_factory=dict)
     unpriced_lines: int = 0
-    """Lines whose price nobody told us: the cost is at least what is given."""
+    """Lines whose price in the bill's currency nobody told us: the cost is at least what is given."""
+    usage_unknown_calls: int = 0
+    """API calls whose sender told no token counts: whatever the price, their cost is unknown and not in the sum."""
     energy_mj: int | None = None
     carbon_gco2e: Decimal | None = None
     tokens: int = 0
@@ -88,6 +90,7 @@ class Figures:
                 for name in categories
             },
             unpriced_lines=self.unpriced_lines + other.unpriced_lines,
+            usage_unknown_calls=self.usage_unknown_calls + other.usage_unknown_calls,
             energy_mj=_known_sum(self.energy_mj, other.energy_mj),
             carbon_gco2e=_known_sum(self.carbon_gco2e, other.carbon_gco2e),
             tokens=self.tokens + other.tokens,
@@ -208,6 +211,7 @@ def _figures(row: Any) -> Figures:
     figures = Figures(
         cost_by_category={category: Decimal(cost)} if category is not None and cost is not None else {},
         unpriced_lines=int(made.get("unpriced") or 0),
+        usage_unknown_calls=int(made.get("usage_unknown") or 0),
         energy_mj=_whole(made.get("energy_mj")),
         carbon_gco2e=made.get("carbon_gco2e"),
         tokens=int(made.get("tokens") or 0),

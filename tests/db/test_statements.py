@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics.io import statement_formats as formats
+from analytics.io.statement_table import as_table
 from analytics.io.statements import Bill, GroupBy, StatementError, bill
 from collector.wire import Origin
 from ingest.store.engine import Database
@@ -68,6 +69,7 @@ def filled(db: Database) -> Iterator[Books]:
             [
                 usage(job_id=nobodys, devices={one: KWH_MJ}, cost="3.5"),
                 tokens(tenant_id=nlp, count=10, cost=None, origin=Origin.SIMULATED),
+                tokens(tenant_id=nlp, count=4, cost=None, unit="request"),
             ],
             status="provisional",
         )
@@ -113,11 +115,26 @@ def test_each_tenant_gets_what_its_lines_say_to_the_last_decimal(conn: sa.Connec
         "gpu_owned": Decimal("7.000000001"),
     }
     assert (nlp.energy_kwh, nlp.carbon_kgco2e, nlp.tokens) == (Decimal(3), Decimal("0.9"), 1510)
-    assert (nlp.held_us, nlp.idle_us, nlp.unpriced_lines) == (2 * HOUR_US, HOUR_US // 2, 1)
+    assert (nlp.held_us, nlp.idle_us) == (2 * HOUR_US, HOUR_US // 2)
     assert nlp.idle_waste == Decimal("1.75")
     assert nlp.origins == {Origin.LIVE, Origin.SIMULATED}
     assert made["acme/vision"].coverage == Decimal("0.5")
     assert made["acme/vision"].throttle_waste == Decimal("0.07")
+
+
+def test_a_missing_price_and_calls_that_told_no_usage_are_two_gaps(conn: sa.Connection) -> None:
+    made = {row.key: row.figures for row in whole(conn).rows}
+    assert (made["acme/nlp"].unpriced_lines, made["acme/nlp"].usage_unknown_calls) == (1, 4)
+    assert (made["acme/vision"].unpriced_lines, made["acme/vision"].usage_unknown_calls) == (0, 0)
+
+
+def test_calls_without_usage_lack_no_price_even_where_nothing_has_a_currency(db: Database, filled: Books) -> None:
+    filled.close(7, [tokens(tenant_id=None, count=3, cost=None, unit="request")])
+    engine = db.create_engine("worker")
+    with engine.connect() as conn:
+        total = bill(conn, hour(7), hour(8)).total
+    engine.dispose()
+    assert (total.unpriced_lines, total.usage_unknown_calls, total.tokens) == (0, 3, 0)
 
 
 def test_the_head_says_how_much_is_mapped_and_how_final_it_is(conn: sa.Connection) -> None:
@@ -135,6 +152,7 @@ def test_every_grouping_adds_up_to_the_same_bill(conn: sa.Connection, group_by: 
     assert total.cost_by_category == whole(conn).total.cost_by_category
     assert total.energy_mj == 5 * KWH_MJ + KWH_MJ // 10
     assert (total.held_us, total.tokens, total.unpriced_lines) == (5 * HOUR_US, 1510, 1)
+    assert total.usage_unknown_calls == 4
     assert total.carbon_gco2e == 900
     assert (total.idle_waste, total.throttle_waste) == (Decimal("1.75"), Decimal("0.07"))
 
@@ -233,7 +251,35 @@ def test_formats_say_the_same_figures(conn: sa.Connection) -> None:
     rows = list(csv.DictReader(io.StringIO(formats.as_csv(made))))
     assert [row["key"] for row in rows] == [row["key"] for row in data["rows"]]
     assert sum(Decimal(row["cost"]) for row in rows) == Decimal("17.833333341")
-    table = formats.as_table(made)
-    assert "75.6 % of used cost is mapped" in table
-    assert "1 lines have no price" in table
+    assert sum(int(row["unpriced_lines"]) for row in rows) == data["total"]["unpriced_lines"] == 1
+    assert sum(int(row["usage_unknown_calls"]) for row in rows) == data["total"]["usage_unknown_calls"] == 4
+
+
+def test_the_table_says_first_what_is_simulated_and_what_is_not_known(conn: sa.Connection) -> None:
+    table = as_table(whole(conn))
+    assert table.splitlines()[:6] == [
+        "PARTLY SIMULATED: do not bill by this",
+        "2026-11-11T00:00:00Z to 2026-11-11T03:00:00Z, provisional, 2 hours closed",
+        "75.6 % of used cost is mapped to a tenant",
+        "1 line has no price in USD: the cost is at least what stands here",
+        "4 API calls told no token counts: their cost is unknown",
+        "",
+    ]
     assert "live, simulated" in table
+
+
+def test_on_a_narrow_screen_whole_columns_stay_out_and_nothing_is_cut(conn: sa.Connection) -> None:
+    made = whole(conn, tenant="acme/vision")
+    assert as_table(made).splitlines()[3:] == [
+        "",
+        "             cost                         idle  throttle      time",
+        "tenant        USD    kWh  kgCO2e  GPU-h  waste     waste  measured",
+        "-----------  ----  -----  ------  -----  -----  --------  --------",
+        "acme/vision  3.50  1.000   0.000    1.0   0.00      0.07    50.0 %",
+        "-----------  ----  -----  ------  -----  -----  --------  --------",
+        "total        3.50  1.000   0.000    1.0   0.00      0.07    50.0 %",
+    ]
+    narrow = as_table(made, width=60).splitlines()
+    assert narrow[3] == "no room here for GPU-h: use a wider screen, or --format csv"
+    assert narrow[8] == "acme/vision  3.50  1.000   0.000   0.00      0.07    50.0 %"
+    assert "GPU-h and time measured" in as_table(made, width=20)

@@ -93,6 +93,7 @@ def figures(
         "cost": f"{sum(float(amount) for amount in categories.values()):.2f}",
         "cost_by_category": {name: amount for name, amount in categories.items() if amount != "0"},
         "unpriced_lines": 0,
+        "usage_unknown_calls": 0,
         "energy_kwh": energy,
         "carbon_kgco2e": carbon,
         "tokens": 0,

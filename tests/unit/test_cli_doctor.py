@@ -154,17 +154,17 @@ def test_a_site_without_tariff_or_intensity_is_named_with_what_it_lacks() -> Non
         SiteRates("attic", has_tariff=False, grid_zone=None, has_intensity=False, has_facility_factor=True),
         SiteRates("cellar", has_tariff=True, grid_zone="DE", has_intensity=False, has_facility_factor=False),
     ]
-    rates, prices = diagnosis.check_rates(sites, ["NVIDIA H100"], [Mapped("api", 10, 0, 7)])
+    rates, prices = diagnosis.check_rates(sites, ["NVIDIA H100"], [Mapped("api", 10, 0, 7, 3)])
     assert rates.found == (
         "attic: no tariff, no grid zone, so no carbon; "
         "cellar: no carbon intensity for zone DE now, no facility factor, so IT energy only"
     )
-    assert prices.found == "no rate for NVIDIA H100; 7 ledger lines of the last day are unpriced"
+    assert prices.found == "no rate for NVIDIA H100; 7 ledger lines of the last day without a price"
     assert [check.verdict for check in diagnosis.check_rates(sites[:1], [], [])] == [Verdict.FINE, Verdict.FINE]
 
 
 def test_the_unmapped_share_is_told_apart_for_jobs_and_tokens() -> None:
-    pools = [Mapped("job", 1000, 40, 0), Mapped("api", 200, 20, 0)]
+    pools = [Mapped("job", 1000, 40, 0, 0), Mapped("api", 200, 20, 0, 0)]
     check = diagnosis.check_mapping(pools)
     assert (check.verdict, check.found) == (
         Verdict.WARNING,

@@ -95,6 +95,8 @@ def show_bill(
     import sqlalchemy as sa
 
     from analytics.io import statement_formats, statements
+    from analytics.io.statement_table import as_table
+    from wattledger.cli.output import screen_width
 
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: database.connect("worker"), poolclass=sa.NullPool
@@ -108,4 +110,4 @@ def show_bill(
     elif format_ == "csv":
         click.echo(statement_formats.as_csv(made), nl=False)
     else:
-        click.echo(statement_formats.as_table(made))
+        click.echo(as_table(made, screen_width()))

@@ -69,10 +69,14 @@ def _print_table(checks: Sequence[Check]) -> None:
 def _summary(checks: Sequence[Check]) -> str:
     counts = {verdict: sum(check.verdict == verdict for check in checks) for verdict in _SIGNS}
     if not counts["broken"] and not counts["unanswered"]:
-        return f"\nall fine, {counts['warning']} warnings" if counts["warning"] else "\nall fine"
+        return f"\nall fine, {_warnings(counts['warning'])}" if counts["warning"] else "\nall fine"
     parts = [
         f"{counts[verdict]} {word}"
         for verdict, word in (("broken", "broken"), ("unanswered", "not answered"))
         if counts[verdict]
     ]
-    return f"\n{', '.join(parts)}, {counts['warning']} warnings"
+    return f"\n{', '.join(parts)}, {_warnings(counts['warning'])}"
+
+
+def _warnings(count: int) -> str:
+    return "1 warning" if count == 1 else f"{count or 'no'} warnings"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 Format = Literal["table", "csv", "json"]
+WIDTH_OF_A_FILE: Final = 140
 UNITS_READ: Final = {"energy_kwh": "kWh", "carbon_kgco2e": "kgCO2e", "accelerator_hours": "accelerator-hours"}
 """How the unit of a budget reads, where it is no currency; programs get the name as it is."""
 
@@ -70,10 +72,15 @@ def print_rows(
             table.add_column(column.heading, justify="right" if column.numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*("-" if row[column.key] is None else column.cell(row[column.key]) for column in shown))
-        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        console = Console(width=screen_width() or WIDTH_OF_A_FILE, highlight=False)
         console.print(table)
         for note in notes:
             console.print(note, style="dim")
+
+
+def screen_width() -> int | None:
+    """Return how many characters fit a line of the terminal; None where the output is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def plain(value: Any) -> Any:

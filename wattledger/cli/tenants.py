@@ -130,6 +130,7 @@ def unmapped(ctx: click.Context, top: int, format_: Format) -> None:
         Shown("accelerator_us", "GPU-h", lambda held_us: f"{held_us / US_PER_HOUR:,.1f}", numeric=True),
         Shown("tokens", "tokens", lambda tokens: f"{tokens:,}", numeric=True),
         Shown("unpriced_lines", "lines without price", lambda lines: f"{lines:,}", numeric=True),
+        Shown("usage_unknown_calls", "calls without usage", lambda calls: f"{calls:,}", numeric=True),
     )
     notes = ["everything in the books has a tenant"] if not rows else []
     print_rows(rows, shown, format_, notes=notes)
