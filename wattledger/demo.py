@@ -7,18 +7,22 @@ functions that imports and policies use.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 import sqlalchemy as sa
 
 from analytics.io import bindings_store, budgets
 from analytics.io.hours import due_hours
+from analytics.io.spend import load_spend
+from analytics.model.budget import Decision, decide
 from ingest.store import import_rates, tokens
 from ingest.store.engine import Database
 from ingest.store.import_rates import DatedRows
@@ -29,6 +33,7 @@ from wattledger.simulate import reference
 from wattledger.simulate.fleet import Fleet
 from wattledger.simulate.spec import FleetSpec
 from wattledger.simulate.tenants import bindings_yaml
+from wattledger.supervise import Supervisor
 
 HISTORY_H: Final = 48
 US_PER_H: Final = 3_600_000_000
@@ -77,20 +82,61 @@ def wait_for_books(
 ) -> None:
     """Wait until every finished hour is in the books; ``report`` gets the hours still due, ``until`` may end it early."""
     deadline = time.monotonic() + timeout_s
-    with database.connect("worker", autocommit=True, application="wattledger-demo") as connection:
-        while not until():
-            left = _unclosed(connection)
+    left = -1
+    while not until():
+        # A PostgreSQL that was killed is back in a moment; how long that may take the deadline says.
+        with suppress(psycopg.OperationalError):
+            left = _unclosed(database)
             report(left)
-            if not left:
-                return
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{left} hours are not in the books after {timeout_s:.0f} s; see the worker's log")
-            time.sleep(0.25)
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            waited_for = "the database does not answer" if left < 0 else f"{left} hours are not in the books"
+            raise TimeoutError(f"{waited_for} after {timeout_s:.0f} s; see the worker's log")
+        time.sleep(0.25)
 
 
-def _unclosed(connection: psycopg.Connection[Any]) -> int:
+def tended(supervisor: Supervisor, work: Callable[[threading.Event], None]) -> None:
+    """Do ``work`` in a thread while the supervisor restarts whatever is killed; raise what it raises.
+
+    ``work`` is told by its event to come to an end soon: the supervisor was asked to stop, or gave up on a child.
+    """
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(stop)
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread, which reports it
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="demo")
+    thread.start()
+    try:
+        supervisor.run(until=lambda: not thread.is_alive())
+    finally:
+        stop.set()
+        thread.join(timeout=30)
+    if failures:
+        raise failures[0]
+
+
+def budgets_now(database: Database, now: datetime) -> tuple[Decision, ...]:
+    """Return what each budget in force concludes from the books as they are; records and does nothing."""
+    engine = database.create_engine("worker", pool_size=1, application="wattledger-demo")
+    try:
+        with engine.connect() as connection:
+            return tuple(
+                decide(budget, load_spend(connection, budget, now), now) for budget in budgets.in_force(connection, now)
+            )
+    finally:
+        engine.dispose()
+
+
+def _unclosed(database: Database) -> int:
     """Count hours due that no run has written; the open window counts only until its first run."""
-    return sum(1 for hour in due_hours(connection, datetime.now(UTC)) if hour.run_id is None)
+    with database.connect("worker", autocommit=True, application="wattledger-demo") as connection:
+        return sum(1 for hour in due_hours(connection, datetime.now(UTC)) if hour.run_id is None)
 
 
 def _fleet_spec(path: Path, *, nodes: int, seed: int, now: datetime) -> FleetSpec:

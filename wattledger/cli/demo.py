@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from wattledger.cli import chosen_home
+from wattledger.cli.output import UNITS_READ, WIDTH_OF_A_FILE, Shown, percent_cell, print_rows, screen_width
 
 if TYPE_CHECKING:
+    from analytics.model.budget import Decision
     from wattledger.demo import Demo
     from wattledger.home import Home
     from wattledger.installation import Installation
     from wattledger.supervise import Supervisor
+
+LONGEST_BAR: Final = 100
+US_PER_MIN: Final = 60_000_000
+STATES: Final = {"allow": "within", "warn": "warning", "deny": "exceeded"}
+"""As the dashboard says it."""
 
 
 @click.command(
@@ -34,19 +41,22 @@ Examples:
 @click.pass_context
 def demo(ctx: click.Context, once: bool, nodes: int, seed: int, port: int, dashboard_port: int) -> None:
     """Fill 48 hours of a simulated fleet through the real wire, print its bill, and go on live."""
-    from wattledger.demo import prepare
+    # At once: the imports below take a second.
+    home = _demo_home(ctx)
+    click.echo(f"Wattledger demo in {home.root}; everything it shows is simulated")
+
+    from wattledger.demo import prepare, tended
     from wattledger.installation import Ports, bring_up, start_worker
     from wattledger.supervise import Supervisor
 
-    home = _demo_home(ctx)
     # History older than two days is late by the ledger's rules, and the demo's begins exactly there.
     env = {**os.environ, "WATTLEDGER_INGEST_HOT_RETENTION_H": "96"}
     with Supervisor(home, announce=click.echo, env=env) as supervisor:
         installation = bring_up(supervisor, Ports(port, dashboard_port), env, say=click.echo, with_worker=False)
         fleet = prepare(home, installation.database, nodes=nodes, seed=seed, now=datetime.now(UTC))
-        _fill(installation, fleet)
+        tended(supervisor, lambda stop: _fill(installation, fleet, stop))
         start_worker(supervisor, installation, interval_s=5.0)
-        _wait_for_books(installation)
+        tended(supervisor, lambda stop: _wait_for_books(installation, stop))
         _print_bill(installation, home)
         if once:
             return
@@ -63,38 +73,48 @@ def _demo_home(ctx: click.Context) -> Home:
     return home if named else Home(home.root.parent / f"{home.root.name}-demo", home.origin)
 
 
-def _fill(installation: Installation, demo: Demo) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def _fill(installation: Installation, demo: Demo, stop: threading.Event) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from wattledger.simulate.cursor import Cursor
     from wattledger.simulate.feed import Feed
     from wattledger.simulate.feed import Progress as Fed
+    from wattledger.simulate.spec import US_PER_S
 
     spec = demo.fleet.spec
     cursor = Cursor(demo.cursor_path, spec.start_at_us)
-    until_us = int(datetime.now(UTC).timestamp()) * 1_000_000
+    until_us = int(datetime.now(UTC).timestamp()) * US_PER_S
     start_us = cursor.done_until_us
+    click.echo(f"loading {_span(until_us - start_us)} of {spec.devices} simulated GPUs")
+    # 80 characters hold all of it: the bar takes what the figures leave.
     bar = Progress(
-        TextColumn("loading simulated history"),
-        BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[rows_per_s]:,.0f} rows/s"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        console=Console(width=min(screen_width() or WIDTH_OF_A_FILE, LONGEST_BAR), highlight=False),
+        expand=True,
     )
-    with bar, Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor) as feed:
-        task = bar.add_task("", total=max(1, until_us - start_us), rate="")
+    with bar, Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor, stop=stop) as feed:
+        task = bar.add_task("", total=max(1, until_us - start_us), rows=0, rows_per_s=0.0)
 
         def report(fed: Fed) -> None:
-            rate = f"{fed.rows:,} rows  {fed.rows_per_s:,.0f} rows/s  {fed.sent_bytes / 1e6:,.1f} MB"
-            bar.update(task, completed=fed.until_us - start_us, rate=rate)
+            bar.update(task, completed=fed.until_us - start_us, rows=fed.rows, rows_per_s=fed.rows_per_s)
 
         feed.catch_up(until_us, report)
-        bar.update(task, completed=until_us - start_us)
+        if not stop.is_set():
+            bar.update(task, completed=until_us - start_us)
 
 
-def _wait_for_books(installation: Installation) -> None:
+def _span(length_us: int) -> str:
+    minutes = length_us / US_PER_MIN
+    return f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+
+
+def _wait_for_books(installation: Installation, stop: threading.Event) -> None:
     from rich.console import Console
 
     from wattledger.demo import wait_for_books
@@ -103,42 +123,61 @@ def _wait_for_books(installation: Installation) -> None:
         wait_for_books(
             installation.database,
             lambda left: status.update(f"closing the books: {left} hours left"),
-            until=lambda: False,
+            until=stop.is_set,
         )
 
 
 def _print_bill(installation: Installation, home: Home) -> None:
     from wattledger.cli.bill import full_hour, show_bill
+    from wattledger.demo import HISTORY_H, budgets_now
 
     now = datetime.now(UTC)
-    show_bill(installation.database, full_hour(now) - timedelta(hours=49), full_hour(now), "tenant", "table")
+    end = full_hour(now)
+    click.echo()
+    show_bill(installation.database, end - timedelta(hours=HISTORY_H + 1), end, "tenant", "table")
+    shown = (
+        Shown("budget", "budget"),
+        Shown("tenant", "tenant"),
+        Shown("spent", "spent", numeric=True),
+        Shown("limit", "of", numeric=True),
+        Shown("used", "used", percent_cell, numeric=True),
+        Shown("state", "state"),
+    )
+    print_rows(
+        [_state(decision) for decision in budgets_now(installation.database, now)],
+        shown,
+        "table",
+        notes=["simulated figures arm nothing: what a budget would do to a job is a dry run"],
+    )
+    click.echo()
     click.echo(f"ingest and API  {installation.service_url}  (docs at /docs)")
     click.echo(f"dashboard       {installation.dashboard_url}")
     click.echo(f"state           {home.root}")
 
 
+def _state(decision: Decision) -> dict[str, Any]:
+    """Return a budget's row: what was used of what, as far as the books go."""
+    budget = decision.budget
+    unit = UNITS_READ.get(budget.unit, budget.unit)
+    return {
+        "budget": budget.name,
+        "tenant": budget.tenant_path,
+        "spent": f"{decision.spent:,.2f}",
+        "limit": f"{decision.limit:,.0f} {unit} a {budget.period.value}",
+        "used": decision.spent / decision.limit if decision.limit else None,
+        "state": STATES[decision.verdict.value],
+    }
+
+
 def _go_on(supervisor: Supervisor, installation: Installation, demo: Demo) -> None:
-    """Send live batches from a thread while the supervisor keeps everything alive."""
+    """Send live batches until Ctrl-C."""
+    from wattledger.demo import tended
     from wattledger.simulate.cursor import Cursor
     from wattledger.simulate.feed import Feed
 
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def follow() -> None:
+    def follow(stop: threading.Event) -> None:
         cursor = Cursor(demo.cursor_path, demo.fleet.spec.start_at_us)
-        try:
-            with Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor, stop=stop) as feed:
-                feed.live()
-        except BaseException as error:  # noqa: BLE001 - carried to the main thread, which reports it
-            failures.append(error)
+        with Feed(demo.fleet, installation.service_url, demo.token.read(), cursor=cursor, stop=stop) as feed:
+            feed.live()
 
-    thread = threading.Thread(target=follow, name="live feed")
-    thread.start()
-    try:
-        supervisor.run(until=lambda: not thread.is_alive())
-    finally:
-        stop.set()
-        thread.join(timeout=30)
-    if failures:
-        raise failures[0]
+    tended(supervisor, follow)
