@@ -5,5 +5,6 @@ from typing import Final
 BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
+    "history": "bench.history",
 }
 """Name to module; each module has ``run() -> list[bench.report.Result]`` and is imported only when it runs."""
