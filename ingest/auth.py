@@ -15,8 +15,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from ingest.errors import ForbiddenError, UnauthorizedError, UnavailableError
-from ingest.store import tokens
-from ingest.store.tables import reference
+from ingest.store import identities, tokens
 from ingest.store.tokens import Scope, Token, TokenRefusedError
 
 _ENTRIES: Final = 262_144
@@ -77,8 +76,7 @@ class Authenticator:
                 token = tokens.verify(conn, secret, datetime.now(UTC))
                 node = None
                 if token.node_id is not None:
-                    nodes = reference.nodes
-                    node = conn.execute(sa.select(nodes.c.name).where(nodes.c.id == token.node_id)).scalar_one()
+                    node = identities.node_name(conn, token.node_id)
         except TokenRefusedError as error:
             raise UnauthorizedError(f"token_{error.reason}", _REFUSED) from None
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:

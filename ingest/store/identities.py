@@ -71,6 +71,12 @@ def node_ids(conn: sa.Connection, keys: Iterable[NodeKey]) -> dict[NodeKey, int]
     return _ids(conn, reference.nodes, {key: {} for key in keys}, NodeKey._fields)
 
 
+def node_name(conn: sa.Connection, node_id: int) -> str:
+    """Return the name of a node that exists."""
+    nodes = reference.nodes
+    return str(conn.execute(sa.select(nodes.c.name).where(nodes.c.id == node_id)).scalar_one())
+
+
 def meter_ids(conn: sa.Connection, keys: Iterable[OnNode], *, bills: bool = True) -> dict[OnNode, int]:
     """Return the id of each meter; ``bills`` holds for those made now and changes none that exist."""
     return _ids(conn, reference.meters, {key: {"bills": bills} for key in keys}, OnNode._fields)
