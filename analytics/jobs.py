@@ -73,12 +73,17 @@ class HourCloser:
             settings = self._settings
             connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
-            for batch in batches(due_hours(connection, now), settings.hours_per_pass):
+            waiting = batches(due_hours(connection, now), settings.hours_per_pass)
+            while waiting:
+                batch = waiting.pop(0)
                 try:
                     self._close(connection, batch, now, round_, on_hour)
                 except BooksError:
-                    round_.failed += len(batch.hours)
-                    log.exception("site %s, hours from %s: the books do not balance", batch.site_id, batch.from_at)
+                    if len(batch.hours) > 1:  # one bad hour must not keep its neighbours from their books
+                        waiting = batches(list(batch.hours), 1) + waiting
+                        continue
+                    round_.failed += 1
+                    log.exception("site %s, hour %s: the books do not balance", batch.site_id, batch.from_at)
             settled = _floor_hour(now - timedelta(microseconds=settings.policy.lateness_us))
             if not round_.failed and not round_.lost_races:
                 forget_changes(connection, horizon, settled)

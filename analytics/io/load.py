@@ -45,7 +45,7 @@ SELECT DISTINCT device.id AS device_id, NULL::integer AS node_id, device.model, 
        1::smallint AS origin
 FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
 WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL
-AND held.superseded_at IS NULL AND held.recorded_at <= %(as_of)s
+AND held.recorded_at <= %(as_of)s AND (held.superseded_at IS NULL OR held.superseded_at > %(as_of)s)
 AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
 """.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
 _EPOCHS: Final = """
@@ -59,7 +59,8 @@ WITH placed AS (
     SELECT DISTINCT placements.node_id, placements.device_id, devices.accelerators,
            sum(devices.accelerators) OVER (PARTITION BY placements.node_id) AS on_node
     FROM placements JOIN devices ON devices.id = placements.device_id
-    WHERE placements.superseded_at IS NULL AND placements.valid_from < %(to_at)s
+    WHERE placements.recorded_at <= %(as_of)s
+    AND (placements.superseded_at IS NULL OR placements.superseded_at > %(as_of)s) AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
 )
 SELECT id AS allocation_id, device_id, job_id, (share_ratio * 1000000)::integer AS share_ppm, accelerators,
@@ -76,7 +77,7 @@ FROM allocations JOIN sites ON sites.id = allocations.site_id JOIN devices AS de
 WHERE site_id = %(site_id)s AND pool IS NOT NULL AND {touches}
 """.replace("{uuid}", uuid_sql("sites.name", "allocations.pool", "allocations.model")).replace(
     "{touches}",
-    "superseded_at IS NULL AND recorded_at <= %(as_of)s "
+    "recorded_at <= %(as_of)s AND (superseded_at IS NULL OR superseded_at > %(as_of)s) "
     "AND start_at < %(reach_to)s AND (end_at IS NULL OR end_at > %(reach_from)s)",
 )
 # A tenant without a binding was named outright, by an import; one with a binding is what an earlier close made of it.

@@ -97,6 +97,7 @@ def _save_in_transaction(
                 "UPDATE ledger_hours SET seen_xid = %s::xid8, closed_at = now() WHERE site_id = %s AND hour_at = %s",
                 (run.seen_xid, state.site_id, state.hour_at),
             )
+            _replace_rollups(connection, state, books.rollups)  # a late reading may move energy between its minutes
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
         diff = _difference(connection, state, books) if state.status == "closed" else None

@@ -7,8 +7,13 @@ from decimal import Decimal
 
 import pytest
 
+from analytics import jobs
+from analytics.errors import BooksError
 from analytics.io.hours import due_hours
+from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.pipeline import HourInputs, HourResult, Window, close_hours
+from analytics.policy import Policy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
@@ -251,3 +256,53 @@ def test_an_imported_call_with_a_named_tenant_is_billed_to_it(fleet: SmallFleet)
         "SELECT tenant_id, effective_cost FROM current_ledger_lines WHERE charge_category = 'api_tokens'"
     )
     assert lines == [(fleet.tenant_id, Decimal("0.002500000"))]
+
+
+def test_inputs_as_they_were_known_are_the_same_after_a_later_correction(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    job_id = fleet.job("7", HOUR_AT, HOUR_AT + timedelta(minutes=40))
+    window = Window(HOUR_AT, HOUR_AT + HOUR, LATER)
+    with fleet.database.connect("worker", autocommit=True) as connection:
+        first = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD")
+        fleet.rows("UPDATE allocations SET superseded_at = now() RETURNING id")
+        again = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD", as_of=first.as_of)
+        now = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD")
+    assert first.inputs.usage.allocations["job_id"].to_list() == [job_id]
+    assert again.inputs_sha256 == first.inputs_sha256
+    assert now.inputs.usage.allocations.is_empty()
+
+
+def test_an_hour_that_does_not_balance_keeps_no_other_from_closing(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unbalanced(inputs: HourInputs, policy: Policy) -> HourResult:
+        if inputs.usage.window.from_at <= HOUR_AT + HOUR < inputs.usage.window.to_at:
+            raise BooksError("the second hour")
+        return close_hours(inputs, policy)
+
+    monkeypatch.setattr(jobs, "close_hours", unbalanced)
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+
+    done = HourCloser(fleet.database, SETTINGS).run(HOUR_AT + 6 * HOUR)
+
+    assert done.failed == 1
+    closed = fleet.rows("SELECT hour_at FROM ledger_hours WHERE status = 'closed' ORDER BY 1")
+    assert closed[:2] == [(HOUR_AT,), (HOUR_AT + 2 * HOUR,)]
+
+
+def test_a_late_reading_moves_energy_between_minutes_even_where_its_hour_stays_the_same(fleet: SmallFleet) -> None:
+    # 100 W; between 8:10:30 and 8:11:30 nothing at first, then the news that 3.6 of the 6 kJ were used by 8:10:50.
+    hole, minute = HOUR_AT + timedelta(minutes=10, seconds=30), HOUR_AT + timedelta(minutes=10)
+    fleet.samples(HOUR_AT, hole)
+    fleet.samples(hole + timedelta(minutes=1), HOUR_AT + HOUR, start_mj=690 * 100_000)
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(LATER)
+    of_minute = "SELECT energy_mj FROM minute_rollups WHERE minute_at = %s"
+    assert fleet.rows(of_minute, minute) == [(6_000_000,)]
+    fleet.samples(hole + timedelta(seconds=20), hole + timedelta(seconds=20), start_mj=63_000_000 + 3_600_000)
+
+    closer.run(LATER)
+
+    # 3 kJ to 8:10:30, 3.6 kJ to 8:10:50, then 10 of the 40 seconds in which 2.4 kJ were used.
+    assert fleet.rows(of_minute, minute) == [(7_200_000,)]
+    assert fleet.rows("SELECT revision FROM ledger_hours WHERE hour_at = %s", HOUR_AT) == [(1,)]
