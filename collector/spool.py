@@ -122,12 +122,14 @@ class Spool:
             )
             db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,))
             bound = self.max_bytes // _QUARANTINE_SHARE
-            # Keep the newest while their running total fits.
-            db.execute(
+            # Keep the newest while their running total fits; what gives way is lost, and counted like any other drop.
+            given_up = db.execute(
                 "DELETE FROM quarantine WHERE sequence IN (SELECT sequence FROM (SELECT sequence, "
-                "sum(bytes) OVER (ORDER BY sequence DESC) AS kept FROM quarantine) WHERE kept > ?)",
+                "sum(bytes) OVER (ORDER BY sequence DESC) AS kept FROM quarantine) WHERE kept > ?) RETURNING bytes",
                 (bound,),
-            )
+            ).fetchall()
+            self._add(db, "dropped_batches", len(given_up))
+            self._add(db, "dropped_bytes", sum(size for (size,) in given_up))
 
     def refusals(self) -> list[tuple[int, int, str]]:
         """Return sequence, instant and reason of what is in quarantine, oldest first."""

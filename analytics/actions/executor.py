@@ -110,6 +110,8 @@ class Executor:
         try:
             plane = self._plane(claimed)
             reading = plane.read(identity.native_id)
+        except PlaneRefusedError as error:  # asking again would be refused again, and keep the budget waiting for ever
+            return self._contest(claimed, str(error), None)
         except PlaneError as error:
             return self._release(claimed, str(error))
         if reading is None or reading.state is RunState.ENDED:

@@ -311,6 +311,16 @@ def test_an_unreachable_plane_gives_the_action_back(over: World) -> None:
     assert [entry.status for entry in over.act()] == [Status.DONE]
 
 
+def test_a_job_the_plane_refuses_to_show_is_contested_and_told_not_asked_for_ever(world: World) -> None:
+    job_id = world.books.job("acme/nlp", "7.batch")  # not a Slurm job id
+    world.spend("120", job_id)
+    world.policy()
+    world.evaluate()
+    assert [action.status for action in world.act()] == [Status.CONTESTED]
+    assert world.slurm.acts() == []
+    assert world.messages()[-1] == "action.contested"
+
+
 def test_pause_keeps_a_due_action_waiting_until_resume(over: World) -> None:
     pause(over.settings.state_dir, by="ada", reason="wrong prices", now=NOW)
     assert over.act() == ()

@@ -124,6 +124,7 @@ def test_quarantine_is_bounded_and_keeps_the_newest(path: Path) -> None:
         assert spool.put(lambda _spool, _sequence: of_size(40), 0) == sequence
         spool.quarantine(sequence, "no", sequence)
     assert [sequence for sequence, _, _ in spool.refusals()] == [2, 3]
+    assert (spool.state().dropped_batches, spool.state().dropped_bytes) == (1, 40)
     spool.close()
 
 
