@@ -60,6 +60,7 @@ class Runtime:
         self._local = threading.local()
         self._threads = ThreadPoolExecutor(3, "ingest")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Check the schema if the database answers, and begin to write. An absent database is waited for, not an error."""
@@ -70,9 +71,13 @@ class Runtime:
         except UnavailableError as error:
             _LOG.warning("ingest starts without its database: %s", error)
         self.writer.start()
+        if self.settings.token_cache_s:
+            self._refreshing = asyncio.create_task(self._refresh_tokens())
 
     async def stop(self) -> None:
         """Write what waits, then let go of everything."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         await self.in_thread(self.writer.stop)
         self._threads.shutdown(wait=True)
         self.engine.dispose()
@@ -135,6 +140,15 @@ class Runtime:
             return [f"the database does not answer: {type(error).__name__}"]
         today = datetime.now(UTC).date()
         return [f"no partition for {day}" for day in (today, today + timedelta(days=1)) if day not in days]
+
+    async def _refresh_tokens(self) -> None:
+        """Keep the tokens in use verified; the outermost loop of its task."""
+        while True:
+            await asyncio.sleep(self.settings.token_cache_s / 3)
+            try:
+                await self.in_thread(self.authenticator.refresh)
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+                _LOG.warning("tokens in use could not be verified again: %s", type(error).__name__)
 
     def _read_large(self, body: bytes) -> Body:
         reader: Reader | None = getattr(self._local, "reader", None)
