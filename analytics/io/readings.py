@@ -64,7 +64,8 @@ def load_readings(
     around = _between(database, devices, window.from_at - margin, window.to_at + margin)
     before = _nearest(
         database,
-        _silent(devices, around.filter(pl.col("at") <= window.from_at)),
+        # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
+        _silent(devices, around.filter(pl.col("at") < window.from_at)),
         window.from_at - reach,
         window.from_at - margin,
         latest=True,

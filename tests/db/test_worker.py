@@ -306,3 +306,15 @@ def test_a_late_reading_moves_energy_between_minutes_even_where_its_hour_stays_t
     # 3 kJ to 8:10:30, 3.6 kJ to 8:10:50, then 10 of the 40 seconds in which 2.4 kJ were used.
     assert fleet.rows(of_minute, minute) == [(7_200_000,)]
     assert fleet.rows("SELECT revision FROM ledger_hours WHERE hour_at = %s", HOUR_AT) == [(1,)]
+
+
+def test_a_silence_that_ends_right_on_the_hour_is_known_energy_too(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=10))
+    fleet.samples(HOUR_AT + 3 * HOUR, HOUR_AT + 4 * HOUR, start_mj=3 * KWH_MJ // 10)
+    closer, now = HourCloser(fleet.database, SETTINGS), HOUR_AT + 6 * HOUR
+
+    closer.run(now)
+    closer.run(now)
+
+    energies = fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours GROUP BY hour_at ORDER BY hour_at")
+    assert energies[:4] == [(KWH_MJ // 10,)] * 4
