@@ -41,10 +41,10 @@ from wattledger.simulate.fleet import Fleet
 from wattledger.simulate.spec import BLOCK_US, FleetSpec
 from wattledger.standing import down, status
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 HOURS = 22
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """For what takes seconds on an idle machine."""
 
 
@@ -179,7 +179,12 @@ class Site:
 
     def finish(self, feed: subprocess.Popen[bytes], spec: FleetSpec) -> None:
         assert feed.wait(PATIENCE_S) == 0, self.log.read_text()[-4000:]
-        await_true(lambda: is_closed(self.place.database, spec), PATIENCE_S, f"the books close; {self.log}")
+        try:
+            await_true(lambda: is_closed(self.place.database, spec), PATIENCE_S, "the books close")
+        except AssertionError as error:
+            logs = [self.place.root / "worker.log", self.place.home.log / "worker.log"]
+            said = "\n".join(log.read_text()[-6000:] for log in logs if log.exists())
+            raise AssertionError(f"{error}; the worker said:\n{said}") from None
 
 
 @contextmanager
