@@ -163,6 +163,13 @@ def test_a_site_without_tariff_or_intensity_is_named_with_what_it_lacks() -> Non
     assert [check.verdict for check in diagnosis.check_rates(sites[:1], [], [])] == [Verdict.FINE, Verdict.FINE]
 
 
+def test_calls_that_told_no_usage_lack_no_price() -> None:
+    check = diagnosis.check_rates([], [], [Mapped("api", 10, 0, 0, 3), Mapped("job", 5, 0, 0, 0)])[1]
+    assert check == diagnosis.fine(
+        "prices", "everything in use has one; 3 API calls of the last day told no usage to price"
+    )
+
+
 def test_the_unmapped_share_is_told_apart_for_jobs_and_tokens() -> None:
     pools = [Mapped("job", 1000, 40, 0, 0), Mapped("api", 200, 20, 0, 0)]
     check = diagnosis.check_mapping(pools)

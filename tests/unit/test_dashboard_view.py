@@ -72,6 +72,8 @@ def test_provenance_names_source_coverage_origin_and_what_has_no_price() -> None
     )
     unpriced = replace(bill, total=replace(bill.total, unpriced_lines=3))
     assert "3 lines have no price: the cost is at least this" in view.provenance(unpriced)
+    silent = replace(bill, total=replace(bill.total, usage_unknown_calls=1))
+    assert view.provenance(silent) == f"{said} · 1 API call told no usage and cost nothing here"
 
 
 def test_the_fullest_budget_stands_first_with_its_state() -> None:
