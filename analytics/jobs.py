@@ -18,7 +18,7 @@ import psycopg
 from analytics.errors import BooksError
 from analytics.io.hours import Batch, batches, due_hours, forget_changes
 from analytics.io.load import load_batch
-from analytics.io.save import HourBooks, HourState, Run, Saved, save_hour, write_gaps
+from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
 from analytics.pipeline import HourResult, Window, close_hours, roll_minutes
 from analytics.policy import Policy
 from ingest.store.engine import Database
@@ -103,14 +103,16 @@ class HourCloser:
         loaded = load_batch(self._database, connection, batch.site_id, window, settings.policy, settings.currency)
         result = close_hours(loaded.inputs, settings.policy)
         rollups = roll_minutes(loaded.inputs.usage, settings.policy)
+        restated = False
         for hour in batch.hours:
             closed = hour.hour_at + timedelta(hours=1) <= closed_before
             run = Run(settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour))
             saved = save_hour(connection, hour, _books_of(hour, result, rollups), run, closed=closed)
             _count(round_, hour, saved, closed=closed)
+            restated |= saved is Saved.WRITTEN and hour.status == "closed"
             if on_hour is not None:
                 on_hour(hour, saved)
-        write_gaps(connection, batch.site_id, loaded.gaps_before)
+        remember_silences(connection, batch.site_id, loaded.silences, window, restated=restated)
 
 
 def _snapshot_xmin(connection: psycopg.Connection[Any]) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 import psycopg
 
 from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs
-from analytics.io.readings import Gap, load_readings
+from analytics.io.readings import Silences, load_readings
 from analytics.io.references import load_references
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
@@ -102,8 +102,7 @@ class Loaded:
     as_of: datetime
     seen_xid: str
     inputs_sha256: bytes
-    gaps_before: tuple[Gap, ...]
-    """Silences that end in this window and began in hours before it: those hours know their energy only now."""
+    silences: Silences
 
 
 def load_batch(
@@ -134,7 +133,7 @@ def load_batch(
     pools = fetch_frame(connection, _POOLS, scope, Devices)
     devices = Devices.validate(pl.concat([placed, pools]))
     epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
-    readings, gaps = load_readings(database, placed, epochs, window, policy)
+    readings, silences = load_readings(database, placed, epochs, window, policy)
     allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
     allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
     job_ids = allocations["job_id"].unique().to_list()
@@ -149,7 +148,7 @@ def load_batch(
         jobs=fetch_frame(connection, _JOBS, {"job_ids": job_ids}, Jobs),
     )
     inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
-    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), gaps)
+    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), silences)
 
 
 def inputs_hash(inputs: HourInputs) -> bytes:

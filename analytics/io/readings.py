@@ -49,16 +49,28 @@ class Gap:
     to_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Silences:
+    """Where devices were silent around a window, as far as the reach."""
+
+    ended: tuple[Gap, ...] = ()
+    """Silences that end inside the window and began in hours before it: those hours know their energy only now."""
+    before_at: datetime | None = None
+    """Earliest last reading before the window of a device that was silent at its start; null = none was."""
+    after_at: datetime | None = None
+    """Latest first reading after the window of a device that was silent at its end; null = none was."""
+
+
 def load_readings(
     database: Database,
     devices: dy.DataFrame[Devices],
     epochs: dy.DataFrame[Epochs],
     window: Window,
     policy: Policy,
-) -> tuple[dy.DataFrame[DeviceReadings], tuple[Gap, ...]]:
-    """Return the readings the model needs for these devices, and the silences that end inside the window."""
+) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
+    """Return the readings the model needs for these devices, and the silences around the window."""
     if devices.is_empty():
-        return DeviceReadings.create_empty(), ()
+        return DeviceReadings.create_empty(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
     around = _between(database, devices, window.from_at - margin, window.to_at + margin)
@@ -78,7 +90,7 @@ def load_readings(
         latest=False,
     )
     readings = DeviceReadings.validate(pl.concat([before, around, after]).select(DeviceReadings.column_names()))
-    return readings, _gaps(before, around, epochs, window)
+    return readings, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
 
 
 def _between(database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
@@ -135,6 +147,14 @@ def _gaps(before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, wind
         Gap(device_id, from_at, window.from_at)
         for device_id, from_at in same.sort("device_id").select("device_id", "at_before").iter_rows()
     )
+
+
+def _first(rows: pl.DataFrame) -> datetime | None:
+    return rows.sort("at")["at"].item(0) if rows.height else None
+
+
+def _last(rows: pl.DataFrame) -> datetime | None:
+    return rows.sort("at")["at"].item(-1) if rows.height else None
 
 
 def _array(devices: pl.DataFrame) -> str:

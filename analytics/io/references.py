@@ -35,7 +35,9 @@ FROM intensity WHERE basis = 'location' AND {KNOWN} AND {HOLDS}
 AND grid_zone = (SELECT grid_zone FROM sites WHERE id = %(site_id)s)
 -- Direct emissions are what an inventory wants; life-cycle values stand in where a zone has no others.
 AND life_cycle = (SELECT bool_and(known.life_cycle) FROM intensity AS known
-                  WHERE known.grid_zone = intensity.grid_zone AND known.basis = 'location')
+                  WHERE known.grid_zone = intensity.grid_zone AND known.basis = 'location'
+                  AND known.recorded_at <= %(as_of)s AND (known.superseded_at IS NULL OR known.superseded_at > %(as_of)s)
+                  AND known.valid_from < %(to_at)s AND (known.valid_to IS NULL OR known.valid_to > %(from_at)s))
 """  # noqa: S608
 _FACTORS: Final = f"""
 SELECT id AS factor_id, factor, valid_from, valid_to

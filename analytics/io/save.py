@@ -18,8 +18,8 @@ import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
 
-from analytics.io.readings import Gap
-from analytics.pipeline import content_hash
+from analytics.io.readings import Silences
+from analytics.pipeline import Window, content_hash
 from ingest.store.copy import copy_statement, encode
 
 PROVISIONAL: Final = 0
@@ -318,13 +318,30 @@ SELECT %(site_id)s, %(from_at)s, %(to_at)s, 'gap' WHERE EXISTS (
 """
 
 
-def write_gaps(connection: psycopg.Connection[Any], site_id: int, gaps: tuple[Gap, ...]) -> None:
-    """Make hours due again in which a device was silent and whose energy is known now that it has spoken.
+def remember_silences(
+    connection: psycopg.Connection[Any],
+    site_id: int,
+    silences: Silences,
+    window: Window,
+    *,
+    restated: bool,
+) -> None:
+    """Make hours due again whose energy hangs on a silence that this window's readings ended, or split.
 
-    Once they know it they are not asked again, so the worker comes to rest.
+    A silence that ends makes the hours it spans know their energy, once. If the window was ``restated``, late readings may lie
+    inside a silence already told, which bends the line on both sides of them: all of it is looked at again. An hour that is
+    closed again unchanged passes nothing on, so the worker comes to rest.
     """
-    for gap in gaps:
+    for gap in silences.ended:
         connection.execute(
             _REMEMBER_GAP,
             {"site_id": site_id, "device_id": gap.device_id, "from_at": gap.from_at, "to_at": gap.to_at},
         )
+    if not restated:
+        return
+    for from_at, to_at in ((silences.before_at, window.from_at), (window.to_at, silences.after_at)):
+        if from_at is not None and to_at is not None and from_at < to_at:
+            connection.execute(
+                "INSERT INTO changes (site_id, from_at, to_at, kind) VALUES (%s, %s, %s, 'gap')",
+                (site_id, from_at, to_at),
+            )

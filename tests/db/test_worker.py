@@ -318,3 +318,27 @@ def test_a_silence_that_ends_right_on_the_hour_is_known_energy_too(fleet: SmallF
 
     energies = fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours GROUP BY hour_at ORDER BY hour_at")
     assert energies[:4] == [(KWH_MJ // 10,)] * 4
+
+
+def test_late_readings_inside_a_known_silence_bend_every_hour_of_it(fleet: SmallFleet) -> None:
+    # Silent from 08:05 to 14:00:10; then rows of 11:00 to 11:05 arrive that do not lie on the line between.
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=5))
+    back_at = HOUR_AT + timedelta(hours=6, seconds=10)
+    fleet.samples(back_at, back_at + HOUR, start_mj=2_160_000_000)
+    closer, now = HourCloser(fleet.database, SETTINGS), HOUR_AT + timedelta(hours=9)
+    for _ in range(3):
+        closer.run(now)
+    fleet.samples(HOUR_AT + 3 * HOUR, HOUR_AT + timedelta(hours=3, minutes=5), start_mj=540_000_000)
+
+    for _ in range(5):
+        closer.run(now)
+
+    with fleet.admin() as connection:
+        assert due_hours(connection, now) == []
+        for number in range(7):
+            hour = HOUR_AT + number * HOUR
+            independent = connection.execute(INDEPENDENT, {"hour": hour}).fetchall()
+            books = fleet.rows(
+                "SELECT device_id, sum(energy_mj)::bigint FROM current_usage_hours WHERE hour_at = %s GROUP BY 1", hour
+            )
+            assert books == independent, hour
