@@ -22,6 +22,7 @@ from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.pools import uuid_sql
+from ingest.store.samples import refuse_sealed
 
 _DEVICES: Final = """
 SELECT DISTINCT ON (placed.device_id) placed.device_id, placed.node_id, device.model, device.kind, device.accelerators,
@@ -129,6 +130,8 @@ def load_batch(
         "reach_to": window.to_at + reach,
         "as_of": known_at,
     }
+    margin = timedelta(microseconds=policy.margin_us)
+    refuse_sealed(database, "worker", window.from_at - margin, window.to_at + margin, site_id)
     placed = fetch_frame(connection, _DEVICES, scope, Devices)
     pools = fetch_frame(connection, _POOLS, scope, Devices)
     devices = Devices.validate(pl.concat([placed, pools]))

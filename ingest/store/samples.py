@@ -50,7 +50,7 @@ def samples(
         raise ValueError(f"device samples have no column {', '.join(unknown)}")
     if from_at.tzinfo is None or to_at.tzinfo is None:
         raise ValueError("an interval needs UTC-aware instants")
-    _refuse_sealed(database, role, from_at, to_at, site_id)
+    refuse_sealed(database, role, from_at, to_at, site_id)
     where = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
     if devices is not None:
         where += f" AND device_id = ANY ('{{{','.join(str(int(device)) for device in sorted(devices))}}}'::integer[])"
@@ -67,7 +67,8 @@ def samples(
     return rows.filter(pl.col("feed") == best).select(*_KEYS, "feed", "origin", "cadence_us", *columns)
 
 
-def _refuse_sealed(database: Database, role: Role, from_at: datetime, to_at: datetime, site_id: int | None) -> None:
+def refuse_sealed(database: Database, role: Role, from_at: datetime, to_at: datetime, site_id: int | None) -> None:
+    """Raise SealedHoursError if the catalog says that some hour of the interval is not in the hot tables."""
     query = (
         "SELECT count(*) AS hours, min(hour_at) AS first FROM hour_catalog WHERE state <> 'open' "  # noqa: S608 (instants)
         f"AND hour_at > timestamptz '{from_at.isoformat()}' - interval '1 hour' AND hour_at < '{to_at.isoformat()}'"

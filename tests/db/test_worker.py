@@ -15,6 +15,7 @@ from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import HourInputs, HourResult, Window, close_hours
 from analytics.policy import Policy
 from ingest.store.engine import Database
+from ingest.store.samples import SealedHoursError
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
@@ -342,3 +343,15 @@ def test_late_readings_inside_a_known_silence_bend_every_hour_of_it(fleet: Small
                 "SELECT device_id, sum(energy_mj)::bigint FROM current_usage_hours WHERE hour_at = %s GROUP BY 1", hour
             )
             assert books == independent, hour
+
+
+def test_a_sealed_hour_is_refused_rather_than_closed_without_its_rows(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    fleet.rows(
+        "INSERT INTO hour_catalog (site_id, hour_at, state) VALUES (%s, %s, 'sealed') RETURNING 1",
+        fleet.site_id,
+        HOUR_AT,
+    )
+    window = Window(HOUR_AT, HOUR_AT + HOUR, LATER)
+    with fleet.database.connect("worker") as connection, pytest.raises(SealedHoursError, match="sealed"):
+        load_batch(fleet.database, connection, fleet.site_id, window, SETTINGS.policy, "USD")
