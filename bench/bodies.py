@@ -80,7 +80,10 @@ def _values(name: str, kind: str, rows: int, last_at_us: int, generator: random.
     if name == "span_us":
         return [1_000_000] * rows
     if name == "energy_mj":
-        return [9 * 10**11 + (row % DEVICES) * 10**9 - back * 512_345 + generator.randrange(9_999) for row, back in enumerate(seconds)]
+        return [
+            9 * 10**11 + (row % DEVICES) * 10**9 - back * 512_345 + generator.randrange(9_999)
+            for row, back in enumerate(seconds)
+        ]
     if kind == "f32":
         return [generator.random() for _ in range(rows)]
     if kind == "i16":

@@ -66,7 +66,9 @@ def _send_rate(on: Stand, nodes: list[Node], tokens: dict[str, str], each: int) 
             connection.close()
         failed = [answer for answer in answers if answer.status != 200 or b'"duplicate":true' in answer.body]
         if failed:
-            raise RuntimeError(f"{len(failed)} bodies not committed, first: {failed[0].status} {failed[0].body[:200]!r}")
+            raise RuntimeError(
+                f"{len(failed)} bodies not committed, first: {failed[0].status} {failed[0].body[:200]!r}"
+            )
         return len(answers) * ROWS / elapsed_s
 
     return uvloop.run(main())
@@ -100,5 +102,3 @@ def _copy_rate(on: Stand, prepared: bytes, connections: int) -> float:
     for thread in threads:
         thread.join()
     return BODIES // connections * connections * ROWS / (time.perf_counter() - started_s)
-
-

@@ -76,7 +76,9 @@ async def connect(port: int, tokens: Sequence[str]) -> list[Connection]:
     return connections
 
 
-async def paced(connections: Sequence[Connection], bodies: Sequence[Sequence[bytes]], interval_s: float) -> list[Answered]:
+async def paced(
+    connections: Sequence[Connection], bodies: Sequence[Sequence[bytes]], interval_s: float
+) -> list[Answered]:
     """Let each connection send its bodies, one per interval, the connections spread evenly over it.
 
     Latency counts from when a request was due, so a server that falls behind cannot hide it.

@@ -32,7 +32,11 @@ class Result:
         return None if not self.baseline else self.value / self.baseline
 
     def as_json(self) -> str:
-        facts = asdict(self) | {"ratio": self.ratio, "at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+        facts = asdict(self) | {
+            "ratio": self.ratio,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+        }
         return json.dumps(facts, sort_keys=True)
 
 

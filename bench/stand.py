@@ -81,7 +81,9 @@ def agent_tokens(database: Database, nodes: list[str]) -> dict[str, str]:
         site_id = identities.site_ids(conn, ["bench"])["bench"]
         node_ids = identities.node_ids(conn, [NodeKey(site_id, node) for node in nodes])
         secrets = {
-            key.name: tokens.create(conn, key.name, [Scope.AGENT], actor="bench", site_id=site_id, node_id=node_id).secret
+            key.name: tokens.create(
+                conn, key.name, [Scope.AGENT], actor="bench", site_id=site_id, node_id=node_id
+            ).secret
             for key, node_id in node_ids.items()
         }
     engine.dispose()
@@ -105,8 +107,15 @@ def _free_port() -> int:
 def serve(socket_dir: str, port: int) -> None:
     settings = Settings.from_env(os.environ, Database.on_socket(Path(socket_dir)))
     uvicorn.run(
-        create_app(settings), host="127.0.0.1", port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning",
-        backlog=4096, timeout_keep_alive=120,
+        create_app(settings),
+        host="127.0.0.1",
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+        backlog=4096,
+        timeout_keep_alive=120,
     )
 
 
