@@ -3,7 +3,8 @@
 What becomes of a batch depends on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx)
 puts it into quarantine with the reason, so that one bad batch cannot block the rest. Everything else says nothing about
 the batch (a busy or unreachable server, a token or address that is wrong for all batches): it is kept and tried again
-with a jittered, capped backoff. It never looks into a body and never changes one.
+with a jittered, capped backoff. 403 is among these although it is a 4xx: the token is of another node, site or scope,
+which an operator mends without touching the spool. It never looks into a body and never changes one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _MAX_ANSWER_BYTES: Final = 2_048
 _RETRIED_CODES: Final = frozenset({408, 425, 429})
 # Answers about the sender or the address, not about the batch: quarantining for them would empty a healthy spool into
 # quarantine over a mistyped token or URL.
-_HELD_CODES: Final = frozenset({401, 404, 405, 407})
+_HELD_CODES: Final = frozenset({401, 403, 404, 405, 407})
 
 
 @dataclass(slots=True)

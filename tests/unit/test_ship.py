@@ -89,7 +89,7 @@ def test_a_request_says_what_it_carries_who_sends_it_and_when(
     assert request.headers[wire.SENT_AT_HEADER] == str(clock.wall_us)
 
 
-@pytest.mark.parametrize("code", [400, 403, 409, 413, 415, 422])
+@pytest.mark.parametrize("code", [400, 409, 413, 415, 422])
 def test_a_refused_batch_is_set_aside_with_the_reason_and_the_next_goes_on(
     code: int, shipper: Shipper, server: Server, spool: Spool
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_refused_batch_is_set_aside_with_the_reason_and_the_next_goes_on(
 @pytest.mark.parametrize(
     "answer",
     [
-        *(httpx.Response(code) for code in (302, 401, 404, 407, 408, 425, 429, 500, 502, 503, 504)),
+        *(httpx.Response(code) for code in (302, 401, 403, 404, 407, 408, 425, 429, 500, 502, 503, 504)),
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("slow"),
         httpx.ConnectTimeout("slow"),
@@ -123,6 +123,17 @@ def test_what_says_nothing_about_the_batch_keeps_it(
     assert shipper.state.failed_attempts == 1
     shipper.step()
     assert server.bodies == [b"body 1", b"body 1"]
+
+
+def test_a_token_of_another_node_empties_nothing_and_the_right_one_sends_all(
+    shipper: Shipper, server: Server, spool: Spool
+) -> None:
+    server.answers = [httpx.Response(403, text="the token is of node-2") for _ in range(2)]
+    assert [shipper.step(), shipper.step()] == [0.5, 1.0]
+    assert (waiting(spool), spool.refusals()) == ([1, 2, 3], [])
+    assert shipper.state.last_failure == "HTTP 403: the token is of node-2"
+    assert [shipper.step() for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert waiting(spool) == []
 
 
 def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_success(shipper: Shipper, server: Server) -> None:
