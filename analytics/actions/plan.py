@@ -6,7 +6,8 @@ is a dry run: it says what would have been done and is never executed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +20,9 @@ from analytics.io.action_log import NewAction, RunningJob, Status
 from analytics.io.budgets import RecordedDecision
 from analytics.model.budget import STEP_SEVERITY, Approval, Budget, Decision, Rung, Step
 from collector.wire import Origin
+
+log = logging.getLogger(__name__)
+NONE_LEFT = "actions.none_left"
 
 
 def plan(
@@ -124,31 +128,35 @@ def _plan_act(
     # A dry run keeps the pace the live one would have, or it would not show what live would do.
     if _full(recent, settings, live=live_wanted):
         return None
-    job = choose(
-        action_log.running_jobs(conn, budget.tenant_path), budget, action_log.running_accelerators(conn), settings
-    )
-    if job is None:
+    running = action_log.running_jobs(conn, budget.tenant_path)
+    subject = f"{_key(decision)}/{rung.do}"
+    known = action_log.statuses(conn, f"{subject}/")
+    keys: dict[int, str] = {}
+    for job in running:
+        is_dry = bool(_why_dry(decision, job, settings, clusters))
+        if key := _free_key(f"{subject}/{_run(job)}", known, settings, dry=is_dry):
+            keys[job.job_id] = key
+    left = [job for job in running if job.job_id in keys]
+    taken = choose(left, budget, action_log.running_accelerators(conn), settings)
+    if taken is None:
+        _note_none_left(conn, subject, running, left, now)
         return None
-    why_dry = _why_dry(decision, job, settings, clusters)
-    prefix = f"{_key(decision)}/{rung.do}/{job.cluster}/{job.native_id}/{job.started_at.isoformat()}"
-    attempt = 1 + action_log.failed_attempts(conn, prefix)
-    if attempt > settings.max_attempts:
-        return None
+    why_dry = _why_dry(decision, taken, settings, clusters)
     needs_approval = decision.needs_approval
     action = NewAction(
         decision_id=entry.decision_id,
         tenant_id=budget.tenant_id,
-        idempotency_key=f"{prefix}/{'dry' if why_dry else 'live'}/{attempt}",
+        idempotency_key=keys[taken.job_id],
         kind=rung.do.value,
         plane="slurm",
         target={
-            "cluster": job.cluster,
-            "native_id": job.native_id,
-            "started_at": job.started_at.isoformat(),
-            "user_name": job.user_name,
-            "account": job.account,
-            "accelerators": job.accelerators,
-            "job_id": job.job_id,
+            "cluster": taken.cluster,
+            "native_id": taken.native_id,
+            "started_at": taken.started_at.isoformat(),
+            "user_name": taken.user_name,
+            "account": taken.account,
+            "accelerators": taken.accelerators,
+            "job_id": taken.job_id,
         },
         status=Status.DRY_RUN if why_dry else Status.PLANNED,
         dry_run=bool(why_dry),
@@ -165,6 +173,36 @@ def _plan_act(
         },
     )
     return action_log.add(conn, action, now)
+
+
+def _run(job: RunningJob) -> str:
+    return f"{job.cluster}/{job.native_id}/{job.started_at.isoformat()}"
+
+
+def _free_key(prefix: str, known: Mapping[str, Status], settings: ActionSettings, *, dry: bool) -> str | None:
+    """Return the key of the next act on a run, or None: it was acted on, called off, contested, or failed too often.
+
+    Only a failed act is planned anew; whatever else is in the log under the key stands for the period.
+    """
+    failed = [key for key, status in known.items() if key.startswith(f"{prefix}/live/") and status is Status.FAILED]
+    attempt = 1 + len(failed)
+    key = f"{prefix}/{'dry' if dry else 'live'}/{attempt}"
+    return None if attempt > settings.max_attempts or key in known else key
+
+
+def _note_none_left(
+    conn: sa.Connection, subject: str, running: Collection[RunningJob], left: Collection[RunningJob], now: datetime
+) -> None:
+    """Write down, once per rung and period, that jobs run over budget and none of them may be taken."""
+    if not running or action_log.is_audited(conn, NONE_LEFT, subject):
+        return
+    detail = {"running": len(running), "closed": len(running) - len(left), "protected": len(left)}
+    action_log.audit(conn, now, "worker", NONE_LEFT, subject, detail)
+    log.warning(
+        "%s: none of %d running jobs may be taken: %d are closed in the action log, %d are protected",
+        subject,
+        *detail.values(),
+    )
 
 
 def _full(recent: Iterable[action_log.Action], settings: ActionSettings, *, live: bool) -> bool:

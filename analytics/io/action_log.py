@@ -139,13 +139,13 @@ def acts_of_budget(conn: sa.Connection, name: str, measure: str, since: datetime
     return tuple(_actions(conn, query.order_by(actions.c.id)))
 
 
-def failed_attempts(conn: sa.Connection, key_prefix: str) -> int:
-    """Return how many live acts whose idempotency key begins like this have failed."""
+def statuses(conn: sa.Connection, key_prefix: str) -> dict[str, Status]:
+    """Return the status of every action whose idempotency key begins like this, by key."""
     actions = control.actions
-    failed = sa.and_(
-        actions.c.status == Status.FAILED.value, sa.func.starts_with(actions.c.idempotency_key, f"{key_prefix}/live/")
+    query = sa.select(actions.c.idempotency_key, actions.c.status).where(
+        sa.func.starts_with(actions.c.idempotency_key, key_prefix)
     )
-    return int(conn.execute(sa.select(sa.func.count()).select_from(actions).where(failed)).scalar_one())
+    return {row.idempotency_key: Status(row.status) for row in conn.execute(query)}
 
 
 def swap(conn: sa.Connection, action: Action, status: Status, *, expect: Status, **values: Any) -> Action | None:
@@ -247,6 +247,12 @@ def audit(conn: sa.Connection, now: datetime, actor: str, action: str, subject: 
     conn.execute(
         sa.insert(control.audit).values(at=now, actor=actor, action=action, subject=subject, detail=dict(detail))
     )
+
+
+def is_audited(conn: sa.Connection, action: str, subject: str) -> bool:
+    audit_rows = control.audit
+    query = sa.select(audit_rows.c.id).where(audit_rows.c.action == action, audit_rows.c.subject == subject).limit(1)
+    return conn.execute(query).first() is not None
 
 
 def _running() -> sa.ColumnElement[bool]:

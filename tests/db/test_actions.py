@@ -267,6 +267,39 @@ def test_one_action_per_hour_even_of_two_budgets(over: World) -> None:
     assert len(over.slurm.acts()) == 2
 
 
+def test_a_contested_job_does_not_keep_the_budget_from_the_next_one(over: World) -> None:
+    over.slurm.job("42", hour(0), user="eve")  # not the owner decided on
+    over.job("41", started_at=hour(0) - timedelta(minutes=1))  # older, so chosen second
+    assert [entry.status for entry in over.act()] == [Status.CONTESTED]
+    over.act(AFTER_GRACE + timedelta(minutes=61))
+    over.act(AFTER_GRACE + timedelta(minutes=72))
+    assert over.slurm.acts() == ["scancel 41"]
+
+
+def test_a_dry_run_names_the_next_job_an_hour_later(world: World) -> None:
+    world.settings = replace(world.settings, enforced=False)
+    world.policy()
+    world.spend("120", world.job("42"))
+    world.job("41", started_at=hour(0) - timedelta(minutes=1))
+    for minutes in (0, 30, 61, 122):
+        world.now = NOW + timedelta(minutes=minutes)
+        world.evaluate()
+    assert [entry.target["native_id"] for entry in world.log()] == ["42", "41"]
+
+
+def test_that_no_job_is_left_is_written_down_once(over: World, caplog: pytest.LogCaptureFixture) -> None:
+    over.slurm.job("42", hour(0), user="eve")
+    over.job("inf", workload_kind="inference", started_at=hour(0))  # always protected
+    over.act()
+    for minutes in (61, 62):
+        over.act(AFTER_GRACE + timedelta(minutes=minutes))
+    with over.engine.connect() as conn:
+        noted = conn.execute(sa.select(control.audit).where(control.audit.c.action == "actions.none_left")).all()
+    assert [row.detail for row in noted] == [{"running": 2, "closed": 1, "protected": 1}]
+    assert noted[0].subject == "nlp/cost/2026-11-11T00:00:00+00:00/cancel"
+    assert caplog.text.count("none of 2 running jobs may be taken") == 1
+
+
 def test_two_executors_racing_act_once(over: World) -> None:
     over.now = AFTER_GRACE
     over.evaluate()
