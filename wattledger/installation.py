@@ -1,4 +1,4 @@
-"""One installation going up: PostgreSQL, schema, tokens of its own, then its processes in the order they need each other."""
+"""One installation going up: PostgreSQL, schema, tokens of its own, then its processes, all at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ingest.store import tokens
 from ingest.store.engine import Database
 from ingest.store.migrate import upgrade
 from wattledger.home import Home
+from wattledger.ports import own_address
 from wattledger.runtime import Secret
 from wattledger.supervise import Child, Supervisor
 
@@ -24,7 +25,7 @@ API_TOKEN_FILE_VARIABLE: Final = "WATTLEDGER_API_TOKEN_FILE"  # noqa: S105 (name
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where an installation listens, on loopback unless a proxy stands before it."""
+    """The TCP ports an installation listens on."""
 
     service: int = 8470
     dashboard: int = 8471
@@ -38,10 +39,13 @@ class Installation:
     database: Database
     ports: Ports
     dashboard_token: Secret
+    host: str = HOST
+    """The address ingest and API listen on; the dashboard stays on loopback."""
 
     @property
     def service_url(self) -> str:
-        return f"http://{HOST}:{self.ports.service}"
+        """Where processes of this machine reach ingest and API."""
+        return f"http://{own_address(self.host)}:{self.ports.service}"
 
     @property
     def dashboard_url(self) -> str:
@@ -54,10 +58,16 @@ def bring_up(
     env: Mapping[str, str],
     *,
     say: Callable[[str], None],
+    host: str = HOST,
+    enforced: bool = False,
     with_worker: bool = True,
 ) -> Installation:
-    """Start what belongs to an installation and wait until it answers; ports are checked before anything starts."""
-    taken = supervisor.take_ports({"--port": wanted.service, "--dashboard-port": wanted.dashboard}, HOST)
+    """Start what belongs to an installation and wait until it answers; ports are checked before anything starts.
+
+    ``host`` is where ingest and API listen; ``enforced`` lets armed budgets act, else everything stays a dry run.
+    """
+    taken = supervisor.take_ports({"--port": wanted.service}, host)
+    taken |= supervisor.take_ports({"--dashboard-port": wanted.dashboard}, HOST)
     ports = Ports(taken["--port"], taken["--dashboard-port"])
     named = Database.from_env(env)
     if named is None:
@@ -67,31 +77,34 @@ def bring_up(
         database = named
         supervisor.use_database(database)
     upgrade(database.url)
-    installation = Installation(supervisor.home, database, ports, _own_token(supervisor.home, database))
-    say("starting ingest and API")
-    supervisor.start(_service(installation))
-    if with_worker:
-        say("starting the worker")
-        start_worker(supervisor, installation)
-    say("starting the dashboard")
-    supervisor.start(_dashboard(installation))
+    installation = Installation(supervisor.home, database, ports, _own_token(supervisor.home, database), host)
+    workers = [_worker(installation, enforced=enforced)] if with_worker else []
+    # Together: each spends its first seconds on imports, and none asks another for anything while it starts.
+    children = [_service(installation), _dashboard(installation), *workers]
+    say(f"starting ingest and API{', the worker' if with_worker else ''} and the dashboard")
+    supervisor.start(*children)
     return installation
 
 
 def start_worker(supervisor: Supervisor, installation: Installation, *, interval_s: float = 10.0) -> None:
     """Start the worker process of an installation that is up."""
-    supervisor.start(Child("worker", _command(installation, "worker", "--interval", f"{interval_s:g}")))
+    supervisor.start(_worker(installation, interval_s))
 
 
 def _command(installation: Installation, *words: str) -> list[str]:
     return [sys.executable, "-m", "wattledger", "--home", str(installation.home.root), *words]
 
 
+def _worker(installation: Installation, interval_s: float = 10.0, *, enforced: bool = False) -> Child:
+    switch = ["--enforced"] if enforced else []
+    return Child("worker", _command(installation, "worker", "--interval", f"{interval_s:g}", *switch))
+
+
 def _service(installation: Installation) -> Child:
     port = installation.ports.service
     return Child(
         "serve",
-        _command(installation, "serve", "--port", str(port)),
+        _command(installation, "serve", "--host", installation.host, "--port", str(port)),
         is_ready=_answers(f"{installation.service_url}/readyz"),
     )
 

@@ -151,6 +151,7 @@ class Supervisor:
         self._server: EmbeddedServer | None = None
         self._database: Database | None = None
         self._ports: dict[str, int] = {}
+        self._hosts: dict[str, str] = {}
         self._lock: IO[str] | None = None
         self._previous_handlers: dict[signal.Signals, Any] = {}
         self._is_stopping = False
@@ -190,9 +191,11 @@ class Supervisor:
 
     def take_ports(self, ports: Mapping[str, int], host: str = "127.0.0.1") -> dict[str, int]:
         """Check every port, by flag, before anything starts; 0 becomes a free one. Raises PortError."""
-        self._ports = {flag: free_port_or_explain(port, flag, host) for flag, port in ports.items()}
+        taken = {flag: free_port_or_explain(port, flag, host) for flag, port in ports.items()}
+        self._ports |= taken
+        self._hosts |= dict.fromkeys(taken, host)
         self._record()
-        return dict(self._ports)
+        return taken
 
     def start_postgres(self) -> Database:
         """Start or adopt the home's PostgreSQL, which is then kept alive and stopped with the rest."""
@@ -209,22 +212,16 @@ class Supervisor:
         self._database = database
         self._record()
 
-    def start(self, child: Child) -> None:
-        """Start a child and wait until it is ready; raises ChildFailedError when it ends or takes too long."""
-        log = self.home.log / f"{child.name}.log"
-        process, identity = self._spawn(child, log)
-        running = _Running(child, log, process, identity, _Crashes(self._policy))
-        self._running.append(running)
+    def start(self, *children: Child) -> None:
+        """Start children at once and wait until all are ready; raises ChildFailedError when one ends or takes too long.
+
+        What needs another to be ready is started by a call of its own, after it.
+        """
+        started = [self._started(child) for child in children]
         self._record()
-        deadline = time.monotonic() + child.ready_timeout_s
-        while child.is_ready is not None and not child.is_ready():
-            if process.poll() is not None:
-                raise ChildFailedError(f"{child.name} {_ended(process)} before it was ready; {_log_end(log)}")
-            if time.monotonic() > deadline:
-                raise ChildFailedError(
-                    f"{child.name} was not ready after {child.ready_timeout_s:.0f} s; {_log_end(log)}"
-                )
-            time.sleep(_POLL_S / 4)
+        began_s = time.monotonic()
+        for running in started:
+            _await_ready(running, began_s)
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
         """Keep everything alive until a stop signal, or until `until` says so; raises ChildFailedError."""
@@ -262,6 +259,13 @@ class Supervisor:
         lock.write(f"{os.getpid()} {0 if identity is None else identity.start_ticks}\n")
         lock.flush()
         return lock
+
+    def _started(self, child: Child) -> _Running:
+        log = self.home.log / f"{child.name}.log"
+        process, identity = self._spawn(child, log)
+        running = _Running(child, log, process, identity, _Crashes(self._policy))
+        self._running.append(running)
+        return running
 
     def _spawn(self, child: Child, log: Path) -> tuple[subprocess.Popen[bytes], ProcessId | None]:
         rotate(log)
@@ -317,6 +321,7 @@ class Supervisor:
                 "database_url": None if self._database is None else self._database.display_url,
                 "postgres_pid": None if postmaster is None else postmaster.pid,
                 "ports": self._ports,
+                "hosts": self._hosts,
                 "children": [
                     {
                         "name": running.child.name,
@@ -376,6 +381,19 @@ def supervise(
                 supervisor.run()
     except StopRequested:
         return  # it came while the home was being taken: there was nothing to stop yet
+
+
+def _await_ready(running: _Running, began_s: float) -> None:
+    child = running.child
+    while child.is_ready is not None and not child.is_ready():
+        if running.process.poll() is not None:
+            ended = _ended(running.process)
+            raise ChildFailedError(f"{child.name} {ended} before it was ready; {_log_end(running.log)}")
+        if time.monotonic() > began_s + child.ready_timeout_s:
+            raise ChildFailedError(
+                f"{child.name} was not ready after {child.ready_timeout_s:.0f} s; {_log_end(running.log)}"
+            )
+        time.sleep(_POLL_S / 4)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> str:

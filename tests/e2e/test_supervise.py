@@ -226,6 +226,18 @@ def test_a_child_that_ends_before_it_is_ready_fails_the_start(home: Home, up: Up
     assert "ChildFailedError: bad exited with 3 before it was ready; the end of" in said
 
 
+def test_children_started_together_do_not_wait_for_one_another(home: Home, up: Up) -> None:
+    made = home.root / "made"
+    late = f"open({str(made)!r}, 'w'); " + "time.sleep(600)"
+    script = (
+        f"import pathlib\nfirst = child('first', SLEEP, is_ready=pathlib.Path({str(made)!r}).exists, ready_timeout_s=20)\n"
+        "with Supervisor(home, announce=say, policy=policy) as supervisor:\n"
+        f"    supervisor.start(first, child('second', {late!r}))\n"
+        "    ready()\n"
+    )
+    read_until(up(script), "ready")
+
+
 def test_a_child_that_ignores_the_request_to_stop_is_killed(home: Home, up: Up) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     process = up(alone(f"child('deaf', {deaf!r}, stop_timeout_s=0.3)"))
