@@ -47,11 +47,6 @@ class Home:
         return self.root / "secrets"
 
     @property
-    def pause_flag(self) -> Path:
-        """While this file exists no action is carried out; every executor looks before it acts."""
-        return self.root / "actions.paused"
-
-    @property
     def supervisor_lock(self) -> Path:
         """Held (flock) by the one `up` of this home; names it."""
         return self.root / "supervisor.lock"

@@ -19,7 +19,6 @@ from sqlalchemy.dialects.postgresql import insert
 from collector.wire import BatchMeta, DeviceRef
 from ingest.errors import BadBodyError
 from ingest.store import identities, partitions, placements
-from ingest.store.hours import DAY_US
 from ingest.store.identities import EngineKey, EpochKey, NodeKey, OnNode
 from ingest.store.tables import books
 
@@ -258,8 +257,3 @@ def _epoch_key(node_id: int, meta: BatchMeta) -> EpochKey:
 
 def _instant(at_us: int) -> datetime:
     return _UNIX_EPOCH + timedelta(microseconds=at_us)
-
-
-def day_of(at_us: int) -> int:
-    """Return the day an instant lies in, counted from the Unix epoch."""
-    return at_us // DAY_US

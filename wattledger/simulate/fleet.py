@@ -108,10 +108,6 @@ class Fleet:
         """Return what the books must say of [start, end); see :mod:`wattledger.simulate.truth`. Memory: 8 bytes a row."""
         return make_truth(self.spec, self.blocks, self.schedule, start_us, end_us)
 
-    def expected_rows(self, start_us: int, end_us: int) -> int:
-        """Return the number of periodic device rows of [start, end), for a progress bar."""
-        return (end_us - start_us) // self.spec.cadence_us * self.spec.devices
-
     def _check(self, start_us: int, end_us: int, batch_seconds: int) -> None:
         spec = self.spec
         if batch_seconds < spec.cadence_s or batch_seconds % spec.cadence_s or BLOCK_S % batch_seconds:
