@@ -32,6 +32,7 @@ from wattledger import diagnosis
 from wattledger.diagnosis import Check, broken, fine, note, unanswered, warning
 from wattledger.home import Home
 from wattledger.installation import API_URL_VARIABLE, HOST
+from wattledger.ports import own_address
 from wattledger.runtime import Secret
 from wattledger.standing import StandingError, Status, status
 
@@ -175,7 +176,8 @@ def _store(server: ServerFacts, facts: LedgerFacts, now: datetime) -> Iterator[C
 
 def _services(env: Mapping[str, str], standing: Status | None) -> Iterator[Check]:
     ports = {} if standing is None else standing.ports
-    service = env.get(API_URL_VARIABLE) or (f"http://{HOST}:{ports['--port']}" if "--port" in ports else None)
+    host = HOST if standing is None else own_address(standing.hosts.get("--port", HOST))
+    service = env.get(API_URL_VARIABLE) or (f"http://{host}:{ports['--port']}" if "--port" in ports else None)
     if service is None:
         yield note("service", f"its address is not known: nothing runs here and {API_URL_VARIABLE} is not set")
     else:

@@ -33,6 +33,12 @@ def free_port_or_explain(port: int, flag: str, host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def own_address(host: str) -> str:
+    """Return where a process of this machine reaches what listens on ``host``, as a URL writes it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (every address includes loopback)
+    return f"[{host}]" if ":" in host else host
+
+
 def _holder(port: int) -> str:
     """Name the process that listens on the port, as far as this user may see."""
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}

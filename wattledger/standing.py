@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Status:
     """By flag, of the last `up`."""
     database_url: str | None
     """Without its password."""
+    hosts: dict[str, str] = field(default_factory=dict)
+    """The address listened on, by the flag of its port."""
 
     @property
     def is_up(self) -> bool:
@@ -91,6 +93,7 @@ def status(home: Home) -> Status:
         children,
         dict(state.get("ports", {})),
         state.get("database_url"),
+        dict(state.get("hosts", {})),
     )
 
 

@@ -130,11 +130,28 @@ def test_once_starts_everything_stops_everything_and_says_where_it_was(home: Hom
     for told in (
         "ingest and API  http://127.0.0.1:",
         "dashboard       http://127.0.0.1:",
+        "budgets         dry run: nothing is acted on",
         f"state           {home.root}",
     ):
         assert told in done.stdout
     assert left_behind(home) == []
     assert status(home).postgres_pid is None
+
+
+def test_up_listens_where_it_is_told_and_lets_budgets_act_only_where_it_is_told(home: Home) -> None:
+    with up(home, "--host", "0.0.0.0", "--enforced") as process:
+        said = read_until(process, "running;")
+        assert "budgets         enforced: those armed act\n" in said
+        (serve,) = [line.split() for line in left_behind(home) if " serve " in line]
+        assert serve[serve.index("--host") + 1] == "0.0.0.0"
+        (worker,) = [line.split() for line in left_behind(home) if " worker " in line]
+        assert "--enforced" in worker
+        # What runs beside it on this machine still finds it.
+        assert "service" in {
+            check["subject"]
+            for check in json.loads(run(home, "doctor", "--format", "json").stdout)
+            if check["verdict"] == "fine"
+        }
 
 
 def test_a_second_up_is_refused_with_the_pid_of_the_first(running: tuple[Home, int]) -> None:

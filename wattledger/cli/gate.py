@@ -92,12 +92,14 @@ def specification(spec: Text) -> Mapping[str, str]:
 def running_url(home: Home) -> str:
     """Return the address of the service that `up` started in this home."""
     from wattledger.installation import HOST
+    from wattledger.ports import own_address
     from wattledger.standing import read_state, supervisor_of
 
-    port = read_state(home).get("ports", {}).get("--port")
+    state = read_state(home)
+    port = state.get("ports", {}).get("--port")
     if port is None or supervisor_of(home) is None:
         fail(f"no service runs in {home.root}; start it with `wattledger up`, or name one with --url")
-    return f"http://{HOST}:{port}"
+    return f"http://{own_address(state.get('hosts', {}).get('--port', HOST))}:{port}"
 
 
 def _token(home: Home, token_file: Path | None) -> str:

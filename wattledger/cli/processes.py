@@ -16,24 +16,31 @@ from wattledger.cli import chosen_home
 Examples:
   wattledger up                         run until Ctrl-C, state in the default home
   wattledger --home /srv/wl up --port 8080
+  wattledger up --host 0.0.0.0          GPU nodes on the network send here; put TLS in front
   wattledger up --once                  start everything, see that it answers, stop it again
   WATTLEDGER_DATABASE_URL=postgresql://ledger@db/ledger wattledger up
 """
 )
-@click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API, on loopback.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address ingest and API listen on; put TLS in front."
+)
+@click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API.")
 @click.option("--dashboard-port", default=8471, show_default=True, help="TCP port of the dashboard, on loopback.")
+@click.option("--enforced", is_flag=True, envvar="WATTLEDGER_ENFORCED", help="Let armed budgets act; else a dry run.")
 @click.option("--once", is_flag=True, help="Start, check that all answers, stop, exit 0.")
 @click.pass_context
-def up(ctx: click.Context, port: int, dashboard_port: int, once: bool) -> None:
+def up(ctx: click.Context, host: str, port: int, dashboard_port: int, enforced: bool, once: bool) -> None:
     """Start PostgreSQL, ingest + API, worker and dashboard, and keep them running."""
     from wattledger.installation import Ports, bring_up
     from wattledger.supervise import Supervisor
 
     home = chosen_home(ctx)
     with Supervisor(home, announce=click.echo) as supervisor:
-        installation = bring_up(supervisor, Ports(port, dashboard_port), os.environ, say=click.echo)
+        ports = Ports(port, dashboard_port)
+        installation = bring_up(supervisor, ports, os.environ, say=click.echo, host=host, enforced=enforced)
         click.echo(f"ingest and API  {installation.service_url}  (docs at /docs)")
         click.echo(f"dashboard       {installation.dashboard_url}")
+        click.echo(f"budgets         {'enforced: those armed act' if enforced else 'dry run: nothing is acted on'}")
         click.echo(f"state           {home.root}")
         if once:
             return
