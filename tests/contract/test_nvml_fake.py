@@ -15,7 +15,7 @@ from collector.probe import Sweep, Values
 from collector.probe.nvml import NvmlProbe
 from collector.probe.nvml_fields import FIELDS
 from tests.fakes.clock import FixedClock
-from tests.fakes.nvml.build import FakeNvml, build
+from tests.fakes.nvml.build import FakeNvml, build_or_skip
 
 pytestmark = pytest.mark.contract
 
@@ -64,7 +64,7 @@ class Node:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> FakeNvml:
-    return FakeNvml(build(tmp_path_factory.mktemp("nvml")))
+    return FakeNvml(build_or_skip(tmp_path_factory.mktemp("nvml")))
 
 
 @pytest.fixture(autouse=True)

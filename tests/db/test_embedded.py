@@ -28,7 +28,6 @@ pytestmark = pytest.mark.db
 
 REPOSITORY = Path(__file__).parents[2]
 MakeServer = Callable[[Path], EmbeddedServer]
-as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="asks what happens to root")
 
 
 @pytest.fixture
@@ -254,7 +253,7 @@ def test_a_bindir_without_postgresql_is_named(folder: Path) -> None:
         EmbeddedServer.in_home(folder, {BINDIR_VARIABLE: "/usr/share"})
 
 
-@as_root_only
+@pytest.mark.root
 def test_root_in_a_private_checkout_changes_no_mode_there(folder: Path) -> None:
     """Wheel, code and home all lie where the account may not go: data and programs move to root's own folder."""
     private = folder / "private"
@@ -288,7 +287,7 @@ def test_root_in_a_private_checkout_changes_no_mode_there(folder: Path) -> None:
     assert {path.name for path in after.keys() - before.keys()} == {"postgres.json", "postgres.log"}
 
 
-@as_root_only
+@pytest.mark.root
 def test_root_takes_no_data_folder_of_somebody_else(folder: Path, make: MakeServer) -> None:
     server = make(folder)
     server.start()

@@ -20,7 +20,7 @@ import zstandard
 from collector import wire
 from collector.spool import Spool
 from collector.wire import BatchMeta, Origin
-from tests.fakes.nvml.build import build, environment, start_agent
+from tests.fakes.nvml.build import build_or_skip, environment, start_agent
 
 pytestmark = pytest.mark.e2e
 
@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml-process"))
+    return build_or_skip(tmp_path_factory.mktemp("nvml-process"))
 
 
 @pytest.fixture
