@@ -20,6 +20,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from collector.wire import MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
+from ingest.body_limit import BodyLimit
 from ingest.http import Answer, Endpoint, Request, decoded
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
 from ingest.receivers import otlp
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
             await runtime.stop()
 
     app = IngestApp(title="Wattledger", version="1", lifespan=lifespan)
+    app.add_middleware(BodyLimit)  # the endpoints in ``direct`` go around it, with bounds of their own
     app.state.ingest = runtime
     answered = runtime.metrics.answered
     app.direct = {

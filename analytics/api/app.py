@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from analytics.api import bill, budgets, gate, logs, problems
 from analytics.api.service import ApiSettings, Service
+from ingest.body_limit import BodyLimit
 from ingest.store.engine import Database
 
 
@@ -30,5 +31,6 @@ def create_api(database: Database, settings: ApiSettings | None = None) -> FastA
         service.close()
 
     app = FastAPI(title="Wattledger API", version="1", lifespan=lifespan)
+    app.add_middleware(BodyLimit)
     mount(app, service)
     return app
