@@ -34,7 +34,7 @@ def findings(
     before_id: int | None,
     limit: int,
 ) -> list[Any]:
-    """Return findings visible to the connection, newest first, with the names of what they are about."""
+    """Return findings that stand and are visible to the connection, newest first, with the names of what they are about."""
     f, t, j, d, s = books.findings, reference.tenants, work.jobs, reference.devices, reference.sites
     query = (
         sa.select(
@@ -49,6 +49,7 @@ def findings(
         .outerjoin(t, t.c.id == f.c.tenant_id)
         .outerjoin(j, j.c.id == f.c.job_id)
         .outerjoin(d, d.c.id == f.c.device_id)
+        .where(f.c.withdrawn_at.is_(None))
         .order_by(f.c.id.desc())
         .limit(limit)
     )

@@ -18,6 +18,7 @@ import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
 
+from analytics.io.findings import replace_findings, withdraw_findings
 from analytics.io.readings import Silences
 from analytics.pipeline import Window, content_hash
 from ingest.store.copy import copy_statement, encode
@@ -98,6 +99,8 @@ def _save_in_transaction(
                 (run.seen_xid, state.site_id, state.hour_at),
             )
             _replace_rollups(connection, state, books.rollups)  # a late reading may move energy between its minutes
+            # A failed attempt since then left a finding that no longer holds.
+            withdraw_findings(connection, state.site_id, state.hour_at, keep=books.findings["dedupe_key"].to_list())
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
         diff = _difference(connection, state, books) if state.status == "closed" else None
@@ -109,7 +112,7 @@ def _save_in_transaction(
         _insert_rows(connection, "usage_hours", state, revision, books.usage)
         _insert_rows(connection, "ledger_lines", state, revision, books.lines)
         _replace_rollups(connection, state, books.rollups)
-        _upsert_findings(connection, state, books.findings)
+        replace_findings(connection, state.site_id, state.hour_at, books.findings)
         _bind_jobs(connection, books.job_tenants)
         return Saved.WRITTEN
 
@@ -245,25 +248,6 @@ def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, roll
         {"hour_at": state.hour_at, "devices": rollups["device_id"].unique().to_list()},
     )
     _copy(connection, "minute_rollups", rollups)
-
-
-def _upsert_findings(connection: psycopg.Connection[Any], state: HourState, findings: pl.DataFrame) -> None:
-    if findings.is_empty():
-        return
-    connection.cursor().executemany(
-        """
-        INSERT INTO findings (dedupe_key, site_id, kind, device_id, job_id, tenant_id, start_at, end_at, evidence,
-                              waste_energy_mj, avoidable_cash, capacity_freed_us, currency, confidence, origin)
-        VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(device_id)s, %(job_id)s, %(tenant_id)s, %(start_at)s,
-                %(end_at)s, %(evidence)s::jsonb, %(waste_energy_mj)s, %(avoidable_cash)s, %(capacity_freed_us)s,
-                %(currency)s, %(confidence)s, %(origin)s)
-        ON CONFLICT (dedupe_key) DO UPDATE SET
-            tenant_id = excluded.tenant_id, end_at = excluded.end_at, evidence = excluded.evidence,
-            waste_energy_mj = excluded.waste_energy_mj, avoidable_cash = excluded.avoidable_cash,
-            capacity_freed_us = excluded.capacity_freed_us, confidence = excluded.confidence, recorded_at = now()
-        """,
-        [{**row, "site_id": state.site_id} for row in findings.to_dicts()],
-    )
 
 
 def _bind_jobs(connection: psycopg.Connection[Any], job_tenants: pl.DataFrame) -> None:

@@ -57,7 +57,7 @@ SELECT {key} AS key, {tenant} AS tenant, CASE WHEN f.kind = 'idle_waste' THEN f.
     sum(f.avoidable_cash) AS waste
 FROM findings AS f LEFT JOIN tenants AS t ON t.id = f.tenant_id {joins}
 WHERE f.kind IN ('idle_waste', 'throttling') AND f.start_at >= :from_at AND f.start_at < :to_at
-    AND f.currency = :currency AND {subtree}
+    AND f.withdrawn_at IS NULL AND f.currency = :currency AND {subtree}
 GROUP BY {key}, {tenant}, f.kind
 """
 # Each line's cost in billionths, an integer, split over the devices behind it: whole parts first, then one more billionth to

@@ -178,6 +178,12 @@ findings = Table(
     column("confidence", DOUBLE_PRECISION, comment="0 to 1"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
     instant("recorded_at", server_default=func.now()),
+    column(
+        "withdrawn_at",
+        _HOUR,
+        nullable=True,
+        comment="instant, UTC: its hour was closed again without it; null = stands",
+    ),
     Index("findings_time_ix", "start_at"),
     comment="A detected episode with its evidence and price.",
 )

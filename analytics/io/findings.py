@@ -1,0 +1,74 @@
+"""Writes what a close found, and takes back what it no longer finds. Findings that ingest raises are not its business."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+import psycopg
+from psycopg.types.json import Jsonb
+
+from analytics.errors import BooksError
+from analytics.model.findings import IDLE_WASTE, OVERLAP, THROTTLING
+from analytics.model.overhead import NEGATIVE
+
+BOOKS_UNBALANCED: Final = "books_unbalanced"
+"""An hour that would break a law of the books and so was not written; stands until the hour is."""
+OF_A_CLOSE: Final = (THROTTLING, IDLE_WASTE, OVERLAP, NEGATIVE, BOOKS_UNBALANCED)
+"""Kinds that a close of their hour finds, and a later close of it may not find again."""
+
+_UPSERT: Final = """
+INSERT INTO findings (dedupe_key, site_id, kind, device_id, job_id, tenant_id, start_at, end_at, evidence,
+                      waste_energy_mj, avoidable_cash, capacity_freed_us, currency, confidence, origin)
+VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(device_id)s, %(job_id)s, %(tenant_id)s, %(start_at)s,
+        %(end_at)s, %(evidence)s::jsonb, %(waste_energy_mj)s, %(avoidable_cash)s, %(capacity_freed_us)s,
+        %(currency)s, %(confidence)s, %(origin)s)
+ON CONFLICT (dedupe_key) DO UPDATE SET
+    tenant_id = excluded.tenant_id, end_at = excluded.end_at, evidence = excluded.evidence,
+    waste_energy_mj = excluded.waste_energy_mj, avoidable_cash = excluded.avoidable_cash,
+    capacity_freed_us = excluded.capacity_freed_us, confidence = excluded.confidence, recorded_at = now(),
+    withdrawn_at = NULL
+"""
+_WITHDRAW: Final = """
+UPDATE findings SET withdrawn_at = now()
+WHERE site_id = %(site_id)s AND start_at >= %(hour_at)s AND start_at < %(hour_at)s + interval '1 hour'
+AND kind = ANY (%(kinds)s) AND withdrawn_at IS NULL AND dedupe_key <> ALL (%(found)s)
+"""
+# The origin is that of the least trusted feed of the site.
+_UNBALANCED: Final = """
+INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
+VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(start_at)s, %(end_at)s, %(evidence)s, 1.0,
+        coalesce((SELECT max(epochs.origin) FROM epochs JOIN nodes ON nodes.id = epochs.node_id
+                  WHERE nodes.site_id = %(site_id)s), 2))
+ON CONFLICT (dedupe_key) DO UPDATE SET evidence = excluded.evidence, recorded_at = now(), withdrawn_at = NULL
+"""
+
+
+def replace_findings(
+    connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, findings: pl.DataFrame
+) -> None:
+    """Make ``findings`` all that stands of what closes of this hour ever found; the rest is withdrawn, not deleted."""
+    withdraw_findings(connection, site_id, hour_at, keep=findings["dedupe_key"].to_list())
+    if not findings.is_empty():
+        connection.cursor().executemany(_UPSERT, [{**row, "site_id": site_id} for row in findings.to_dicts()])
+
+
+def withdraw_findings(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, *, keep: list[str]) -> None:
+    """Withdraw what closes of this hour found, but for the dedupe keys to ``keep``."""
+    connection.execute(_WITHDRAW, {"site_id": site_id, "hour_at": hour_at, "kinds": list(OF_A_CLOSE), "found": keep})
+
+
+def report_unbalanced(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: BooksError) -> None:
+    """Leave a finding on an hour whose books do not balance, one however often it is tried."""
+    connection.execute(
+        _UNBALANCED,
+        {
+            "dedupe_key": f"{BOOKS_UNBALANCED}|{site_id}|{hour_at.isoformat()}",
+            "site_id": site_id,
+            "kind": BOOKS_UNBALANCED,
+            "start_at": hour_at,
+            "end_at": hour_at + timedelta(hours=1),
+            "evidence": Jsonb({"law": type(error).__name__, "message": str(error)}),
+        },
+    )
