@@ -2,7 +2,8 @@
 
 Runs inside the transaction that copies the samples of the same bodies. The upsert of a job locks its row, so two writers
 with events of one job take turns. An end whose start was never seen makes an allocation from the job's own start, and
-says so in its evidence; the start, should it come after all, replaces it.
+says so in its evidence; the start, should it come after all, replaces it. A written row is never completed in place: the
+completed one supersedes it, so that a close made in between can be computed again as things were known then.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Allocation:
     end_energy_mj: int | None
     share_ratio: Decimal | None
     evidence: str
+    accelerators: int = 1
     superseded: bool = False
     changed: bool = False
 
@@ -110,7 +112,8 @@ def fold(rows: list[Allocation], event: Event) -> datetime | None:
         return None
     opened = next((row for row in current if row.end_at is None and row.start_at <= at), None)
     if opened is not None:
-        opened.end_at, opened.end_energy_mj, opened.changed = at, event.energy_mj, True
+        rows.append(replace(opened, id=None, end_at=at, end_energy_mj=event.energy_mj, changed=True))
+        opened.superseded = opened.changed = True
         return at
     start = min(_instant(event.job.started_at_us), at)
     guess = _opened(replace(event, energy_mj=None), start, None)
@@ -130,6 +133,7 @@ def _opened(event: Event, at: datetime, guess: Allocation | None) -> Allocation:
         end_energy_mj=None if guess is None else guess.end_energy_mj,
         share_ratio=share,
         evidence=event.evidence,
+        accelerators=event.accelerators,
         changed=True,
     )
 
@@ -166,8 +170,8 @@ def _upsert_jobs(conn: psycopg.Connection[Any], events: Sequence[Event]) -> dict
 def _current(conn: psycopg.Connection[Any], job_ids: list[int]) -> dict[tuple[int, int], list[Allocation]]:
     held: dict[tuple[int, int], list[Allocation]] = {}
     rows = conn.execute(
-        "SELECT job_id, device_id, id, start_at, end_at, start_energy_mj, end_energy_mj, share_ratio, evidence "
-        "FROM allocations WHERE job_id = ANY (%s) AND device_id IS NOT NULL AND superseded_at IS NULL ORDER BY start_at",
+        "SELECT job_id, device_id, id, start_at, end_at, start_energy_mj, end_energy_mj, share_ratio, evidence, "
+        "accelerators FROM allocations WHERE job_id = ANY (%s) AND device_id IS NOT NULL AND superseded_at IS NULL ORDER BY start_at",
         [job_ids],
     )
     for job_id, device_id, *fields in rows:
@@ -176,35 +180,30 @@ def _current(conn: psycopg.Connection[Any], job_ids: list[int]) -> dict[tuple[in
 
 
 def _write(conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Sequence[Allocation]) -> None:
+    """Write what changed: rows are superseded or inserted, and one both made and superseded here was never there."""
     for row in rows:
         if not row.changed:
             continue
-        if row.id is None:
-            if row.superseded:
-                continue
-            conn.execute(
-                "INSERT INTO allocations (job_id, site_id, device_id, accelerators, share_ratio, start_at, end_at, "
-                "start_energy_mj, end_energy_mj, evidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                [
-                    job_id,
-                    event.site_id,
-                    event.device_id,
-                    event.accelerators,
-                    row.share_ratio,
-                    row.start_at,
-                    row.end_at,
-                    row.start_energy_mj,
-                    row.end_energy_mj,
-                    row.evidence,
-                ],
-            )
-        elif row.superseded:
-            conn.execute("UPDATE allocations SET superseded_at = now() WHERE id = %s", [row.id])
-        else:
-            conn.execute(
-                "UPDATE allocations SET end_at = %s, end_energy_mj = %s WHERE id = %s",
-                [row.end_at, row.end_energy_mj, row.id],
-            )
+        if row.superseded:
+            if row.id is not None:
+                conn.execute("UPDATE allocations SET superseded_at = now() WHERE id = %s", [row.id])
+            continue
+        conn.execute(
+            "INSERT INTO allocations (job_id, site_id, device_id, accelerators, share_ratio, start_at, end_at, "
+            "start_energy_mj, end_energy_mj, evidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                job_id,
+                event.site_id,
+                event.device_id,
+                row.accelerators,
+                row.share_ratio,
+                row.start_at,
+                row.end_at,
+                row.start_energy_mj,
+                row.end_energy_mj,
+                row.evidence,
+            ],
+        )
 
 
 def _settle_jobs(conn: psycopg.Connection[Any], job_ids: list[int]) -> None:

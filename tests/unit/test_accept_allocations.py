@@ -40,7 +40,17 @@ def test_a_start_opens_and_an_end_closes_with_the_counter_readings() -> None:
     assert fold(rows, event(START, 1, 100)) == at(1)
     assert fold(rows, event(END, 9, 900)) == at(9)
     assert spans(rows) == [(at(1), at(9), "cgroup")]
-    assert (rows[0].start_energy_mj, rows[0].end_energy_mj) == (100, 900)
+    assert (rows[-1].start_energy_mj, rows[-1].end_energy_mj) == (100, 900)
+
+
+def test_an_end_leaves_the_written_row_as_it_was_known_and_makes_a_new_one() -> None:
+    written = Allocation(5, at(1), None, 100, None, None, "cgroup", accelerators=2)
+    rows = [written]
+    assert fold(rows, event(END, 9, 900)) == at(9)
+    assert (written.superseded, written.end_at, written.end_energy_mj) == (True, None, None)
+    assert (rows[-1].id, rows[-1].start_energy_mj, rows[-1].end_energy_mj, rows[-1].accelerators) == (None, 100, 900, 2)
+    assert spans(rows) == [(at(1), at(9), "cgroup")]
+    assert fold(rows, event(END, 9, 900)) is None
 
 
 def test_repeated_events_change_nothing() -> None:
