@@ -135,8 +135,9 @@ def load_batch(
     placed = fetch_frame(connection, _DEVICES, scope, Devices)
     pools = fetch_frame(connection, _POOLS, scope, Devices)
     devices = Devices.validate(pl.concat([placed, pools]))
-    epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
-    readings, silences = load_readings(database, placed, epochs, window, policy)
+    readings, epochs, silences = load_readings(
+        database, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
+    )
     allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
     allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
     job_ids = allocations["job_id"].unique().to_list()

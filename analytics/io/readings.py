@@ -7,6 +7,7 @@ node's device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -64,13 +65,17 @@ class Silences:
 def load_readings(
     database: Database,
     devices: dy.DataFrame[Devices],
-    epochs: dy.DataFrame[Epochs],
+    epochs_now: Callable[[], dy.DataFrame[Epochs]],
     window: Window,
     policy: Policy,
-) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
-    """Return the readings the model needs for these devices, and the silences around the window."""
+) -> tuple[dy.DataFrame[DeviceReadings], dy.DataFrame[Epochs], Silences]:
+    """Return the readings the model needs for these devices, the site's epochs, and the silences around the window.
+
+    Epochs are asked for last: each is committed before its first reading, so whatever ingest adds meanwhile, no reading
+    comes without its epoch.
+    """
     if devices.is_empty():
-        return DeviceReadings.create_empty(), Silences()
+        return DeviceReadings.create_empty(), epochs_now(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
     around = _between(database, devices, window.from_at - margin, window.to_at + margin)
@@ -90,7 +95,8 @@ def load_readings(
         latest=False,
     )
     readings = DeviceReadings.validate(pl.concat([before, around, after]).select(DeviceReadings.column_names()))
-    return readings, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
+    epochs = epochs_now()
+    return readings, epochs, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
 
 
 def _between(database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
