@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import polars as pl
 import psycopg
 
 from analytics.errors import BooksError
-from analytics.io.hours import Batch, batches, due_hours, forget_changes
-from analytics.io.load import load_batch
+from analytics.io.findings import report_unbalanced
+from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open
+from analytics.io.load import Loaded, load_batch
 from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
 from analytics.pipeline import HourResult, Window, close_hours, roll_minutes
 from analytics.policy import Policy
@@ -57,6 +59,19 @@ class Round:
     provisional: int = 0
     lost_races: int = 0
     failed: int = 0
+    """Hours left open by an error, which the log has; they stay due."""
+    unsettled: list[tuple[int, datetime]] = field(default_factory=list, repr=False)
+    """(site, hour) of those, and of lost races."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """The books of one batch, not yet written."""
+
+    loaded: Loaded
+    window: Window
+    result: HourResult
+    rollups: pl.DataFrame
 
 
 class HourCloser:
@@ -67,7 +82,10 @@ class HourCloser:
         self._settings = settings
 
     def run(self, now: datetime, *, on_hour: Callable[[HourState, Saved], None] | None = None) -> Round:
-        """Bring the ledger up to date as of ``now``; an hour that breaks a law of the books is logged and left open."""
+        """Bring the ledger up to date as of ``now``; an hour that fails is logged, counted and left due, others go on.
+
+        Raises only when the database is gone: then no hour could be written.
+        """
         round_ = Round()
         with self._database.connect("worker", autocommit=True, application="wattledger-worker") as connection:
             settings = self._settings
@@ -77,42 +95,70 @@ class HourCloser:
             while waiting:
                 batch = waiting.pop(0)
                 try:
-                    self._close(connection, batch, now, round_, on_hour)
-                except BooksError:
+                    computed = self._compute(connection, batch, now)
+                # Broad: what one site's data can provoke, from a row that fits no frame to memory that does not suffice,
+                # has no common base, and whatever it is must not keep other sites from their books. Nothing is written yet.
+                except Exception as error:
+                    if connection.closed:
+                        raise
                     if len(batch.hours) > 1:  # one bad hour must not keep its neighbours from their books
                         waiting = batches(list(batch.hours), 1) + waiting
-                        continue
-                    round_.failed += 1
-                    log.exception("site %s, hour %s: the books do not balance", batch.site_id, batch.from_at)
+                    else:
+                        _leave_open(connection, batch.hours[0], error, round_)
+                    continue
+                self._save(connection, batch, computed, now, round_, on_hour)
             settled = _floor_hour(now - timedelta(microseconds=settings.policy.lateness_us))
-            if not round_.failed and not round_.lost_races:
-                forget_changes(connection, horizon, settled)
+            forget_changes(connection, horizon, settled, round_.unsettled)
         return round_
 
-    def _close(
-        self,
-        connection: psycopg.Connection[Any],
-        batch: Batch,
-        now: datetime,
-        round_: Round,
-        on_hour: Callable[[HourState, Saved], None] | None,
-    ) -> None:
+    def _compute(self, connection: psycopg.Connection[Any], batch: Batch, now: datetime) -> _Computed:
         settings = self._settings
         closed_before = now - timedelta(microseconds=settings.policy.lateness_us)
         window = Window(from_at=batch.from_at, to_at=min(batch.to_at, now), closed_before_at=closed_before)
         loaded = load_batch(self._database, connection, batch.site_id, window, settings.policy, settings.currency)
         result = close_hours(loaded.inputs, settings.policy)
-        rollups = roll_minutes(loaded.inputs.usage, settings.policy)
+        return _Computed(loaded, window, result, roll_minutes(loaded.inputs.usage, settings.policy))
+
+    def _save(
+        self,
+        connection: psycopg.Connection[Any],
+        batch: Batch,
+        computed: _Computed,
+        now: datetime,
+        round_: Round,
+        on_hour: Callable[[HourState, Saved], None] | None,
+    ) -> None:
+        settings, loaded = self._settings, computed.loaded
+        closed_before = now - timedelta(microseconds=settings.policy.lateness_us)
         restated = False
         for hour in batch.hours:
             closed = hour.hour_at + timedelta(hours=1) <= closed_before
             run = Run(settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour))
-            saved = save_hour(connection, hour, _books_of(hour, result, rollups), run, closed=closed)
+            books = _books_of(hour, computed.result, computed.rollups)
+            try:
+                saved = save_hour(connection, hour, books, run, closed=closed)
+            except (psycopg.Error, pl.exceptions.PolarsError) as error:
+                if connection.closed:
+                    raise
+                _leave_open(connection, hour, error, round_)
+                continue
             _count(round_, hour, saved, closed=closed)
             restated |= saved is Saved.WRITTEN and hour.status == "closed"
             if on_hour is not None:
                 on_hour(hour, saved)
-        remember_silences(connection, batch.site_id, loaded.silences, window, restated=restated)
+        remember_silences(connection, batch.site_id, loaded.silences, computed.window, restated=restated)
+
+
+def _leave_open(connection: psycopg.Connection[Any], hour: HourState, error: Exception, round_: Round) -> None:
+    """Leave an hour that failed due, on record: in the log, and where it is the books' own fault, as a finding."""
+    round_.failed += 1
+    round_.unsettled.append((hour.site_id, hour.hour_at))
+    remember_open(connection, hour.site_id, hour.hour_at)
+    if isinstance(error, BooksError):
+        log.error("site %s, hour %s: the books do not balance", hour.site_id, hour.hour_at, exc_info=error)
+        report_unbalanced(connection, hour.site_id, hour.hour_at, error)
+    else:
+        log.error("site %s, hour %s: left open", hour.site_id, hour.hour_at, exc_info=error)
 
 
 def _snapshot_xmin(connection: psycopg.Connection[Any]) -> str:
@@ -132,7 +178,7 @@ def _reason(hour: HourState) -> str:
     return "open window" if hour.status == "provisional" else "changed inputs"
 
 
-def _books_of(hour: HourState, result: HourResult, rollups: Any) -> HourBooks:
+def _books_of(hour: HourState, result: HourResult, rollups: pl.DataFrame) -> HourBooks:
     at = hour.hour_at
     return HourBooks(
         usage=result.usage.filter(result.usage["hour_at"] == at),
@@ -146,6 +192,7 @@ def _books_of(hour: HourState, result: HourResult, rollups: Any) -> HourBooks:
 def _count(round_: Round, hour: HourState, saved: Saved, *, closed: bool) -> None:
     if saved is Saved.LOST_RACE:
         round_.lost_races += 1
+        round_.unsettled.append((hour.site_id, hour.hour_at))
     elif saved is Saved.UNCHANGED:
         round_.unchanged += 1
     elif not closed:

@@ -62,6 +62,10 @@ def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> 
         worker.close()
 
 
+class OpenHoursError(RuntimeError):
+    """Some hours could not be closed; the round itself went through."""
+
+
 @dataclass(slots=True)
 class Chore:
     """One thing a worker does again and again. ``work`` returns what is worth a line in the log, or None."""
@@ -167,7 +171,9 @@ class Worker:
 
     def _close_hours(self, now: datetime) -> object | None:
         done = self._closer.run(now)
-        return done if done.closed or done.restated or done.failed else None
+        if done.failed:  # all others are closed; these are tried again, with the growing pause of a failure
+            raise OpenHoursError(f"{done.failed} hours were left open by errors, see above: {done}")
+        return done if done.closed or done.restated else None
 
     def _enforce(self, now: datetime) -> object | None:
         del now  # decisions, acts and messages each read the clock: an act may take its time

@@ -7,6 +7,7 @@ a change it did not see (written by a transaction from its ``seen_xid`` on) touc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -17,7 +18,7 @@ from analytics.io.save import HourState
 
 REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
-DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap")
+DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap", "failed_close")
 """Kinds of change that bring an hour into the books."""
 OUTSIDE_THE_BOOKS: Final = ("fabric_samples", "engine_samples", "device_events")
 """Kinds of change that move no figure of a bill."""
@@ -98,6 +99,19 @@ def batches(hours: list[HourState], most: int) -> list[Batch]:
     return [Batch(group[0].site_id, tuple(group)) for group in groups]
 
 
+_REMEMBER_OPEN: Final = """
+INSERT INTO changes (site_id, from_at, to_at, kind)
+SELECT %(site_id)s, %(hour_at)s, %(hour_at)s + interval '1 hour', 'failed_close'
+WHERE NOT EXISTS (SELECT FROM ledger_hours WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s)
+AND NOT EXISTS (SELECT FROM changes WHERE site_id = %(site_id)s AND from_at = %(hour_at)s AND kind = 'failed_close')
+"""
+
+
+def remember_open(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime) -> None:
+    """Keep an hour due that failed before it ever had books. Once: an hour of a pool is announced only while it is the last."""
+    connection.execute(_REMEMBER_OPEN, {"site_id": site_id, "hour_at": hour_at})
+
+
 _FORGET: Final = """
 DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
 AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
@@ -106,6 +120,10 @@ AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
     AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
     AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
     AND changes.kind <> ALL (%(outside)s)
+) AND NOT EXISTS (
+    SELECT FROM unnest(%(unsettled_sites)s::integer[], %(unsettled_hours)s::timestamptz[]) AS hours (site_id, hour_at)
+    WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
+    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
 ) AND NOT (kind = ANY (%(data_kinds)s) AND EXISTS (
     SELECT FROM generate_series(date_trunc('hour', from_at, 'UTC'), to_at - interval '1 microsecond', interval '1 hour') AS wanted(hour_at)
     WHERE NOT EXISTS (SELECT FROM ledger_hours AS hours WHERE hours.site_id = changes.site_id AND hours.hour_at = wanted.hour_at)
@@ -113,11 +131,17 @@ AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
 """
 
 
-def forget_changes(connection: psycopg.Connection[Any], horizon_xid: str, settled_before: datetime) -> int:
+def forget_changes(
+    connection: psycopg.Connection[Any],
+    horizon_xid: str,
+    settled_before: datetime,
+    unsettled: Sequence[tuple[int, datetime]] = (),
+) -> int:
     """Delete changes that every hour they touch has seen; return how many.
 
     ``horizon_xid`` is a snapshot's xmin from before the hours were closed; ``settled_before`` keeps the changes of hours
-    that are not closed yet.
+    that are not closed yet. ``unsettled``: (site, hour) that failed or that another worker holds; what touches them is kept,
+    whatever their rows say, since a worker that read before the change may yet write them.
     """
     cursor = connection.execute(
         _FORGET,
@@ -127,6 +151,8 @@ def forget_changes(connection: psycopg.Connection[Any], horizon_xid: str, settle
             "reach": REACH,
             "data_kinds": list(DATA_KINDS),
             "outside": list(OUTSIDE_THE_BOOKS),
+            "unsettled_sites": [site_id for site_id, _ in unsettled],
+            "unsettled_hours": [hour_at for _, hour_at in unsettled],
         },
     )
     return cursor.rowcount
