@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analytics.io import load
+from analytics.io.readings import load_readings
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
@@ -20,7 +20,6 @@ def test_an_epoch_that_begins_while_a_close_reads_is_known_with_its_readings(
 ) -> None:
     fleet = small_fleet(db)
     fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=20))
-    ask = load.load_readings
 
     def a_reboot_is_committed_just_before(*arguments: Any) -> Any:
         ((epoch_id,),) = fleet.rows(
@@ -35,9 +34,9 @@ def test_an_epoch_that_begins_while_a_close_reads_is_known_with_its_readings(
             fleet.device_id,
             epoch_id,
         )
-        return ask(*arguments)
+        return load_readings(*arguments)
 
-    monkeypatch.setattr(load, "load_readings", a_reboot_is_committed_just_before)
+    monkeypatch.setattr("analytics.io.load.load_readings", a_reboot_is_committed_just_before)
 
     done = HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
 
