@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -13,6 +14,8 @@ from dashboard import charts, view
 from dashboard.data import Api, ApiError, Bill, Budget, Finding, PowerPoint
 
 REFRESH_S = 30
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def page() -> None:
@@ -96,34 +99,30 @@ def _power(points: Sequence[PowerPoint], period: view.Period) -> None:
 
 def _tenants(bill: Bill) -> None:
     with st.container(border=True, height="stretch"):
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-            st.markdown(view.heading("##### By tenant", bill.total.origins), width="content")
-            chosen = st.segmented_control(
-                "Measure",
-                [measure.value for measure in charts.Measure],
-                default=charts.Measure.COST.value,
-                required=True,
-                label_visibility="collapsed",
-                width="content",
-            )
-        _draw(charts.tenant_chart(bill.rows, charts.Measure(chosen), bill.currency), bill.total.origins)
+        measure = _heading_with_choice("##### By tenant", bill, "Measure", charts.Measure, charts.Measure.COST)
+        _draw(charts.tenant_chart(bill.rows, measure, bill.currency), bill.total.origins)
         st.caption("`(platform)` is idle and unattributed time; `unmapped` is what no binding names.")
 
 
 def _waste(bill: Bill) -> None:
     with st.container(border=True, height="stretch"):
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-            st.markdown(view.heading("##### Waste", bill.total.origins), width="content")
-            chosen = st.segmented_control(
-                "Waste in",
-                [measure.value for measure in charts.Waste],
-                default=charts.Waste.CASH.value,
-                required=True,
-                label_visibility="collapsed",
-                width="content",
-            )
-        _draw(charts.waste_chart(bill.rows, charts.Waste(chosen), bill.currency), bill.total.origins)
+        waste = _heading_with_choice("##### Waste", bill, "Waste in", charts.Waste, charts.Waste.CASH)
+        _draw(charts.waste_chart(bill.rows, waste, bill.currency), bill.total.origins)
         st.caption(f"{view.wasted(bill)} What throttling loses is assumed, not measured.")
+
+
+def _heading_with_choice(heading: str, bill: Bill, label: str, choices: type[Choice], default: Choice) -> Choice:
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.markdown(view.heading(heading, bill.total.origins), width="content")
+        chosen = st.segmented_control(
+            label,
+            [choice.value for choice in choices],
+            default=default.value,
+            required=True,
+            label_visibility="collapsed",
+            width="content",
+        )
+    return choices(chosen)
 
 
 def _budgets(budgets: Sequence[Budget]) -> None:
