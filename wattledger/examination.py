@@ -217,6 +217,8 @@ def _driver() -> Check:
         return note(subject, f"no NVIDIA driver here ({error}); needed on GPU nodes only, where the agent runs")
     try:
         return note(subject, f"driver {pynvml.nvmlSystemGetDriverVersion()}, {pynvml.nvmlDeviceGetCount()} devices")
+    except pynvml.NVMLError as error:
+        return note(subject, f"the NVIDIA driver does not say what it is ({error}); try `wattledger-agent check`")
     finally:
         pynvml.nvmlShutdown()
 

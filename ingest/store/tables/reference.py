@@ -59,7 +59,12 @@ devices = Table(
     "devices",
     metadata,
     surrogate_id(),
-    column("uuid", Text, unique=True, comment="vendor UUID; node:<site>/<name> for a node metered as a whole; pool:<site>/<pool>/<model>"),
+    column(
+        "uuid",
+        Text,
+        unique=True,
+        comment="vendor UUID; node:<site>/<name> for a node metered as a whole; pool:<site>/<pool>/<model>",
+    ),
     column("vendor", Text),
     column("model", Text),
     column("kind", Text, comment="gpu, mig, node, or pool: accelerators known only by (pool, model, count)"),
