@@ -337,7 +337,9 @@ def test_a_database_that_is_away_for_some_seconds_costs_only_time(calm: Calm, tm
         place.token.write_text(introduce(own.database(), Fleet(calm.spec), calm.until_us, root))
         site = Site(place, 0, root / "test.log")
         with serving(own.database(), root) as url, site.stack:
-            site.stack.enter_context(command(["--home", str(root), "worker", "--interval", "0.5"], root / "worker.log"))
+            worker = site.stack.enter_context(
+                command(["--home", str(root), "worker", "--interval", "0.5"], root / "worker.log")
+            )
             feed = site.stack.enter_context(
                 command(["feed", str(root), url], site.log, module="tests.e2e.fleet_processes")
             )
@@ -347,6 +349,7 @@ def test_a_database_that_is_away_for_some_seconds_costs_only_time(calm: Calm, tm
                 time.sleep(8)
                 assert feed.poll() is None
                 own.start()
+                assert worker.poll() is None, (root / "worker.log").read_text()[-4000:]
             site.finish(feed, calm.spec)
             assert_like(calm, own.database())
     finally:
