@@ -34,6 +34,7 @@ from analytics.actions.webhooks import TIMEOUT_S, Deliverer
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
+from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.housekeeping import Housekeeper
 from wattledger.runtime import code_version, ready_database
@@ -62,7 +63,7 @@ def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> 
         worker.close()
 
 
-class OpenHoursError(RuntimeError):
+class OpenHoursError(WattledgerError):
     """Some hours could not be closed; the round itself went through."""
 
 
