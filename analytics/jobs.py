@@ -37,6 +37,8 @@ class WorkerSettings:
     """What a worker may be told; values come from the composition root."""
 
     code_version: str
+    session: str = "wattledger-worker"
+    """Application name of its database sessions, by which a successor finds them."""
     currency: str = "USD"
     policy: Policy = field(default_factory=Policy)
     interval_s: float = 10.0
@@ -87,7 +89,7 @@ class HourCloser:
         Raises only when the database is gone: then no hour could be written.
         """
         round_ = Round()
-        with self._database.connect("worker", autocommit=True, application="wattledger-worker") as connection:
+        with self._database.connect("worker", autocommit=True, application=self._settings.session) as connection:
             settings = self._settings
             connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -44,6 +44,7 @@ ENFORCE_INTERVAL_S: Final = 30.0
 """A decision reads a whole period's lines of each budget; hours close once an hour, the open one moves every round."""
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 _LONGEST_PAUSE_S: Final = 60.0
+LEASE: Final = timedelta(seconds=30)
 
 
 def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> None:
@@ -114,17 +115,17 @@ class Worker:
         self._interval_s = settings.interval_s
         self._home = home
         self._clock = clock
-        self._engine = database.create_engine("worker", pool_size=2, application="wattledger-worker")
+        # Renewed several times before it runs out: another worker takes over after half a minute of silence.
+        holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self._lease = Lease(holder, LEASE)
+        self._engine = database.create_engine("worker", pool_size=2, application=self._lease.session)
         self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
-        self._closer = HourCloser(database, settings)
+        self._closer = HourCloser(database, replace(settings, session=self._lease.session))
         self._planes: dict[str, Plane] = {}
         executor = Executor(self._engine, self._planes, ActionSettings(home.root, enforced=enforced), clock)
         deliverer = Deliverer(self._engine, self._client, os.environ, clock)
         self._enforcement = Enforcement(self._engine, executor, deliverer, clock)
         self._housekeeper = Housekeeper(self._engine)
-        # Renewed every round: another worker takes over after three rounds of silence.
-        holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-        self._lease = Lease(holder, timedelta(seconds=max(30.0, 3 * settings.interval_s)))
         self._was_paused = False
         self._was_slurm_silent = False
         self.chores = (
@@ -136,6 +137,7 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Do chores as they fall due, until told to stop."""
+        threading.Thread(target=self._stay_alive, args=(stop,), name="lease", daemon=True).start()
         while not stop.is_set():
             self.round()
             stop.wait(self._interval_s * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
@@ -211,6 +213,15 @@ class Worker:
         elif brake is None and self._was_paused:
             log.info("actions go on")
         self._was_paused = brake is not None
+
+    def _stay_alive(self, stop: threading.Event) -> None:
+        """Renew the lease while a round lasts, however long that is."""
+        while not stop.wait(LEASE.total_seconds() / 4):
+            try:
+                with self._database.connect("worker", autocommit=True, application="wattledger-lease") as connection:
+                    self._lease.renew(connection)
+            except psycopg.OperationalError as error:
+                log.debug("the lease could not be renewed: %s", error)
 
     def _give_back(self) -> None:
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from datetime import timedelta
 
+import psycopg
 import pytest
 
 from analytics.frames import Findings, JobTenants, LedgerLines, Rollups, UsageHours
 from analytics.io.hours import due_hours
+from analytics.io.lease import Lease
 from analytics.io.save import HourBooks, Run, Saved, save_hour
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
@@ -60,3 +64,30 @@ def test_a_worker_asks_the_server_to_end_its_session_should_it_stand_still(db: D
         closer.run(LATER)
 
         assert admin.execute("SELECT * FROM asked").fetchone() == ("10s", "20s")
+
+
+def test_who_takes_over_ends_the_sessions_of_the_silent_worker_even_in_the_middle_of_a_copy(db: Database) -> None:
+    first = Lease("host/1/aaaa")
+    second = Lease("host/2/bbbb", expires=timedelta(0))  # to whom half a minute of silence is over at once
+    with (
+        db.connect("worker", autocommit=True) as connection,
+        db.connect("worker", application=first.session) as silent,
+        db.connect("worker", application=second.session) as own,
+    ):
+        assert first.take(connection)
+        copying = ExitStack()
+        copying.enter_context(silent.cursor().copy("COPY minute_rollups FROM STDIN"))  # the server waits for rows
+        assert second.take(connection)
+        await_ended(db, first.session)
+        with pytest.raises(psycopg.OperationalError):
+            copying.close()
+        first.renew(connection)
+        assert own.execute("SELECT holder FROM watermarks").fetchall() == [(second.holder,)]
+
+
+def await_ended(db: Database, session: str) -> None:
+    deadline = time.monotonic() + 30
+    with db.connect("admin", autocommit=True) as admin:
+        while admin.execute("SELECT FROM pg_stat_activity WHERE application_name = %s", (session,)).fetchone():
+            assert time.monotonic() < deadline, f"{session} is still there"
+            time.sleep(0.05)
