@@ -33,7 +33,7 @@ check: $(STAMP) ## format, lint, types, layers, unit and property tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit tests/property
+	$(BIN)/pytest -q -m 'not slow' tests/unit tests/property
 
 .PHONY: test
 test: $(STAMP) ## every test but the slow ones
