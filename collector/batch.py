@@ -48,11 +48,14 @@ class Rows:
         self._count += 1
 
     def columns(self) -> Columns:
-        """Lay the rows out as Arrow columns. Raises RowError where a value does not fit its column's type."""
+        """Lay the rows out as Arrow columns, texts cleaned. Raises RowError where a value does not fit its column's type."""
         data: dict[str, ColumnData] = {}
         for entry in wire.COLUMNS[self.stream]:
+            values = self._values[entry.name]
             try:
-                data[entry.name] = arrow.column(entry.type, self._values[entry.name])
+                if entry.type == "utf8":
+                    values = [None if text is None else wire.cleaned(text) for text in values]
+                data[entry.name] = arrow.column(entry.type, values)
             except (OverflowError, TypeError, AttributeError) as error:
                 raise RowError(f"{self.stream}.{entry.name} holds a value that is no {entry.type}: {error}") from error
         return Columns(self._count, data)

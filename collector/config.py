@@ -262,7 +262,7 @@ def _impossible_rest(settings: Settings) -> list[str]:
     if len(settings.node) > 255 or not settings.node.isprintable():
         faults.append("node must be 1 to 255 printable characters")
     if settings.labels and not all(
-        re.fullmatch(r"[^=,]{1,255}=[^,]{0,255}", pair) for pair in settings.labels.split(",")
+        re.fullmatch(r"[^=,]{1,255}=[^,]{0,255}", pair) and pair.isprintable() for pair in settings.labels.split(",")
     ):
         faults.append(f"labels must look like rack=r12,pool=train, got {settings.labels!r}")
     return faults

@@ -7,13 +7,15 @@ stream's also carries :class:`BatchMeta` as JSON under :data:`META_KEY`.
 
 Column types are the store's own (int16/32/64, float32, utf8), so that nothing is cast between the agent and COPY.
 Counters are raw and cumulative: rates and differences are the server's business. Null means "not supported or not
-read", never zero. A receiver ignores and counts a column it does not know, refuses a known name of another type, and
+read", never zero. A text is UTF-8 of at most :data:`MAX_STRING_BYTES` without control characters (:func:`cleaned` makes
+one of any text). A receiver ignores and counts a column it does not know, refuses a known name of another type, and
 refuses another :data:`WIRE_VERSION`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Final, Literal
@@ -34,6 +36,10 @@ MAX_DECODED_BYTES: Final = 64 * 1024 * 1024
 MAX_ROWS_PER_STREAM: Final = 200_000
 MAX_DEVICES_PER_BATCH: Final = 4_096
 MAX_STRING_BYTES: Final = 1_024
+MAX_META_CHARACTERS: Final = 255
+CONTROL_BYTES: Final = bytes((*range(0x20), 0x7F))
+"""No text of a column may hold one of these: NUL is none of PostgreSQL's, and the others forge lines of logs and tables.
+In UTF-8 they occur only as themselves, so a receiver may look for them in a whole buffer at once."""
 
 ColumnType = Literal["i16", "i32", "i64", "f32", "utf8"]
 
@@ -277,6 +283,18 @@ class BatchMeta:
         return _checked_meta(raw, {} if recall is None else recall)
 
 
+def cleaned(text: str) -> str:
+    """Return a text as a column takes it: each control character and lone surrogate becomes U+FFFD, and it is cut to fit.
+
+    For what a sender did not write itself (a job's name, a driver's message): whoever chose it must not be able to have
+    the batch refused.
+    """
+    if not text.isascii() or not text.isprintable():
+        text = "".join("\ufffd" if ord(c) < 0x20 or c == "\x7f" or "\ud800" <= c <= "\udfff" else c for c in text)
+    encoded = text.encode()
+    return text if len(encoded) <= MAX_STRING_BYTES else encoded[:MAX_STRING_BYTES].decode(errors="ignore")
+
+
 DeviceRecall = dict[str, tuple[list[Any], tuple[DeviceRef, ...]]]
 """By spool: the device table as it came last, and as checked. Eight devices cost 60 µs to check and 3 µs to compare."""
 _RECALLED_SPOOLS: Final = 8_192
@@ -293,16 +311,22 @@ class UnknownWireVersionError(WireError):
 _TEXT_KEYS: Final = ("spool", "node", "boot_id", "agent_version")
 _INT_KEYS: Final = ("sequence", "driver_epoch", "cadence_us", "created_at_us", "monotonic_us")
 _INT64_MAX: Final = 2**63 - 1
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _checked_meta(raw: dict[str, Any], recall: DeviceRecall) -> BatchMeta:
     for key in _TEXT_KEYS:
         value = raw.get(key)
-        if not isinstance(value, str) or not value or len(value) > 255 or not value.isprintable():
-            raise WireError(f"batch metadata: {key} must be 1 to 255 printable characters, got {value!r:.80}")
+        if not value or not _is_label(value):
+            raise WireError(
+                f"batch metadata: {key} must be 1 to {MAX_META_CHARACTERS} printable characters, got {value!r:.80}"
+            )
+    if not _UUID.fullmatch(raw["spool"]):
+        raise WireError(f"batch metadata: spool must be a UUID in lower case, got {raw['spool']!r:.80}")
     for key in _INT_KEYS:
         value = raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _INT64_MAX:
+        # Below the last one: the store keeps sequences as half-open ranges.
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _INT64_MAX:
             raise WireError(f"batch metadata: {key} must be a whole number >= 0, got {value!r:.80}")
     offset = raw.get("clock_offset_us")
     if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or abs(offset) > _INT64_MAX):
@@ -310,8 +334,8 @@ def _checked_meta(raw: dict[str, Any], recall: DeviceRecall) -> BatchMeta:
     labels = raw.get("labels") or {}
     if not isinstance(labels, dict) or len(labels) > 64:
         raise WireError("batch metadata: labels must be an object of at most 64 entries")
-    if not all(isinstance(text, str) and len(text) <= 255 for pair in labels.items() for text in pair):
-        raise WireError("batch metadata: labels must be texts of at most 255 characters")
+    if not all(_is_label(text) for pair in labels.items() for text in pair):
+        raise WireError(f"batch metadata: labels must be texts of at most {MAX_META_CHARACTERS} printable characters")
     devices = raw.get("devices") or []
     if not isinstance(devices, list) or len(devices) > MAX_DEVICES_PER_BATCH:
         raise WireError(f"batch metadata: devices must be a list of at most {MAX_DEVICES_PER_BATCH} entries")
@@ -328,6 +352,11 @@ def _checked_meta(raw: dict[str, Any], recall: DeviceRecall) -> BatchMeta:
         labels=labels,
         devices=_checked_devices(raw["spool"], devices, recall),
     )
+
+
+def _is_label(value: object) -> bool:
+    """Say whether a value is text that may be kept and shown: control characters and lone surrogates are not printable."""
+    return isinstance(value, str) and len(value) <= MAX_META_CHARACTERS and value.isprintable()
 
 
 def _checked_devices(spool: str, raw: list[Any], recall: DeviceRecall) -> tuple[DeviceRef, ...]:
@@ -354,14 +383,18 @@ def _checked_device(position: int, raw: object) -> DeviceRef:
         raise WireError(f"device {position} of the batch: {error}") from error
     for key in texts:
         value = getattr(device, key)
-        if not isinstance(value, str) or not value or len(value) > 255 or not value.isprintable():
-            raise WireError(f"device {position} of the batch: {key} must be 1 to 255 printable characters")
+        if not value or not _is_label(value):
+            raise WireError(
+                f"device {position} of the batch: {key} must be 1 to {MAX_META_CHARACTERS} printable characters"
+            )
     if device.kind not in ("gpu", "mig", "node"):
         raise WireError(f"device {position} of the batch: unknown kind {device.kind!r:.40}")
     for key in ("parent_uuid", "mig_profile", "pci_bus_id"):
         value = getattr(device, key)
-        if value is not None and (not isinstance(value, str) or len(value) > 255):
-            raise WireError(f"device {position} of the batch: {key} must be text of at most 255 characters or null")
+        if value is not None and not _is_label(value):
+            raise WireError(
+                f"device {position} of the batch: {key} must be at most {MAX_META_CHARACTERS} printable characters or null"
+            )
     if not isinstance(device.slice_ratio, int | float) or not 0 < device.slice_ratio <= 1:
         raise WireError(f"device {position} of the batch: slice_ratio must lie in (0, 1]")
     if not isinstance(device.accelerators, int) or not 1 <= device.accelerators <= 1_024:

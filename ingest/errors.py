@@ -53,6 +53,10 @@ class TooLargeError(BadBodyError):
         super().__init__("too_large", detail)
 
 
+def malformed(detail: str) -> BadBodyError:
+    return BadBodyError("malformed", detail)
+
+
 class UnsupportedError(IngestError):
     status = 415
     title = "Content type or encoding not supported"

@@ -2,7 +2,7 @@
 
 A decoder written for trusted files may read past its buffers, allocate what a header claims, or panic. What passes here
 holds only flat columns of the wire's five types whose buffers lie inside the message and are long enough for the rows
-claimed. It decodes no values, and refuses compression, dictionaries, nesting and big-endian data. Numbers are those of
+claimed, and texts the store takes (:mod:`ingest.receivers.texts`). It decodes no values, and refuses compression, dictionaries, nesting and big-endian data. Numbers are those of
 Schema.fbs and Message.fbs (github.com/apache/arrow/tree/main/format).
 """
 
@@ -17,14 +17,14 @@ import numpy as np
 from collector.wire import (
     COLUMNS,
     MAX_ROWS_PER_STREAM,
-    MAX_STRING_BYTES,
     META_KEY,
     STREAM_KEY,
     Column,
     ColumnType,
     Stream,
 )
-from ingest.errors import BadBodyError, TooLargeError
+from ingest.errors import BadBodyError, TooLargeError, malformed
+from ingest.receivers.texts import check_texts
 
 END_OF_STREAM: Final = struct.pack("<Ii", 0xFFFFFFFF, 0)
 MAX_SCHEMA_BYTES: Final = 4 * 1024 * 1024
@@ -61,8 +61,8 @@ class Layout:
     body_bytes: int
     columns: tuple[tuple[int, int, int], ...]
     """Per column: nulls, where its validity bitmap starts, where its values (of a text: its offsets) start."""
-    texts: tuple[tuple[int, int, int], ...]
-    """Per text column: where its offsets start, the length of its data, its position among the columns."""
+    texts: tuple[tuple[int, int, int, int], ...]
+    """Per text column: where its offsets start, its position among the columns, where its data start and their length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,6 @@ class CheckedStream:
     messages: tuple[memoryview, ...]
     layouts: tuple[Layout, ...]
     whole: bytes | None
-
-
-def malformed(detail: str) -> BadBodyError:
-    return BadBodyError("malformed", detail)
 
 
 class Checker:
@@ -132,8 +128,10 @@ class Checker:
                 raise malformed(
                     f"{schema.stream}: a record batch claims {layout.body_bytes} bytes, {len(data) - body_at} are there"
                 )
-            for offsets_at, data_bytes, column in layout.texts:
-                _check_texts(data, body_at + offsets_at, layout.rows, data_bytes, schema.columns[column].name)
+            for offsets_at, column, texts_at, texts_bytes in layout.texts:
+                where = f"{schema.stream}.{schema.columns[column].name}"
+                offsets = np.frombuffer(data, "<i4", layout.rows + 1, body_at + offsets_at)
+                check_texts(where, offsets, data[body_at + texts_at : body_at + texts_at + texts_bytes])
             rows += layout.rows
             if rows > MAX_ROWS_PER_STREAM:
                 raise TooLargeError(f"{schema.stream}: more than {MAX_ROWS_PER_STREAM} rows")
@@ -198,15 +196,6 @@ def _message_bounds(data: bytes, at: int, limit: int) -> tuple[int, int]:
             f"truncated: a message at byte {at} claims {size} bytes of metadata, the body ends at {len(data)}"
         )
     return at + 8, size
-
-
-def _check_texts(data: bytes, at: int, rows: int, data_bytes: int, name: str) -> None:
-    offsets = np.frombuffer(data, dtype="<i4", count=rows + 1, offset=at)
-    lengths = np.diff(offsets)
-    if offsets[0] < 0 or offsets[-1] > data_bytes or (rows and int(lengths.min()) < 0):
-        raise malformed(f"column {name}: text offsets leave their buffer")
-    if rows and int(lengths.max()) > MAX_STRING_BYTES:
-        raise malformed(f"column {name}: a text of {int(lengths.max())} bytes; at most {MAX_STRING_BYTES} are taken")
 
 
 class _Reader:
@@ -365,7 +354,6 @@ def _check_columns(stream: Stream, fields: tuple[Column, ...]) -> tuple[str, ...
 
 
 def _read_header(schema: Schema, flatbuffer: bytes) -> Layout:
-    """Return rows, body length, and per text column (where its offsets start, the length of its data, its position)."""
     reader = _Reader(flatbuffer)
     header, body_bytes = _message_header(reader, _HEADER_RECORD_BATCH, "record batch")
     rows = reader.number(header, 0, "<q")
@@ -390,11 +378,11 @@ def _read_header(schema: Schema, flatbuffer: bytes) -> Layout:
 
 def _check_buffers(
     schema: Schema, rows: int, nodes: list[tuple[int, int]], buffers: list[tuple[int, int]]
-) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int, int], ...]]:
     """Check that each column's buffers are long enough for its rows; return Layout's columns and texts."""
     required = {column.name for column in COLUMNS[schema.stream] if not column.nullable}
     columns: list[tuple[int, int, int]] = []
-    texts: list[tuple[int, int, int]] = []
+    texts: list[tuple[int, int, int, int]] = []
     at = 0
     for position, (column, (length, nulls)) in enumerate(zip(schema.columns, nodes, strict=True)):
         where = f"{schema.stream}.{column.name}"
@@ -410,7 +398,7 @@ def _check_buffers(
         columns.append((nulls, buffers[at][0], buffers[at + 1][0]))
         if column.type == "utf8":
             if rows:
-                texts.append((buffers[at + 1][0], buffers[at + 2][1], position))
+                texts.append((buffers[at + 1][0], position, *buffers[at + 2]))
             at += 1
         at += 2
     return tuple(columns), tuple(texts)

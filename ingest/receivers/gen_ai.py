@@ -24,6 +24,7 @@ from ingest.receivers.otlp import Attribute, Span
 API_KEY: Final = "wattledger.api_key"
 ORIGIN: Final = "wattledger.origin"
 MAX_TEXT: Final = 255
+MAX_DURATION_US: Final = 7 * 86_400_000_000
 _CALLS: Final = frozenset(
     ("chat", "completion", "text_completion", "generate_content", "embeddings", "embedding", "responses", "rerank")
 )
@@ -172,10 +173,16 @@ def _call(span: Span) -> ApiCall:
         usage_known=given is not None or produced is not None,
         status="error" if span.is_error else "ok",
         streamed=None if streamed is None else str(streamed).lower() == "true",
-        duration_us=(span.end_ns - span.start_ns) // 1_000 if span.end_ns >= span.start_ns else None,
-        time_to_first_token_us=None if first_ns is None else (first_ns - span.start_ns) // 1_000,
+        duration_us=_duration_us(span.start_ns, span.end_ns),
+        time_to_first_token_us=None if first_ns is None else _duration_us(span.start_ns, first_ns),
         origin=_origin(span),
     )
+
+
+def _duration_us(start_ns: int, end_ns: int) -> int | None:
+    """Return how long it took; None for what no call takes: JSON spells any number, and the store holds 64 bits."""
+    duration_us = (end_ns - start_ns) // 1_000
+    return duration_us if 0 <= duration_us <= MAX_DURATION_US else None
 
 
 def _remainder(total: int | None, *parts: int | None) -> int | None:

@@ -28,8 +28,8 @@ from collector.wire import (
     UnknownWireVersionError,
     WireError,
 )
-from ingest.errors import BadBodyError, TooLargeError, UnsupportedError
-from ingest.receivers.arrow_check import END_OF_STREAM, CheckedStream, Checker, malformed
+from ingest.errors import BadBodyError, TooLargeError, UnsupportedError, malformed
+from ingest.receivers.arrow_check import END_OF_STREAM, CheckedStream, Checker
 
 _WORTH_STACKING: Final = 4
 _ROWS_WORTH_STACKING: Final = 1_000

@@ -8,6 +8,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from collector.wire import cleaned
 from ingest.errors import UnavailableError
 from ingest.store.tables import samples
 
@@ -37,7 +38,8 @@ def bury(engine: sa.Engine, letter: DeadLetter) -> None:
         "reason": letter.reason,
         "detail": letter.detail,
         "skew_us": letter.skew_us,
-        "headers": {name: value for name, value in letter.headers.items() if name in _KEPT_HEADERS},
+        # Cleaned: a header that jsonb refuses must not keep its body from being kept.
+        "headers": {name: cleaned(value) for name, value in letter.headers.items() if name in _KEPT_HEADERS},
         "body": letter.body,
     }
     try:

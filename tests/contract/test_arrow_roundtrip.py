@@ -20,7 +20,7 @@ from collector.wire import BatchMeta, DeviceRef, Feed, Origin, Stream
 pytestmark = pytest.mark.contract
 
 META = BatchMeta(
-    spool="6b1f",
+    spool="2b1f8c2e-1111-4222-8333-444455556666",
     sequence=7,
     node="node-ü1",
     boot_id="b",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 from typing import Any
 
 import httpx
@@ -107,3 +108,38 @@ def test_an_agent_token_may_not_write_traces(db: Database) -> None:
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:wattledger:problem:scope_missing")
 
     run(Settings(db), scenario)
+
+
+def test_texts_and_times_no_database_holds_become_such_as_it_does(db: Database) -> None:
+    site = make_site(db)
+    nano = now_us() * 1_000
+    texts = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "open\0ai",
+        "gen_ai.request.model": "m\n\0",
+        "gen_ai.response.id": "r\0" + "x" * 3_000,
+        "wattledger.api_key": "team\x1b-a",
+    }
+    span = {
+        "traceId": "1" * 32,
+        "spanId": "2" * 16,
+        "startTimeUnixNano": str(nano),
+        "endTimeUnixNano": "9" * 30,
+        "attributes": [{"key": key, "value": {"stringValue": text}} for key, text in texts.items()],
+        "events": [{"name": "first token", "timeUnixNano": "9" * 30}],
+    }
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await send(client, body, site.site_token, **{"content-type": "application/json"})
+        assert answer.status_code == 200, answer.text
+        lone = await send(
+            client, body.replace(b"team", b"\\ud800"), site.site_token, **{"content-type": "application/json"}
+        )
+        assert lone.status_code == 400
+
+    run(Settings(db), scenario)
+    assert rows(
+        db,
+        "SELECT provider, model, api_key, length(response_id), duration_us, time_to_first_token_us FROM api_calls",
+    ) == [("openai", "m", "team-a", 255, None, None)]

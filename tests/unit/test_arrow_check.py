@@ -53,6 +53,12 @@ def reason(data: bytes) -> str:
     return caught.value.reason
 
 
+def refusal(data: bytes) -> str:
+    with pytest.raises(BadBodyError) as caught:
+        Checker().streams(data)
+    return f"{caught.value.reason}: {caught.value.detail}"
+
+
 def test_what_pyarrow_writes_is_taken() -> None:
     stream = checked(written(table(power_mw=pa.array([1, None, 3], pa.int64()))))
     assert (stream.schema.stream, stream.rows, stream.meta_json) == (Stream.NODE, 3, b"{}")
@@ -102,7 +108,42 @@ def test_too_many_rows_and_too_long_texts_are_refused() -> None:
     ).replace_schema_metadata(META)
     with pytest.raises(TooLargeError):
         Checker().streams(written(many))
-    assert reason(written(table(meter=pa.array(["a", "b" * 1_025, "c"])))) == "malformed"
+    assert refusal(written(table(meter=pa.array(["a", "b" * 1_025, "c"])))) == (
+        "bad_text: column node_samples.meter: the text of row 1 of its batch is 1025 bytes long; at most 1024 are taken"
+    )
+
+
+@pytest.mark.parametrize("control", ["\0", "\n", "\x1b", "\x7f"])
+def test_a_control_character_is_refused_by_column_row_and_code(control: str) -> None:
+    given = written(table(meter=pa.array(["ac", None, f"d{control}c"]).fill_null("")))
+    assert refusal(given) == (
+        f"bad_text: column node_samples.meter: the text of row 2 of its batch is holding the control character "
+        f"U+{ord(control):04X}; replace it before sending"
+    )
+    given = written(table(novelty=pa.array(["ä", f"{control}", "c"])))
+    assert "column node_samples.novelty: the text of row 1" in refusal(given)
+
+
+@pytest.mark.parametrize(
+    ("texts", "row"),
+    [
+        ([b"a", b"\xff", b"c"], 1),
+        ([b"a", b"b", b"\xed\xa0\x80"], 2),  # a lone surrogate
+        ([b"a", b"b", b"\xc3"], 2),
+        ([b"a\xc3", b"\xa4", b"c"], 1),  # UTF-8 only back to back
+    ],
+)
+def test_bytes_that_are_no_utf8_are_refused_by_column_and_row(texts: list[bytes], row: int) -> None:
+    meter = pa.array(texts, pa.binary())
+    meter = pa.Array.from_buffers(pa.utf8(), 3, meter.buffers())
+    assert refusal(written(table(meter=meter))) == (
+        f"bad_text: column node_samples.meter: the text of row {row} of its batch is not UTF-8"
+    )
+
+
+def test_texts_of_any_script_are_taken() -> None:
+    names = ["Zähler", "電力計", "𝄞"]
+    assert decode([checked(written(table(meter=pa.array(names))))])["meter"].to_list() == names
 
 
 def test_a_header_that_claims_no_nulls_does_not_get_nulls_past_the_check() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from collector.wire import BatchMeta, DeviceRef, Feed, Origin, UnknownWireVersionError, WireError
+from collector.wire import BatchMeta, DeviceRef, Feed, Origin, UnknownWireVersionError, WireError, cleaned
 
 pytestmark = pytest.mark.unit
 
 META = BatchMeta(
-    spool="6b1f",
+    spool="2b1f8c2e-1111-4222-8333-444455556666",
     sequence=7,
     node="gpu-01",
     boot_id="b",
@@ -57,6 +57,16 @@ def test_another_wire_version_is_told_apart_from_garbage(version: object) -> Non
     ("key", "value"),
     [
         ("spool", ""),
+        ("spool", "6b1f"),
+        ("spool", "2B1F8C2E-1111-4222-8333-444455556666"),  # the store answers in lower case
+        ("node", "n\0"),
+        ("boot_id", "\ud800"),
+        ("agent_version", "\x1b[2J"),
+        ("labels", {"rack": "r\x0012"}),
+        ("labels", {"ra\nck": "r12"}),
+        ("labels", {"rack": "\udfff"}),
+        ("labels", {"rack": "r" * 256}),
+        ("sequence", 2**63 - 1),
         ("node", "a\nb"),
         ("node", "x" * 256),
         ("boot_id", None),
@@ -89,7 +99,13 @@ def test_a_wrong_value_is_refused_by_name(key: str, value: object) -> None:
         ("model", None),
         ("vendor", 1),
         ("kind", "tpu"),
+        ("uuid", "GPU-\x001"),
+        ("model", "H\t100"),
         ("parent_uuid", 5),
+        ("parent_uuid", "GPU-\0"),
+        ("parent_uuid", "GPU-\ud8001"),
+        ("mig_profile", "1g\n.10gb"),
+        ("pci_bus_id", "\x7f"),
         ("mig_profile", "x" * 256),
         ("slice_ratio", 0),
         ("slice_ratio", 1.5),
@@ -108,3 +124,18 @@ def test_a_wrong_device_is_refused(key: str, value: object) -> None:
 def test_garbage_is_refused(text: str | bytes) -> None:
     with pytest.raises(WireError):
         BatchMeta.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train-7b", "train-7b"),
+        ("Zähler €𝄞", "Zähler €𝄞"),
+        ("a\0b\nc\x7f", "a\ufffdb\ufffdc\ufffd"),
+        ("half \ud83d", "half \ufffd"),
+        ("x" * 1_025, "x" * 1_024),
+        ("€" * 342, "€" * 341),  # three bytes each: 341 of them are 1,023, and a third of one is none
+    ],
+)
+def test_whatever_somebody_named_his_job_becomes_a_text_that_travels(text: str, expected: str) -> None:
+    assert cleaned(text) == expected
