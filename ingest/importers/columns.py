@@ -14,6 +14,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from collector.wire import MAX_STRING_BYTES, cleaned
 from ingest.importers.errors import MissingColumnError, OptionError, RowError, UnitError
 from ingest.importers.instants import EPOCH, US_PER_TIME_UNIT, iso_reader, numeric_reader, zone
 from ingest.importers.report import ImportReport, ProgressCallback, RowLog
@@ -24,7 +25,6 @@ Kind = Literal["text", "integer", "quantity", "decimal", "instant", "flag"]
 NULLS: Final = frozenset({"", "null", "(null)", "n/a", "[n/a]", "na", "nan", "none", "unknown", "-"})
 TEXT_NULLS: Final = frozenset({"", "null", "(null)"})
 """Fewer for texts: a user may be called None."""
-MAX_TEXT_CHARACTERS: Final = 1_024
 POWER_UNITS: Final = {"W": Decimal(1_000), "mW": Decimal(1), "kW": Decimal(1_000_000)}
 """To milliwatts."""
 ENERGY_UNITS: Final = {
@@ -265,9 +265,10 @@ def _cell_factor(each: Field, bound: _Bound, unit: str | None, seen: list[str], 
 
 
 def _text(cell: str) -> str:
-    if len(cell) > MAX_TEXT_CHARACTERS:
-        raise RowError("text too long", f"{len(cell)} characters, at most {MAX_TEXT_CHARACTERS}")
-    return cell
+    size = len(cell) if cell.isascii() else len(cell.encode(errors="replace"))
+    if size > MAX_STRING_BYTES:
+        raise RowError("text too long", f"{size} bytes, at most {MAX_STRING_BYTES}")
+    return cleaned(cell)
 
 
 def _integer(cell: str) -> int:

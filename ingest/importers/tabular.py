@@ -219,6 +219,8 @@ class ParquetTable:
                     progress(Progress(done, total, done))
         except (pa.ArrowException, OSError) as error:
             raise TabularError(f"{self.path.name} is damaged after row {done}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise TabularError(f"{self.path.name} holds a text after row {done} that is not UTF-8") from error
 
 
 def _as_text(column: pa.Array) -> Cells:

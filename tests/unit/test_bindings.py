@@ -107,3 +107,16 @@ def test_a_question_mark_does_not_cover_a_star() -> None:
 )
 def test_what_is_no_bindings_file_is_refused(text: str, message: str) -> None:
     assert message in faults(text)[0]
+
+
+@pytest.mark.parametrize("text", [r"a\0b", r"a\nb", r"\uD800", r"\x7F"])
+def test_a_text_the_store_cannot_hold_is_named_with_its_line(text: str) -> None:
+    file = (
+        "bindings:\n"
+        f'  - {{tenant: acme, account: "{text}"}}\n'
+        f'  - {{tenant: "acme/{text}", account: x}}\n'
+        "tenants:\n"
+        f'  acme: {{contact: "{text}"}}\n'
+    )
+    found = faults(file)
+    assert {fault.split(":")[0] for fault in found} == {"line 2", "line 3", "line 5"}

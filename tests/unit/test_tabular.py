@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ingest.importers.columns import POWER_UNITS, Field, Source, read
@@ -194,3 +196,20 @@ def test_progress_ends_at_the_whole_file(write: Write) -> None:
     chunks = [len(chunk.lines) for chunk in read(Source(path), FIELDS, report, seen.append)]
     assert chunks == [20_000, 20_000, 5_000]
     assert (seen[-1].done, seen[-1].total, seen[-1].rows) == (path.stat().st_size, path.stat().st_size, 45_000)
+
+
+def test_a_text_is_kept_as_the_store_can_hold_it_or_its_row_is_refused(write: Write, tmp_path: Path) -> None:
+    rows, report = taken(write('node,watts\n"n\n1",5\n' + "é" * 513 + ",6\n" + "é" * 512 + ",7\n"))
+    assert [(node, power) for _, node, _, power in rows] == [("n\ufffd1", 5_000), ("é" * 512, 7_000)]
+    assert dict(report.rejections.by_reason) == {"text too long": 1}
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"node": ["n\0", "\x7f"], "watts": [5, 6]}).write_parquet(path)
+    assert [row[1] for row in taken(path)[0]] == ["n\ufffd", "\ufffd"]
+
+
+def test_a_parquet_file_with_bytes_that_are_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    broken = pa.Array.from_buffers(pa.utf8(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    pq.write_table(pa.table({"node": broken, "watts": pa.array([5])}), path)
+    with pytest.raises(TabularError, match=r"log\.parquet .*not UTF-8"):
+        taken(path)
