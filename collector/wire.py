@@ -53,6 +53,10 @@ class Stream(StrEnum):
     ENGINE = "engine_samples"
     ALLOCATION = "allocation_events"
     DEVICE_EVENT = "device_events"
+    DEVICE_HEALTH = "device_health"
+    DEVICE_SHARE = "device_shares"
+    NODE_EVENT = "node_events"
+    AGENT = "agent_health"
 
 
 class Feed(IntEnum):
@@ -152,10 +156,12 @@ COLUMNS: Final[dict[Stream, tuple[Column, ...]]] = {
         disk_write_bytes="i64",
         network_rx_bytes="i64",
         network_tx_bytes="i64",
+        memory_total_bytes="i64",
     ),
+    # A port of the network, or one NVLink of one device.
     Stream.FABRIC: _columns(
         at_us="i64!",
-        port="utf8!",  # e.g. mlx5_0/1
+        port="utf8!",  # e.g. mlx5_0/1, or nvlink/GPU-…/3
         span_us="i64!",
         state="i16",
         rate_mbps="i64",
@@ -169,6 +175,16 @@ COLUMNS: Final[dict[Stream, tuple[Column, ...]]] = {
         congestion_notifications="i64",
         out_of_sequence="i64",
         retransmissions="i64",
+        link_recoveries="i64",
+        integrity_errors="i64",  # local link integrity, CRC
+        buffer_overruns="i64",
+        remote_errors="i64",
+        ecn_marked_packets="i64",
+        adaptive_retransmissions="i64",
+        ack_timeouts="i64",
+        receiver_not_ready="i64",
+        pause_rx_us="i64",  # the network held us back
+        pause_tx_us="i64",  # we held the network back
     ),
     Stream.ENGINE: _columns(
         at_us="i64!",
@@ -181,6 +197,13 @@ COLUMNS: Final[dict[Stream, tuple[Column, ...]]] = {
         generation_tokens="i64",
         prefix_cache_hits="i64",
         kv_cache_usage_ratio="f32",
+        prefix_cache_queries="i64",
+        requests_finished="i64",
+        preemptions="i64",
+        # Histograms as the engine keeps them, JSON {"le": [seconds, …], "n": [cumulative, …], "sum": seconds}.
+        ttft_histogram="utf8",  # time to first token
+        itl_histogram="utf8",  # inter-token latency
+        request_histogram="utf8",  # end to end
     ),
     # The counter reading is taken at the instant of the event, which is what makes the split between jobs exact.
     Stream.ALLOCATION: _columns(
@@ -205,12 +228,96 @@ COLUMNS: Final[dict[Stream, tuple[Column, ...]]] = {
     Stream.DEVICE_EVENT: _columns(
         at_us="i64!",
         device="i32!",
-        kind="utf8!",  # xid, lost, recovered, driver_reload, counter_reset, not_supported
+        kind="utf8!",  # xid, lost, recovered, driver_reload, counter_reset, not_supported, ...
         code="i64",
         energy_mj="i64",
         detail="utf8",
     ),
+    # What changes rarely: read at the start, every minute or so, and after an event.
+    Stream.DEVICE_HEALTH: _columns(
+        at_us="i64!",
+        device="i32!",
+        memory_total_bytes="i64",
+        memory_reserved_bytes="i64",
+        slowdown_temp_c="i16",
+        shutdown_temp_c="i16",
+        memory_max_temp_c="i16",
+        sm_clock_max_mhz="i16",
+        memory_clock_max_mhz="i16",
+        power_limit_min_mw="i32",
+        power_limit_max_mw="i32",
+        power_limit_default_mw="i32",
+        pcie_generation="i16",
+        pcie_generation_max="i16",
+        pcie_width="i16",
+        pcie_width_max="i16",
+        ecc_corrected_aggregate="i64",
+        ecc_uncorrected_aggregate="i64",
+        remapped_rows_corrected="i32",
+        remapped_rows_uncorrected="i32",
+        remapping_pending="i16",  # 0 or 1
+        remapping_failed="i16",
+        retired_pages_corrected="i32",
+        retired_pages_uncorrected="i32",
+        recovery_action="i16",  # NVML field 230: 0 none, 1 reset the GPU, 2 reboot the node, ...
+        mig_enabled="i16",
+    ),
+    # Who used a device over (at_us - span_us, at_us], one row a holder: a job, or (native_job_id null) processes of none.
+    Stream.DEVICE_SHARE: _columns(
+        at_us="i64!",
+        device="i32!",
+        span_us="i64!",
+        cluster="utf8",
+        native_job_id="utf8",
+        job_started_at_us="i64",
+        namespace="utf8",
+        label="utf8",
+        processes="i16!",
+        memory_used_bytes="i64",
+        sm_util_percent="f32",
+        memory_util_percent="f32",
+        share_ratio="f32",  # of what the allocation grants, where the manager says (shards, MPS thread share)
+        evidence="utf8!",
+        method="utf8!",  # measured, or how it was apportioned: process_utilization, mps_threads, shards, equal
+    ),
+    Stream.NODE_EVENT: _columns(
+        at_us="i64!",
+        kind="utf8!",  # clock_step, kernel_xid, interruption, released, reopened, spool_damaged, ...
+        subject="utf8",  # what it happened to: a PCI address, a port, a probe
+        code="i64",
+        detail="utf8",
+    ),
+    # The agent about itself; counts are cumulative since it started.
+    Stream.AGENT: _columns(
+        at_us="i64!",
+        span_us="i64!",
+        started_at_us="i64!",
+        sample_us="i64!",  # the cadence now: longer than configured where the CPU cap lowered it
+        samples="i64!",
+        samples_missed="i64!",
+        probe_errors="i64!",
+        probe_errors_by_kind="utf8",  # JSON object
+        dropped_rows="i64!",
+        clock_steps="i64!",
+        clock_step_us="i64",  # the sum of the steps of this span
+        spool_batches="i64",
+        spool_bytes="i64",
+        oldest_unsent_us="i64",  # its age; null while nothing waits
+        quarantined_batches="i64",
+        dropped_batches="i64",
+        sent_batches="i64",
+        failed_sends="i64",
+        cpu_ratio="f32",  # of one core, over the span
+        rss_bytes="i64",
+        durable="i16!",  # 0 or 1: the spool survives a reboot
+        released="i16!",  # 0 or 1: devices are let go for maintenance
+    ),
 }
+
+DEVICE_STREAMS: Final = frozenset(
+    stream for stream, columns in COLUMNS.items() if any(c.name == "device" for c in columns)
+)
+"""Streams whose rows belong to an entry of the batch's device table; rows of the others belong to the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a probe is and what it hands over; each source of measurements is one module beside this one.
 
-A probe reads and dates. It keeps no history, aggregates nothing, and turns no fault of one device or field into a fault
-of the rest.
+A probe reads devices at the sampling cadence; a source reads all else (ports, meters, engines, jobs) at a pace of its
+own, and may take its time. Both read and date. They keep no history, aggregate nothing, and turn no fault of one device or
+field into a fault of the rest.
 """
 
 from __future__ import annotations
@@ -79,6 +80,56 @@ class Probe(Protocol):
 
     def close(self) -> None:
         """Let go of driver and files; reading again re-opens them."""
+        ...
+
+
+Row = dict[str, int | float | str | None]
+"""One row by the column names of its stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one reading of a source gave.
+
+    Rows are ready for the wire but for one thing: where the stream has a ``device`` column they carry ``device_uuid`` instead,
+    and the recorder, which knows the device table, puts the position in (a row of a device nobody has read is counted and left
+    out). A row without ``at_us`` gets the instant of the reading.
+    """
+
+    rows: dict[Stream, tuple[Row, ...]] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    """Failed reads by kind, prefixed with the source's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One thing this node shows or hides, for ``--once --pretty``: the first thing an operator runs."""
+
+    subject: str
+    """What it is, as an operator would say it: ``InfiniBand ports``, ``per-process utilization``."""
+    seen: bool
+    detail: str
+    """What was found, or why nothing was."""
+    remedy: str | None = None
+    """Which right, package or setting would add it; None where nothing would, or nothing is missing."""
+
+
+class Source(Protocol):
+    """A source of rows beside the devices' own. Each runs in a thread of its own, so that none delays a sample."""
+
+    name: str
+    period_s: float
+
+    def read(self) -> Observation:
+        """Read once; faults are counted in the observation, not raised. Must come back within its own timeouts."""
+        ...
+
+    def sights(self) -> tuple[Sight, ...]:
+        """Say what this source can and cannot see on this node."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and sockets."""
         ...
 
 
