@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from analytics.api.problems import RESPONSES, ApiError
-from analytics.api.service import Api, Gatekeeper, covered
+from analytics.api.service import Api, Gatekeeper, Label, covered
 from analytics.io import budgets as store
 from analytics.io.gate_reads import SiteError, rates, site_id, tenant_of
 from analytics.io.spend import load_spend
@@ -23,7 +23,6 @@ from analytics.model.estimate import Estimate, JobSpec, estimate
 from ingest.store.tenancy import covers
 
 router = APIRouter(responses=RESPONSES)
-Label = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class GateRequest(BaseModel):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from analytics.api.problems import RESPONSES, ApiError
-from analytics.api.service import Api, Reader, aware, cursor_of, id_position
+from analytics.api.service import Api, Label, Reader, aware, cursor_of, id_position
 from analytics.io import action_log, reads
 from analytics.io.action_log import Action
 from analytics.io.statement_formats import rfc3339, text
@@ -91,7 +91,7 @@ def get_findings(
     reader: Reader,
     from_at: Annotated[datetime | None, Query(alias="from")] = None,
     to_at: Annotated[datetime | None, Query(alias="to")] = None,
-    kind: str | None = None,
+    kind: Label | None = None,
     cursor: str | None = None,
     limit: PageSize = 100,
 ) -> dict[str, Any]:

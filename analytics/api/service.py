@@ -16,6 +16,7 @@ from typing import Annotated, Final
 
 import sqlalchemy as sa
 from fastapi import Depends, Request
+from pydantic import AfterValidator, Field
 
 from analytics.api.problems import ApiError
 from ingest.auth import Authenticator, Principal
@@ -25,6 +26,16 @@ from ingest.store.tenancy import ALL_TENANTS, TenantPathError, checked_path, cov
 from ingest.store.tokens import Scope
 
 MAX_PERIOD_DAYS: Final = 400
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must hold printable characters only")
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_printable)]
+"""A name as somebody gives it: what is refused here (NUL above all) the database would refuse with a crash."""
 
 
 def _now() -> datetime:

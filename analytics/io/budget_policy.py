@@ -73,6 +73,12 @@ def _reference(text: str) -> str:
     return text
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds characters that cannot be printed")
+    return text
+
+
 def _step(text: object) -> object:
     if text in set(Step):
         return text
@@ -83,7 +89,7 @@ Ratio = Annotated[Decimal, BeforeValidator(_percent), Field(gt=0, le=10)]
 Seconds = Annotated[int, BeforeValidator(_seconds), Field(le=MAX_GRACE_S)]
 Zone = Annotated[str, AfterValidator(_known_zone)]
 Secret = Annotated[str, AfterValidator(_reference)]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^\S(.*\S)?$")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^\S(.*\S)?$"), AfterValidator(_printable)]
 Globs = Annotated[tuple[Name, ...], Field(max_length=1000)]
 Limit = Annotated[Decimal, Field(gt=0, max_digits=29, decimal_places=9, allow_inf_nan=False)]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -237,6 +238,25 @@ def test_a_bad_question_is_a_400_that_says_what_to_do(api: Api, query: dict[str,
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ["a\0", "a\nb", "\x7f"])
+def test_a_name_the_database_cannot_hold_is_a_400_wherever_one_is_asked_for(api: Api, text: str) -> None:
+    everything = api.issue("*")
+    answers = [
+        api.get("/v1/bill", everything, tenant=text, **PERIOD),
+        api.get("/v1/findings", everything, kind=text),
+        api.get(f"/v1/budgets/{quote(text)}", everything),
+    ]
+    answers += [
+        api.client.post(
+            "/v1/gate",
+            json={"accelerators": 1, "model": MODEL, "hours": 1, "tenant": "acme", field: text},
+            headers=everything,
+        )
+        for field in ("model", "tenant", "site", "account", "user_name", "label")
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 9
 
 
 def test_budgets_say_what_is_left(api: Api) -> None:

@@ -126,3 +126,8 @@ def test_what_is_no_policy_at_all_is_a_fault_not_a_crash(text: str) -> None:
 def test_the_policy_in_the_documentation_is_valid() -> None:
     page = (EXAMPLE.parents[2] / "docs" / "budgets.md").read_text()
     assert faults(page.split("```yaml\n")[1].split("```")[0]) == []
+
+
+@pytest.mark.parametrize("text", [r"n\0lp", r"n\x7Flp", r"n\u0085lp"])
+def test_a_name_that_cannot_be_printed_is_refused_with_its_line(text: str) -> None:
+    assert any(fault.startswith("line 5") for fault in faults(GOOD.replace("name: nlp", f'name: "{text}"')))
