@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 
 
 @settings(max_examples=8, deadline=None)
-@given(cuts=st.sets(st.integers(1, 17), max_size=4), seconds=st.sampled_from([60, 600]))
+@given(cuts=st.sets(st.integers(1, 17), max_size=4), seconds=st.sampled_from([60, 600, 1800]))
 def test_any_slicing_gives_the_bytes_of_the_whole(cuts: set[int], seconds: int) -> None:
     step_us = container_s(seconds) * US_PER_S
     end_us = START_US + 3 * BLOCK_US
@@ -68,6 +68,7 @@ def test_batches_of_another_length_carry_the_same_rows() -> None:
         return pl.concat(frames).sort("node", "device", "at_us")
 
     assert rows(600).equals(rows(10))
+    assert rows(1800).equals(rows(10))
 
 
 def test_every_batch_says_that_it_is_simulated_and_has_an_id_of_its_own() -> None:

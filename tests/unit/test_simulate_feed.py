@@ -65,10 +65,10 @@ def test_history_arrives_whole_with_its_headers_and_spans() -> None:
     ingest, reports = Ingest(), list[Progress]()
     with _feed(ingest) as feed:
         done = feed.catch_up(START_US + 2 * BLOCK_US + 20 * US_PER_S, reports.append)
-    # Two hours of ten-minute batches and two live windows, for two nodes.
-    assert len(ingest.ids) == 2 * (12 + 2)
+    # Two hours of half-hour batches and two live windows, for two nodes.
+    assert len(ingest.ids) == 2 * (4 + 2)
     assert done.until_us == START_US + 2 * BLOCK_US + 20 * US_PER_S
-    assert done.rows == sum(batch.rows for batch in Fleet(SPEC).batches(START_US, START_US + 2 * BLOCK_US)) + 4
+    assert done.rows == sum(batch.rows for batch in Fleet(SPEC).batches(START_US, START_US + 2 * BLOCK_US, 1800)) + 4
     assert ingest.spans == done.spans == len(Fleet(SPEC).calls(START_US, done.until_us))
     assert reports[-1] == done or reports[-1].rows == done.rows
     headers = next(found for found in ingest.headers if found["content-type"] == wire.CONTENT_TYPE)
@@ -84,7 +84,7 @@ def test_a_busy_or_broken_ingest_is_asked_again() -> None:
     with _feed(ingest) as feed:
         done = feed.catch_up(START_US + BLOCK_US)
     assert done.retries == 3
-    assert len(ingest.ids) == 2 * 6
+    assert len(ingest.ids) == 2 * 2
 
 
 def test_a_refused_body_stops_the_feed_and_says_why() -> None:
@@ -104,14 +104,46 @@ def test_a_feed_that_was_cut_off_sends_its_step_again_in_the_same_batches(tmp_pa
     broken = Ingest(httpx.Response(400, text="no"))
     with pytest.raises(FeedError), _feed(broken, Cursor(path, START_US)) as feed:
         feed.catch_up(START_US + 2 * BLOCK_US)
-    # Restarted twenty minutes of wall clock later: the step in hand is still the first hour in ten-minute batches.
+    # Restarted twenty minutes of wall clock later: the step in hand is still the first hour in half-hour batches.
     again = Cursor(path, START_US)
-    assert again.next_step(START_US + 2 * BLOCK_US + 1200 * US_PER_S) == Step(START_US, START_US + BLOCK_US, 600)
+    assert again.next_step(START_US + 2 * BLOCK_US + 1200 * US_PER_S) == Step(START_US, START_US + BLOCK_US, 1800)
     whole = Ingest()
     with _feed(whole, again) as feed:
         feed.catch_up(START_US + 2 * BLOCK_US)
     assert set(broken.ids) <= set(whole.ids)
-    assert len(whole.ids) == 2 * 12
+    assert len(whole.ids) == 2 * 4
+
+
+def test_the_next_step_is_sent_while_the_last_answers_of_one_are_awaited_and_a_crash_repeats_both(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "cursor.json"
+    ingest, second_hour = Ingest(), Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == wire.SAMPLES_PATH:
+            sequence = read_body(request.content).meta.sequence
+            if sequence == 180:  # half past the first hour: answered once something of the second hour has come
+                assert second_hour.wait(10)
+                return httpx.Response(400, text="the server is killed here")
+            if sequence == 360:
+                second_hour.set()
+        return ingest.transport().handler(request)  # type: ignore[return-value]
+
+    broken = Feed(
+        Fleet(SPEC), "http://ingest", cursor=Cursor(path, START_US), transport=httpx.MockTransport(answer), traces=False
+    )
+    with pytest.raises(FeedError, match="killed here"), broken as feed:
+        feed.catch_up(START_US + 3 * BLOCK_US)
+    kept = json.loads(path.read_text())
+    hours = [Step(START_US + hour * BLOCK_US, START_US + (hour + 1) * BLOCK_US, 1800) for hour in range(2)]
+    assert kept["done_until_us"] == START_US
+    assert [Step(**step) for step in kept["in_hand"]] == hours
+    again = Cursor(path, START_US)
+    for hour in hours:
+        assert again.next_step(START_US + 3 * BLOCK_US) == hour
+        again.begin(hour)
+    assert again.next_step(START_US + 3 * BLOCK_US) == Step(hours[1].end_us, START_US + 3 * BLOCK_US, 1800)
 
 
 def test_live_goes_on_where_history_ended_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +160,8 @@ def test_live_goes_on_where_history_ended_until_it_is_stopped(monkeypatch: pytes
         monkeypatch.setattr(stop, "wait", lambda _timeout: stop.is_set())
         feed.live(report, lambda: next(clock))
     sequences = sorted(sequence for spool, sequence in ingest.ids if spool == SPEC.spool(0))
-    # Slots of ten seconds: six batches of sixty slots, then one slot each.
-    assert sequences == [0, 60, 120, 180, 240, 300, 360, 361, 362]
+    # Slots of ten seconds: two batches of 180 slots, then one slot each.
+    assert sequences == [0, 180, 360, 361, 362]
 
 
 def test_a_cursor_of_another_fleet_or_a_broken_one_is_refused(tmp_path: Path) -> None:
@@ -150,4 +182,4 @@ def test_a_feed_that_lags_takes_the_longest_batches_that_fit() -> None:
     while (step := cursor.next_step(now_us)) is not None:
         steps.append(((step.end_us - step.start_us) // US_PER_S, step.batch_seconds))
         cursor.finish(step)
-    assert steps == [(3600, 600), (600, 60), (600, 60), *[(10, 10)] * 5]
+    assert steps == [(3600, 1800), (600, 60), (600, 60), *[(10, 10)] * 5]

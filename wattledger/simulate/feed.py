@@ -1,6 +1,6 @@
 """Sends a simulated fleet to a running ingest over HTTP: history as fast as it is taken, then live at wall-clock pace.
 
-A handful of requests are in flight at a time; 429, 5xx and broken connections are tried again, honouring Retry-After, up to a
+A handful of requests are in flight at a time, also across the end of a step; 429, 5xx and broken connections are tried again, honouring Retry-After, up to a
 limit. Any other refusal stops the feed: a simulator has nothing to quarantine. It starts no server and reads no answer's body
 but to quote it.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
@@ -68,6 +69,15 @@ class _Sent:
     retries: int
 
 
+@dataclass(slots=True)
+class _Sending:
+    """A step on its way: how many of its requests are not answered yet, and whether all are under way."""
+
+    step: Step
+    unanswered: int = 0
+    all_sent: bool = False
+
+
 def _ignore(_progress: Progress) -> None:
     """Report nothing."""
 
@@ -82,7 +92,7 @@ class Feed:
         token: str | None = None,
         *,
         cursor: Cursor | None = None,
-        in_flight: int = 8,
+        in_flight: int = 16,
         traces: bool = True,
         stop: Event | None = None,
         transport: httpx.BaseTransport | None = None,
@@ -121,8 +131,8 @@ class Feed:
         Reports after every body. Raises FeedError when ingest refuses a body or stays away; feeding again goes on from the
         last step that was acknowledged whole.
         """
-        while not self._stop.is_set() and (step := self.cursor.next_step(until_us)) is not None:
-            self._send(step, report)
+        self.cursor.resume()
+        self._send(iter(lambda: self.cursor.next_step(until_us), None), report)
         return self.progress()
 
     def live(
@@ -131,13 +141,14 @@ class Feed:
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> Progress:
         """Follow the wall clock until stopped: each batch is sent when its window is over."""
+        self.cursor.resume()
         while not self._stop.is_set():
             step = self.cursor.next_step(now_us())
             if step is None:
                 wait_us = self.cursor.done_until_us + LIVE_BATCH_S * US_PER_S - now_us()
                 self._stop.wait(max(0.02, min(float(LIVE_BATCH_S), wait_us / US_PER_S)))
                 continue
-            self._send(step, report)
+            self._send([step], report)
         return self.progress()
 
     def progress(self) -> Progress:
@@ -152,35 +163,56 @@ class Feed:
             elapsed_s=time.monotonic() - self._started_s,
         )
 
-    def _send(self, step: Step, report: Callable[[Progress], None]) -> None:
-        """Send a step; unless stopped before its end, record that all of it is acknowledged."""
-        self.cursor.begin(step)
-        pending: set[Future[_Sent]] = set()
-        for request in self._requests(step):
-            if len(pending) >= 2 * self._in_flight:
-                pending = self._settle(pending, report)
+    def _send(self, steps: Iterable[Step], report: Callable[[Progress], None]) -> None:
+        """Send steps, the next while the last answers of one are awaited; record each that is acknowledged whole.
+
+        What a stop interrupts stays in hand and is sent again by the next feed.
+        """
+        pending: dict[Future[_Sent], _Sending] = {}
+        under_way: deque[_Sending] = deque()
+        for step in steps:
+            while len(under_way) > 1 and pending:
+                self._settle(pending, under_way, report)
             if self._stop.is_set():
                 break
-            pending.add(self._threads.submit(self._post, request))
+            self.cursor.begin(step)
+            sending = _Sending(step)
+            under_way.append(sending)
+            for request in self._requests(step):
+                if len(pending) >= 2 * self._in_flight:
+                    self._settle(pending, under_way, report)
+                if self._stop.is_set():
+                    break
+                pending[self._threads.submit(self._post, request)] = sending
+                sending.unanswered += 1
+            else:
+                sending.all_sent = True
+                self._finish(under_way, report)  # its answers may all be here
         while pending:
-            pending = self._settle(pending, report)
-        if self._stop.is_set():
-            return  # the step stays in hand and is sent again by the next feed
-        self.cursor.finish(step)
-        report(self.progress())
+            self._settle(pending, under_way, report)
 
-    def _settle(self, pending: set[Future[_Sent]], report: Callable[[Progress], None]) -> set[Future[_Sent]]:
-        done, left = wait(pending, return_when=FIRST_COMPLETED)
+    def _settle(
+        self, pending: dict[Future[_Sent], _Sending], under_way: deque[_Sending], report: Callable[[Progress], None]
+    ) -> None:
+        """Wait for an answer; ``pending`` loses what was answered."""
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
+            sending = pending.pop(future)
             sent = future.result()
             self._retries += sent.retries
             if sent.taken:
+                sending.unanswered -= 1
                 self._rows += sent.request.rows
                 self._bytes += len(sent.request.body)
                 self._bodies += 1
                 self._spans += sent.request.spans
+        self._finish(under_way, report)
         report(self.progress())
-        return left
+
+    def _finish(self, under_way: deque[_Sending], report: Callable[[Progress], None]) -> None:
+        while under_way and under_way[0].all_sent and not under_way[0].unanswered:
+            self.cursor.finish(under_way.popleft().step)
+            report(self.progress())
 
     def _requests(self, step: Step) -> Iterator[_Request]:
         samples = {"Content-Type": wire.CONTENT_TYPE, "Content-Encoding": wire.CONTENT_ENCODING}

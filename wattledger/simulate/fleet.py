@@ -20,7 +20,6 @@ from wattledger.simulate.seeds import unit
 from wattledger.simulate.spec import BLOCK_S, CONTAINER_S, DELIVERY_DRAW, US_PER_S, FleetSpec, PlantKind
 from wattledger.simulate.truth import Truth, make_truth
 
-HISTORY_BATCH_S: Final = 600
 LIVE_BATCH_S: Final = 10
 _LONGEST_DELAY: Final = 4
 _SPANS_PER_REQUEST: Final = 400
@@ -66,7 +65,7 @@ class Fleet:
         self.schedule = Schedule(spec)
         self.blocks = Blocks(spec, self.schedule)
 
-    def batches(self, start_us: int, end_us: int, batch_seconds: int = HISTORY_BATCH_S) -> Iterator[SimBatch]:
+    def batches(self, start_us: int, end_us: int, batch_seconds: int = CONTAINER_S) -> Iterator[SimBatch]:
         """Yield the batches that arrive during [start, end), in order of arrival, late and repeated ones included.
 
         A window of samples arrives when it ends, unless delivery was disturbed. Both instants must lie on the grid of
