@@ -18,7 +18,11 @@ router = APIRouter(responses=RESPONSES)
 
 
 class BudgetModel(BaseModel):
-    """Amounts are decimal strings in ``unit``. ``armed``: whether the rung in force could act, were the deployment to enforce."""
+    """Amounts are decimal strings in ``unit``. ``armed``: whether the rung in force could act, were the deployment to enforce.
+
+    Where one of the last three counts is not 0, more was spent than ``spent`` says: lines without a price, API calls that
+    told no usage, lines without a reading of what the budget limits.
+    """
 
     name: str
     tenant: str
@@ -41,8 +45,10 @@ class BudgetModel(BaseModel):
     reason: str
     coverage_ratio: str | None
     books_as_of_at: str | None
-    uncounted_lines: int
     origin: str
+    unpriced_lines: int
+    usage_unknown_calls: int
+    unmeasured_lines: int
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -69,8 +75,10 @@ class BudgetModel(BaseModel):
                     "reason": "budget 'nlp-monthly': 41250.5 of 50000 EUR (82.5 %), warn from 80.0 %",
                     "coverage_ratio": "0.9991",
                     "books_as_of_at": "2026-11-20T23:00:00Z",
-                    "uncounted_lines": 0,
                     "origin": "live",
+                    "unpriced_lines": 0,
+                    "usage_unknown_calls": 0,
+                    "unmeasured_lines": 0,
                 }
             ]
         }
@@ -131,6 +139,13 @@ def as_dict(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "coverage_ratio": None if evidence["coverage"] == "none" else evidence["coverage"],
         "books_as_of_at": None if as_of_at == "none" else as_of_at.replace("+00:00", "Z"),
-        "uncounted_lines": int(evidence["uncounted_lines"]),
         "origin": decision.origin.name.lower(),
+        **gaps_of(decision),
+    }
+
+
+def gaps_of(decision: Decision) -> dict[str, int]:
+    """Return what the figures of a decision leave out, as the API shows it."""
+    return {
+        name: int(decision.evidence[name]) for name in ("unpriced_lines", "usage_unknown_calls", "unmeasured_lines")
     }

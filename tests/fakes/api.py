@@ -196,7 +196,9 @@ def budget(  # noqa: PLR0917 - a table row
         "reason": f"budget {name!r}: {spent} of {limit} {unit}",
         "coverage_ratio": "0.99",
         "books_as_of_at": "2026-11-21T12:00:00Z",
-        "uncounted_lines": 0,
+        "unpriced_lines": 0,
+        "usage_unknown_calls": 0,
+        "unmeasured_lines": 0,
         "origin": "simulated",
     }
 

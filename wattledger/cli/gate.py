@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE: Final = "WATTLEDGER_API_TOKEN"  # noqa: S105 (names a variable)
 
+_GAPS: Final = {
+    "unpriced_lines": "lines without a price",
+    "usage_unknown_calls": "API calls that told no usage",
+    "unmeasured_lines": "lines without a reading",
+}
+
 
 @click.group(epilog="\b\nExample:\n  wattledger gate check job.yaml")
 def gate() -> None:
@@ -138,6 +144,8 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
             f"{'budget':<{width}}  {budget['verdict']}: {budget['name']} of {budget['tenant']}, "
             f"{_figure(budget['left'])} of {_figure(budget['limit'])} {unit} left, {_figure(budget['left_after'])} after this job"
         )
+        if gaps := [f"{budget[name]:,} {what}" for name, what in _GAPS.items() if budget[name]]:
+            yield f"{'':<{width}}  not counted in it: {', '.join(gaps)}"
     yield from (f"{'forecast':<{width}}  {basis}" for basis in answer["basis"])
     if answer["origin"] != "live":
         yield f"{'note':<{width}}  figures are {answer['origin']}"
