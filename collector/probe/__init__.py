@@ -16,7 +16,22 @@ from collector.wire import DeviceRef, Feed, Origin, Stream
 Values = dict[str, int | float | None]
 """Readings by the column names of the device stream; a name that is absent was not read, None was not supported."""
 
-EventKind = Literal["xid", "lost", "recovered", "driver_reload", "driver_unavailable", "counter_reset", "not_supported"]
+Row = dict[str, int | float | str | None]
+"""One row by the column names of its stream."""
+
+EventKind = Literal[
+    "xid",
+    "lost",
+    "hung",  # a driver call about it does not come back; ``recovered`` once it did
+    "recovered",
+    "removed",  # a MIG instance that was destroyed: nothing is wrong
+    "driver_reload",
+    "driver_unavailable",
+    "counter_reset",
+    "not_supported",
+    "mig_reconfigured",
+    "recovery_action",  # the driver asks for something, a GPU reset say (NVML field 230)
+]
 
 _INTEGER_BITS: Final = {"i16": 15, "i32": 31, "i64": 63}
 _HIGHEST: Final[dict[str, int]] = {
@@ -69,6 +84,27 @@ class Sweep:
     events: tuple[DeviceEvent, ...] = ()
     errors: dict[str, int] = field(default_factory=dict)
     """Failed calls by kind, for the agent's own health."""
+    rows: dict[Stream, tuple[Row, ...]] = field(default_factory=dict)
+    """What the probe reads more rarely, ready for the wire: device health, links of devices. As in an :class:`Observation`,
+    rows of a stream with a ``device`` column carry ``device_uuid`` instead; all of them carry ``at_us``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReading:
+    """One process on one device, as the driver saw it at ``at_us``; on a MIG board the device is the instance."""
+
+    device_uuid: str
+    pid: int
+    """In the pid namespace of the agent; 0 or a foreign number where the agent lives in another one than the driver's."""
+    at_us: int
+    used_memory_bytes: int | None
+    sm_util_percent: int | None
+    """Of the device's time, over the last few seconds; 0 for a process that ran no kernel, None where it is not supported (MIG)."""
+    memory_util_percent: int | None
+    gpu_instance: int | None
+    """MIG's number of the GPU instance; None on a board that is not cut up."""
+    kind: Literal["compute", "graphics", "mps"]
+    """``mps``: a client of an MPS server, whose share of the utilization is not to be trusted."""
 
 
 class Probe(Protocol):
@@ -81,10 +117,6 @@ class Probe(Protocol):
     def close(self) -> None:
         """Let go of driver and files; reading again re-opens them."""
         ...
-
-
-Row = dict[str, int | float | str | None]
-"""One row by the column names of its stream."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import pynvml
 
 from collector.clock import US_PER_S, Clock
 from collector.errors import LibraryReplacedError
-from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, Sweep, Values
+from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, ProcessReading, Sweep, Values
 from collector.probe.nvml_device import DRIVER_CODES, LOST_CODES, NvmlDevice
 from collector.wire import DeviceRef, Feed, Origin
 
@@ -72,6 +73,7 @@ class NvmlProbe:
         self._unavailable_code: int | None = None
         self._events: list[DeviceEvent] = []
         self._errors: Counter[str] = Counter()
+        self._processes: tuple[ProcessReading, ...] = ()
 
     @property
     def unavailable_code(self) -> int | None:
@@ -95,6 +97,35 @@ class NvmlProbe:
             events=tuple(self._events),
             errors=dict(self._errors),
         )
+
+    def processes(self) -> tuple[ProcessReading, ...]:
+        """Return who used the devices when the driver was last asked: in :meth:`read`, every five seconds.
+
+        Costs nothing, asks no driver, and may be called from any thread. A device that cannot be read has no entries.
+        """
+        return self._processes
+
+    def read_exact(self, device_uuids: Collection[str]) -> Sweep:
+        """Read the counters and gauges of these devices now, as far as one driver call a device gives them.
+
+        For the instant at which something begins or ends on them. To be called by the thread that calls :meth:`read`. A device
+        that is unknown or does not answer has no reading; the sweep carries no events and no rows: what happened to a device is
+        found out and told by the next :meth:`read`.
+        """
+        readings: list[DeviceReading] = []
+        errors: Counter[str] = Counter()
+        for position, slot in enumerate(self._slots):
+            if slot.device is None or slot.ref.uuid not in device_uuids:
+                continue
+            values: Values = {}
+            try:
+                slot.device.read_fields(values, errors)
+            except pynvml.NVMLError as error:
+                errors[f"exact:{error.value}"] += 1
+                continue
+            readings.append(DeviceReading(position, self._clock.now().wall_us, values))
+        epoch = Epoch(self._boot_id, self._driver_epoch, Feed.NATIVE, Origin.LIVE)
+        return Sweep(epoch, tuple(slot.ref for slot in self._slots), tuple(readings), errors=dict(errors))
 
     def close(self) -> None:
         """Shut NVML down, so that the driver may be unloaded or a GPU reset; the next read opens it again."""
