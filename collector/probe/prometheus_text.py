@@ -2,8 +2,9 @@
 
 Our own and not a library's, because the agent must stay light: it reads dcgm-exporter, vLLM and SGLang with it, around 100 kB
 a scrape for eight GPUs. A bare regular expression was measured at 0.9 ms for that where prometheus_client took 15.8 ms; with
-the checks below it is about 1.7 ms on the same kind of machine. The price is that it is less: HELP, TYPE, UNIT and exemplars are skipped, names in quotes (Prometheus 3) count as malformed, histograms
-stay the series they are written as. It fetches nothing and knows no metric.
+the checks below it is about 1.7 ms on the same kind of machine. The price is that it is less: HELP, TYPE, UNIT and exemplars
+are skipped, names in quotes (Prometheus 3) count as malformed, histograms stay the series they are written as.
+It fetches nothing and knows no metric.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MS_PER_S: Final = 1_000
 _LINE: Final = re.compile(
     r"""([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+
         (?:\{((?:[^"}]++|"(?:[^"\\]++|\\.)*+")*+)\})?[ \t]*+
-        ([^ \t#]++)
+        ([^ \t\r#]{1,64}+)
         (?:[ \t]++(-?[0-9][0-9.eE+-]*+))?
         [ \t]*+(?:\#.*+)?\r?$""",
     re.VERBOSE,
@@ -34,7 +35,7 @@ _LABEL: Final = re.compile(r'[ \t]*+([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"((?
 _ESCAPE: Final = re.compile(r"\\(.)")
 _ESCAPED: Final = {"n": "\n", "\\": "\\", '"': '"'}
 _NUMBER: Final = re.compile(
-    r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?Inf(?:inity)?|NaN", re.IGNORECASE
+    r"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?|[+-]?Inf(?:inity)?|NaN", re.IGNORECASE
 )
 
 
