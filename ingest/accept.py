@@ -40,6 +40,22 @@ _COUNTERS: Final = frozenset(
         "out_of_sequence",
         "retransmissions",
         "prefix_cache_hits",
+        "prefix_cache_queries",
+        "requests_finished",
+        "preemptions",
+        "link_recoveries",
+        "integrity_errors",
+        "buffer_overruns",
+        "remote_errors",
+        "ecn_marked_packets",
+        "adaptive_retransmissions",
+        "ack_timeouts",
+        "receiver_not_ready",
+        "pause_rx_us",
+        "pause_tx_us",
+        "ecc_corrected_aggregate",
+        "ecc_uncorrected_aggregate",
+        "oldest_unsent_us",
     )
 )
 _NOT_NEGATIVE_SUFFIXES: Final = ("_mw", "_mhz", "_mbps")

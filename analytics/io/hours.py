@@ -20,7 +20,15 @@ REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
 DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap", "failed_close")
 """Kinds of change that bring an hour into the books."""
-OUTSIDE_THE_BOOKS: Final = ("fabric_samples", "engine_samples", "device_events")
+OUTSIDE_THE_BOOKS: Final = (
+    "fabric_samples",
+    "engine_samples",
+    "device_events",
+    "device_health",
+    "device_shares",
+    "node_events",
+    "agent_health",
+)
 """Kinds of change that move no figure of a bill."""
 
 _CANDIDATES: Final = """

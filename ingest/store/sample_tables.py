@@ -49,5 +49,9 @@ TARGETS: Final = {
     Stream.FABRIC: _target(samples.fabric_samples),
     Stream.ENGINE: _target(samples.engine_samples),
     Stream.DEVICE_EVENT: _target(samples.device_events),
+    Stream.DEVICE_HEALTH: _target(samples.device_health),
+    Stream.DEVICE_SHARE: _target(samples.device_shares),
+    Stream.NODE_EVENT: _target(samples.node_events),
+    Stream.AGENT: _target(samples.agent_health),
 }
 LATE: Final = _target(samples.late_samples)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import zstandard
 
-from collector.wire import MAX_BODY_BYTES, MAX_DECODED_BYTES, SAMPLES_PATH, Stream
+from collector.wire import COLUMNS, MAX_BODY_BYTES, MAX_DECODED_BYTES, SAMPLES_PATH, Stream
 from ingest.settings import Settings
 from ingest.store import tokens
 from ingest.store.engine import Database
@@ -18,6 +18,7 @@ from tests.db.ingest_harness import batch_meta, body_of, device_row, headers, ma
 
 pytestmark = pytest.mark.db
 HOUR_US = 3_600_000_000
+AGENT_COUNTS = [column.name for column in COLUMNS[Stream.AGENT] if not column.nullable]
 
 
 def query(db: Database, statement: str) -> list[tuple[Any, ...]]:
@@ -219,11 +220,27 @@ def test_every_stream_reaches_its_table(db: Database) -> None:
         ),
         allocation=rows(Stream.ALLOCATION, job),
         device_event=rows(Stream.DEVICE_EVENT, {"at_us": at, "device": 1, "kind": "xid", "code": 79}),
+        device_health=rows(Stream.DEVICE_HEALTH, {"at_us": at, "device": 1, "remapping_pending": 1}),
+        device_share=rows(
+            Stream.DEVICE_SHARE,
+            {
+                "at_us": at,
+                "device": 0,
+                "span_us": 5,
+                "processes": 2,
+                "sm_util_percent": 12.5,
+                "evidence": "cgroup",
+                "method": "measured",
+            },
+        ),
+        node_event=rows(Stream.NODE_EVENT, {"at_us": at, "kind": "kernel_xid", "subject": "0000:3b:00", "code": 79}),
+        agent=rows(Stream.AGENT, {**dict.fromkeys(AGENT_COUNTS, 1), "at_us": at, "spool_bytes": -1, "cpu_ratio": 0.25}),
     )
 
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await send(client, body, site.node_tokens["node-1"])
-        assert (answer.status_code, answer.json()["accepted_rows"]) == (200, 7)
+        assert (answer.status_code, answer.json()["accepted_rows"]) == (200, 11)
+        assert answer.json()["refused"] == [{"stream": "agent_health", "reason": "negative_counter", "rows": 1}]
 
     run(Settings(db), scenario)
     assert query(
@@ -239,17 +256,25 @@ def test_every_stream_reaches_its_table(db: Database) -> None:
         ("http://e", 8)
     ]
     assert query(db, "SELECT kind, code FROM device_events") == [("xid", 79)]
+    assert query(db, "SELECT remapping_pending, recovery_action FROM device_health") == [(1, None)]
+    assert query(db, "SELECT native_job_id, processes, sm_util_percent FROM device_shares") == [(None, 2, 12.5)]
+    assert query(db, "SELECT kind, subject, code FROM node_events") == [("kernel_xid", "0000:3b:00", 79)]
+    assert query(db, "SELECT samples, spool_bytes, cpu_ratio FROM agent_health") == [(1, None, 0.25)]
     assert query(
         db,
         "SELECT native_id, user_name, account, state, share_ratio::text, start_energy_mj, end_at, evidence "
         "FROM jobs JOIN allocations a ON a.job_id = jobs.id",
     ) == [("7", "ann", "nlp", "running", "0.250000", 100, None, "cgroup")]
     assert [kind for (kind,) in query(db, "SELECT DISTINCT kind FROM changes ORDER BY kind")] == [
+        "agent_health",
         "allocations",
         "device_events",
+        "device_health",
         "device_samples",
+        "device_shares",
         "engine_samples",
         "fabric_samples",
+        "node_events",
         "node_samples",
     ]
 

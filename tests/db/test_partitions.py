@@ -32,13 +32,13 @@ def worker(db: Database) -> Iterator[sa.Engine]:
 
 def test_each_day_of_each_table_gets_a_partition_once(writer: sa.Engine) -> None:
     with writer.begin() as conn:
-        # Two days of device, node, fabric and engine samples, api calls and spans.
-        assert partitions.ensure(conn, DAY, date(2026, 3, 3)) == 12
+        # Two days of seven kinds of samples, api calls and spans.
+        assert partitions.ensure(conn, DAY, date(2026, 3, 3)) == 18
         assert partitions.ensure(conn, DAY, date(2026, 3, 3)) == 0
-        assert partitions.ensure(conn, DAY, date(2026, 3, 4)) == 6
+        assert partitions.ensure(conn, DAY, date(2026, 3, 4)) == 9
         names = [partition.name for partition in partitions.partitions(conn)]
-    assert names[:3] == ["api_calls_p20260301", "api_calls_p20260302", "api_calls_p20260303"]
-    assert len(names) == 18
+    assert names[:3] == ["agent_health_p20260301", "agent_health_p20260302", "agent_health_p20260303"]
+    assert len(names) == 27
 
 
 def test_a_partition_holds_its_utc_day_whatever_the_session_calls_a_day(db: Database, writer: sa.Engine) -> None:
@@ -92,7 +92,7 @@ def test_eight_writers_at_once_make_each_partition_once(writer: sa.Engine) -> No
     for thread in threads:
         thread.join()
     assert len(made) == 8
-    assert sum(made) == 12
+    assert sum(made) == 18
 
 
 def test_readers_and_writers_of_other_days_are_not_locked_out(writer: sa.Engine) -> None:
@@ -103,7 +103,7 @@ def test_readers_and_writers_of_other_days_are_not_locked_out(writer: sa.Engine)
         partitions.ensure(conn, DAY, date(2026, 3, 2))
     with writer.connect() as open_transaction, writer.begin() as conn:
         open_transaction.execute(insert)
-        assert partitions.ensure(conn, date(2026, 3, 2), date(2026, 3, 3)) == 6  # would time out after 5 s otherwise
+        assert partitions.ensure(conn, date(2026, 3, 2), date(2026, 3, 3)) == 9  # would time out after 5 s otherwise
 
 
 @pytest.mark.parametrize(("first", "end"), [(date(1970, 1, 1), date(1970, 1, 2)), (date(2026, 1, 1), date(2999, 1, 1))])
@@ -142,7 +142,7 @@ def test_retention_drops_samples_before_a_day_and_nothing_a_bill_is_made_of(work
         partitions.ensure(conn, DAY, date(2026, 3, 4))
     with worker.begin() as conn:
         dropped = partitions.drop_before(conn, date(2026, 3, 3))
-        assert len(dropped) == 8  # four sample tables, two days
+        assert len(dropped) == 14  # seven sample tables, two days
         left = partitions.partitions(conn)
     assert {partition.day for partition in left if partition.table == "device_samples"} == {date(2026, 3, 3)}
     assert {partition.day.day for partition in left if partition.table == "api_calls"} == {1, 2, 3}

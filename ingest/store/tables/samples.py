@@ -72,6 +72,16 @@ _CODES = {
     "clocks_event_reasons": "NVML bits seen in any reading of the span",
     "state": "port state as the driver numbers it, 4 = active",
     "code": "e.g. the XID number",
+    "recovery_action": "NVML field 230: 0 none, 1 reset the GPU, 2 reboot the node, 3 drain P2P, 4 drain and reset, ...",
+    "remapping_pending": "0 or 1: rows are remapped at the next reset",
+    "remapping_failed": "0 or 1",
+    "mig_enabled": "0 or 1",
+    "durable": "0 or 1: the spool survives a reboot",
+    "released": "0 or 1: devices are let go for maintenance",
+    "ttft_histogram": 'time to first token, JSON {"le": [seconds, ...], "n": [cumulative, ...], "sum": seconds}',
+    "itl_histogram": "inter-token latency, JSON as ttft_histogram",
+    "request_histogram": "end-to-end latency, JSON as ttft_histogram",
+    "probe_errors_by_kind": "JSON object of counts since the agent started",
 }
 
 
@@ -133,7 +143,35 @@ engine_samples = _partitioned(
     *_measurements(Stream.ENGINE, "engine", "model"),
     comment="One serving-engine reading; counters raw and cumulative.",
 )
-PARTITIONED = (device_samples, node_samples, fabric_samples, engine_samples)
+device_health = _partitioned(
+    "device_health",
+    _key("device_id", "devices"),
+    _key("epoch_id", "epochs"),
+    *_measurements(Stream.DEVICE_HEALTH, "device"),
+    comment="What changes rarely about a device: limits, thresholds, memory errors, what it asks for.",
+)
+device_shares = _partitioned(
+    "device_shares",
+    _key("device_id", "devices"),
+    _key("epoch_id", "epochs"),
+    *_measurements(Stream.DEVICE_SHARE, "device"),
+    comment="Who used a device over (at - span_us, at]: one row a job, native_job_id null = processes of no known job.",
+)
+agent_health = _partitioned(
+    "agent_health",
+    _key("epoch_id", "epochs"),
+    *_measurements(Stream.AGENT),
+    comment="The agent about itself; counts are cumulative since started_at_us.",
+)
+PARTITIONED = (
+    device_samples,
+    node_samples,
+    fabric_samples,
+    engine_samples,
+    device_health,
+    device_shares,
+    agent_health,
+)
 
 late_samples = Table(
     "late_samples",
@@ -156,6 +194,16 @@ device_events = Table(
     column("epoch_id", Integer, ForeignKey("epochs.id")),
     *_measurements(Stream.DEVICE_EVENT, "device"),
     comment="XID, lost, recovered, driver reload.",
+)
+
+node_events = Table(
+    "node_events",
+    metadata,
+    surrogate_id(wide=True),
+    instant("at", index=True),
+    column("epoch_id", Integer, ForeignKey("epochs.id")),
+    *_measurements(Stream.NODE_EVENT),
+    comment="Clock steps, kernel lines, interruption notices, devices let go and opened again.",
 )
 
 spools = Table(
