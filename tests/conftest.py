@@ -1,12 +1,12 @@
-"""Fixtures everybody shares: the real data folder and a real PostgreSQL.
+"""Fixtures everybody shares: the real data folder and a real PostgreSQL, and in which order tests run.
 
-`db` costs about 0.3 s: the schema is migrated once per run into a template, and each test gets a copy of its own.
+`db` costs about 0.1 s: the schema is migrated once per process into a template, and each test gets a copy of its own.
+Several processes (`pytest -n`) share nothing: each has a PostgreSQL of its own.
 """
 
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,20 +14,34 @@ import pytest
 from psycopg import sql
 
 from ingest.store.embedded import EmbeddedServer
+from ingest.store.embedded import server as server_module
+from ingest.store.embedded.settings import server_settings
 from ingest.store.engine import Database
+from tests.scratch import quick_folder
 
 _TEMPLATE = "wattledger_template"
 _numbers = itertools.count()
+_LONGEST_FIRST = ("e2e", "real", "db", "property", "contract", "unit")
+"""Folders by how long a file of theirs takes: when two processes share the files, none is left with a long one at the end."""
+_FORGETFUL = {"fsync": "off", "full_page_writes": "off"}
+"""No test pulls the plug: what a killed PostgreSQL has written is with the kernel. Half a second for each new database."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only root can ask, unless root runs the tests: not a skip, which would fail CI's run of a user."""
-    if os.geteuid() == 0:
-        return
+    """Put long files first, and leave out what only root can ask unless root runs the tests.
+
+    Left out is not skipped: a skip would fail CI's run of a user.
+    """
+    items.sort(key=_rank)
     left_out = [item for item in items if item.get_closest_marker("root")]
-    if left_out:
+    if left_out and os.geteuid() != 0:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("root")]
+
+
+def _rank(item: pytest.Item) -> int:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else 0
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +56,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """One embedded PostgreSQL for the run. Its home is passable by others, or as root the data would move elsewhere."""
-    home = Path(tempfile.mkdtemp(prefix="wl-test-"))
-    home.chmod(0o711)
+    """One embedded PostgreSQL for this process."""
+    home = quick_folder("wl-test-")
     running = EmbeddedServer.in_home(home)
     try:
-        running.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server_module, "server_settings", lambda folder: server_settings(folder) | _FORGETFUL)
+            running.start()
         yield running
     finally:
         running.destroy()
@@ -72,7 +87,7 @@ def db(server: EmbeddedServer, database: Database) -> Iterator[Database]:
     name = f"wattledger_test_{next(_numbers)}"
     with server.database("postgres").connect("admin", autocommit=True) as admin:
         admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER wattledger_owner").format(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy OWNER wattledger_owner").format(
                 sql.Identifier(name), sql.Identifier(database.name)
             )
         )

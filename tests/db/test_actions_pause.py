@@ -43,7 +43,8 @@ def test_pause_stops_a_busy_executor_within_a_second(world: World) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert 2 <= len(world.slurm.acts()) < 20
-    assert max(world.slurm.act_times_s()) < paused_at + 1
+    # One act may have looked for the pause just before it was there; a machine at its limit is no reason for a second.
+    assert sum(acted_at > paused_at for acted_at in world.slurm.act_times_s()) <= 1
 
 
 def _copy_plans(world: World, copies: int) -> None:
