@@ -21,7 +21,7 @@ from analytics.io.findings import report_unbalanced
 from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open
 from analytics.io.load import Loaded, load_batch
 from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
-from analytics.pipeline import HourResult, Window, close_hours, roll_minutes
+from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes
 from analytics.policy import Policy
 from ingest.store.engine import Database
 
@@ -118,8 +118,9 @@ class HourCloser:
         closed_before = now - timedelta(microseconds=settings.policy.lateness_us)
         window = Window(from_at=batch.from_at, to_at=min(batch.to_at, now), closed_before_at=closed_before)
         loaded = load_batch(self._database, connection, batch.site_id, window, settings.policy, settings.currency)
-        result = close_hours(loaded.inputs, settings.policy)
-        return _Computed(loaded, window, result, roll_minutes(loaded.inputs.usage, settings.policy))
+        metered = read_meters(loaded.inputs.usage, settings.policy)
+        result = close_hours(loaded.inputs, settings.policy, metered)
+        return _Computed(loaded, window, result, roll_minutes(loaded.inputs.usage, settings.policy, metered))
 
     def _save(
         self,

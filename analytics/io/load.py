@@ -20,6 +20,7 @@ from analytics.io.references import load_references
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
 from analytics.policy import Policy
+from ingest.store.arrow import arrow_session
 from ingest.store.engine import Database
 from ingest.store.pools import uuid_sql
 from ingest.store.samples import refuse_sealed
@@ -131,13 +132,14 @@ def load_batch(
         "as_of": known_at,
     }
     margin = timedelta(microseconds=policy.margin_us)
-    refuse_sealed(database, "worker", window.from_at - margin, window.to_at + margin, site_id)
     placed = fetch_frame(connection, _DEVICES, scope, Devices)
     pools = fetch_frame(connection, _POOLS, scope, Devices)
     devices = Devices.validate(pl.concat([placed, pools]))
-    readings, epochs, silences = load_readings(
-        database, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
-    )
+    with arrow_session(database, "worker") as fetch:
+        refuse_sealed(fetch, window.from_at - margin, window.to_at + margin, site_id)
+        readings, epochs, silences = load_readings(
+            fetch, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
+        )
     allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
     allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
     job_ids = allocations["job_id"].unique().to_list()
@@ -156,13 +158,16 @@ def load_batch(
 
 
 def inputs_hash(inputs: HourInputs) -> bytes:
-    """Return the SHA-256 over every input frame: two runs with equal hashes must write equal books."""
+    """Return the SHA-256 over every input frame: two runs with equal hashes must write equal books.
+
+    Readings are hashed in the order they were loaded in, which is fixed.
+    """
     digest = hashlib.sha256()
     references = inputs.references
     frames: tuple[pl.DataFrame, ...] = (
         inputs.usage.devices.sort("device_id"),
         inputs.usage.epochs.sort("epoch_id"),
-        inputs.usage.readings.sort("device_id", "at", "epoch_id", "energy_mj", "power_mw"),
+        inputs.usage.readings,
         inputs.usage.allocations.sort("allocation_id", "device_id"),
         references.jobs.sort("job_id"),
         references.bindings.sort("binding_id"),

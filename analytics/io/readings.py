@@ -18,8 +18,7 @@ import polars as pl
 from analytics.frames import DeviceReadings, Devices, Epochs
 from analytics.pipeline import Window
 from analytics.policy import Policy
-from ingest.store.arrow import fetch_arrow
-from ingest.store.engine import Database
+from ingest.store.arrow import Fetch
 
 _COLUMNS: Final = """
 device_id, at, epoch_id, energy_mj, power_average_mw AS power_mw, power_max_mw, gpu_util_percent, temp_c,
@@ -63,7 +62,7 @@ class Silences:
 
 
 def load_readings(
-    database: Database,
+    fetch: Fetch,
     devices: dy.DataFrame[Devices],
     epochs_now: Callable[[], dy.DataFrame[Epochs]],
     window: Window,
@@ -71,6 +70,8 @@ def load_readings(
 ) -> tuple[dy.DataFrame[DeviceReadings], dy.DataFrame[Epochs], Silences]:
     """Return the readings the model needs for these devices, the site's epochs, and the silences around the window.
 
+    Readings are in order of device and time, and rows of one instant in an order of their values: the same whatever the order
+    in which they were stored.
     Epochs are asked for last: each is committed before its first reading, so whatever ingest adds meanwhile, no reading
     comes without its epoch.
     """
@@ -78,9 +79,9 @@ def load_readings(
         return DeviceReadings.create_empty(), epochs_now(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
-    around = _between(database, devices, window.from_at - margin, window.to_at + margin)
+    around = _between(fetch, devices, window.from_at - margin, window.to_at + margin)
     before = _nearest(
-        database,
+        fetch,
         # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
         _silent(devices, around.filter(pl.col("at") < window.from_at)),
         window.from_at - reach,
@@ -88,19 +89,19 @@ def load_readings(
         latest=True,
     )
     after = _nearest(
-        database,
+        fetch,
         _silent(devices, around.filter(pl.col("at") >= window.to_at)),
         window.to_at + margin,
         window.to_at + reach,
         latest=False,
     )
-    readings = DeviceReadings.validate(pl.concat([before, around, after]).select(DeviceReadings.column_names()))
+    readings = DeviceReadings.validate(_in_order(pl.concat([before, around, after])))
     epochs = epochs_now()
     return readings, epochs, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
 
 
-def _between(database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
-    return _typed(fetch_arrow(database, "worker", _query(devices, from_at, to_at)))
+def _between(fetch: Fetch, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
+    return _typed(fetch(_query(devices, from_at, to_at)))
 
 
 def _query(devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> str:
@@ -116,18 +117,16 @@ def _query(devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> str:
     return " UNION ALL ".join(parts)
 
 
-def _nearest(
-    database: Database, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool
-) -> pl.DataFrame:
+def _nearest(fetch: Fetch, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
     """Return each device's latest (or earliest) reading of the range that has a counter or a gauge."""
     if devices.is_empty() or from_at >= to_at:
         return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
     order = "at DESC" if latest else "at"
     query = (
         f"SELECT DISTINCT ON (device_id) * FROM ({_query(devices, from_at, to_at)}) AS around "  # noqa: S608 (ids and instants)
-        f"WHERE energy_mj IS NOT NULL OR power_mw IS NOT NULL ORDER BY device_id, {order}"
+        f"WHERE energy_mj IS NOT NULL OR power_mw IS NOT NULL ORDER BY device_id, {order}, energy_mj, power_mw, epoch_id"
     )
-    return _typed(fetch_arrow(database, "worker", query))
+    return _typed(fetch(query))
 
 
 def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -137,12 +136,19 @@ def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _gaps(before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, window: Window) -> tuple[Gap, ...]:
     segment = epochs.select("epoch_id", pl.struct("node_id", "boot_id", "driver_epoch").alias("segment"))
+    silent = before.filter(pl.col("energy_mj").is_not_null())
+    if silent.is_empty():
+        return ()
     first = (
-        around.filter(pl.col("at").is_between(window.from_at, window.to_at) & pl.col("energy_mj").is_not_null())
+        around.filter(
+            pl.col("device_id").is_in(silent["device_id"].implode())
+            & pl.col("at").is_between(window.from_at, window.to_at)
+            & pl.col("energy_mj").is_not_null()
+        )
         .sort("device_id", "at")
         .unique("device_id", keep="first", maintain_order=True)
     )
-    spoke = first.join(before.filter(pl.col("energy_mj").is_not_null()), on="device_id", suffix="_before")
+    spoke = first.join(silent, on="device_id", suffix="_before")
     known = spoke.join(segment, on="epoch_id").join(
         segment, left_on="epoch_id_before", right_on="epoch_id", suffix="_before"
     )
@@ -161,6 +167,15 @@ def _first(rows: pl.DataFrame) -> datetime | None:
 
 def _last(rows: pl.DataFrame) -> datetime | None:
     return rows.sort("at")["at"].item(-1) if rows.height else None
+
+
+def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+    ordered = rows.sort("device_id", "at")
+    again = (pl.col("device_id") == pl.col("device_id").shift()) & (pl.col("at") == pl.col("at").shift())
+    if not ordered.select(again.any()).item():
+        return ordered
+    values = [name for name in rows.columns if name not in {"device_id", "at", "epoch_id"}]
+    return ordered.sort("device_id", "at", *values, "epoch_id", nulls_last=True)
 
 
 def _array(devices: pl.DataFrame) -> str:

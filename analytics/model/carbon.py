@@ -10,14 +10,15 @@ from decimal import Decimal
 import polars as pl
 
 from analytics.frames import MONEY
-from analytics.model.dated import fact_at
+from analytics.model.dated import Dated
 from analytics.model.money import Rates, round_and_spread
 from analytics.units import MJ_PER_KWH, from_us
 
 
 def factors_of(hours_us: list[int], facility_factors: pl.DataFrame) -> dict[int, Decimal]:
     """Return the facility factor of each hour that has one."""
-    found = {hour: fact_at(facility_factors, from_us(hour), "factor_id") for hour in hours_us}
+    factors = Dated(facility_factors, "factor_id")
+    found = {hour: factors.at(from_us(hour)) for hour in hours_us}
     return {hour: row["factor"] for hour, row in found.items() if row is not None}
 
 
@@ -28,8 +29,9 @@ def emit(usage: pl.DataFrame, intensity: pl.DataFrame, factors: dict[int, Decima
     """
     rates: Rates = {}
     ids: dict[int, int] = {}
+    grid = Dated(intensity, "intensity_id")
     for hour in usage["hour_us"].unique().to_list():
-        row = fact_at(intensity, from_us(hour), "intensity_id")
+        row = grid.at(from_us(hour))
         if row is not None:
             ids[hour] = row["intensity_id"]
             rates[(hour, row["intensity_id"])] = ((row["gco2e_per_kwh"], factors.get(hour, Decimal(1))), MJ_PER_KWH)

@@ -13,7 +13,7 @@ import polars as pl
 
 from analytics.errors import InputError
 from analytics.frames import HOLDER_IDLE, MONEY
-from analytics.model.dated import fact_at
+from analytics.model.dated import Dated
 from analytics.model.money import Rates, round_and_spread
 from analytics.units import MJ_PER_KWH, US_PER_HOUR, from_us
 
@@ -54,8 +54,9 @@ def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl
     rates: Rates = {}
     chosen: list[tuple[int, str, int]] = []
     owned = prices.filter((pl.col("provider") == OWNED) & (pl.col("meter") == ACCELERATOR_HOUR))
+    of_model = {model: Dated(rows, "price_id") for (model,), rows in owned.partition_by("model", as_dict=True).items()}
     for hour, model in gathered.select("hour_us", "device_model").unique().sort("hour_us", "device_model").iter_rows():
-        row = fact_at(owned.filter(pl.col("model") == model), from_us(hour), "price_id")
+        row = of_model[model].at(from_us(hour)) if model in of_model else None
         if row is not None:
             check_currency(row, "price", row["price_id"], currency)
             chosen.append((hour, model, row["price_id"]))
@@ -78,8 +79,9 @@ def electricity_lines(
     """Return one ``electricity`` line per gathered row with known energy; none in hours where the rent includes it."""
     rates: Rates = {}
     ids: list[tuple[int, int | None]] = []
+    dated = Dated(tariffs, "tariff_id")
     for hour in sorted(gathered["hour_us"].unique().to_list()):
-        row = fact_at(tariffs, from_us(hour), "tariff_id")
+        row = dated.at(from_us(hour))
         if row is None:
             ids.append((hour, None))
         elif row["metering_point"] != "included":

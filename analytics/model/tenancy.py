@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -40,7 +40,10 @@ def bind(subjects: pl.DataFrame, bindings: pl.DataFrame, at: datetime) -> pl.Dat
 
     ``subjects`` holds any of :data:`FIELDS`; a field that is not there is missing for all.
     """
-    rules = _in_force(bindings, at)
+    return _bind(subjects, _in_force(_rules(bindings), at))
+
+
+def _bind(subjects: pl.DataFrame, rules: Sequence[Mapping[str, object]]) -> pl.DataFrame:
     if not rules:
         nothing = pl.lit(None, dtype=pl.Int32)
         return subjects.with_columns(nothing.alias("tenant_id"), nothing.alias("binding_id"))
@@ -80,32 +83,26 @@ def _matches(rule: Mapping[str, object], present: Sequence[str]) -> pl.Expr:
 
 def bind_hours(subjects: pl.DataFrame, hours: pl.DataFrame, key: str, bindings: pl.DataFrame) -> pl.DataFrame:
     """Return hour_at, ``key``, tenant_id, binding_id for each (hour_at, key) of ``hours``, as dated at the hour's start."""
-    found = []
-    for (hour_at,), of_hour in sorted(
-        hours.select("hour_at", key).unique().partition_by("hour_at", as_dict=True).items()
-    ):
-        present = subjects.join(of_hour, on=key, how="semi", nulls_equal=True)
-        found.append(
-            bind(present, bindings, hour_at).select(
-                pl.lit(hour_at, dtype=pl.Datetime("us", "UTC")).alias("hour_at"), key, "tenant_id", "binding_id"
-            )
-        )
-    if not found:
-        return pl.DataFrame(
-            schema={
-                "hour_at": pl.Datetime("us", "UTC"),
-                key: subjects.schema[key],
-                "tenant_id": pl.Int32,
-                "binding_id": pl.Int32,
-            }
-        )
+    wanted = hours.select("hour_at", key).unique()
+    # Rules change rarely: hours under the same rules are bound together.
+    alike: dict[tuple[object, ...], tuple[list[dict[str, Any]], list[datetime]]] = {}
+    dated = _rules(bindings)
+    for hour_at in wanted["hour_at"].unique().sort().to_list():
+        rules = _in_force(dated, hour_at)
+        alike.setdefault(tuple(rule["binding_id"] for rule in rules), (rules, []))[1].append(hour_at)
+    found = [wanted.clear().with_columns(tenant_id=pl.lit(None, pl.Int32), binding_id=pl.lit(None, pl.Int32))]
+    for rules, when in alike.values():
+        asked = wanted.filter(pl.col("hour_at").is_in(when))
+        bound = _bind(subjects.join(asked, on=key, how="semi", nulls_equal=True), rules)
+        owners = bound.select(key, "tenant_id", "binding_id")
+        found.append(asked.join(owners, on=key, how="inner", nulls_equal=True))
     return pl.concat(found).sort("hour_at", key)
 
 
 def explain(subject: Mapping[str, str | None], bindings: pl.DataFrame, at: datetime) -> Explanation:
     """Return which rule decides for one job or key, and why each rule before it did not match."""
     steps = []
-    for rule in _in_force(bindings, at):
+    for rule in _in_force(_rules(bindings), at):
         against = _mismatch(subject, rule)
         if against is None:
             steps.append(f"rule {rule['position']}: matches")
@@ -127,6 +124,9 @@ def _mismatch(subject: Mapping[str, str | None], rule: Mapping[str, object]) -> 
     return None
 
 
-def _in_force(bindings: pl.DataFrame, at: datetime) -> list[dict[str, object]]:
-    valid = (pl.col("valid_from") <= at) & (pl.col("valid_to").is_null() | (pl.col("valid_to") > at))
-    return bindings.filter(valid).sort("position", "binding_id").to_dicts()
+def _rules(bindings: pl.DataFrame) -> list[dict[str, Any]]:
+    return bindings.sort("position", "binding_id").to_dicts()
+
+
+def _in_force(rules: Sequence[dict[str, Any]], at: datetime) -> list[dict[str, Any]]:
+    return [rule for rule in rules if rule["valid_from"] <= at and (rule["valid_to"] is None or rule["valid_to"] > at)]

@@ -12,7 +12,7 @@ import polars as pl
 
 from analytics.frames import INSTANT, MONEY
 from analytics.model.cost import check_currency
-from analytics.model.dated import fact_at
+from analytics.model.dated import Dated
 from analytics.model.money import Rates, round_and_spread
 from analytics.units import US_PER_HOUR, from_us
 
@@ -93,12 +93,15 @@ def _with_prices(known: pl.DataFrame, book: pl.DataFrame, currency: str) -> tupl
     rates: Rates = {}
     chosen: list[tuple[object, ...]] = []
     wanted = known.select("hour_us", "provider", "model", "part", "slot_at").unique()
-    rows_of = book.partition_by("provider", "model", "meter", as_dict=True)
+    rows_of = {
+        key: Dated(rows, "price_id")
+        for key, rows in book.partition_by("provider", "model", "meter", as_dict=True).items()
+    }
     for hour, provider, model, part, slot_at in wanted.sort(wanted.columns).iter_rows():
         at = max(slot_at, from_us(hour))
         for meter in METERS[part]:
             rows = rows_of.get((provider, model, meter))
-            row = None if rows is None else fact_at(rows, at, "price_id")
+            row = None if rows is None else rows.at(at)
             if row is not None:
                 check_currency(row, "price", row["price_id"], currency)
                 chosen.append((hour, provider, model, part, slot_at, row["price_id"]))

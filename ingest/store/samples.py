@@ -14,7 +14,7 @@ from typing import Final
 import polars as pl
 
 from collector.wire import Stream
-from ingest.store.arrow import fetch_arrow
+from ingest.store.arrow import Fetch, arrow_session
 from ingest.store.engine import Database, Role
 from ingest.store.sample_tables import TARGETS
 
@@ -50,7 +50,6 @@ def samples(
         raise ValueError(f"device samples have no column {', '.join(unknown)}")
     if from_at.tzinfo is None or to_at.tzinfo is None:
         raise ValueError("an interval needs UTC-aware instants")
-    refuse_sealed(database, role, from_at, to_at, site_id)
     where = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
     if devices is not None:
         where += f" AND device_id = ANY ('{{{','.join(str(int(device)) for device in sorted(devices))}}}'::integer[])"
@@ -60,14 +59,16 @@ def samples(
         where += f" AND epoch_id IN ({of_site})"
     names = ", ".join((*_KEYS, *columns))
     hot, late = (f"SELECT {names} FROM {table} WHERE {where}" for table in ("device_samples", "late_samples"))  # noqa: S608
-    rows = fetch_arrow(database, role, f"{hot} UNION ALL {late}")
-    epochs = fetch_arrow(database, role, _EPOCHS).drop("site_id")
+    with arrow_session(database, role) as fetch:
+        refuse_sealed(fetch, from_at, to_at, site_id)
+        rows = fetch(f"{hot} UNION ALL {late}")
+        epochs = fetch(_EPOCHS).drop("site_id")
     rows = rows.join(epochs, on="epoch_id", how="inner").sort("device_id", "at")
     best = pl.col("feed").min().over("device_id", pl.col("at").dt.truncate("1h"))
     return rows.filter(pl.col("feed") == best).select(*_KEYS, "feed", "origin", "cadence_us", *columns)
 
 
-def refuse_sealed(database: Database, role: Role, from_at: datetime, to_at: datetime, site_id: int | None) -> None:
+def refuse_sealed(fetch: Fetch, from_at: datetime, to_at: datetime, site_id: int | None) -> None:
     """Raise SealedHoursError if the catalog says that some hour of the interval is not in the hot tables."""
     query = (
         "SELECT count(*) AS hours, min(hour_at) AS first FROM hour_catalog WHERE state <> 'open' "  # noqa: S608 (instants)
@@ -75,7 +76,7 @@ def refuse_sealed(database: Database, role: Role, from_at: datetime, to_at: date
     )
     if site_id is not None:
         query += f" AND site_id = {int(site_id)}"
-    ((hours, first),) = fetch_arrow(database, role, query).iter_rows()
+    ((hours, first),) = fetch(query).iter_rows()
     if hours:
         raise SealedHoursError(
             f"{hours} hours from {first:%Y-%m-%d %H:%M} UTC on are sealed; this version reads open hours only"

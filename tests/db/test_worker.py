@@ -12,7 +12,7 @@ from analytics.errors import BooksError
 from analytics.io.hours import due_hours
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import HourInputs, HourResult, Window, close_hours
+from analytics.pipeline import HourInputs, HourResult, Metered, Window, close_hours
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.samples import SealedHoursError
@@ -276,10 +276,10 @@ def test_inputs_as_they_were_known_are_the_same_after_a_later_correction(fleet: 
 def test_an_hour_that_does_not_balance_keeps_no_other_from_closing(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unbalanced(inputs: HourInputs, policy: Policy) -> HourResult:
+    def unbalanced(inputs: HourInputs, policy: Policy, metered: Metered | None = None) -> HourResult:
         if inputs.usage.window.from_at <= HOUR_AT + HOUR < inputs.usage.window.to_at:
             raise BooksError("the second hour")
-        return close_hours(inputs, policy)
+        return close_hours(inputs, policy, metered)
 
     monkeypatch.setattr(jobs, "close_hours", unbalanced)
     fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)

@@ -12,7 +12,7 @@ import pytest
 from analytics import jobs
 from analytics.errors import BooksError
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import HourInputs, HourResult, close_hours
+from analytics.pipeline import HourInputs, HourResult, Metered, close_hours
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
@@ -105,8 +105,8 @@ def test_an_hour_the_database_refuses_keeps_no_other_hour_of_its_batch_from_clos
 def test_an_hour_that_does_not_balance_leaves_one_finding_until_it_does(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unbalanced(inputs: HourInputs, policy: Policy) -> HourResult:
-        del inputs, policy
+    def unbalanced(inputs: HourInputs, policy: Policy, metered: Metered | None = None) -> HourResult:
+        del inputs, policy, metered
         raise BooksError("3 mJ too many")
 
     fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=50))
