@@ -9,9 +9,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 
 from analytics.api.problems import RESPONSES, ApiError
-from analytics.api.service import MAX_PERIOD_DAYS, Api, Reader, aware, covered, cursor_of, position_of
+from analytics.api.service import MAX_PERIOD_DAYS, Api, Reader, aware, covered
+from analytics.api.snapshots import Snapshot
 from analytics.io import statement_formats as formats
-from analytics.io.statements import BillRow, GroupBy, StatementError, bill, mapped_share
+from analytics.io.statements import GroupBy, StatementError, bill, mapped_share
 
 router = APIRouter(responses=RESPONSES)
 
@@ -114,29 +115,35 @@ def get_bill(  # noqa: PLR0913, PLR0917 - query parameters
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> dict[str, Any]:
-    """Return the bill, rows sorted by key; the total is of the whole period, whatever page is asked for."""
+    """Return the bill, rows sorted by key; the total is of the whole period, whatever page is asked for.
+
+    All pages are of the bill as it was when the first was asked for; a later page costs no query while that is kept, ten
+    minutes. After that it is built again, and 409 where it came out different.
+    """
     from_at, to_at = aware("from", from_at), aware("to", to_at)
     if to_at - from_at > timedelta(days=MAX_PERIOD_DAYS):
         raise ApiError(400, "period_too_long", f"more than {MAX_PERIOD_DAYS} days; ask in parts")
     if tenant is not None:
         covered(reader, tenant)
-    after = position_of(cursor)
-    try:
+
+    def built() -> Snapshot:
         with api.scoped(reader) as conn:
             made = bill(conn, from_at, to_at, group_by, tenant=tenant, currency=currency)
+        with api.unscoped() as conn:
+            share = mapped_share(conn, from_at, to_at, made.currency)
+        whole = formats.as_dict(made) | {"mapped_share_ratio": formats.text(share)}
+        rows = whole.pop("rows")
+        return Snapshot.of(whole, rows)
+
+    # Of this subtree's view: a cursor that another tenant got hold of finds nothing.
+    key = (reader.token.tenant_path, from_at, to_at, group_by, tenant, currency)
+    try:
+        whole, start, rows, following = api.snapshots.page(key, built, cursor, limit)
     except StatementError as error:
         raise ApiError(400, "invalid_period", str(error)) from None
-    with api.unscoped() as conn:
-        share = mapped_share(conn, from_at, to_at, made.currency)
-    rest = [row for row in made.rows if after is None or _position(row) > after]
-    page, more = rest[:limit], len(rest) > limit
-    return formats.as_dict(made) | {
-        "mapped_share_ratio": formats.text(share),
-        "rows": [formats.row_dict(row) for row in page],
-        "rollups": [] if after is not None else [formats.row_dict(row) for row in made.rollups],
-        "next_cursor": cursor_of(_position(page[-1])) if more else None,
+    return {
+        **whole.head,
+        "rows": rows,
+        "rollups": [] if start else whole.head["rollups"],
+        "next_cursor": following,
     }
-
-
-def _position(row: BillRow) -> str:
-    return f"{row.key}\n{row.tenant or ''}"

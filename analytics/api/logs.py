@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from analytics.api.cursors import cursor_of, id_position
 from analytics.api.problems import RESPONSES, ApiError
-from analytics.api.service import Api, Label, Reader, aware, cursor_of, id_position
+from analytics.api.service import Api, Label, Reader, aware
 from analytics.io import action_log, reads
 from analytics.io.action_log import Action
 from analytics.io.statement_formats import rfc3339, text

@@ -39,6 +39,7 @@ TITLES = {
     401: "Not authenticated",
     403: "Not allowed",
     404: "There is no such thing",
+    409: "What was asked about has changed",
     422: "The question cannot be answered as asked",
     503: "Cannot be answered now",
 }

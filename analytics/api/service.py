@@ -1,4 +1,4 @@
-"""What every endpoint shares: the caller's token, a transaction that sees the caller's tenants, and cursors.
+"""What every endpoint shares: the caller's token, a transaction that sees the caller's tenants, what is kept between pages.
 
 Isolation is the database's: each request runs as the api role, in one read-only transaction with the token's subtree set.
 ``unscoped`` is the one way past it, for figures that show nobody's rows (a ratio, a verdict).
@@ -6,11 +6,9 @@ Isolation is the database's: each request runs as the api role, in one read-only
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
@@ -19,6 +17,7 @@ from fastapi import Depends, Request
 from pydantic import AfterValidator, Field
 
 from analytics.api.problems import ApiError
+from analytics.api.snapshots import Snapshots
 from ingest.auth import Authenticator, Principal
 from ingest.errors import ForbiddenError
 from ingest.store.engine import Database
@@ -59,6 +58,7 @@ class Service:
     authenticator: Authenticator
     settings: ApiSettings
     clock: Callable[[], datetime] = _now
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     @classmethod
     def open(cls, database: Database, settings: ApiSettings | None = None) -> Service:
@@ -135,24 +135,3 @@ def aware(name: str, at: datetime) -> datetime:
     if at.tzinfo is None:
         raise ApiError(400, "naive_instant", f"{name} has no time zone; write it like 2026-11-01T00:00:00Z")
     return at.astimezone(UTC)
-
-
-def cursor_of(position: str | int) -> str:
-    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
-
-
-def position_of(cursor: str | None) -> str | None:
-    """Return where a cursor points, or raise 400 for one that is not ours."""
-    if cursor is None:
-        return None
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise ApiError(400, "invalid_cursor", "this cursor is not one this API gave; start without it") from None
-
-
-def id_position(cursor: str | None) -> int | None:
-    position = position_of(cursor)
-    if position is not None and not (position.isascii() and position.isdigit() and len(position) < 19):
-        raise ApiError(400, "invalid_cursor", "this cursor is not one this API gave; start without it")
-    return None if position is None else int(position)
