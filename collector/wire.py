@@ -14,6 +14,8 @@ refuses another :data:`WIRE_VERSION`.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -22,6 +24,10 @@ from typing import Any, Final, Literal
 
 WIRE_VERSION: Final = 1
 SAMPLES_PATH: Final = "/v1/samples"
+ENROLL_PATH: Final = "/v1/enroll"
+"""POST {"node": …, "agent_version": …} with a join token as the bearer; the answer {"node": …, "token": …} is given once."""
+COMMANDS_PATH: Final = "/v1/agent/commands"
+"""GET with the node's own token: a JSON list of :class:`Command` as objects."""
 CONTENT_TYPE: Final = "application/vnd.apache.arrow.stream"
 CONTENT_ENCODING: Final = "zstd"
 ZSTD_LEVEL: Final = 3
@@ -400,6 +406,30 @@ def cleaned(text: str) -> str:
         text = "".join("\ufffd" if ord(c) < 0x20 or c == "\x7f" or "\ud800" <= c <= "\udfff" else c for c in text)
     encoded = text.encode()
     return text if len(encoded) <= MAX_STRING_BYTES else encoded[:MAX_STRING_BYTES].decode(errors="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An order to one node's agent, signed by whoever holds that node's key; the server only carries it."""
+
+    id: int
+    """Of the carrier; not signed."""
+    node: str
+    verb: str
+    args: dict[str, int | str]
+    nonce: str
+    issued_at_us: int
+    expires_at_us: int
+    signature: str = ""
+
+    def signed_text(self) -> bytes:
+        """Return what the signature covers: everything but the carrier's id and the signature itself."""
+        covered = {key: value for key, value in asdict(self).items() if key not in ("id", "signature")}
+        return json.dumps(covered, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode()
+
+    def sign(self, key: bytes) -> str:
+        """Return the signature: HMAC-SHA256 under the node's key, in hex."""
+        return hmac.new(key, self.signed_text(), hashlib.sha256).hexdigest()
 
 
 DeviceRecall = dict[str, tuple[list[Any], tuple[DeviceRef, ...]]]

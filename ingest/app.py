@@ -19,7 +19,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from collector.wire import MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
+from collector.wire import COMMANDS_PATH, ENROLL_PATH, MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
+from ingest import fleet
 from ingest.body_limit import BodyLimit
 from ingest.http import Answer, Endpoint, Request, decoded
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -72,7 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
         otlp.TRACES_PATH: Endpoint(
             "traces", lambda request: take_traces(runtime, request), otlp.MAX_BODY_BYTES, answered
         ),
+        ENROLL_PATH: Endpoint("enroll", lambda request: fleet.enrol(runtime, request), fleet.MAX_BODY_BYTES, answered),
     }
+    commands = Endpoint("commands", lambda request: fleet.orders(runtime, request), 0, answered)
+    app.router.routes.append(Route(COMMANDS_PATH, commands, methods=["GET"]))
     for path, endpoint in app.direct.items():
         # Also a route, so that another method on the path is answered as FastAPI answers it.
         app.router.routes.append(Route(path, endpoint, methods=["POST"]))
@@ -124,7 +128,7 @@ async def take_samples(runtime: Runtime, request: Request) -> Answer:
 async def take_traces(runtime: Runtime, request: Request) -> Answer:
     """Take one OTLP trace export: its LLM calls are committed before the answer; raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
-    principal.require(Scope.WRITE)
+    principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
     read = await runtime.in_thread(_read_calls, request.body, encoding, media)

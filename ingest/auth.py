@@ -34,6 +34,10 @@ class Principal:
         if not self.token.allows(scope):
             raise ForbiddenError("scope_missing", f"this token lacks the scope {scope}")
 
+    def require_any(self, *scopes: Scope) -> None:
+        if not any(self.token.allows(scope) for scope in scopes):
+            raise ForbiddenError("scope_missing", f"this token lacks the scope {' or '.join(scopes)}")
+
     @property
     def site_id(self) -> int:
         """The site the token is bound to; raises ForbiddenError for a token of no site."""

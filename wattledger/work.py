@@ -31,8 +31,10 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
+from analytics.io.fleet import SILENT_AFTER, raise_silences
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.model.hostlist import fold
 from ingest.store.engine import Database
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 ENFORCE_INTERVAL_S: Final = 30.0
 """A decision reads a whole period's lines of each budget; hours close once an hour, the open one moves every round."""
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
+FLEET_INTERVAL_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
 
@@ -131,6 +134,7 @@ class Worker:
         self.chores = (
             Chore("hours", settings.interval_s, self._close_hours),
             Chore("budgets", max(ENFORCE_INTERVAL_S, settings.interval_s), self._enforce),
+            Chore("fleet", FLEET_INTERVAL_S, self._listen_to_the_fleet),
             Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
         )
         log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
@@ -188,6 +192,11 @@ class Worker:
     def _keep_house(self, now: datetime) -> object | None:
         kept = self._housekeeper.run(now)
         return kept if kept.made or kept.closed or kept.busy else None
+
+    def _listen_to_the_fleet(self, now: datetime) -> object | None:
+        with self._database.connect("worker", application=self._lease.session) as connection:
+            silent = raise_silences(connection, now)
+        return f"silent for over {SILENT_AFTER}: {fold(silent)}" if silent else None
 
     def _find_slurm(self) -> None:
         """Reach the cluster whose commands are installed here; until it answers its jobs are dry runs."""

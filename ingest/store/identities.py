@@ -71,6 +71,14 @@ def node_ids(conn: sa.Connection, keys: Iterable[NodeKey]) -> dict[NodeKey, int]
     return _ids(conn, reference.nodes, {key: {} for key in keys}, NodeKey._fields)
 
 
+def known_node(conn: sa.Connection, site: str, node: str) -> int | None:
+    """Return the id of a node that exists, None where there is none of this name at the site."""
+    sites, nodes = reference.sites, reference.nodes
+    query = sa.select(nodes.c.id).join(sites, sites.c.id == nodes.c.site_id)
+    found: int | None = conn.execute(query.where(sites.c.name == site, nodes.c.name == node)).scalar_one_or_none()
+    return found
+
+
 def node_name(conn: sa.Connection, node_id: int) -> str:
     """Return the name of a node that exists."""
     nodes = reference.nodes

@@ -33,6 +33,7 @@ class Scope(StrEnum):
     READ = "read"  # bills, usage, findings of a tenant subtree
     GATE = "gate"  # ask for budget verdicts of a tenant subtree
     ADMIN = "admin"  # policies, actions, tokens
+    JOIN = "join"  # enrol nodes of a site: each gets an agent token of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class IssuedToken:
 
     token: Token
     secret: str = field(repr=False)
+
+
+class NodeTakenError(Exception):
+    """The node that wants to join has a valid token already."""
 
 
 class TokenRefusedError(Exception):
@@ -143,6 +148,27 @@ def _verified(row: Any, digest: bytes, token_id: int, now: datetime) -> Token:
     return _token(row)
 
 
+def enrol(conn: sa.Connection, join: str, node: str) -> str:
+    """Make the agent token of a node that joins, and return its secret, which cannot be had again.
+
+    The function in the store that makes it checks ``join`` itself: of all tokens, the intake can make only these.
+    Raises TokenRefusedError, and NodeTakenError while the node has a valid token: revoke that one first.
+    """
+    match = _SECRET.fullmatch(join)
+    if match is None:
+        raise TokenRefusedError("malformed")
+    random = secrets.token_urlsafe(_RANDOM_BYTES)
+    made = sa.func.enrol_node(_digest(match["random"]), node, _digest(random))
+    outcome, token_id = conn.execute(
+        sa.select(made.table_valued(sa.column("outcome", sa.Text), sa.column("token_id", sa.Integer)))
+    ).one()
+    if outcome == "taken":
+        raise NodeTakenError(node)
+    if outcome != "enrolled":
+        raise TokenRefusedError("no_join_token")
+    return f"wl_{token_id}_{random}"
+
+
 def revoke(conn: sa.Connection, token_id: int, now: datetime, *, actor: str) -> bool:
     """Revoke a token from ``now`` on; return False if there is none or it was revoked before."""
     tokens = control.tokens
@@ -179,8 +205,12 @@ def _check_bindings(
 ) -> None:
     if not scopes:
         raise ValueError(f"token {name!r} has no scope; give at least one of {', '.join(Scope)}")
-    if Scope.AGENT in scopes and site_id is None:
-        raise ValueError(f"agent token {name!r} has no site; an agent token is bound to one")
+    if scopes & {Scope.AGENT, Scope.JOIN} and site_id is None:
+        raise ValueError(f"token {name!r} has no site; a token of an agent, or to join by, is bound to one")
+    if Scope.JOIN in scopes and scopes != {Scope.JOIN}:
+        raise ValueError(f"token {name!r}: a token to join by lies on many machines; it has no other scope")
+    if Scope.JOIN in scopes and expires_at is None:
+        raise ValueError(f"token {name!r}: a token to join by must expire; give it as long as the roll-out takes")
     if scopes & {Scope.READ, Scope.GATE} and tenant_path is None:
         raise ValueError(f"token {name!r} may read but has no tenant path; give a subtree, or * for all tenants")
     if tenant_path is not None and tenant_path != ALL_TENANTS:

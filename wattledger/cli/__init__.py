@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, str]] = {
     "actions": "wattledger.cli.actions:actions",
     "findings": "wattledger.cli.findings:findings",
     "token": "wattledger.cli.token:token",
+    "fleet": "wattledger.cli.fleet:fleet",
     "deadletter": "wattledger.cli.deadletter:deadletter",
 }
 EXIT_NO: Final = 1
@@ -81,6 +82,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "actions": "list, pause and resume what enforcement does",
     "findings": "throttling and idle waste with their price",
     "token": "create, list and revoke access tokens",
+    "fleet": "which agents report, are late or silent; signed orders to them",
     "deadletter": "list and show bodies that could not be taken",
 }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ingest.store.tokens import Token
 
-SCOPES: Final = ("agent", "write", "read", "gate", "admin")
+SCOPES: Final = ("agent", "write", "read", "gate", "admin", "join")
 
 
 @click.group(
@@ -30,7 +30,8 @@ Examples:
 
 \b
 Scopes: agent sends samples, write sends traces and outcomes, read sees bills of a tenant subtree,
-gate asks for budget verdicts, admin changes policies and actions. None includes another.
+gate asks for budget verdicts, admin changes policies and actions, join lets nodes of a site enrol
+themselves. None includes another.
 """
 )
 def token() -> None:
@@ -43,6 +44,7 @@ Examples:
   wattledger token create node-17 --scope agent --site fra1 --node gpu-017 > agent.token
   wattledger token create finance --scope read --tenant '*' --expires-days 365
   wattledger token create ci --scope gate --tenant acme/research --format json
+  wattledger token create roll-out --scope join --site fra1 --expires-days 2 > join.token
 """
 )
 @click.argument("name")

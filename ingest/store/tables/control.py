@@ -12,6 +12,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     func,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -38,6 +39,22 @@ tokens = Table(
     instant("expires_at", nullable=True),
     instant("revoked_at", nullable=True),
     comment="Bearer tokens, hashed.",
+)
+
+agent_commands = Table(
+    "agent_commands",
+    metadata,
+    surrogate_id(wide=True),
+    reference("node_id", "nodes"),
+    column("verb", Text, comment="e.g. power_limit"),
+    column("args", JSONB, comment="JSON, units in the names"),
+    column("nonce", Text),
+    instant("issued_at"),
+    instant("expires_at"),
+    column("signature", Text, comment="HMAC-SHA256 in hex under a key this database never sees"),
+    instant("fetched_at", nullable=True, comment="instant, UTC: first handed out"),
+    UniqueConstraint("node_id", "nonce"),
+    comment="Orders to agents, signed by an operator and carried to the node that asks for them.",
 )
 
 budgets = Table(
