@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -201,6 +203,32 @@ def test_of_two_workers_only_the_one_with_the_lease_works(world: World) -> None:
     first.round()
     second.round()
     assert done == [1] * len(first.chores)
+
+
+def test_a_round_longer_than_the_lease_keeps_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wattledger.work.LEASE", timedelta(seconds=2))
+    first, second = world.worker(enforced=False), world.worker(enforced=False)
+    done: list[int] = []
+    begun, stop = threading.Event(), threading.Event()
+
+    def long_round(_: datetime) -> None:
+        begun.set()
+        stop.wait(60)
+
+    first.chores[0].work = long_round
+    second.chores[0].work = lambda _: done.append(2)
+    running = threading.Thread(target=first.run, args=(stop,))
+    running.start()
+    try:
+        assert begun.wait(30)
+        time.sleep(4)  # twice the lease
+        second.round()
+        assert done == []
+    finally:
+        stop.set()
+        running.join()
+    second.round()  # the first gave the lease back
+    assert done == [2]
 
 
 def test_a_database_that_is_gone_is_said_once_a_round_and_waited_for(
