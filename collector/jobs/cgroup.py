@@ -33,7 +33,7 @@ _POD_SLICE: Final = rf"kubepods(?:-(?:burstable|besteffort))?-{_POD_UID}\.slice{
 
 
 def _compiled(*patterns: tuple[HolderKind, str]) -> tuple[tuple[HolderKind, re.Pattern[str]], ...]:
-    return tuple((kind, re.compile(pattern + _END)) for kind, pattern in patterns)
+    return tuple((kind, re.compile(pattern + _END, re.ASCII)) for kind, pattern in patterns)
 
 
 _ABSOLUTE: Final = _compiled(
