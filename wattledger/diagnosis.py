@@ -222,7 +222,7 @@ def check_intake(facts: LedgerFacts, now: datetime) -> list[Check]:
         waiting = warning(
             "dead letters",
             f"{letters} bodies wait, the oldest for {oldest}: {reasons}",
-            "look at them with `wattledger deadletter list`; a clock off by minutes is the usual reason",
+            "look with `wattledger deadletter list`, send again with `deadletter replay`; a clock off by minutes is the usual reason",
         )
     else:
         waiting = fine("dead letters", "none")

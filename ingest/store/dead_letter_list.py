@@ -1,7 +1,11 @@
-"""Reads the dead letters for a person: which wait and why, and one with its body. It replays and deletes nothing."""
+"""The dead letters for a person: which wait and why, one with its body, and what becomes of it. It replays nothing itself.
+
+Nothing is discarded in silence: who drops a letter leaves an audit row that says what it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ingest.store.tables import reference, samples
+from ingest.store.tables import control, reference, samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Letter:
     """One dead letter as it came."""
 
     head: LetterHead
+    site_id: int | None
     headers: Mapping[str, str]
     body: bytes
 
@@ -58,9 +63,59 @@ def letter(conn: sa.Connection, letter_id: int) -> Letter | None:
     """Return one letter with headers and body, or None."""
     letters = samples.dead_letters
     row = conn.execute(
-        _heads().add_columns(letters.c.headers, letters.c.body).where(letters.c.id == letter_id)
+        _heads().add_columns(letters.c.site_id, letters.c.headers, letters.c.body).where(letters.c.id == letter_id)
     ).one_or_none()
-    return None if row is None else Letter(_head(row), dict(row.headers), bytes(row.body))
+    return None if row is None else Letter(_head(row), row.site_id, dict(row.headers), bytes(row.body))
+
+
+def ids(conn: sa.Connection, *, reason: str | None = None, replayed: bool = False) -> tuple[int, ...]:
+    """Return the letters that wait, or those replayed, oldest first."""
+    letters = samples.dead_letters
+    done = letters.c.replayed_at.is_not(None) if replayed else letters.c.replayed_at.is_(None)
+    query = sa.select(letters.c.id).where(done).order_by(letters.c.id)
+    if reason is not None:
+        query = query.where(letters.c.reason == reason)
+    return tuple(conn.execute(query).scalars())
+
+
+def mark_replayed(conn: sa.Connection, letter_id: int) -> None:
+    """Note that a letter is in the tables now; the first time stands."""
+    letters = samples.dead_letters
+    conn.execute(
+        sa.update(letters)
+        .where(letters.c.id == letter_id, letters.c.replayed_at.is_(None))
+        .values(replayed_at=sa.func.now())
+    )
+
+
+def update_reason(conn: sa.Connection, letter_id: int, reason: str, detail: str) -> None:
+    """Note why a letter still cannot be taken."""
+    letters = samples.dead_letters
+    conn.execute(sa.update(letters).where(letters.c.id == letter_id).values(reason=reason, detail=detail))
+
+
+def drop(conn: sa.Connection, letter_id: int, *, actor: str) -> LetterHead | None:
+    """Delete a letter, leaving an audit row that says what it was; None where there is none of this id. Needs the owner."""
+    found = letter(conn, letter_id)
+    if found is None:
+        return None
+    conn.execute(sa.delete(samples.dead_letters).where(samples.dead_letters.c.id == letter_id))
+    head = found.head
+    detail = {
+        "received_at": head.received_at.isoformat(),
+        "site": head.site,
+        "node": head.node,
+        "reason": head.reason,
+        "body_bytes": head.body_bytes,
+        "body_sha256": hashlib.sha256(found.body).hexdigest(),
+        "replayed": head.replayed_at is not None,
+    }
+    conn.execute(
+        sa.insert(control.audit).values(
+            actor=actor, action="deadletter.drop", subject=f"deadletter/{letter_id}", detail=detail
+        )
+    )
+    return head
 
 
 def _heads() -> sa.Select[Any]:

@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 
 from analytics.io.lease import Lease
 from ingest.store import identities, tokens
-from ingest.store.dead_letters import DeadLetter, bury
 from ingest.store.engine import Database
 from ingest.store.tables import books
 from wattledger.cli import cli
@@ -86,25 +85,6 @@ def test_a_token_without_its_binding_is_a_usage_error_and_leaves_nothing(
     assert answer.exit_code == 2
     assert said in answer.output
     assert json.loads(run("token", "list", "--all", "--format", "json").stdout) == []
-
-
-def test_a_dead_letter_is_listed_and_its_body_comes_out_as_it_went_in(
-    run: Run, db: Database, owner: sa.Engine, tmp_path: Path
-) -> None:
-    with owner.begin() as connection:
-        site_id = identities.site_ids(connection, ["lab"])["lab"]
-    writer = db.create_engine("writer")
-    headers = {"content-type": "x/y", "authorization": "Bearer wl_1_secret"}
-    bury(writer, DeadLetter(site_id, None, "clock_skew", "an hour ahead", b"\x00body", headers, skew_us=3_600_000_000))
-    writer.dispose()
-    (row,) = json.loads(run("deadletter", "list", "--format", "json").stdout)
-    assert (row["site"], row["reason"], row["skew_us"], row["body_bytes"]) == ("lab", "clock_skew", 3_600_000_000, 5)
-    assert "+3600.0" in run("deadletter", "list").output
-    assert json.loads(run("deadletter", "list", "--reason", "other", "--format", "json").stdout) == []
-    shown = run("deadletter", "show", str(row["letter_id"]), "--body", str(tmp_path / "body"), "--format", "json")
-    assert json.loads(shown.stdout)["headers"] == {"content-type": "x/y"}
-    assert (tmp_path / "body").read_bytes() == b"\x00body"
-    assert run("deadletter", "show", "999").exit_code == 1
 
 
 def test_findings_come_dearest_first_and_unknown_cash_is_not_zero(run: Run, owner: sa.Engine) -> None:

@@ -83,7 +83,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "findings": "throttling and idle waste with their price",
     "token": "create, list and revoke access tokens",
     "fleet": "which agents report, are late or silent; signed orders to them",
-    "deadletter": "list and show bodies that could not be taken",
+    "deadletter": "list, show, replay and drop bodies that could not be taken",
 }
 
 
