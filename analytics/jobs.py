@@ -93,7 +93,8 @@ class HourCloser:
             settings = self._settings
             connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
-            waiting = batches(due_hours(connection, now), settings.hours_per_pass)
+            lateness = timedelta(microseconds=settings.policy.lateness_us)
+            waiting = batches(due_hours(connection, now, lateness), settings.hours_per_pass)
             while waiting:
                 batch = waiting.pop(0)
                 try:
@@ -109,7 +110,7 @@ class HourCloser:
                         _leave_open(connection, batch.hours[0], error, round_)
                     continue
                 self._save(connection, batch, computed, now, round_, on_hour)
-            settled = _floor_hour(now - timedelta(microseconds=settings.policy.lateness_us))
+            settled = _floor_hour(now - lateness)
             forget_changes(connection, horizon, settled, round_.unsettled)
         return round_
 
@@ -136,7 +137,9 @@ class HourCloser:
         restated = False
         for hour in batch.hours:
             closed = hour.hour_at + timedelta(hours=1) <= closed_before
-            run = Run(settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour))
+            run = Run(
+                settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour, closed=closed)
+            )
             books = _books_of(hour, computed.result, computed.rollups)
             try:
                 saved = save_hour(connection, hour, books, run, closed=closed)
@@ -175,10 +178,10 @@ def _floor_hour(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
 
 
-def _reason(hour: HourState) -> str:
-    if hour.run_id is None:
-        return "first close"
-    return "open window" if hour.status == "provisional" else "changed inputs"
+def _reason(hour: HourState, *, closed: bool) -> str:
+    if not closed:
+        return "open window"
+    return "changed inputs" if hour.status == "closed" else "first close"
 
 
 def _books_of(hour: HourState, result: HourResult, rollups: pl.DataFrame) -> HourBooks:
@@ -187,6 +190,7 @@ def _books_of(hour: HourState, result: HourResult, rollups: pl.DataFrame) -> Hou
         usage=result.usage.filter(result.usage["hour_at"] == at),
         lines=result.lines.filter(result.lines["hour_at"] == at),
         findings=result.findings.filter(result.findings["hour_at"] == at),
+        quality=result.quality.filter(result.quality["hour_at"] == at),
         rollups=rollups.filter(rollups["minute_at"].dt.truncate("1h") == at),
         job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
     )

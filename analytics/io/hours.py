@@ -1,4 +1,4 @@
-"""Finds the ledger hours that need a close: never closed, changed since, or still open.
+"""Finds the ledger hours that need a close: never closed, changed since, at hand, or to be closed now.
 
 It reads ``changes``, which every transaction that touches an hour's ingredients leaves behind. A closed hour is stale when
 a change it did not see (written by a transaction from its ``seen_xid`` on) touches it or a neighbour within
@@ -20,6 +20,8 @@ REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
 DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap", "failed_close")
 """Kinds of change that bring an hour into the books."""
+AT_HAND: Final = timedelta(minutes=1)
+"""How long after its end an hour is still priced anew without a change, so that its last seconds are in the open window."""
 OUTSIDE_THE_BOOKS: Final = (
     "fabric_samples",
     "engine_samples",
@@ -47,7 +49,7 @@ WITH data AS (
     WHERE pool IS NOT NULL AND end_at IS NULL AND superseded_at IS NULL
 ), due AS (
     SELECT data.site_id, data.hour_at FROM data LEFT JOIN ledger_hours USING (site_id, hour_at)
-    WHERE ledger_hours.run_id IS NULL OR ledger_hours.status = 'provisional'
+    WHERE ledger_hours.run_id IS NULL
     UNION
     SELECT held.site_id, held.hour_at FROM held LEFT JOIN ledger_hours USING (site_id, hour_at)
     WHERE ledger_hours.run_id IS NULL
@@ -57,7 +59,9 @@ WITH data AS (
         AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
         AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
     UNION
-    SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional'
+    -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
+    SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional' AND (
+        hour_at + interval '1 hour' > %(now)s - %(at_hand)s OR hour_at + interval '1 hour' <= %(now)s - %(lateness)s)
 )
 SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
@@ -82,10 +86,24 @@ class Batch:
         return self.hours[-1].hour_at + timedelta(hours=1)
 
 
-def due_hours(connection: psycopg.Connection[Any], now: datetime) -> list[HourState]:
-    """Return every hour up to ``now`` that needs a close, by site and time."""
+def due_hours(
+    connection: psycopg.Connection[Any], now: datetime, lateness: timedelta = timedelta(0)
+) -> list[HourState]:
+    """Return every hour up to ``now`` that needs a close, by site and time.
+
+    An hour of the open window is due while it is at hand, when it is to be closed (``lateness`` after its end), and
+    whenever a change touches it.
+    """
     rows = connection.execute(
-        _CANDIDATES, {"now": now, "data_kinds": list(DATA_KINDS), "outside": list(OUTSIDE_THE_BOOKS), "reach": REACH}
+        _CANDIDATES,
+        {
+            "now": now,
+            "data_kinds": list(DATA_KINDS),
+            "outside": list(OUTSIDE_THE_BOOKS),
+            "reach": REACH,
+            "at_hand": AT_HAND,
+            "lateness": lateness,
+        },
     ).fetchall()
     return [HourState(*row) for row in rows]
 

@@ -59,11 +59,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class HourBooks:
-    """The rows of one hour: ``usage``, ``lines`` and ``findings`` of the frames of the same names."""
+    """The rows of one hour, of the frames of the same names."""
 
     usage: pl.DataFrame
     lines: pl.DataFrame
     findings: pl.DataFrame
+    quality: pl.DataFrame
     rollups: pl.DataFrame
     job_tenants: pl.DataFrame
 
@@ -104,7 +105,8 @@ def _save_in_transaction(
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
         diff = _difference(connection, state, books) if state.status == "closed" else None
-        run_id = _insert_run(connection, state, run, revision=revision, content=content, diff=diff)
+        noted = _quality(books.quality)
+        run_id = _insert_run(connection, state, run, revision=revision, content=content, diff=diff, quality=noted)
         if not _swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=closed):
             raise _LostRaceError
         if state.revision == PROVISIONAL:
@@ -130,6 +132,12 @@ def _next_revision(state: HourState, *, closed: bool) -> int:
     return (state.revision or 0) + 1
 
 
+def _quality(counted: pl.DataFrame) -> dict[str, Any]:
+    """Return what the close did not use or could not know, by reason; which devices it was their usage hours tell."""
+    by_reason = counted.group_by("reason").agg(pl.len().alias("devices"), pl.col("readings", "time_us").sum())
+    return {row.pop("reason"): row for row in by_reason.sort("reason").to_dicts()}
+
+
 def _insert_run(
     connection: psycopg.Connection[Any],
     state: HourState,
@@ -138,12 +146,13 @@ def _insert_run(
     revision: int,
     content: bytes,
     diff: dict[str, Any] | None,
+    quality: dict[str, Any],
 ) -> int:
     row = connection.execute(
         """
         INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256,
-                                 content_sha256, reason, diff)
-        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s) RETURNING id
+                                 content_sha256, reason, diff, quality)
+        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s, %s) RETURNING id
         """,
         (
             state.site_id,
@@ -156,6 +165,7 @@ def _insert_run(
             content,
             run.reason,
             Jsonb(diff) if diff is not None else None,
+            Jsonb(quality),
         ),
     ).fetchone()
     if row is None:
@@ -222,8 +232,9 @@ def _insert_rows(
     )
     names = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(name) for name in stamped.columns)
     staging = psycopg.sql.Identifier(f"incoming_{table}")
+    # Once per connection: a table made for each of some thousand looks a day at the open window would bloat the catalog.
     connection.execute(
-        psycopg.sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(
+        psycopg.sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
             staging, psycopg.sql.Identifier(table)
         )
     )

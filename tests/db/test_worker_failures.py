@@ -132,5 +132,5 @@ def test_a_worker_waits_longer_for_hours_that_fail_and_does_its_other_chores(
     worker = Worker(fleet.database, SETTINGS, Home(tmp_path, "test"), enforced=False, clock=lambda: LATER)
     with closing(worker):
         worker.round()
-    assert [chore.failures for chore in worker.chores] == [1, 0, 0]
+    assert [chore.name for chore in worker.chores if chore.failures] == ["hours"]
     assert "1 hours were left open by errors" in caplog.text
