@@ -3,7 +3,9 @@
 Runs inside the transaction that copies the samples of the same bodies. The upsert of a job locks its row, so two writers
 with events of one job take turns. An end whose start was never seen makes an allocation from the job's own start, and
 says so in its evidence; the start, should it come after all, replaces it. A written row is never completed in place: the
-completed one supersedes it, so that a close made in between can be computed again as things were known then.
+completed one supersedes it, so that a close made in between can be computed again as things were known then. When that
+was is read from the server's clock once the job is locked: a transaction's own start lies before what it waited for, and a
+row would have been replaced before it was known.
 """
 
 from __future__ import annotations
@@ -81,9 +83,11 @@ def apply(conn: psycopg.Connection[Any], events: Iterable[Event]) -> dict[int, d
         if changed_from is not None:
             touched[event.site_id] = min(changed_from, touched.get(event.site_id, changed_from))
     facts = {(job_ids[event.job], event.device_id): event for event in ordered}
-    for (job_id, device_id), rows in held.items():
-        if (job_id, device_id) in facts:
-            _write(conn, job_id, facts[(job_id, device_id)], rows)
+    if any(row.changed for rows in held.values() for row in rows):
+        known_at = _knowing_at(conn, sorted(set(job_ids.values())))
+        for (job_id, device_id), rows in held.items():
+            if (job_id, device_id) in facts:
+                _write(conn, job_id, facts[(job_id, device_id)], rows, known_at)
     _settle_jobs(conn, sorted(set(job_ids.values())))
     return touched
 
@@ -179,18 +183,31 @@ def _current(conn: psycopg.Connection[Any], job_ids: list[int]) -> dict[tuple[in
     return held
 
 
-def _write(conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Sequence[Allocation]) -> None:
+def _knowing_at(conn: psycopg.Connection[Any], job_ids: list[int]) -> datetime:
+    """Return the instant from which what is written now is known: after all that is known of these jobs, whatever the clock does."""
+    row = conn.execute(
+        "SELECT greatest(clock_timestamp(), max(recorded_at) + interval '1 microsecond') FROM allocations WHERE job_id = ANY (%s)",
+        [job_ids],
+    ).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate has one row
+    known_at: datetime = row[0]
+    return known_at
+
+
+def _write(
+    conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Sequence[Allocation], known_at: datetime
+) -> None:
     """Write what changed: rows are superseded or inserted, and one both made and superseded here was never there."""
     for row in rows:
         if not row.changed:
             continue
         if row.superseded:
             if row.id is not None:
-                conn.execute("UPDATE allocations SET superseded_at = now() WHERE id = %s", [row.id])
+                conn.execute("UPDATE allocations SET superseded_at = %s WHERE id = %s", [known_at, row.id])
             continue
         conn.execute(
             "INSERT INTO allocations (job_id, site_id, device_id, accelerators, share_ratio, start_at, end_at, "
-            "start_energy_mj, end_energy_mj, evidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            "start_energy_mj, end_energy_mj, evidence, recorded_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 job_id,
                 event.site_id,
@@ -202,6 +219,7 @@ def _write(conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Seque
                 row.start_energy_mj,
                 row.end_energy_mj,
                 row.evidence,
+                known_at,
             ],
         )
 

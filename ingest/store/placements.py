@@ -136,12 +136,18 @@ def _known(conn: sa.Connection, device_ids: Mapping[int, datetime]) -> dict[int,
 
 
 def _write(conn: sa.Connection, changes: Collection[Change]) -> None:
+    """Write under the lock. What is written is known from after the wait on, or a row would be replaced before it was known."""
     superseded = [placement.id for change in changes for placement in change.superseded]
+    devices = {placement.device_id for change in changes for placement in change.added}
+    latest = sa.select(sa.func.max(_placements.c.recorded_at)).where(_placements.c.device_id.in_(devices))
+    known_at = conn.execute(
+        sa.select(sa.func.greatest(sa.func.clock_timestamp(), latest.scalar_subquery() + timedelta(microseconds=1)))
+    ).scalar_one()
     if superseded:
         statement = sa.update(_placements).where(_placements.c.id.in_(superseded))
-        conn.execute(statement.values(superseded_at=sa.func.now()))
+        conn.execute(statement.values(superseded_at=known_at))
     added = [
-        {column: value for column, value in asdict(placement).items() if column != "id"}
+        {column: value for column, value in asdict(placement).items() if column != "id"} | {"recorded_at": known_at}
         for change in changes
         for placement in change.added
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -9,6 +11,7 @@ import pytest
 
 from collector.wire import Stream
 from ingest.settings import Settings
+from ingest.store.allocations import Event, JobKey, apply
 from ingest.store.engine import Database
 from tests.db.ingest_harness import batch_meta, body_of, device_row, make_site, now_us, rows, run, send
 
@@ -70,3 +73,68 @@ def test_an_end_supersedes_the_open_row_and_repetitions_change_nothing(db: Datab
 def test_an_end_before_its_start_comes_to_the_same_current_row(db: Database) -> None:
     send_events(db, (END, 9, 900), (START, 1, 100))
     assert known(db) == [(0, 9, None, 900, 1, False), (1, 9, 100, 900, 1, True)]
+
+
+def two_writers(db: Database) -> tuple[datetime, datetime]:
+    """Have one transaction begin, another record a start, and the first one then its end; return when both were done."""
+    site = make_site(db)
+    with db.connect("admin") as admin:
+        row: tuple[Any, ...] | None = admin.execute(
+            "INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-1', 'nvidia', 'H100', 'gpu') RETURNING id"
+        ).fetchone()
+    assert row is not None
+    started_us = now_us() - 30 * MINUTE_US
+
+    def event(action: int, minute: int) -> Event:
+        job, at_us = JobKey("c", "7", started_us), started_us + minute * MINUTE_US
+        return Event(site.site_id, row[0], job, at_us, action, 100 * minute, None, 1, "cgroup", 1, (None,) * 8)
+
+    with db.connect("writer") as early, db.connect("writer") as late:
+        early.execute("SELECT 1")  # its now() is from here on
+        time.sleep(0.02)
+        apply(late, [event(START, 1)])
+        late.commit()
+        between = datetime.now(UTC)
+        apply(early, [event(END, 9)])
+        early.commit()
+        return between, datetime.now(UTC)
+
+
+def test_a_row_is_never_replaced_before_it_was_known_whichever_transaction_began_first(db: Database) -> None:
+    between, after = two_writers(db)
+    with db.connect("admin") as connection:
+        assert connection.execute("SELECT count(*) FROM allocations WHERE superseded_at <= recorded_at").fetchall() == [
+            (0,)
+        ]
+
+        def ends_as_known(as_of: datetime) -> list[tuple[Any, ...]]:
+            return connection.execute(
+                "SELECT end_energy_mj FROM allocations WHERE recorded_at <= %(as_of)s "
+                "AND (superseded_at IS NULL OR superseded_at > %(as_of)s)",
+                {"as_of": as_of},
+            ).fetchall()
+
+        # A close in between met the open row, and meets it again when it is computed as of then.
+        assert ends_as_known(between) == [(None,)]
+        assert ends_as_known(after) == [(900,)]
+
+
+def test_a_clock_that_steps_back_does_not_turn_knowledge_around(db: Database) -> None:
+    send_events(db, (START, 1, 100))
+    with db.connect("admin") as connection:
+        connection.execute("UPDATE allocations SET recorded_at = now() + interval '1 hour'")
+        row: tuple[Any, ...] | None = connection.execute(
+            "SELECT j.site_id, a.device_id, j.cluster, j.native_id, (extract(epoch FROM j.started_at) * 1000000)::bigint "
+            "FROM allocations AS a JOIN jobs AS j ON j.id = a.job_id"
+        ).fetchone()
+    assert row is not None
+    site_id, device_id, *job = row
+    ended_us = job[2] + 9 * MINUTE_US
+    with db.connect("writer") as writer:
+        event = Event(site_id, device_id, JobKey(*job), ended_us, END, 900, None, 1, "cgroup", 1, (None,) * 8)
+        apply(writer, [event])
+    with db.connect("admin") as connection:
+        assert connection.execute(
+            "SELECT new.recorded_at - old.recorded_at = interval '1 microsecond', old.superseded_at = new.recorded_at "
+            "FROM allocations AS old JOIN allocations AS new ON new.id > old.id"
+        ).fetchall() == [(True, True)]

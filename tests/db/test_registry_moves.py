@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from ingest.store import identities
+from ingest.store import identities, placements
 from ingest.store.engine import Database
+from ingest.store.identities import NodeKey
 from ingest.store.registry import Identity, Registry, Sighting
 from tests.db.ingest_harness import SECOND_US, batch_meta, device
 
@@ -61,3 +64,22 @@ def test_a_board_that_both_nodes_report_stays_where_it_was(engine: sa.Engine, si
         assert own is not None
         if minute:
             assert seen(registry, site_id, "n2", minute, "twin") == (None,)
+
+
+def test_a_placement_is_never_replaced_before_it_was_known(engine: sa.Engine, site_id: int) -> None:
+    noon = datetime.fromtimestamp(NOON_US / 1e6, UTC)
+    with engine.begin() as conn:
+        nodes = identities.node_ids(conn, [NodeKey(site_id, "n1"), NodeKey(site_id, "n2")])
+        (board,) = identities.device_ids(conn, [device("moved")]).values()
+    first, second = nodes.values()
+    with engine.connect() as early, engine.connect() as late:
+        early.execute(sa.text("SELECT 1"))  # its transaction begins here
+        time.sleep(0.02)
+        placements.place(late, first, {board: noon}, {})
+        late.commit()
+        placements.place(early, second, {board: noon + timedelta(hours=2)}, {board: noon})
+        early.commit()
+    with engine.connect() as conn:
+        assert conn.execute(
+            sa.text("SELECT count(*), count(*) FILTER (WHERE superseded_at <= recorded_at) FROM placements")
+        ).one() == (3, 0)
