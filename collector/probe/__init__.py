@@ -7,6 +7,7 @@ field into a fault of the rest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -34,10 +35,9 @@ EventKind = Literal[
 ]
 
 _INTEGER_BITS: Final = {"i16": 15, "i32": 31, "i64": 63}
-_HIGHEST: Final[dict[str, int]] = {
-    entry.name: 2 ** _INTEGER_BITS[entry.type] - 1
-    for entry in wire.COLUMNS[Stream.DEVICE]
-    if entry.type in _INTEGER_BITS
+_HIGHEST: Final[dict[Stream, dict[str, int]]] = {
+    stream: {entry.name: 2 ** _INTEGER_BITS[entry.type] - 1 for entry in columns if entry.type in _INTEGER_BITS}
+    for stream, columns in wire.COLUMNS.items()
 }
 
 
@@ -165,8 +165,11 @@ class Source(Protocol):
         ...
 
 
-def out_of_range(values: Values) -> list[str]:
+def out_of_range(values: Mapping[str, int | float | str | None], stream: Stream = Stream.DEVICE) -> list[str]:
     """Return the columns whose value the wire type cannot hold; a driver that answers nonsense must not stop a batch."""
+    highest = _HIGHEST[stream]
     return [
-        name for name, value in values.items() if value is not None and name in _HIGHEST and abs(value) > _HIGHEST[name]
+        name
+        for name, value in values.items()
+        if isinstance(value, int | float) and name in highest and abs(value) > highest[name]
     ]

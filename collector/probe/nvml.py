@@ -1,53 +1,62 @@
 """Reads NVIDIA devices through NVML and survives what happens to them.
 
-One sweep asks each device in turn. A lost device is told once and looked for again; a driver that was unloaded, reloaded
-or never there leaves empty sweeps until it answers, and then a new driver epoch begins with devices found again by UUID,
-never by index. It does not attribute devices to jobs, does not aggregate, and holds no lock or thread.
+One sweep asks each device in turn, in a reader thread. A device whose driver call does not come back is told once and left
+alone until it does, a lost one is told once and looked for again; a driver that was unloaded, reloaded or never there
+leaves empty sweeps until it answers, and then a new driver epoch begins with devices found again by UUID, never by
+index. It does not attribute devices to jobs and does not aggregate.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Final
 
 import pynvml
 
 from collector.clock import US_PER_S, Clock
 from collector.errors import LibraryReplacedError
-from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, ProcessReading, Sweep, Values
-from collector.probe.nvml_device import DRIVER_CODES, LOST_CODES, NvmlDevice
-from collector.wire import DeviceRef, Feed, Origin
+from collector.probe import DeviceReading, Epoch, ProcessReading, Sight, Sweep
+from collector.probe.nvml_codes import DRIVER_CODES, LOST_CODES, NO_DRIVER_CODES
+from collector.probe.nvml_device import NvmlDevice
+from collector.probe.nvml_events import EventSet
+from collector.probe.nvml_mig import MigInstance
+from collector.probe.nvml_reader import NoAnswer, Reader, Task
+from collector.probe.nvml_sights import describe
+from collector.probe.nvml_table import Table
+from collector.probe.nvml_tasks import (
+    Answer,
+    Done,
+    Failure,
+    Happened,
+    Identified,
+    Opened,
+    Visited,
+    close_library,
+    create_event_set,
+    identify,
+    open_library,
+    read_exactly,
+    run_all,
+    take_events,
+    visit_board,
+    visit_instance,
+)
+from collector.probe.nvml_visit import share_of
+from collector.wire import Feed, Origin
 
 _LOG = logging.getLogger(__name__)
 
+PATIENCE_S: Final = 0.5
+"""How long one device may take: half a tick, so that the tick in which a call hangs is still kept for the others."""
+_FIRST_OPEN_S: Final = 4.0
+"""Without persistence mode the first initialisation wakes each GPU; later ones are waited for from sweep to sweep."""
 _FIRST_BACKOFF_US: Final = US_PER_S
 _LONGEST_BACKOFF_US: Final = 60 * US_PER_S
-_LOOK_FOR_LOST_US: Final = 30 * US_PER_S
 _FAILURES_BEFORE_LOST: Final = 3
-_MAX_EVENTS_PER_SWEEP: Final = 64
-_NO_WAIT_MS: Final = 0
-_NO_DRIVER_CODES: Final = DRIVER_CODES | {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
-    pynvml.NVML_ERROR_UNKNOWN,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-}
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One position of the device table; ``device`` is None while the device cannot be reached."""
-
-    ref: DeviceRef
-    device: NvmlDevice | None = None
-    handle_value: int | None = None
-    failures: int = 0
-    lost: bool = False
-    look_again_us: int = 0
-    last_energy_mj: int | None = None
+_MAX_DEVICES: Final = 256
 
 
 class _DriverGoneError(Exception):
@@ -57,133 +66,184 @@ class _DriverGoneError(Exception):
 class NvmlProbe:
     """All NVIDIA devices of this node."""
 
-    def __init__(self, clock: Clock, *, boot_id: str, driver_epoch: int, gpm: bool = True) -> None:
+    def __init__(
+        self, clock: Clock, *, boot_id: str, driver_epoch: int, gpm: bool = True, patience_s: float = PATIENCE_S
+    ) -> None:
         """Open nothing yet: the first :meth:`read` does. ``driver_epoch`` is the number of the epoch that begins then."""
         self._clock = clock
         self._boot_id = boot_id
         self._driver_epoch = driver_epoch
         self._gpm = gpm
-        self._slots: list[_Slot] = []
+        self._table = Table(clock, gpm=gpm)
+        self._errors: Counter[str] = Counter()
+        self._reader: Reader[Answer] = Reader(patience_s)
         self._open = False
+        self._opening = 0
+        """Counts the openings: what comes back late from an earlier one is nobody's any more."""
         self._opened_before = False
+        self._init_overdue = False
+        self._late_init: Answer | None = None
+        self._shutdown_owed = False
         self._new_epoch_on_open = False
-        self._event_set: Any = None
+        self._event_set: EventSet | None = None
+        self._driver_version: str | None = None
         self._retry_at_us = 0
         self._backoff_us = _FIRST_BACKOFF_US
         self._unavailable_code: int | None = None
-        self._events: list[DeviceEvent] = []
-        self._errors: Counter[str] = Counter()
-        self._processes: tuple[ProcessReading, ...] = ()
 
     @property
     def unavailable_code(self) -> int | None:
         """NVML's code while there is no driver to talk to; None while there is one."""
         return self._unavailable_code
 
+    @property
+    def released(self) -> bool:
+        """Whether the driver is let go of. After :meth:`close` it may not be while a driver call hangs: close again."""
+        return not (self._open or self._shutdown_owed or self._init_overdue)
+
     def read(self) -> Sweep:
         """Read every device that can be reached. Raises LibraryReplacedError where only a new process can go on."""
-        self._events, self._errors = [], Counter()
+        self._take_late_answers()
         readings: list[DeviceReading] = []
         if self._ensure_open():
             try:
-                readings = self._read_devices()
-                self._read_xid_events()
+                readings = self._visit_devices()
             except _DriverGoneError as gone:
                 self._driver_gone(gone.args[0])
-        return Sweep(
-            epoch=Epoch(self._boot_id, self._driver_epoch, Feed.NATIVE, Origin.LIVE),
-            devices=tuple(slot.ref for slot in self._slots),
-            readings=tuple(readings),
-            events=tuple(self._events),
-            errors=dict(self._errors),
-        )
+        rows, events = self._table.take()
+        errors, self._errors = self._errors, Counter()
+        return Sweep(self._epoch, self._table.refs, tuple(readings), events, dict(errors), rows)
 
     def processes(self) -> tuple[ProcessReading, ...]:
         """Return who used the devices when the driver was last asked: in :meth:`read`, every five seconds.
 
         Costs nothing, asks no driver, and may be called from any thread. A device that cannot be read has no entries.
         """
-        return self._processes
+        return self._table.processes
 
     def read_exact(self, device_uuids: Collection[str]) -> Sweep:
         """Read the counters and gauges of these devices now, as far as one driver call a device gives them.
 
         For the instant at which something begins or ends on them. To be called by the thread that calls :meth:`read`. A device
-        that is unknown or does not answer has no reading; the sweep carries no events and no rows: what happened to a device is
-        found out and told by the next :meth:`read`.
+        that is unknown or does not answer has no reading, and neither has a MIG instance: its counter is the board's. The sweep
+        carries no events and no rows: what happened to a device is found out and told by the next :meth:`read`.
         """
+        tasks: list[Task[Answer]] = [
+            (("visit", self._opening, position), partial(read_exactly, slot.device, self._clock))
+            for position, slot in enumerate(self._table.slots)
+            if isinstance(slot.device, NvmlDevice) and slot.ref.uuid in device_uuids
+        ]
         readings: list[DeviceReading] = []
         errors: Counter[str] = Counter()
-        for position, slot in enumerate(self._slots):
-            if slot.device is None or slot.ref.uuid not in device_uuids:
-                continue
-            values: Values = {}
-            try:
-                slot.device.read_fields(values, errors)
-            except pynvml.NVMLError as error:
-                errors[f"exact:{error.value}"] += 1
-                continue
-            readings.append(DeviceReading(position, self._clock.now().wall_us, values))
-        epoch = Epoch(self._boot_id, self._driver_epoch, Feed.NATIVE, Origin.LIVE)
-        return Sweep(epoch, tuple(slot.ref for slot in self._slots), tuple(readings), errors=dict(errors))
+        for (key, _), answer in zip(tasks, self._reader.run(tasks), strict=True):
+            position = key[2]
+            if isinstance(answer, Visited):
+                errors.update(answer.visit.errors)
+                readings.append(DeviceReading(position, answer.visit.at.wall_us, answer.visit.values))
+            elif isinstance(answer, Failure):
+                errors[f"exact:{answer.code}"] += 1
+            elif answer is NoAnswer.OVERDUE:
+                errors["exact:hung"] += 1
+                self._table.hung(position)
+        return Sweep(self._epoch, self._table.refs, tuple(readings), errors=dict(errors))
+
+    def sights(self) -> tuple[Sight, ...]:
+        """Say what can be seen of the devices and what not, and which right or driver would add it; after some sweeps."""
+        return describe(
+            self._table.slots, self._unavailable_code, self._driver_version, has_events=self._event_set is not None
+        )
 
     def close(self) -> None:
-        """Shut NVML down, so that the driver may be unloaded or a GPU reset; the next read opens it again."""
-        if not self._open:
-            return
-        self._open = False
-        for slot in self._slots:
-            if slot.device is not None:
-                slot.device.close()
-                slot.device = None
-        event_set, self._event_set = self._event_set, None
-        try:
-            if event_set is not None:
-                pynvml.nvmlEventSetFree(event_set)
-            pynvml.nvmlShutdown()
-        except pynvml.NVMLError as error:
-            _LOG.info("NVML was gone before it could be shut down: %s", error)
+        """Shut NVML down, so that the driver may be unloaded or a GPU reset; the next read opens it again, by UUID.
+
+        While a driver call hangs that must not be done beside it: then it is owed, and done by the next call of this that finds
+        the call returned (:attr:`released`).
+        """
+        self._take_late_answers()
+        if self._open or isinstance(self._late_init, Opened):
+            self._open = False
+            self._late_init = None
+            self._table.close_all()
+            self._shutdown_owed = True
+        if self._shutdown_owed and not self._reader.hanging:
+            actions, event_set, self._event_set = self._table.take_actions(), self._event_set, None
+            answer = self._ask("close", partial(close_library, actions, event_set))
+            self._shutdown_owed = not isinstance(answer, Done)
+        if self._shutdown_owed:
+            _LOG.warning("a driver call hangs: NVML stays open until it returns")
+        self._reader.stop()
+
+    @property
+    def _epoch(self) -> Epoch:
+        return Epoch(self._boot_id, self._driver_epoch, Feed.NATIVE, Origin.LIVE)
+
+    def _ask(self, what: str, task: Callable[[], Answer], patience_s: float | None = None) -> Answer | NoAnswer:
+        (answer,) = self._reader.run([((what, self._opening, 0), task)], patience_s=patience_s)
+        return answer
+
+    def _take_late_answers(self) -> None:
+        for (what, opening, position), answer in self._reader.returned():
+            if what == "visit":
+                self._table.came_back(position)
+            elif what == "init":
+                self._init_overdue = False
+                self._late_init = answer
+            elif what == "close":
+                self._shutdown_owed = False
+            elif what == "index" and opening == self._opening and self._open and isinstance(answer, Identified):
+                self._table.add(answer)
 
     def _ensure_open(self) -> bool:
         if self._open:
             return True
         now_us = self._clock.now().monotonic_us
-        if now_us < self._retry_at_us:
+        if self._init_overdue or (self._late_init is None and now_us < self._retry_at_us):
             return False
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH and self._opened_before:
+        answer: Answer | NoAnswer | None
+        answer, self._late_init = self._late_init, None
+        if answer is None:
+            answer = self._initialise()
+        if isinstance(answer, Failure):
+            if answer.code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH and self._opened_before:
                 # The library on disk is a new one, but this process keeps the old one mapped and cannot swap it.
-                raise LibraryReplacedError("the NVIDIA driver was upgraded; restart to load its new library") from error
-            if error.value not in _NO_DRIVER_CODES:
-                self._errors[f"init:{error.value}"] += 1
-            self._unavailable(error.value, now_us)
+                raise LibraryReplacedError("the NVIDIA driver was upgraded; restart to load its new library")
+            if answer.code not in NO_DRIVER_CODES:
+                self._errors[f"init:{answer.code}"] += 1
+            self._unavailable(answer.code, now_us)
+        if not isinstance(answer, Opened):
             return False
-        try:
-            self._find_devices()
-        except pynvml.NVMLError as error:
-            self._open = True
+        self._driver_version = answer.driver_version
+        self._open, self._shutdown_owed = True, False
+        refused = self._find_devices(answer.devices)
+        if refused is not None:
             self.close()
-            self._unavailable(error.value, now_us)
+            self._unavailable(refused, now_us)
             return False
         self._opened()
         return True
 
+    def _initialise(self) -> Answer | NoAnswer:
+        if self._shutdown_owed and not self._reader.hanging:
+            self.close()
+        self._opening += 1
+        first = self._opening == 1
+        task = partial(open_library, initialised=self._shutdown_owed)
+        answer = self._ask("init", task, _FIRST_OPEN_S if first else None)
+        if isinstance(answer, NoAnswer):
+            self._init_overdue = answer is NoAnswer.OVERDUE
+            self._errors["init:hung"] += 1
+        return answer
+
     def _opened(self) -> None:
-        self._open = self._opened_before = True
+        self._opened_before = True
         self._backoff_us = _FIRST_BACKOFF_US
         if self._unavailable_code is not None:
-            _LOG.info("NVML answers again: %d devices", sum(slot.device is not None for slot in self._slots))
+            _LOG.info("NVML answers again: %d devices", sum(slot.device is not None for slot in self._table.slots))
         self._unavailable_code = None
-        if not self._new_epoch_on_open:
-            return
-        self._new_epoch_on_open = False
-        self._driver_epoch += 1
-        for position, slot in enumerate(self._slots):
-            slot.last_energy_mj = None
-            if slot.device is not None:
-                self._event(position, "driver_reload")
+        if self._new_epoch_on_open:
+            self._new_epoch_on_open = False
+            self._driver_epoch += 1
+            self._table.driver_reloaded()
 
     def _unavailable(self, code: int, now_us: int) -> None:
         if code != self._unavailable_code:
@@ -198,154 +258,89 @@ class NvmlProbe:
         self._new_epoch_on_open = True
         self._unavailable(code, self._clock.now().monotonic_us)
 
-    def _find_devices(self) -> None:
-        """Give every device of the table its handle by UUID, and append devices not seen before."""
-        known = {slot.ref.uuid for slot in self._slots}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = pynvml.nvmlDeviceGetUUID(handle)
-                if uuid not in known:
-                    self._slots.append(_Slot(_describe(handle, uuid)))
-            except pynvml.NVMLError as error:
-                if error.value in DRIVER_CODES:
-                    raise
-                self._errors[f"open:{error.value}"] += 1  # a lost device has no UUID to be known by; the others go on
-        try:
-            self._event_set = pynvml.nvmlEventSetCreate()
-        except pynvml.NVMLError as error:
-            self._errors[f"events:{error.value}"] += 1
-        for position in range(len(self._slots)):
-            self._attach(position)
+    def _find_devices(self, count: int) -> int | None:
+        """Give the devices of the table their handles, and append those not seen before; return a code of the driver's."""
+        tasks: list[Task[Answer]] = [
+            (("index", self._opening, index), partial(identify, index)) for index in range(min(count, _MAX_DEVICES))
+        ]
+        tasks.append((("events", self._opening, 0), create_event_set))
+        for answer in self._reader.run(tasks):
+            if isinstance(answer, Identified):
+                self._table.add(answer)
+            elif isinstance(answer, Done):
+                self._event_set = answer.event_set
+            elif isinstance(answer, Failure):
+                if answer.code in DRIVER_CODES:
+                    return answer.code
+                self._errors[f"open:{answer.code}"] += 1  # a lost device has no UUID to be known by; the others go on
+            else:
+                self._errors["open:hung"] += 1
+        return None
 
-    def _attach(self, position: int) -> bool:
-        slot = self._slots[position]
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(slot.ref.uuid)
-        except pynvml.NVMLError as error:
-            if error.value in DRIVER_CODES:
-                raise
-            self._lost(position, error.value)
-            return False
-        slot.device = NvmlDevice(handle, gpm=self._gpm)
-        slot.handle_value = ctypes.cast(handle, ctypes.c_void_p).value
-        slot.failures = 0
-        self._register_xid(position, handle)
-        return True
-
-    def _read_devices(self) -> list[DeviceReading]:
+    def _visit_devices(self) -> list[DeviceReading]:
         readings: list[DeviceReading] = []
         failed: list[int] = []
-        for position, slot in enumerate(self._slots):
-            if slot.device is None and not self._found_again(position):
-                continue
-            try:
-                readings.append(self._read_device(position, slot))
-            except pynvml.NVMLError as error:
-                if error.value in DRIVER_CODES:
-                    raise _DriverGoneError(error.value) from error
-                if error.value in LOST_CODES:
-                    self._lost(position, error.value)
-                    continue
-                self._errors[f"device:{error.value}"] += 1
-                failed.append(error.value)
-                slot.failures += 1
-                if slot.failures >= _FAILURES_BEFORE_LOST:
-                    self._lost(position, error.value)
+        tasks = self._tasks()
+        for ((what, _, position), _), answer in zip(tasks, self._reader.run(tasks), strict=True):
+            if isinstance(answer, Visited):
+                readings.append(self._table.visited(position, answer, self._errors))
+            elif isinstance(answer, Happened):
+                self._errors.update(answer.errors)
+                self._table.happened(answer.events)
+            elif isinstance(answer, Failure):
+                if answer.code in DRIVER_CODES:
+                    raise _DriverGoneError(answer.code)
+                if what == "visit" and self._failed(position, answer):
+                    failed.append(answer.code)
+            elif answer is NoAnswer.OVERDUE and what == "visit":
+                self._errors["device:hung"] += 1
+                self._table.hung(position)
+            elif answer is NoAnswer.OVERDUE and what == "events":
+                self._errors["events:hung"] += 1
+                self._event_set = None  # the thread that hangs has it; the kernel log goes on telling XIDs
         if failed and not readings:
             # A reloaded driver answers the handles of the one before with all sorts of codes, for every device at once.
             raise _DriverGoneError(failed[0])
         return readings
 
-    def _read_device(self, position: int, slot: _Slot) -> DeviceReading:
-        device = slot.device
-        assert device is not None  # noqa: S101  narrowed by the caller
-        values: Values = {}
-        device.read_fields(values, self._errors)
-        at = self._clock.now()
-        device.read_calls(values, self._errors, at.monotonic_us)
-        slot.failures = 0
-        if slot.lost:
-            slot.lost = False
-            self._event(position, "recovered", at_us=at.wall_us)
-        energy_mj = values.get("energy_mj")
-        if energy_mj is not None:
-            if slot.last_energy_mj is not None and energy_mj < slot.last_energy_mj:
-                self._event(position, "counter_reset", at_us=at.wall_us, detail=f"from {slot.last_energy_mj} mJ")
-            slot.last_energy_mj = int(energy_mj)
-        for column in device.newly_unsupported():
-            self._event(position, "not_supported", at_us=at.wall_us, detail=column)
-        return DeviceReading(position, at.wall_us, values)
-
-    def _found_again(self, position: int) -> bool:
-        slot = self._slots[position]
+    def _tasks(self) -> list[Task[Answer]]:
         now_us = self._clock.now().monotonic_us
-        if now_us < slot.look_again_us:
+        tasks: list[Task[Answer]] = []
+        actions = self._table.take_actions()
+        if actions:
+            tasks.append((("actions", self._opening, 0), partial(run_all, actions)))
+        for position, slot in enumerate(self._table.slots):
+            key = ("visit", self._opening, position)
+            if isinstance(slot.device, MigInstance):
+                tasks.append((key, partial(visit_instance, slot.device, self._clock)))
+            elif slot.may_be_visited(now_us):
+                visit = partial(
+                    visit_board,
+                    slot.ref,
+                    slot.device,
+                    event_set=self._event_set,
+                    clock=self._clock,
+                    gpm=self._gpm,
+                    share=share_of(position),
+                )
+                tasks.append((key, visit))
+        if self._event_set is not None:
+            tasks.append((("events", self._opening, 0), partial(take_events, self._event_set)))
+        return tasks
+
+    def _failed(self, position: int, failure: Failure) -> bool:
+        """Note what a device answered instead of a reading; return whether it may be the driver that is gone."""
+        slot = self._table.slots[position]
+        if isinstance(failure.device, MigInstance):
+            self._errors[f"instance:{failure.code}"] += 1
+            self._table.instance_failed(position)
             return False
-        try:
-            return self._attach(position)
-        except pynvml.NVMLError as error:
-            raise _DriverGoneError(error.value) from error
-
-    def _lost(self, position: int, code: int) -> None:
-        slot = self._slots[position]
-        if slot.device is not None:
-            slot.device.close()
-            slot.device = None
-        slot.look_again_us = self._clock.now().monotonic_us + _LOOK_FOR_LOST_US
-        if not slot.lost:
-            slot.lost = True
-            self._event(position, "lost", code=code)
-
-    def _register_xid(self, position: int, handle: Any) -> None:
-        if self._event_set is None:
-            return
-        try:
-            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._event_set)
-        except pynvml.NVMLError as error:
-            self._errors[f"events:{error.value}"] += 1
-            if error.value == pynvml.NVML_ERROR_NOT_SUPPORTED:
-                self._event(position, "not_supported", detail="xid")
-
-    def _read_xid_events(self) -> None:
-        """Take the events that wait, without waiting for more."""
-        if self._event_set is None:
-            return
-        for _ in range(_MAX_EVENTS_PER_SWEEP):
-            try:
-                data = pynvml.nvmlEventSetWait_v2(self._event_set, _NO_WAIT_MS)
-            except pynvml.NVMLError as error:
-                if error.value in DRIVER_CODES:
-                    raise _DriverGoneError(error.value) from error
-                if error.value != pynvml.NVML_ERROR_TIMEOUT:
-                    self._errors[f"events:{error.value}"] += 1
-                return
-            handle_value = ctypes.cast(data.device, ctypes.c_void_p).value
-            for position, slot in enumerate(self._slots):
-                if slot.handle_value == handle_value and handle_value is not None:
-                    self._event(position, "xid", code=int(data.eventData))
-
-    def _event(
-        self,
-        position: int,
-        kind: EventKind,
-        *,
-        code: int | None = None,
-        at_us: int | None = None,
-        detail: str | None = None,
-    ) -> None:
-        at_us = self._clock.now().wall_us if at_us is None else at_us
-        self._events.append(DeviceEvent(position, at_us, kind, code, detail))
-
-
-def _describe(handle: Any, uuid: str) -> DeviceRef:
-    """Name a device. What only decorates it may be missing; what identifies it is given."""
-    memory_bytes: int | None = None
-    bus_id: Any = None
-    try:
-        memory_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).total)
-        bus_id = pynvml.nvmlDeviceGetPciInfo(handle).busId
-    except pynvml.NVMLError as error:
-        _LOG.info("device %s does not tell its memory or bus: %s", uuid, error)
-    pci_bus_id = bus_id.decode("ascii", "replace") if isinstance(bus_id, bytes) else bus_id
-    return DeviceRef(uuid, pynvml.nvmlDeviceGetName(handle), memory_bytes=memory_bytes, pci_bus_id=pci_bus_id)
+        if failure.code in LOST_CODES or failure.device is None:
+            self._table.lost(position, failure.code)
+            return False
+        slot.device = failure.device
+        self._errors[f"device:{failure.code}"] += 1
+        slot.failures += 1
+        if slot.failures >= _FAILURES_BEFORE_LOST:
+            self._table.lost(position, failure.code)
+        return True

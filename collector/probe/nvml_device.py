@@ -1,53 +1,40 @@
-"""One NVIDIA device: asks it everything it supports and remembers what it does not.
+"""One NVIDIA board: asks it everything it supports, each group at its own pace, and remembers what it does not.
 
-What a device refuses with NOT_SUPPORTED (or an older driver does not know, or our rights do not allow) is told once and
-asked again each hour. What concerns more than this device, such as a driver that went away, is raised to the probe.
+What a board refuses with NOT_SUPPORTED (or an older driver does not know, or our rights do not allow) is told once and
+asked again each hour. What concerns more than one group, such as a driver that went away, is raised to the probe.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pynvml
 
-from collector.clock import US_PER_S
-from collector.probe import Values, out_of_range
-from collector.probe.nvml_fields import FIELDS, FieldBatch
-from collector.probe.nvml_gpm import GpmReader
+from collector.clock import Clock
+from collector.probe import Row, out_of_range
+from collector.probe.nvml_ask import Call, Calls, Fields
+from collector.probe.nvml_codes import FATAL_CODES, UNSUPPORTED_CODES, WRAPS
+from collector.probe.nvml_fields import FIELDS
+from collector.probe.nvml_gpm import Gpm
+from collector.probe.nvml_health import Health
+from collector.probe.nvml_links import Links
+from collector.probe.nvml_mig import find_instances
+from collector.probe.nvml_pcie import COLUMNS as PCIE_COLUMNS
+from collector.probe.nvml_pcie import PcieBytes
+from collector.probe.nvml_processes import Processes
+from collector.probe.nvml_visit import (
+    HEALTH_US,
+    INSTANCES_US,
+    LINKS_US,
+    RETRY_UNSUPPORTED_US,
+    SLOW_US,
+    Pace,
+    Visit,
+)
+from collector.wire import Stream
 
-UNSUPPORTED_CODES: Final = frozenset(
-    {
-        pynvml.NVML_ERROR_INVALID_ARGUMENT,  # a field number or scope this driver does not know
-        pynvml.NVML_ERROR_NOT_SUPPORTED,
-        pynvml.NVML_ERROR_NO_PERMISSION,
-        pynvml.NVML_ERROR_NOT_FOUND,
-        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    }
-)
-LOST_CODES: Final = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
-DRIVER_CODES: Final = frozenset(
-    {
-        pynvml.NVML_ERROR_UNINITIALIZED,
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    }
-)
-RETRY_UNSUPPORTED_US: Final = 3_600 * US_PER_S
-SLOW_READ_US: Final = 5 * US_PER_S
-"""What changes slowly or is read for orientation (limit, process count) is asked this often only."""
 _UNKNOWN_PSTATE: Final = 32
-
-
-class _Call(NamedTuple):
-    """A driver call that is not a field: the columns it fills, in order, and whether it may be asked less often."""
-
-    columns: tuple[str, ...]
-    ask: Callable[[Any], tuple[int | None, ...]]
-    slow: bool = False
 
 
 def _utilization(handle: Any) -> tuple[int | None, ...]:
@@ -97,145 +84,173 @@ def _power_limit(handle: Any) -> tuple[int | None, ...]:
     return (pynvml.nvmlDeviceGetEnforcedPowerLimit(handle),)
 
 
-def _processes(handle: Any) -> tuple[int | None, ...]:
-    """Count compute processes: asked with room for none, the driver answers how many there are."""
-    count = ctypes.c_uint(0)
-    try:
-        ask = pynvml.nvmlLib.nvmlDeviceGetComputeRunningProcesses_v3
-    except AttributeError as error:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND) from error
-    code = ask(handle, ctypes.byref(count), None)
-    if code not in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_INSUFFICIENT_SIZE):
-        raise pynvml.NVMLError(code)
-    return (count.value,)
-
-
 _CALLS: Final = (
-    _Call(("gpu_util_percent", "memory_util_percent"), _utilization),
-    _Call(("encoder_util_percent",), _encoder),
-    _Call(("decoder_util_percent",), _decoder),
-    _Call(("memory_used_bytes",), _memory),
-    _Call(("temp_c",), _temperature),
-    _Call(("sm_clock_mhz",), _sm_clock),
-    _Call(("memory_clock_mhz",), _memory_clock),
-    _Call(("clocks_event_reasons",), _reasons),
-    _Call(("pstate",), _pstate, slow=True),
-    _Call(("power_limit_mw",), _power_limit, slow=True),
-    _Call(("processes",), _processes, slow=True),
+    Call(("gpu_util_percent", "memory_util_percent"), _utilization),
+    Call(("encoder_util_percent",), _encoder),
+    Call(("decoder_util_percent",), _decoder),
+    Call(("memory_used_bytes",), _memory),
+    # The older call goes away in CUDA 14, the newer is missing before driver 560.
+    Call(("temp_c",), _temperature, instead=Call(("temp_c",), _old_temperature)),
+    Call(("sm_clock_mhz",), _sm_clock),
+    Call(("memory_clock_mhz",), _memory_clock),
+    Call(("clocks_event_reasons",), _reasons),
 )
-_OLD_TEMPERATURE: Final = _Call(("temp_c",), _old_temperature)
+_SLOW_CALLS: Final = (
+    Call(("pstate",), _pstate),
+    Call(("power_limit_mw",), _power_limit),
+)
 
 
 class NvmlDevice:
-    """Reads one device through the handle it was opened with."""
+    """Reads one board through the handle it was opened with."""
 
-    def __init__(self, handle: Any, *, gpm: bool) -> None:
-        """Assume that everything is supported until the device says otherwise."""
-        self._handle = handle
-        self._wants_gpm = gpm
+    def __init__(self, handle: Any, uuid: str, model: str, *, gpm: bool, share: float) -> None:
+        """Assume that everything is supported until the board says otherwise. ``share`` spreads what is read rarely."""
+        self.handle = handle
+        self.handle_value = ctypes.cast(handle, ctypes.c_void_p).value
+        self.mig_enabled = False
+        self.registered = False
+        """Whether it was put into the event set, or refused."""
+        self.events_code: int | None = None
+        """NVML's code where it was refused."""
+        self._uuid = uuid
+        self._model = model
+        self._fields = Fields(handle, FIELDS)
+        self._calls = Calls(handle, _CALLS)
+        self._slow_calls = Calls(handle, _SLOW_CALLS)
+        self._gpm = Gpm(handle, wanted=gpm)
+        self._pcie = PcieBytes()
+        self._health = Health(handle)
+        self._links = Links(handle, uuid)
+        self._processes = Processes(handle, uuid)
         self._told: set[str] = set()
-        self._last_slow_us: int | None = None
-        self._forget()
+        self._began = False
+        self._mig_refused = False
+        self._slow_pace = Pace(SLOW_US, share)
+        self._links_pace = Pace(LINKS_US, share)
+        self._health_pace = Pace(HEALTH_US, share)
+        self._instances_pace = Pace(INSTANCES_US, share)
+        self._retry_pace = Pace(RETRY_UNSUPPORTED_US, share)
 
-    def _forget(self) -> None:
-        self._unsupported: set[str] = set()
-        self._batch = FieldBatch(FIELDS)
-        self._calls = list(_CALLS)
-        self._gpm: GpmReader | None = None
-        self._gpm_tried = not self._wants_gpm
-        self._forgot_at_us: int | None = None
+    @property
+    def unsupported(self) -> dict[str, int]:
+        """What this board does not give, with NVML's code for why: columns, and names of functions that list processes."""
+        return (
+            self._measured_unsupported()
+            | self._health.unsupported
+            | self._links.unsupported
+            | self._processes.unsupported
+        )
 
-    def read_fields(self, values: Values, errors: Counter[str]) -> None:
-        """Read the batched fields, the energy counter among them: the caller dates the reading right after this.
+    def hurry_health(self) -> None:
+        """Read the health with the next visit: something happened."""
+        self._health_pace.hurry()
+
+    def hurry_instances(self) -> None:
+        """Look for MIG instances with the next visit: one of them is gone."""
+        self._instances_pace.hurry()
+
+    def visit(self, clock: Clock) -> Visit:
+        """Read what is due. Raises pynvml.NVMLError for a lost device or driver, or where the fields fail altogether."""
+        visit = self.exact(clock)
+        at = visit.at
+        if self._retry_pace.due(at.monotonic_us) and self._began:
+            self._forget()
+        self._calls.read(visit.values, visit.errors)
+        self._gpm.read(visit.values, visit.errors)
+        self._widen_pcie(visit)
+        if self._health_pace.due(at.monotonic_us):
+            self._read_health(visit)  # before what MIG changes
+        if self.mig_enabled and not self._mig_refused and self._instances_pace.due(at.monotonic_us):
+            self._find_instances(visit)
+        if self._slow_pace.due(at.monotonic_us):
+            self._read_slow(visit)
+        if self._links_pace.due(at.monotonic_us):
+            visit.rows += [(Stream.FABRIC, row) for row in self._links.read(at, visit.errors)]
+        for column in out_of_range(visit.values):
+            visit.errors[f"out_of_range:{column}"] += 1
+            visit.values[column] = None
+        unsupported = self._measured_unsupported().keys()
+        if not unsupported <= self._told:
+            visit.newly_unsupported = sorted(unsupported - self._told)
+            self._told |= unsupported
+        self._began = True
+        return visit
+
+    def exact(self, clock: Clock) -> Visit:
+        """Read the batched fields, the energy counter among them, and date them right after.
 
         Raises pynvml.NVMLError where the call as a whole fails.
         """
-        code = self._batch.read(self._handle)
-        if code != pynvml.NVML_SUCCESS:
-            raise pynvml.NVMLError(code)
-        refused = []
-        for entry, field_code, value in self._batch.answers():
-            if field_code in UNSUPPORTED_CODES:
-                refused.append(entry)
-            elif field_code in LOST_CODES:
-                raise pynvml.NVMLError(field_code)
-            elif field_code != pynvml.NVML_SUCCESS:
-                errors[f"field:{field_code}"] += 1
-            elif value is not None:
-                earlier = values.get(entry.column)
-                values[entry.column] = value if earlier is None else earlier + value
-        if refused:
-            kept = tuple(entry for entry in self._batch.fields if entry not in refused)
-            self._batch = FieldBatch(kept)
-            columns = {entry.column for entry in kept}
-            self._unsupported |= {entry.column for entry in refused if entry.column not in columns}
+        visit = Visit(clock.now())
+        self._fields.read(visit.values, visit.errors)
+        visit.at = clock.now()
+        return visit
 
-    def read_calls(self, values: Values, errors: Counter[str], monotonic_us: int) -> None:
-        """Read what has calls of its own, and GPM. Raises pynvml.NVMLError for a lost device or driver."""
-        if self._forgot_at_us is None:
-            self._forgot_at_us = monotonic_us
-        slow = self._last_slow_us is None or monotonic_us - self._last_slow_us >= SLOW_READ_US
-        if slow:
-            self._last_slow_us = monotonic_us
-        for call in tuple(self._calls):
-            if call.slow and not slow:
-                continue
-            try:
-                answer = call.ask(self._handle)
-            except pynvml.NVMLError as error:
-                self._failed_call(call, error, errors)
-                continue
-            values.update(zip(call.columns, answer, strict=True))
-        self._read_gpm(values, errors)
-        for column in out_of_range(values):
-            errors[f"out_of_range:{column}"] += 1
-            values[column] = None
-        if monotonic_us - self._forgot_at_us >= RETRY_UNSUPPORTED_US and self._unsupported:
-            self._close_gpm()
-            self._forget()
-
-    def newly_unsupported(self) -> list[str]:
-        """Return the columns found unsupported and not told before."""
-        new = sorted(self._unsupported - self._told)
-        self._told.update(new)
-        return new
+    def without_pcie(self, visit: Visit) -> Visit:
+        """Leave the PCIe bytes out of an exact reading: they mean nothing beside totals kept over whole visits."""
+        if self._pcie.narrow:
+            for column in PCIE_COLUMNS:
+                visit.values.pop(column, None)
+        return visit
 
     def close(self) -> None:
         """Free what was allocated for this device."""
-        self._close_gpm()
+        self._gpm.close()
 
-    def _failed_call(self, call: _Call, error: Any, errors: Counter[str]) -> None:
-        if error.value in LOST_CODES or error.value in DRIVER_CODES:
-            raise error
-        if error.value not in UNSUPPORTED_CODES:
-            errors[f"{call.columns[0]}:{error.value}"] += 1
-            return
-        self._calls.remove(call)
-        if call.ask is _temperature:  # the older call goes away in CUDA 14, the newer is missing before driver 560
-            self._calls.append(_OLD_TEMPERATURE)
-        else:
-            self._unsupported.update(call.columns)
+    def _measured_unsupported(self) -> dict[str, int]:
+        unsupported = self._fields.unsupported | self._calls.unsupported | self._slow_calls.unsupported
+        if self._gpm.unsupported_code is not None:
+            unsupported |= dict.fromkeys(Gpm.columns, self._gpm.unsupported_code)
+        if self._pcie.narrow and not self._gpm.gives_pcie:
+            unsupported |= dict.fromkeys(PCIE_COLUMNS, WRAPS)
+        return unsupported
 
-    def _read_gpm(self, values: Values, errors: Counter[str]) -> None:
+    def _widen_pcie(self, visit: Visit) -> None:
+        if not self._began and any(self._fields.is_narrow(column) for column in PCIE_COLUMNS):
+            self._pcie.narrow = True
+        self._pcie.notice(visit.values)
+        if self._pcie.narrow:
+            self._gpm.want_pcie()
+        self._pcie.unwrap(visit.values, self._gpm.pcie_bytes_per_s, visit.at.monotonic_us)
+
+    def _read_slow(self, visit: Visit) -> None:
+        self._slow_calls.read(visit.values, visit.errors)
+        if self.mig_enabled:
+            return  # its instances tell theirs; the board's list would count them twice
+        visit.processes = self._processes.read(visit.at, visit.errors)
+        if visit.processes is not None:
+            visit.values["processes"] = sum(entry.kind != "graphics" for entry in visit.processes)
+
+    def _read_health(self, visit: Visit) -> None:
+        row: Row = self._health.read(visit.errors)
+        visit.rows.append((Stream.DEVICE_HEALTH, row | {"at_us": visit.at.wall_us, "device_uuid": self._uuid}))
+        mig_enabled = row.get("mig_enabled") == 1
+        if mig_enabled != self.mig_enabled:
+            self.mig_enabled = mig_enabled
+            visit.instances = ()  # replaced below, where MIG is on
+            self._forget()  # another mode, other things supported
+            self._instances_pace.hurry()
+
+    def _find_instances(self, visit: Visit) -> None:
         try:
-            if self._gpm is not None:
-                self._gpm.read(values)
-            elif not self._gpm_tried:
-                self._gpm_tried = True
-                self._gpm = GpmReader(self._handle)
+            visit.instances = find_instances(self.handle, self._uuid, self._model)
         except pynvml.NVMLError as error:
-            if error.value in LOST_CODES or error.value in DRIVER_CODES:
+            if error.value in FATAL_CODES:
                 raise
-            if error.value in UNSUPPORTED_CODES:
-                self._close_gpm()
-                self._unsupported.update(GpmReader.columns)
-            else:
-                errors[f"gpm:{error.value}"] += 1
+            visit.instances = None
+            visit.errors[f"instances:{error.value}"] += 1
+            self._mig_refused = error.value in UNSUPPORTED_CODES
 
-    def _close_gpm(self) -> None:
-        gpm, self._gpm = self._gpm, None
-        if gpm is not None:
-            try:
-                gpm.close()
-            except pynvml.NVMLError:
-                return  # the driver that owned the samples is gone, and they with it
+    def _forget(self) -> None:
+        for group in (
+            self._fields,
+            self._calls,
+            self._slow_calls,
+            self._gpm,
+            self._health,
+            self._links,
+            self._processes,
+        ):
+            group.forget()
+        self._mig_refused = False

@@ -1,6 +1,6 @@
-"""The NVML fields the agent reads in one batched call per device, and how an answer becomes a number.
+"""The NVML fields the agent reads each time in one batched call per device, and how an answer becomes a number.
 
-It holds the table and the decoding; which device supports what is :mod:`collector.probe.nvml_device`'s business.
+It holds the table and the decoding; which device supports what is :mod:`collector.probe.nvml_ask`'s business.
 """
 
 from __future__ import annotations
@@ -74,6 +74,14 @@ class FieldBatch:
             return 0
         code: int = pynvml.nvmlLib.nvmlDeviceGetFieldValues(handle, len(self.fields), self._reference)
         return code
+
+    def is_narrow(self, column: str) -> bool:
+        """Say whether the last answer for this column was a 32-bit number."""
+        return any(
+            slot.valueType == _UNSIGNED_INT
+            for slot, entry in zip(self._array, self.fields, strict=True)
+            if entry.column == column
+        )
 
     def answers(self) -> Iterator[tuple[Field, int, int | None]]:
         """Yield each field with its own return code and value; None where the code says failure or the type is new."""

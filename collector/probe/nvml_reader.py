@@ -1,0 +1,163 @@
+"""Asks the driver in a thread of its own, so that a call that does not come back costs the one who asked its patience only.
+
+A driver call cannot be cancelled: a thread that waits in one is given up, and another goes on with the next task. The
+number of threads given up is bounded; beyond it nothing is asked until one comes back. It knows nothing of NVML or devices.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from queue import Empty, SimpleQueue
+from typing import Final, Generic, TypeVar
+
+MAX_HANGING: Final = 4
+"""Threads given up at a time: each is a few hundred kB, and a driver that hangs in four places hangs in all."""
+
+T = TypeVar("T")
+Key = tuple[str, int, int]
+"""What was asked, in which opening of the library, of which position: by this a late answer is recognised."""
+Task = tuple[Key, Callable[[], T]]
+
+
+class NoAnswer(Enum):
+    """Why a task has no answer."""
+
+    OVERDUE = auto()
+    """It did not come back in time; :meth:`Reader.returned` tells when it does."""
+    NOT_ASKED = auto()
+    """It was not begun, because too many had not come back."""
+
+
+class Reader(Generic[T]):
+    """Runs tasks one after the other; to be used from one thread."""
+
+    def __init__(self, patience_s: float) -> None:
+        """Wait for each task at most that long. No thread is started before there is something to do."""
+        self._patience_s = patience_s
+        self._lane: _Lane[T] | None = None
+        self._given_up: list[_Lane[T]] = []
+
+    @property
+    def hanging(self) -> int:
+        """How many threads wait in calls that have not come back."""
+        return sum(lane.late is None for lane in self._given_up)
+
+    def run(self, tasks: Sequence[Task[T]], *, patience_s: float | None = None) -> list[T | NoAnswer]:
+        """Return the answers in the order of the tasks. What a task raises is raised here once all were asked.
+
+        A task must not change what others see but through its answer: an overdue one goes on at some time, beside its
+        successors.
+        """
+        answers: list[T | NoAnswer] = [NoAnswer.NOT_ASKED] * len(tasks)
+        raised: list[BaseException] = []
+        begin = 0
+        while begin < len(tasks):
+            if self._lane is None:
+                if self.hanging >= MAX_HANGING:
+                    break
+                self._lane = _Lane()
+            overdue = self._lane.work(tasks, begin, answers, raised, patience_s or self._patience_s)
+            if overdue is None:
+                break
+            answers[overdue] = NoAnswer.OVERDUE
+            self._given_up.append(self._lane)
+            self._lane = None
+            begin = overdue + 1
+        if raised:
+            raise raised[0]
+        return answers
+
+    def returned(self) -> list[tuple[Key, T | None]]:
+        """Return the answers that came too late since the last call, None for what raised; their threads have ended."""
+        if not self._given_up:
+            return []
+        back = [lane for lane in self._given_up if lane.late is not None]
+        self._given_up = [lane for lane in self._given_up if lane.late is None]
+        return [lane.late for lane in back if lane.late is not None]
+
+    def stop(self) -> None:
+        """End the idle thread; one that hangs ends when it comes back."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.stop()
+
+
+class _Lane(Generic[T]):
+    """One thread and what it is at."""
+
+    def __init__(self) -> None:
+        self.late: tuple[Key, T | None] | None = None
+        """Set once a lane that was given up has come back."""
+        self._inbox: SimpleQueue[_Round[T] | None] = SimpleQueue()
+        self._finished: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()
+        # A daemon: the process must be able to end while a call hangs.
+        threading.Thread(target=self._live, name="nvml-reader", daemon=True).start()
+
+    def work(
+        self,
+        tasks: Sequence[Task[T]],
+        begin: int,
+        answers: list[T | NoAnswer],
+        raised: list[BaseException],
+        patience_s: float,
+    ) -> int | None:
+        """Have the tasks from ``begin`` on done; return the position of the one that hangs, after which this lane is lost."""
+        turn = _Round(tasks, begin, answers, raised)
+        self._inbox.put(turn)
+        wait_s = patience_s
+        while True:
+            try:
+                self._finished.get(timeout=wait_s)
+            except Empty:
+                with self._lock:
+                    wait_s = patience_s - (time.monotonic() - turn.since_s)
+                    if wait_s <= 0 and not turn.done:
+                        turn.given_up = True
+                        return turn.at
+                wait_s = max(wait_s, 0.0)
+            else:
+                return None
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+
+    def _live(self) -> None:
+        while (turn := self._inbox.get()) is not None:
+            for position in range(turn.begin, len(turn.tasks)):
+                key, task = turn.tasks[position]
+                turn.since_s = time.monotonic()  # before the position: a new task must never be seen with an old begin
+                turn.at = position
+                answer: list[T] = []
+                try:
+                    answer.append(task())
+                except BaseException as error:  # noqa: BLE001  carried to the thread that asked, as a future does
+                    turn.raised.append(error)
+                with self._lock:
+                    if turn.given_up:
+                        self.late = (key, answer[0] if answer else None)
+                        return
+                    turn.answers[position : position + len(answer)] = answer
+                    turn.done = position == len(turn.tasks) - 1
+            self._finished.put(None)
+
+
+class _Round(Generic[T]):
+    """One call of :meth:`Reader.run`, or what is left of it after a task hung."""
+
+    __slots__ = ("answers", "at", "begin", "done", "given_up", "raised", "since_s", "tasks")
+
+    def __init__(
+        self, tasks: Sequence[Task[T]], begin: int, answers: list[T | NoAnswer], raised: list[BaseException]
+    ) -> None:
+        self.tasks = tasks
+        self.begin = begin
+        self.answers = answers
+        self.raised = raised
+        self.at = begin
+        self.since_s = time.monotonic()
+        self.given_up = False
+        self.done = False

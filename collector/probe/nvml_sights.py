@@ -1,0 +1,175 @@
+"""What an operator can see of the NVIDIA devices of a node, what not, and which right, driver or setting would add it.
+
+It reads what the visits remembered and asks no driver.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import pynvml
+
+from collector.probe import Sight
+from collector.probe.nvml_codes import OLD_DRIVER_CODES, WRAPS
+from collector.probe.nvml_device import NvmlDevice
+from collector.probe.nvml_mig import MigInstance
+from collector.probe.nvml_table import Slot
+
+_NEWER_DRIVER: Final = "a newer NVIDIA driver"
+_PROFILING: Final = "run as root, or load the driver with NVreg_RestrictProfilingToAdminUsers=0"
+_RIGHTS: Final = "run as root, or as a user the driver's device files allow it"
+
+
+class _Group(NamedTuple):
+    """Columns that are seen or not seen together, as an operator would name them."""
+
+    subject: str
+    columns: tuple[str, ...]
+    right: str = _RIGHTS
+    """What to do about NO_PERMISSION."""
+
+
+_GROUPS: Final = (
+    _Group("energy counter", ("energy_mj",)),
+    _Group("power, 1 s average", ("power_average_mw",)),
+    _Group("power, instant", ("power_instant_mw",)),
+    _Group("power limits", ("power_limit_mw", "power_limit_min_mw", "power_limit_max_mw", "power_limit_default_mw")),
+    _Group("utilization", ("gpu_util_percent", "memory_util_percent")),
+    _Group("encoder and decoder utilization", ("encoder_util_percent", "decoder_util_percent")),
+    _Group("true utilization (GPM)", ("sm_active_ratio", "tensor_active_ratio", "dram_active_ratio"), _PROFILING),
+    _Group("memory", ("memory_used_bytes", "memory_total_bytes")),
+    _Group("temperature", ("temp_c",)),
+    _Group("memory temperature", ("memory_temp_c",)),
+    _Group("temperature thresholds", ("slowdown_temp_c", "shutdown_temp_c", "memory_max_temp_c")),
+    _Group("clocks", ("sm_clock_mhz", "memory_clock_mhz", "sm_clock_max_mhz", "memory_clock_max_mhz", "pstate")),
+    _Group("reasons for lowered clocks", ("clocks_event_reasons",)),
+    _Group(
+        "time spent throttled",
+        (
+            "throttle_power_cap_ns",
+            "throttle_sw_thermal_ns",
+            "throttle_hw_thermal_ns",
+            "throttle_power_brake_ns",
+            "throttle_sync_boost_ns",
+        ),
+    ),
+    _Group("PCIe traffic", ("pcie_tx_bytes", "pcie_rx_bytes"), _PROFILING),
+    _Group("PCIe link", ("pcie_generation", "pcie_width", "pcie_replays")),
+    _Group("NVLinks", ("nvlink",)),
+    _Group("ECC errors", ("ecc_corrected", "ecc_uncorrected", "ecc_corrected_aggregate", "ecc_uncorrected_aggregate")),
+    _Group("remapped rows", ("remapped_rows_corrected", "remapped_rows_uncorrected", "remapping_pending")),
+    _Group("retired pages", ("retired_pages_corrected", "retired_pages_uncorrected")),
+    _Group("recovery action", ("recovery_action",)),
+    _Group("processes and their memory", ("nvmlDeviceGetComputeRunningProcesses_v3",)),
+    _Group("utilization per process", ("nvmlDeviceGetProcessUtilization",)),
+)
+_OF_INSTANCES: Final = frozenset({"true utilization (GPM)", "memory", "processes and their memory"})
+"""What a MIG instance has of its own."""
+
+
+def describe(
+    slots: Sequence[Slot], unavailable_code: int | None, driver_version: str | None, *, has_events: bool
+) -> tuple[Sight, ...]:
+    """Return one sight per group of columns, the driver's and troubled devices' first."""
+    if unavailable_code is not None:
+        return (_no_driver(unavailable_code),)
+    boards = [slot for slot in slots if slot.board is None]
+    detail = f"{len(boards)} GPUs" + (f", driver {driver_version}" if driver_version else "")
+    sights = [Sight("NVIDIA driver", seen=True, detail=detail)]
+    sights += [_trouble(slot) for slot in slots if slot.trouble is not None]
+    read = [slot.device for slot in slots if slot.device is not None]
+    if read:
+        sights += [_group(group, read) for group in _GROUPS]
+        sights.append(_events([device for device in read if isinstance(device, NvmlDevice)], has_events=has_events))
+        sights.append(_mig(slots))
+    return tuple(sights)
+
+
+def _no_driver(code: int) -> Sight:
+    remedies = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver's libnvidia-ml.so.1; in a container, add the NVIDIA "
+        "runtime with NVIDIA_DRIVER_CAPABILITIES=utility",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the kernel module: modprobe nvidia",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "library and kernel module differ: reload the module, or reboot",
+        pynvml.NVML_ERROR_NO_PERMISSION: "give this user access to /dev/nvidiactl and /dev/nvidia*",
+    }
+    return Sight("NVIDIA driver", seen=False, detail=str(pynvml.NVMLError(code)), remedy=remedies.get(code))
+
+
+def _trouble(slot: Slot) -> Sight:
+    if slot.trouble == "hung":
+        return Sight(
+            slot.ref.uuid, seen=False, detail="a driver call does not return", remedy="look into the kernel log"
+        )
+    return Sight(
+        slot.ref.uuid, seen=False, detail="lost", remedy="look into the kernel log for XIDs; reset it or reboot"
+    )
+
+
+def _group(group: _Group, devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
+    asked = [device for device in devices if isinstance(device, NvmlDevice) or group.subject in _OF_INSTANCES]
+    missing: Counter[tuple[str, int]] = Counter(
+        (column, device.unsupported[column])
+        for device in asked
+        for column in group.columns
+        if column in device.unsupported
+    )
+    if not missing:
+        return Sight(group.subject, seen=True, detail=_count(len(asked), len(asked)))
+    whole = [device for device in asked if not device.unsupported.keys() & set(group.columns)]
+    partly = [device for device in asked if set(group.columns) - device.unsupported.keys()]
+    codes = sorted({code for _, code in missing})
+    columns = sorted({column for column, _ in missing})
+    why = "; ".join(dict.fromkeys(_why(code) for code in codes))
+    detail = _count(len(whole), len(asked)) + (f" without {', '.join(columns)}" if len(partly) > len(whole) else "")
+    return Sight(group.subject, seen=bool(partly), detail=f"{detail}: {why}", remedy=_remedy(codes, group.right))
+
+
+def _count(seen: int, of: int) -> str:
+    return f"{seen} of {of} devices" if seen != of else f"all {of} devices" if of > 1 else "the device"
+
+
+def _why(code: int) -> str:
+    if code == WRAPS:
+        return "the counter is 32 bits wide and wraps between two readings"
+    if code == pynvml.NVML_ERROR_NO_PERMISSION:
+        return "this user may not read it"
+    if code in OLD_DRIVER_CODES:
+        return "the driver does not know it"
+    return "not supported by this GPU or driver, or not while MIG is on"
+
+
+def _remedy(codes: Iterable[int], right: str) -> str | None:
+    for code in codes:
+        if code == pynvml.NVML_ERROR_NO_PERMISSION:
+            return right
+        if code == WRAPS:
+            return "GPM (Hopper or later, gpm = true) tells how often it wraps"
+        if code in OLD_DRIVER_CODES:
+            return _NEWER_DRIVER
+    return None
+
+
+def _events(boards: Sequence[NvmlDevice], *, has_events: bool) -> Sight:
+    if not has_events:
+        return Sight(
+            "XID events", seen=False, detail="the driver gives no event set", remedy="the kernel log tells them too"
+        )
+    refused = [device.events_code for device in boards if device.events_code is not None]
+    if refused:
+        detail = f"{_count(len(boards) - len(refused), len(boards))}: {_why(refused[0])}"
+        return Sight(
+            "XID events", seen=len(refused) < len(boards), detail=detail, remedy="the kernel log tells them too"
+        )
+    return Sight("XID events", seen=True, detail=_count(len(boards), len(boards)))
+
+
+def _mig(slots: Sequence[Slot]) -> Sight:
+    boards = [slot for slot in slots if isinstance(slot.device, NvmlDevice) and slot.device.mig_enabled]
+    instances = sum(isinstance(slot.device, MigInstance) for slot in slots)
+    if not boards:
+        return Sight("MIG instances", seen=True, detail="MIG is off")
+    detail = f"{instances} on {len(boards)} boards; power and energy exist for whole boards only"
+    return Sight("MIG instances", seen=True, detail=detail)
