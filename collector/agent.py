@@ -1,58 +1,74 @@
-"""The agent as a whole: composes probe, recorder, spool and shipper, and runs the one loop that measures.
+"""The agent's loop: asks the probes at each tick, takes in what sources saw, and answers signals.
 
-Measuring and sending are two threads that meet in the spool only, so a server that hangs never delays a reading.
+Nothing it does may wait for anything: driver calls, sources and sending each happen in threads of their own, and the loop
+takes what is there. It composes nothing (:mod:`collector.run` does) and interprets no measurement.
 """
 
 from __future__ import annotations
 
-import fcntl
+import enum
 import logging
-import os
-import resource
-import ssl
+import signal
 import threading
-import uuid
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Final
 
-from collector.clock import US_PER_S, Clock
+from collector.clock import US_PER_S, Clock, Instant
 from collector.config import Settings
-from collector.errors import AgentError, LibraryReplacedError, SpoolError
-from collector.http import httpx
-from collector.probe import Probe, Sweep
-from collector.probe.nvml import NvmlProbe
-from collector.probe.replay import ReplayProbe
-from collector.recorder import Recorder, agent_version
-from collector.sampler import Cadence
-from collector.ship import TIMEOUT, Shipper
+from collector.doorbell import Doorbell
+from collector.errors import LibraryReplacedError, SpoolError
+from collector.exact import Exact
+from collector.governor import Governor
+from collector.health import Health, cpu_s
+from collector.probe import Row, Sweep
+from collector.probe_thread import ProbeThread
+from collector.recorder import Recorder
+from collector.release import Release
+from collector.sampler import STEP_US, Cadence, Tick
+from collector.service import ServiceManager
+from collector.ship import Shipper
+from collector.source_thread import SourceThreads
 from collector.spool import Spool
+from collector.wire import Stream
 
 _LOG = logging.getLogger(__name__)
 
-_BYTES_PER_MIB: Final = 1_048_576
-_DRIVER_EPOCH: Final = "driver_epoch"
-_SHIP_DRAIN_S: Final = 2.0
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_PATIENCE_SHARE: Final = 0.8  # of a period: the longest that the loop waits for the devices
+_LONGEST_PATIENCE_S: Final = 2.0
+_SOURCES_CLOSE_S: Final = 0.5
+_MAX_DETAIL_CHARACTERS: Final = 250
 
 
-@dataclass(slots=True)
-class Health:
-    """What the agent says about itself."""
+class Ending(enum.Enum):
+    """Why the loop ended."""
 
-    probe_errors: Counter[str] = field(default_factory=Counter)
-    loop_errors: int = 0
-    clock_steps: int = 0
+    STOPPED = "stopped"
+    RELOAD = "reload"
 
 
 class Agent:
-    """One agent; :meth:`run` measures until ``stop`` is set or, when replaying, the trace is over."""
+    """One agent; :meth:`run` measures until it is told to stop or, when replaying, the trace is over."""
 
-    def __init__(self, settings: Settings, probe: Probe, spool: Spool, clock: Clock, shipper: Shipper | None) -> None:
-        """Compose what was made elsewhere."""
-        self.health = Health()
+    def __init__(  # noqa: PLR0913  what an agent is made of
+        self,
+        settings: Settings,
+        devices: Sequence[ProbeThread],
+        sources: SourceThreads,
+        spool: Spool,
+        clock: Clock,
+        shipper: Shipper | None,
+        *,
+        boot_id: str,
+        doorbell: Doorbell | None = None,
+        service: ServiceManager | None = None,
+        reload: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Compose what was made elsewhere; ``reload`` reads the settings anew and says whether they are others now."""
+        self.health = Health(clock.now())
         self.recorder = Recorder(
             spool,
             clock,
@@ -61,188 +77,243 @@ class Agent:
             row_us=settings.row_us,
             batch_us=settings.batch_us,
             labels=settings.label_pairs,
+            boot_id=boot_id,
         )
         self._settings = settings
-        self._probe = probe
+        self._devices = tuple(devices)
+        self._sources = sources
         self._spool = spool
         self._clock = clock
         self._shipper = shipper
-        self._driver_epoch: tuple[str, int] | None = None
-
-    def run(self, stop: threading.Event) -> None:
-        """Measure on the cadence; flush what is begun at the end. Raises LibraryReplacedError."""
-        cadence = Cadence(self._settings.sample_us, self._clock.now())
-        health_at_us = self._clock.now().monotonic_us + round(self._settings.health_s * US_PER_S)
-        try:
-            while not stop.is_set() and not getattr(self._probe, "finished", False):
-                self._clock.wait(cadence.wait_s(self._clock.now()))
-                if stop.is_set():
-                    break
-                self._turn(cadence)
-                if self._clock.now().monotonic_us >= health_at_us:
-                    health_at_us += round(self._settings.health_s * US_PER_S)
-                    _LOG.info("%s", self.describe_health())
-        finally:
-            self.recorder.flush()
-            self._probe.close()
-            _LOG.info("%s", self.describe_health())
-
-    def describe_health(self) -> str:
-        """Return one line of figures about the agent itself."""
-        recorder, usage = self.recorder.state, resource.getrusage(resource.RUSAGE_SELF)
-        parts = {
-            "samples": recorder.samples,
-            "missed": recorder.samples_missed,
-            "batches": recorder.batches,
-            "dropped_rows": recorder.dropped_rows,
-            "spool_failures": recorder.spool_failures,
-            "clock_steps": self.health.clock_steps,
-            "loop_errors": self.health.loop_errors,
-            "rss_mib": f"{rss_bytes() / _BYTES_PER_MIB:.1f}",
-            "cpu_s": f"{usage.ru_utime + usage.ru_stime:.2f}",
-        }
-        try:
-            held = self._spool.state()
-            parts |= {
-                "spool_batches": held.batches,
-                "spool_bytes": held.bytes,
-                "quarantined": held.quarantined,
-                "spool_dropped_batches": held.dropped_batches,
-            }
-        except SpoolError:
-            parts["spool_batches"] = "unknown"  # the failure itself was logged where it happened
-        if self._shipper is not None:
-            parts |= {
-                "sent_batches": self._shipper.state.sent_batches,
-                "failed_sends": self._shipper.state.failed_attempts,
-            }
-        errors = ",".join(f"{kind}*{count}" for kind, count in sorted(self.health.probe_errors.items()))
-        return (
-            "health "
-            + " ".join(f"{name}={value}" for name, value in parts.items())
-            + f" probe_errors={errors or 'none'}"
+        self._doorbell = doorbell
+        self._service = service or ServiceManager({}, 0)
+        self._reload = reload
+        self._release = Release(settings.release_file)
+        self._released: str | None = None
+        self._governor = Governor(
+            cap_ratio=settings.cpu_cap_percent / 100, sample_us=settings.sample_us, row_us=settings.row_us
         )
+        self._exact = Exact(self._devices, self.recorder)
+        self._told: SimpleQueue[Row] = SimpleQueue()
+        self._epochs: dict[str, tuple[str, int]] = {}
+        self._damaged_told = 0
+        self._skew_told_us = 0
+        self._health_at_us = clock.now().monotonic_us + round(settings.health_s * US_PER_S)
+        self._cadence = Cadence(settings.sample_us, clock.now())
+        self._read_once = False
+        self._ending: Ending | None = None
 
-    def _turn(self, cadence: Cadence) -> None:
+    def tell(
+        self, kind: str, subject: str | None = None, *, code: int | None = None, detail: str | None = None
+    ) -> None:
+        """Note an event of the node; from any thread. It travels with the next batch."""
+        short = None if detail is None else detail[:_MAX_DETAIL_CHARACTERS]
+        row: Row = {"at_us": self._clock.now().wall_us, "kind": kind, "subject": subject, "code": code, "detail": short}
+        self._told.put(row)
+
+    def run(self, stop: threading.Event) -> Ending:
+        """Measure on the cadence; flush what is begun at the end. Raises LibraryReplacedError."""
+        self.tell("agent_started")
+        self._sources.start()
+        self._service.ready()
+        try:
+            while self._goes_on(stop):
+                self._clock.wait(self._cadence.wait_s(self._clock.now()))
+                if self._goes_on(stop):
+                    self._turn()
+        finally:
+            self._close()
+        return self._ending or Ending.STOPPED
+
+    def _goes_on(self, stop: threading.Event) -> bool:
+        over = bool(self._devices) and all(device.finished for device in self._devices)
+        return self._ending is None and not over and not stop.is_set()
+
+    def _turn(self) -> None:
         """Do what is due now; the one place where an unforeseen fault is survived."""
         try:
-            tick = cadence.reached(self._clock.now())
+            self._answer_signals()
+            self._take_in()
+            now = self._clock.now()
+            self._service.alive(now.monotonic_us)
+            tick = self._cadence.reached(now)
             if tick is None:
                 return
             if tick.clock_step_us:
-                self.health.clock_steps += 1
-                _LOG.warning("the wall clock stepped by %.3f s", tick.clock_step_us / US_PER_S)
-                self.recorder.clock_stepped()
+                self._clock_stepped(tick.clock_step_us)
                 return
-            sweep = self._probe.read()
-            self._note(sweep)
-            self.recorder.record(tick, sweep)
+            self._follow_release()
+            self._read_devices(tick, now)
+            self._read_once = True
+            self.recorder.complete(tick)
+            self._look_at_itself(now)
         except LibraryReplacedError:
             raise
         except Exception:  # noqa: BLE001  the outermost loop of the process
-            self.health.loop_errors += 1
+            self.health.probe_errors["loop"] += 1
             _LOG.exception("one turn of the loop failed; going on")
 
-    def _note(self, sweep: Sweep) -> None:
+    def _answer_signals(self) -> None:
+        for number in self._doorbell.take_signals() if self._doorbell else ():
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._ending = Ending.STOPPED
+                self._service.stopping()
+            elif number == signal.SIGUSR1:
+                self._release.toggle()
+                self._follow_release()
+            elif number == signal.SIGHUP and self._ending is None and self._reload():
+                self._ending = Ending.RELOAD
+
+    def _take_in(self) -> None:
+        """Take over what sources and other threads have to say, once it is known which devices there are."""
+        if not self._read_once:
+            return
+        for seen in self._sources.take():
+            self.health.probe_errors.update(seen.observation.errors)
+            rows = self._exact.complete(seen.observation.rows, seen.at_us)
+            self.recorder.observe(rows, seen.at_us, seen.since_us)
+        self.health.probe_errors.update(self._sources.take_errors())
+        told = self._take_told()
+        if told:
+            self.recorder.observe({Stream.NODE_EVENT: told}, self._clock.now().wall_us)
+
+    def _take_told(self) -> list[Row]:
+        told: list[Row] = []
+        while True:
+            try:
+                row = self._told.get_nowait()
+            except Empty:
+                return told
+            self.health.events[str(row["kind"])] += 1
+            _LOG.info("%s %s %s", row["kind"], row["subject"] or "", row["detail"] or "")
+            told.append(row)
+
+    def _clock_stepped(self, step_us: int) -> None:
+        self.health.clock_stepped(step_us)
+        _LOG.warning("the wall clock stepped by %.3f s", step_us / US_PER_S)
+        for device in self._devices:
+            device.discard()
+        self.recorder.clock_stepped()
+        self.tell("clock_step", code=step_us, detail=f"the wall clock was set by {step_us / US_PER_S:+.3f} s")
+
+    def _read_devices(self, tick: Tick, began: Instant) -> None:
+        asked = {device.name: device.ask() for device in self._devices}
+        patience_s = min(_LONGEST_PATIENCE_S, _PATIENCE_SHARE * self._governor.period_us / US_PER_S)
+        until_s = time.monotonic() + patience_s
+        sweeps: list[tuple[str, Sweep]] = []
+        for device in self._devices:
+            # One that did not come back since the last tick has had its time.
+            left_s = until_s - time.monotonic() if asked[device.name] else 0.0
+            sweep = device.sweep(max(0.0, left_s))
+            if sweep is not None:
+                sweeps.append((device.name, sweep))
+            elif device.overdue:
+                self.health.probe_errors[f"{device.name}:overdue"] += 1
+        if abs(self._clock.now().offset_us - began.offset_us) > STEP_US:
+            return  # the clock was set while they were read: nobody knows by which one they are dated
+        for name, sweep in sweeps:
+            self._note(name, sweep)
+            self.recorder.record(tick, sweep, name)
+
+    def _note(self, name: str, sweep: Sweep) -> None:
         self.health.probe_errors.update(sweep.errors)
         for event in sweep.events:
             uuid_of = sweep.devices[event.device].uuid
             _LOG.warning("device %s: %s code=%s %s", uuid_of, event.kind, event.code, event.detail or "")
         epoch = (sweep.epoch.boot_id, sweep.epoch.driver_epoch)
-        if epoch != self._driver_epoch:
+        if epoch != self._epochs.get(name):
             # Before any batch of the new epoch is stored: a restart must not give the number to another epoch.
             try:
-                self._spool.remember(_DRIVER_EPOCH, f"{epoch[0]} {epoch[1]}")
+                self._spool.remember(epoch_fact(name), f"{epoch[0]} {epoch[1]}")
             except SpoolError as error:
                 _LOG.error("cannot note the driver epoch, trying again with the next reading: %s", error)
                 return
-            self._driver_epoch = epoch
+            self._epochs[name] = epoch
 
+    def _follow_release(self) -> None:
+        wanted = self._release.wanted()
+        if bool(wanted) == bool(self._released):
+            return
+        self._released = wanted
+        for device in self._devices:
+            if wanted is None:
+                device.released = False
+                self.tell("reopened", device.name, detail="devices are found again by UUID")
+            else:
+                self._read_last(device)
+                in_time = device.release()
+                late = "" if in_time else "; a driver call does not come back, so the driver may still be held"
+                self.tell("released", device.name, code=int(in_time), detail=f"for {wanted}{late}")
 
-def run_agent(settings: Settings, clock: Clock, stop: threading.Event, *, replay: Path | None = None) -> None:
-    """Compose an agent from settings and run it. Raises AgentError where it cannot start or has to leave."""
-    with _only_one(settings), open_client(settings) as client:
-        spool = Spool(Path(settings.spool_path), max_bytes=settings.spool_max_mib * _BYTES_PER_MIB)
-        for damaged in spool.damaged_files:
-            _LOG.error("the spool was damaged; it is kept as %s and a new one was started", damaged)
-        if not spool.durable:
-            _LOG.warning("the spool %s lies in memory: batches are lost at a reboot", spool.path)
-        shipper = Shipper(client, spool, clock, token=settings.token) if settings.server_url else None
-        agent = Agent(settings, make_probe(settings, spool, clock, replay), spool, clock, shipper)
-        _LOG.info("wattledger-agent %s on %s, spool %s", agent_version(), settings.node, spool.uuid)
-        sender = threading.Thread(target=shipper.run, args=(stop,), name="ship", daemon=True) if shipper else None
-        if sender:
-            sender.start()
+    def _read_last(self, device: ProbeThread) -> None:
+        """Take the reading under way, so that none is lost to the release."""
+        with suppress(LibraryReplacedError):  # the next opening finds it out again
+            sweep = device.sweep(0.0)
+            if sweep is not None:
+                self._note(device.name, sweep)
+
+    def _look_at_itself(self, now: Instant) -> None:
+        if self._governor.note(now.monotonic_us, cpu_s()):
+            self._change_cadence(now)
+        self._tell_skew()
+        if len(self._spool.damaged_files) > self._damaged_told:
+            for path in self._spool.damaged_files[self._damaged_told :]:
+                self.tell("spool_damaged", str(path), detail="it is kept there and a new one was started")
+            self._damaged_told = len(self._spool.damaged_files)
+        if now.monotonic_us >= self._health_at_us:
+            self._health_at_us += round(self._settings.health_s * US_PER_S)
+            self._report(now)
+
+    def _change_cadence(self, now: Instant) -> None:
+        period_us, ratio = self._governor.period_us, self._governor.last_ratio or 0.0
+        self.recorder.change_period(period_us)
+        self._cadence = Cadence(period_us, now)
+        kind = "cadence_lowered" if ratio > self._governor.cap_ratio else "cadence_raised"
+        self.tell(
+            kind, code=period_us, detail=f"{ratio:.2%} of a core was used; a reading each {period_us / US_PER_S:g} s"
+        )
+
+    def _tell_skew(self) -> None:
+        skew_us = self._shipper.state.clock_skew_us if self._shipper else None
+        if skew_us is None:
+            return
+        self.recorder.clock_offset_us = skew_us
+        # Told when it matters and when that changes; the server measures it with each body anyway.
+        if abs(skew_us - self._skew_told_us) >= _TOLD_SKEW_US:
+            self._skew_told_us = skew_us
+            self.tell("clock_skew", code=skew_us, detail=f"this clock is {skew_us / US_PER_S:+.1f} s from the server's")
+
+    def _report(self, now: Instant) -> None:
+        row = self.health.row(
+            now,
+            self.recorder.state,
+            self._spool,
+            self._shipper.state if self._shipper else None,
+            sample_us=self._governor.period_us,
+            released=self._released is not None,
+        )
+        self.recorder.observe({Stream.AGENT: (row,)}, now.wall_us)
+        _LOG.info("%s", self.health.line(row))
+
+    def _close(self) -> None:
+        """Let go of everything in bounded time, and store what there is. The spool and the sending are closed elsewhere."""
+        self.tell("agent_stopped", detail=self._ending.value if self._ending else None)
+        self._sources.close(_SOURCES_CLOSE_S)
+        for device in self._devices:
+            if not device.close():
+                self.tell("released", device.name, code=0, detail="at the end; a driver call does not come back")
+        self._read_once = True
         try:
-            agent.run(stop)
-        finally:
-            stop.set()
-            if sender:
-                sender.join(_SHIP_DRAIN_S)  # what is on its way may arrive; what is not stays in the spool
-            if sender is None or not sender.is_alive():
-                spool.close()
+            self._take_in()
+            self._report(self._clock.now())
+        except Exception:  # noqa: BLE001  the rows before must be stored whatever happens here
+            _LOG.exception("the last words of the agent failed")
+        self.recorder.flush()
 
 
-def make_probe(settings: Settings, spool: Spool, clock: Clock, replay: Path | None) -> Probe:
-    """Return the probe to read: the node's devices, or a trace."""
-    if replay is not None:
-        # Counters of a trace start over at each replay, so each replay is a boot of its own.
-        return ReplayProbe(replay, clock, boot_id=f"replay-{uuid.uuid4()}")
-    boot_id = read_boot_id()
-    known_boot, _, known_epoch = (spool.recall(_DRIVER_EPOCH) or "").partition(" ")
-    driver_epoch = int(known_epoch) if known_boot == boot_id and known_epoch else 0
-    return NvmlProbe(clock, boot_id=boot_id, driver_epoch=driver_epoch, gpm=settings.gpm)
+_TOLD_SKEW_US: Final = 2 * US_PER_S
 
 
-def read_boot_id() -> str:
-    """Return the kernel's id of this boot. Raises AgentError where there is none: without it epochs could not be told apart."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise AgentError(f"cannot read the boot id: {error}") from error
-
-
-def rss_bytes() -> int:
-    """Return this process's resident memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold the lock beside the spool: two agents on one node would count every device twice."""
-    path = Path(settings.spool_path + ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = path.open("w", encoding="ascii")
-    except OSError as error:
-        raise AgentError(
-            f"cannot write beside the spool: {error}; set spool_path to a folder this user may write"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(
-                f"another agent holds {path}; stop it first, or give this one its own spool_path"
-            ) from error
-        yield
-
-
-@contextmanager
-def open_client(settings: Settings) -> Iterator[httpx.Client]:
-    """Give out a client for the configured server. Raises AgentError where a certificate cannot be used."""
-    verify: ssl.SSLContext | bool = True
-    if settings.ca_file or settings.client_cert_file:
-        try:
-            verify = ssl.create_default_context(cafile=settings.ca_file or None)
-            if settings.client_cert_file:
-                verify.load_cert_chain(settings.client_cert_file, settings.client_key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise AgentError(f"cannot load the certificates: {error}") from error
-    headers = {"User-Agent": f"wattledger-agent/{agent_version()}", "Accept": "application/json"}
-    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-    with httpx.Client(
-        base_url=settings.server_url, verify=verify, timeout=TIMEOUT, headers=headers, limits=limits
-    ) as client:
-        yield client
+def epoch_fact(probe: str) -> str:
+    """Return the name under which the spool remembers a probe's driver epoch."""
+    return "driver_epoch" if probe == "nvml" else f"driver_epoch:{probe}"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pynvml
 
-from collector.agent import open_client, read_boot_id
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import AgentError, SpoolError
 from collector.http import httpx
 from collector.probe.nvml import NvmlProbe
+from collector.run import open_client, read_boot_id
 from collector.spool import Spool
 
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from collector import config
-from collector.agent import run_agent
+from collector.agent import SIGNALS
 from collector.check import check
 from collector.clock import SystemClock
 from collector.config import Loaded
 from collector.errors import AgentError, LibraryReplacedError
 from collector.once import read_once
+from collector.run import Runner
 
 EXIT_OK: Final = 0
 EXIT_NO: Final = 1
@@ -49,11 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.config or environ.get(config.ENV_PREFIX + "CONFIG")
     flags = {name: getattr(options, name) for name in config.FIELDS}
     try:
-        loaded = config.load(Path(path) if path else None, environ, flags)
+
+        def load() -> Loaded:
+            return config.load(Path(path) if path else None, environ, flags)
+
+        loaded = load()
         if options.print_config:
             print(loaded.describe())
             return EXIT_OK
-        return _command(options, loaded)
+        return _command(options, loaded, load)
     except LibraryReplacedError as error:
         print(f"wattledger-agent: {error}", file=sys.stderr)
         return EXIT_RESTART
@@ -62,18 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def _command(options: argparse.Namespace, loaded: Loaded) -> int:
+def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loaded]) -> int:
     logging.basicConfig(
         level=loaded.settings.log_level.upper(),
         format="%(levelname)s %(name)s: %(message)s",  # the journal adds the time
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for each request
+    replay = Path(options.replay) if options.replay else None
     stop = threading.Event()
     clock = SystemClock(stop)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    replay = Path(options.replay) if options.replay else None
     if options.once:
         table, found = read_once(loaded.settings, clock, stop, replay=replay)
         print(table)
@@ -83,7 +85,7 @@ def _command(options: argparse.Namespace, loaded: Loaded) -> int:
         for answer in answers:
             print(answer)
         return EXIT_OK if all(answer.fine for answer in answers) else EXIT_NO
-    run_agent(loaded.settings, clock, stop, replay=replay)
+    Runner(loaded.settings, lambda: load().settings, replay=replay).run(SIGNALS)
     return EXIT_OK
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -42,9 +43,10 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks; waiting ends early once ``stop`` is set."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        """Wait on ``stop``."""
+    def __init__(self, stop: threading.Event, wait: Callable[[float], object] | None = None) -> None:
+        """Wait on ``stop``, or by what is given instead (:meth:`collector.doorbell.Doorbell.wait`)."""
         self._stop = stop
+        self._wait = wait or stop.wait
 
     def now(self) -> Instant:
         """Return the present moment."""
@@ -52,4 +54,5 @@ class SystemClock:
 
     def wait(self, duration_s: float) -> None:
         """Return after that time, or when asked to stop."""
-        self._stop.wait(max(0.0, duration_s))
+        if not self._stop.is_set():
+            self._wait(max(0.0, duration_s))

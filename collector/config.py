@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from collector.clock import US_PER_S
+from collector.config_faults import faults_of
 from collector.errors import AgentError, ConfigError
 
 ENV_PREFIX: Final = "WATTLEDGER_AGENT_"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-_MAX_PERIOD_S: Final = 3_600
 
 
 def _setting(default: Any, explanation: str) -> Any:
@@ -49,10 +45,22 @@ class Settings:
     allow_plain_http: bool = _setting(False, "send over http:// to another machine, token and all")
     spool_path: str = _setting("/var/lib/wattledger-agent/spool.db", "the spool file, on a local disk")
     spool_max_mib: int = _setting(512, "drop the oldest batches beyond this size")
+    ship_max_mib_per_s: float = _setting(4.0, "MiB a second sent at most, after an outage above all; 0: no limit")
     sample_s: float = _setting(1.0, "seconds between readings")
     row_s: float = _setting(10.0, "seconds one row stands for; a multiple of sample_s")
     batch_s: float = _setting(10.0, "seconds of rows in one batch; a multiple of row_s")
+    nvml: bool = _setting(True, "read NVIDIA devices through the driver's own library")
     gpm: bool = _setting(True, "read GPU performance monitoring where there is any")
+    release_file: str = _setting(
+        "/run/wattledger-agent/release", "while this file exists the devices are let go for maintenance; empty: none"
+    )
+    cpu_cap_percent: float = _setting(
+        1.0, "percent of one core, averaged over a minute, above which devices are read less often; 0: no cap"
+    )
+    cpu_affinity: str = _setting(
+        "", "processors to run on, e.g. 0-3,8, or housekeeping: those neither isolated nor tickless; empty: any"
+    )
+    low_priority: bool = _setting(True, "run at nice 10 and at the lowest best-effort disk priority")
     health_s: float = _setting(60.0, "seconds between lines about the agent itself")
     labels: str = _setting("", "labels of this node, e.g. rack=r12,pool=train")
     log_level: str = _setting("info", "debug, info, warning or error")
@@ -148,7 +156,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
         values["node"] = socket.gethostname()
         origins["node"] = "host name"
     settings = Settings(**values)
-    faults += _impossible(settings)
+    faults += faults_of(settings)
     if faults:
         raise ConfigError(
             "the agent cannot start with these settings:\n" + "\n".join(f"  - {fault}" for fault in faults)
@@ -199,73 +207,6 @@ def _typed(name: str, raw: object) -> object:
         return number(raw)
     except ValueError:
         raise ValueError(f"must be {'a whole number' if number is int else 'a number'}, got {raw!r}") from None
-
-
-def _impossible(settings: Settings) -> list[str]:
-    return [*_impossible_periods(settings), *_impossible_server(settings), *_impossible_rest(settings)]
-
-
-def _impossible_periods(settings: Settings) -> list[str]:
-    faults = [
-        f"{name} must lie in [{lowest}, {_MAX_PERIOD_S}], got {value!r}"
-        for name, value, lowest in (
-            ("sample_s", settings.sample_s, 0.05),
-            ("row_s", settings.row_s, 0.05),
-            ("batch_s", settings.batch_s, 0.05),
-            ("health_s", settings.health_s, 1),
-        )
-        if not lowest <= value <= _MAX_PERIOD_S
-    ]
-    if faults:
-        return faults
-    if settings.row_us % settings.sample_us:
-        faults.append(f"row_s ({settings.row_s}) must be a multiple of sample_s ({settings.sample_s})")
-    if settings.batch_us % settings.row_us:
-        faults.append(f"batch_s ({settings.batch_s}) must be a multiple of row_s ({settings.row_s})")
-    if _MAX_PERIOD_S * US_PER_S % settings.row_us:
-        faults.append(f"row_s ({settings.row_s}) must divide an hour, so that a row ends on each full hour")
-    return faults
-
-
-def _impossible_server(settings: Settings) -> list[str]:
-    faults = []
-    if settings.token_file and settings.token_env:
-        faults.append("token_file and token_env are both set; keep one")
-    if bool(settings.client_cert_file) != bool(settings.client_key_file):
-        faults.append("client_cert_file and client_key_file go together; set both or none")
-    if not settings.server_url:
-        return faults
-    try:
-        url = urlsplit(settings.server_url)
-        host = url.hostname
-    except ValueError as error:
-        return [*faults, f"server_url {settings.server_url!r}: {error}"]
-    if url.scheme not in ("http", "https") or not host:
-        faults.append(f"server_url must be like https://host[:port], got {settings.server_url!r}")
-    elif url.username or url.password:
-        faults.append("server_url must not hold a password; use token_file or token_env")
-    elif url.scheme == "http" and host not in _LOOPBACK and not settings.allow_plain_http:
-        faults.append(
-            "server_url is http:// to another machine, which would show the token to the network; use https:// or set allow_plain_http = true"
-        )
-    if settings.client_cert_file and url.scheme == "http":
-        faults.append("client_cert_file needs an https:// server_url")
-    return faults
-
-
-def _impossible_rest(settings: Settings) -> list[str]:
-    faults = []
-    if settings.spool_max_mib < 1:
-        faults.append(f"spool_max_mib must be at least 1, got {settings.spool_max_mib}")
-    if settings.log_level not in _LOG_LEVELS:
-        faults.append(f"log_level must be one of {', '.join(_LOG_LEVELS)}, got {settings.log_level!r}")
-    if len(settings.node) > 255 or not settings.node.isprintable():
-        faults.append("node must be 1 to 255 printable characters")
-    if settings.labels and not all(
-        re.fullmatch(r"[^=,]{1,255}=[^,]{0,255}", pair) and pair.isprintable() for pair in settings.labels.split(",")
-    ):
-        faults.append(f"labels must look like rack=r12,pool=train, got {settings.labels!r}")
-    return faults
 
 
 def _closest(name: str) -> str:

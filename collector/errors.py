@@ -4,6 +4,7 @@ AgentError
 ├── ConfigError            refuse to start: the message lists every fault
 ├── TraceError             refuse to start: the file to replay is not a trace
 ├── SpoolError             the spool cannot be used: report it, go on measuring, try again
+│   └── SpoolFullError     bodies of others have their share of the spool: have them come again later
 └── LibraryReplacedError   leave with exit code 75, so that the service manager starts a process with the new driver library
 """
 
@@ -24,6 +25,10 @@ class TraceError(AgentError):
 
 class SpoolError(AgentError):
     """The spool can neither keep nor give out batches now."""
+
+
+class SpoolFullError(SpoolError):
+    """What others gave to be forwarded may take no more room."""
 
 
 class LibraryReplacedError(AgentError):

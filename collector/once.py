@@ -9,13 +9,13 @@ from typing import Final
 
 import pynvml
 
-from collector.agent import read_boot_id
 from collector.clock import Clock
 from collector.config import Settings
-from collector.probe import Probe, Sweep
+from collector.probe import Probe, Row, Sweep
 from collector.probe.nvml import NvmlProbe
 from collector.probe.replay import ReplayProbe
-from collector.sampler import Cadence, Row, RowBuilder
+from collector.run import read_boot_id
+from collector.sampler import Cadence, RowBuilder
 
 DURATION_S: Final = 10.0
 _HEADER: Final = (

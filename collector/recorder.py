@@ -1,44 +1,77 @@
-"""Turns sweeps into batches in the spool: rows by the sampler, events beside them, one epoch per batch.
+"""Turns sweeps and observations into batches in the spool: rows by the sampler, everything else beside them.
 
-It keeps what the spool cannot take just now (a full disk, say) in memory, bounded, and counts what it has to drop. It
-reads no device and sends nothing.
+One batch never spans an epoch, so each probe fills batches of its own; rows of the node travel with the first native
+probe's, or alone where there is none. It keeps what the spool cannot take just now (a full disk, say) in memory, bounded,
+and counts what it has to drop. It reads no device and sends nothing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from collector import wire
 from collector.batch import RowError, Rows, encode_body
 from collector.clock import Clock
 from collector.errors import SpoolError
-from collector.probe import DeviceEvent, Epoch, Sweep
-from collector.sampler import Row, RowBuilder, Tick, exact_row
+from collector.probe import DeviceEvent, Epoch, Row, Sweep
+from collector.rows import fault_of
+from collector.sampler import RowBuilder, Tick, exact_row
 from collector.spool import Spool
-from collector.wire import BatchMeta, DeviceRef, Reading, Stream
+from collector.wire import DEVICE_STREAMS, BatchMeta, DeviceRef, Feed, Origin, Reading, Stream
 
 _LOG = logging.getLogger(__name__)
 
-MAX_PENDING_ROWS: Final = 10_000
-"""Rows kept in memory while the spool fails: a few MB, three hours of 8 devices."""
+MAX_PENDING_ROWS: Final = 5_000
+"""Rows kept in memory while the spool fails: at most some 15 MB, an hour and a half of 8 devices."""
+NODE_LANE: Final = "node"
+# What is given up last: rows that cannot be read again and that decide who pays.
+_KEPT_LONGEST: Final = (Stream.ALLOCATION, Stream.DEVICE_EVENT, Stream.NODE_EVENT)
 
 
 @dataclass(slots=True)
 class _Pending:
-    """Rows of one epoch that are not in the spool yet."""
+    """Rows of one lane and epoch that are not in the spool yet."""
 
+    lane: str
     epoch: Epoch
     devices: tuple[DeviceRef, ...]
-    rows: deque[Row] = field(default_factory=deque)
-    events: deque[Row] = field(default_factory=deque)
+    streams: dict[Stream, deque[Row]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.events)
+        return sum(map(len, self.streams.values()))
+
+    def give_up_one(self) -> Stream:
+        stream = min((stream for stream, rows in self.streams.items() if rows), key=_KEPT_LONGEST_RANK.__getitem__)
+        self.streams[stream].popleft()
+        return stream
+
+
+_KEPT_LONGEST_RANK: Final = {
+    stream: _KEPT_LONGEST.index(stream) + 1 if stream in _KEPT_LONGEST else 0 for stream in Stream
+}
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What is known of one probe: its rows that are begun, its epoch, its device table."""
+
+    name: str
+    builder: RowBuilder
+    epoch: Epoch | None = None
+    devices: tuple[DeviceRef, ...] = ()
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def know(self, sweep: Sweep) -> None:
+        if sweep.devices is not self.devices:
+            if sweep.devices != self.devices:
+                self.positions = {device.uuid: position for position, device in enumerate(sweep.devices)}
+            self.devices = sweep.devices
 
 
 @dataclass(slots=True)
@@ -50,10 +83,12 @@ class RecorderState:
     batches: int = 0
     dropped_rows: int = 0
     spool_failures: int = 0
+    refused_rows: Counter[str] = field(default_factory=Counter)
+    """Rows of sources and probes that were left out, by what was wrong with them."""
 
 
 class Recorder:
-    """The way from a sweep to a durable batch."""
+    """The way from a sweep or an observation to a durable batch."""
 
     def __init__(
         self,
@@ -65,32 +100,119 @@ class Recorder:
         row_us: int,
         batch_us: int,
         labels: dict[str, str],
+        boot_id: str = "unknown",
     ) -> None:
-        """Write batches of ``batch_us`` worth of rows for ``node``."""
+        """Write batches of ``batch_us`` worth of rows for ``node``; ``boot_id`` is for a node without a device."""
         self.state = RecorderState()
+        self.clock_offset_us: int | None = None
+        """By how much this clock is ahead of the server's, where that was measured; travels in each batch."""
         self._spool = spool
         self._clock = clock
         self._node = node
+        self._period_us = period_us
         self._row_us = row_us
         self._batch_us = batch_us
         self._labels = labels
         self._version = agent_version()
-        self._builder = RowBuilder(period_us=period_us, row_us=row_us)
+        self._lanes: dict[str, _Lane] = {}
+        self._node_epoch = Epoch(boot_id, 0, Feed.NATIVE, Origin.LIVE)
         self._pending: deque[_Pending] = deque()
-        self._epoch: Epoch | None = None
-        self._devices: tuple[DeviceRef, ...] = ()
+        self._pending_rows = 0
         self._last_due_us = 0
 
-    def record(self, tick: Tick, sweep: Sweep) -> None:
-        """Add one sweep; store a batch where one is complete."""
-        self.state.samples_missed += tick.missed
-        if sweep.epoch != self._epoch:
-            self._end_epoch()
-            self._epoch = sweep.epoch
-        self._devices = sweep.devices
+    def record(self, tick: Tick, sweep: Sweep, probe: str = "nvml") -> None:
+        """Add one sweep of a probe; :meth:`complete` ends the tick."""
+        lane = self._lane_of(probe, sweep)
         self._last_due_us = tick.due_us
         self.state.samples += len(sweep.readings)
-        rows = self._builder.add(tick.due_us, sweep.readings)
+        rows = lane.builder.add(tick.due_us, sweep.readings)
+        if sweep.events:
+            self._add_events(lane, sweep, rows)
+        if rows:
+            self._keep(lane, Stream.DEVICE, rows)
+        if sweep.rows:
+            self.observe(sweep.rows, self._clock.now().wall_us)
+
+    def complete(self, tick: Tick) -> None:
+        """End a tick of which every probe was recorded: store the batches that are complete."""
+        self.state.samples_missed += tick.missed
+        self._last_due_us = tick.due_us
+        if tick.due_us % self._batch_us == 0:
+            self._store()
+
+    def record_exact(self, sweep: Sweep, why: Mapping[str, Reading], probe: str = "nvml") -> None:
+        """Add readings taken at an event, one exact row for each device that ``why`` names by UUID."""
+        lane = self._lane_of(probe, sweep)
+        rows = [
+            exact_row(reading, why[uuid])
+            for reading in sweep.readings
+            if (uuid := sweep.devices[reading.device].uuid) in why
+        ]
+        if rows:
+            self._keep(lane, Stream.DEVICE, rows)
+        if sweep.events:
+            self._add_events(lane, sweep, rows)
+
+    def observe(self, rows: Mapping[Stream, Iterable[Row]], at_us: int, since_us: int = 0) -> None:
+        """Add rows of any streams; those without an instant or span of their own get these.
+
+        Rows of streams with a ``device`` column name it by ``device_uuid``. What does not fit its stream, or belongs to a
+        device nobody has read, is left out and counted.
+        """
+        for stream, given in rows.items():
+            spans = stream in _SPANNED
+            for row in given:
+                row = dict(row)  # noqa: PLW2901  what a source handed over stays its own
+                row.setdefault("at_us", at_us)
+                if spans:
+                    row.setdefault("span_us", since_us)
+                lane = self._place(stream, row)
+                fault = "of an unknown device" if lane is None else fault_of(stream, row)
+                if lane is None or fault:
+                    self._refuse(stream, fault or "")
+                else:
+                    self._keep(lane, stream, (row,))
+
+    def knows(self, device_uuid: str) -> str | None:
+        """Return the probe that reads a device, None for a device nobody has read."""
+        return next((lane.name for lane in self._lanes.values() if device_uuid in lane.positions), None)
+
+    def change_period(self, period_us: int) -> None:
+        """Go on with another cadence; rows that are begun end early, so that none mixes two."""
+        self._period_us = period_us
+        for lane in self._lanes.values():
+            self._keep(lane, Stream.DEVICE, lane.builder.flush(self._last_due_us))
+            lane.builder.change_period(period_us)
+
+    def clock_stepped(self) -> None:
+        """End all rows: none may span two ideas of what time it is."""
+        self.flush()
+        for lane in self._lanes.values():
+            lane.builder.forget()
+
+    def flush(self) -> None:
+        """Store everything there is, partial rows included."""
+        for lane in self._lanes.values():
+            self._end_rows(lane)
+        self._store()
+
+    def _lane_of(self, probe: str, sweep: Sweep) -> _Lane:
+        lane = self._lanes.get(probe)
+        if lane is None:
+            lane = self._lanes[probe] = _Lane(probe, RowBuilder(period_us=self._period_us, row_us=self._row_us))
+        if sweep.epoch != lane.epoch:
+            if lane.epoch is not None:
+                self._end_rows(lane)
+                self._store()
+            lane.builder.forget()
+            lane.epoch = sweep.epoch
+        lane.know(sweep)
+        return lane
+
+    def _end_rows(self, lane: _Lane) -> None:
+        self._keep(lane, Stream.DEVICE, lane.builder.flush(self._last_due_us))
+
+    def _add_events(self, lane: _Lane, sweep: Sweep, rows: list[Row]) -> None:
         readings = {reading.device: reading for reading in sweep.readings}
         ended_now = {(row["device"], row["at_us"]) for row in rows}
         for device in sorted({event.device for event in sweep.events}):
@@ -102,41 +224,47 @@ class Recorder:
             _event_row(event, readings[event.device].values if event.device in readings else {})
             for event in sweep.events
         ]
-        self._keep(rows, events)
-        if tick.due_us % self._batch_us == 0:
-            self._store()
+        self._keep(lane, Stream.DEVICE_EVENT, events)
 
-    def clock_stepped(self) -> None:
-        """End all rows: none may span two ideas of what time it is."""
-        self._end_epoch()
+    def _place(self, stream: Stream, row: Row) -> _Lane | None:
+        """Return the lane a row belongs to and put its device's position in; None for an unknown device."""
+        if stream not in DEVICE_STREAMS:
+            native = (lane for lane in self._lanes.values() if lane.epoch and lane.epoch.feed is Feed.NATIVE)
+            return next(native, None) or self._node_lane()
+        uuid = row.pop("device_uuid", None)
+        for lane in self._lanes.values():
+            position = lane.positions.get(uuid) if isinstance(uuid, str) else None
+            if position is not None:
+                row["device"] = position
+                return lane
+        return None
 
-    def flush(self) -> None:
-        """Store everything there is, partial rows included."""
-        self._keep(self._builder.flush(self._last_due_us), [])
-        self._store()
+    def _node_lane(self) -> _Lane:
+        builder = RowBuilder(period_us=self._period_us, row_us=self._row_us)
+        return _Lane(NODE_LANE, builder, epoch=self._node_epoch)
 
-    def _end_epoch(self) -> None:
-        if self._epoch is not None:
-            self.flush()
-        self._builder.forget()
+    def _refuse(self, stream: Stream, fault: str) -> None:
+        self.state.refused_rows[f"{stream.value}:{fault}"[:_MAX_KIND_CHARACTERS]] += 1
+        if self.state.refused_rows.total() <= _LOGGED_REFUSALS:
+            _LOG.warning("a row of %s is left out: %s", stream.value, fault)
 
-    def _keep(self, rows: list[Row], events: list[Row]) -> None:
-        if not rows and not events:
+    def _keep(self, lane: _Lane, stream: Stream, rows: Iterable[Row]) -> None:
+        rows = tuple(rows)
+        if not rows:
             return
-        assert self._epoch is not None  # noqa: S101  set before anything is kept
-        last = self._pending[-1] if self._pending else None
-        if last is None or last.epoch != self._epoch:
-            last = _Pending(self._epoch, self._devices)
+        assert lane.epoch is not None  # noqa: S101  set before anything is kept
+        last = next((entry for entry in reversed(self._pending) if entry.lane == lane.name), None)
+        if last is None or last.epoch != lane.epoch:
+            last = _Pending(lane.name, lane.epoch, lane.devices)
             self._pending.append(last)
-        last.devices = self._devices
-        last.rows.extend(rows)
-        last.events.extend(events)
-        excess = sum(map(len, self._pending)) - MAX_PENDING_ROWS
-        while excess > 0:
+        last.devices = lane.devices
+        last.streams.setdefault(stream, deque()).extend(rows)
+        self._pending_rows += len(rows)
+        while self._pending_rows > MAX_PENDING_ROWS:
             oldest = self._pending[0]
-            (oldest.rows or oldest.events).popleft()
+            oldest.give_up_one()
             self.state.dropped_rows += 1
-            excess -= 1
+            self._pending_rows -= 1
             if not oldest:
                 self._pending.popleft()
 
@@ -147,7 +275,7 @@ class Recorder:
                 self._spool.put(partial(self._body, pending), self._clock.now().wall_us)
             except SpoolError as error:
                 self.state.spool_failures += 1
-                _LOG.error("batch kept in memory, %d rows wait: %s", sum(map(len, self._pending)), error)
+                _LOG.error("batch kept in memory, %d rows wait: %s", self._pending_rows, error)
                 return
             except RowError as error:
                 # Trying again would fail again and hold up all that comes after.
@@ -155,6 +283,7 @@ class Recorder:
                 _LOG.error("%d rows dropped, they do not fit the wire: %s", len(pending), error)
             else:
                 self.state.batches += 1
+            self._pending_rows -= len(pending)
             self._pending.popleft()
 
     def _body(self, pending: _Pending, spool: str, sequence: int) -> bytes:
@@ -171,18 +300,28 @@ class Recorder:
             agent_version=self._version,
             created_at_us=now.wall_us,
             monotonic_us=now.monotonic_us,
-            clock_offset_us=None,  # only a time server could tell; ingest measures the skew at the door
+            clock_offset_us=self.clock_offset_us,
             devices=pending.devices,
             durable=self._spool.durable,
             labels=self._labels,
         )
-        streams = {Stream.DEVICE: Rows(Stream.DEVICE), Stream.DEVICE_EVENT: Rows(Stream.DEVICE_EVENT)}
-        for stream, rows in ((Stream.DEVICE, pending.rows), (Stream.DEVICE_EVENT, pending.events)):
-            for row in rows:
-                streams[stream].append(row)
+        streams: dict[Stream, Rows] = {}
+        for stream in Stream:  # in the order of the contract, whatever came first
+            if rows := pending.streams.get(stream):
+                streams[stream] = Rows(stream)
+                for row in rows:
+                    streams[stream].append(row)
         return encode_body(meta, streams)
 
 
+_MAX_KIND_CHARACTERS: Final = 80
+_LOGGED_REFUSALS: Final = 20
+_SPANNED: Final = frozenset(
+    stream for stream, columns in wire.COLUMNS.items() if any(entry.name == "span_us" for entry in columns)
+)
+
+
+@cache
 def agent_version() -> str:
     """Return the version of the installed package."""
     try:
@@ -192,9 +331,7 @@ def agent_version() -> str:
 
 
 def _event_row(event: DeviceEvent, values: dict[str, int | float | None]) -> Row:
-    detail = (
-        None if event.detail is None else event.detail[: wire.MAX_STRING_BYTES // 4]
-    )  # 4 bytes per character at most
+    detail = None if event.detail is None else event.detail[: wire.MAX_STRING_BYTES // 4]  # 4 bytes a character at most
     return {
         "at_us": event.at_us,
         "device": event.device,

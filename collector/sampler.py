@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from collector.clock import Instant
-from collector.probe import DeviceReading
+from collector.probe import DeviceReading, Row
 from collector.wire import Reading
-
-Row = dict[str, int | float | str | None]
 
 STEP_US: Final = 100_000
 """A change of wall minus monotonic time between two ticks beyond this is a clock step, not slewing (at most 500 ppm)."""
@@ -120,6 +118,10 @@ class RowBuilder:
     def flush(self, due_us: int) -> list[Row]:
         """Close all rows early, at the tick that was due last: at shutdown, before a clock step, at an epoch's end."""
         return [self._close(device, min(due_us, entry.end_us)) for device, entry in list(self._open.items())]
+
+    def change_period(self, period_us: int) -> None:
+        """Expect readings at another distance from now on; to be called while no row is begun."""
+        self._period_us = period_us
 
     def forget(self) -> None:
         """Let the next rows begin with their own first reading: what lies before them is another epoch or clock."""

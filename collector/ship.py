@@ -1,6 +1,7 @@
-"""Sends what the spool holds to ingest, oldest first, one batch at a time.
+"""Sends what the spool holds to the server, oldest first, one body at a time.
 
-What becomes of a batch depends on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx)
+After an outage the backlog is worked off oldest first, but the newest batch gets its turn in between, so that what is
+shown is live again at once; a byte rate bounds what a returning fleet does to its network. What becomes of a batch depends on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx)
 puts it into quarantine with the reason, so that one bad batch cannot block the rest. Everything else says nothing about
 the batch (a busy or unreachable server, a token or address that is wrong for all batches): it is kept and tried again
 with a jittered, capped backoff. 403 is among these although it is a 4xx: the token is of another node, site or scope,
@@ -19,10 +20,10 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from collector import wire
-from collector.clock import US_PER_S, Clock
+from collector.clock import US_PER_S, Clock, Instant
 from collector.errors import AgentError
 from collector.http import httpx
-from collector.spool import Batch, Spool
+from collector.spool import Batch, Lane, Spool
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
 LONGEST_RETRY_AFTER_S: Final = 3_600.0
 IDLE_S: Final = 1.0
+DRAIN_S: Final = 2.0
+"""How long it goes on sending once told to stop, while the server answers."""
+BACKLOG_PER_LIVE: Final = 4
+"""Bodies of the backlog between two live ones."""
+_LIVE_AGE_US: Final = 60 * US_PER_S
 _MAX_ANSWER_BYTES: Final = 2_048
 _RETRIED_CODES: Final = frozenset({408, 425, 429})
 # Answers about the sender or the address, not about the batch: quarantining for them would empty a healthy spool into
@@ -47,6 +53,8 @@ class ShipState:
     refused_batches: int = 0
     failed_attempts: int = 0
     last_failure: str | None = None
+    clock_skew_us: int | None = None
+    """By how much this clock is ahead of the server's, to half a second, as its answers are dated; None while unknown."""
 
 
 class Shipper:
@@ -59,9 +67,13 @@ class Shipper:
         clock: Clock,
         *,
         token: Callable[[], str | None],
+        max_bytes_per_s: int | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Send through ``client``, whose base URL is the server's; ``token`` is asked before each attempt, as it may rotate."""
+        self._max_bytes_per_s = max_bytes_per_s
+        self._live_sequence = 0
+        self._since_live = 0
         self.state = ShipState()
         self._client = client
         self._spool = spool
@@ -71,20 +83,26 @@ class Shipper:
         self._failures_in_a_row = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Send until asked to stop; the outermost loop of its thread, so nothing ends it but ``stop``."""
+        """Send until asked to stop, and a moment longer what is left; the outermost loop of its thread."""
         while not stop.is_set():
-            try:
-                pause_s = self.step()
-            except AgentError as error:
-                pause_s = self._failed(str(error))
-            except Exception as error:  # noqa: BLE001  the outermost loop of the thread
-                _LOG.exception("sending failed in a way nobody foresaw")
-                pause_s = self._failed(repr(error))
-            self._clock.wait(pause_s)
+            self._clock.wait(self._step_and_survive())
+        until_us = self._clock.now().monotonic_us + round(DRAIN_S * US_PER_S)
+        while not self._failures_in_a_row and self._clock.now().monotonic_us < until_us:
+            if self._step_and_survive() >= IDLE_S:
+                return
+
+    def _step_and_survive(self) -> float:
+        try:
+            return self.step()
+        except AgentError as error:
+            return self._failed(str(error))
+        except Exception as error:  # noqa: BLE001  the outermost loop of the thread
+            _LOG.exception("sending failed in a way nobody foresaw")
+            return self._failed(repr(error))
 
     def step(self) -> float:
-        """Try to send the oldest batch; return the seconds to wait before the next step."""
-        batch = self._spool.oldest()
+        """Try to send the body whose turn it is; return the seconds to wait before the next step."""
+        batch = self._next()
         if batch is None:
             return IDLE_S
         try:
@@ -92,30 +110,48 @@ class Shipper:
         except httpx.HTTPError as error:
             return self._failed(f"{type(error).__name__}: {error}")
         if 200 <= code < 300:
-            self._spool.acknowledge(batch.sequence)
+            self._spool.acknowledge(batch.sequence, batch.lane)
             self.state.sent_batches += 1
             self.state.sent_bytes += len(batch.body)
             self._recovered()
-            return 0.0
+            return len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
         reason = f"HTTP {code}: {text}"
         if 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES:
-            self._spool.quarantine(batch.sequence, reason, self._clock.now().wall_us)
+            self._spool.quarantine(batch.sequence, reason, self._clock.now().wall_us, batch.lane)
             self.state.refused_batches += 1
-            _LOG.error("ingest refused batch %d, it is in quarantine: %s", batch.sequence, reason)
+            _LOG.error("the server refused %s %d, it is in quarantine: %s", batch.lane.value, batch.sequence, reason)
             self._recovered()
             return 0.0
         return self._failed(reason, at_least_s=self._retry_after_s(retry_after))
 
+    def _next(self) -> Batch | None:
+        """Choose: the oldest of both lanes, and while that one is old, now and then the newest batch instead."""
+        batch, forward = self._spool.oldest(), self._spool.oldest(lane=Lane.FORWARDS)
+        if batch is None or forward is None:
+            oldest = batch or forward
+        else:
+            oldest = forward if forward.stored_at_us < batch.stored_at_us else batch
+        if oldest is None or self._clock.now().wall_us - oldest.stored_at_us < _LIVE_AGE_US:
+            self._since_live = 0
+            return oldest
+        self._since_live += 1
+        if self._since_live > BACKLOG_PER_LIVE:
+            live = self._spool.newest(after=max(self._live_sequence, oldest.sequence))
+            if live is not None:
+                self._since_live, self._live_sequence = 0, live.sequence
+                return live
+        return oldest
+
     def _post(self, batch: Batch) -> tuple[int, str | None, str]:
-        headers = {
-            "Content-Type": wire.CONTENT_TYPE,
-            "Content-Encoding": wire.CONTENT_ENCODING,
-            wire.SENT_AT_HEADER: str(self._clock.now().wall_us),
-        }
+        sent = self._clock.now()
+        headers = {"Content-Type": batch.envelope.content_type, wire.SENT_AT_HEADER: str(sent.wall_us)}
+        if batch.envelope.content_encoding:
+            headers["Content-Encoding"] = batch.envelope.content_encoding
         token = self._token()
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        with self._client.stream("POST", wire.SAMPLES_PATH, content=batch.body, headers=headers) as response:
+        with self._client.stream("POST", batch.envelope.path, content=batch.body, headers=headers) as response:
+            self._note_skew(sent, response.headers.get("Date"))
             answer = b""
             # An answer read to its end lets the connection be used again; an endless one is cut off.
             for piece in response.iter_bytes():
@@ -124,6 +160,20 @@ class Shipper:
                     break
             text = answer[:_MAX_ANSWER_BYTES].decode("utf-8", "replace").strip()
             return response.status_code, response.headers.get("Retry-After"), text
+
+    def _note_skew(self, sent: Instant, date: str | None) -> None:
+        """Compare the clocks: the server dated its answer, to the second below, between the sending and now."""
+        if date is None:
+            return
+        try:
+            server = parsedate_to_datetime(date)
+        except ValueError:
+            return
+        if server.tzinfo is None:
+            return
+        now = self._clock.now()
+        middle_us = now.wall_us - (now.monotonic_us - sent.monotonic_us) // 2
+        self.state.clock_skew_us = middle_us - round(server.timestamp()) * US_PER_S - US_PER_S // 2
 
     def _recovered(self) -> None:
         if self._failures_in_a_row:

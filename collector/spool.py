@@ -1,6 +1,6 @@
-"""Keeps batches on this node's disk until ingest has them: durable, bounded in bytes, and honest about what it drops.
+"""Keeps bodies on this node's disk until the server has them: durable, bounded in bytes, and honest about what it drops.
 
-A SQLite file (WAL, synchronous FULL) with one row per batch, oldest first. The batch id is (spool uuid, sequence): the
+A SQLite file (WAL, synchronous FULL) with one row per body, oldest first. The batch id is (spool uuid, sequence): the
 uuid is born with the file, the sequence is SQLite's AUTOINCREMENT, which a delete never gives back. It sends nothing,
 and understands of a body only its length.
 
@@ -17,34 +17,50 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from collector.errors import SpoolError
+from collector import wire
+from collector.errors import SpoolError, SpoolFullError
+from collector.spool_file import is_damage, open_file, survives_reboot
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batches (
-  sequence INTEGER PRIMARY KEY AUTOINCREMENT, stored_at_us INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS quarantine (
-  sequence INTEGER PRIMARY KEY, refused_at_us INTEGER NOT NULL, reason TEXT NOT NULL, bytes INTEGER NOT NULL,
-  body BLOB NOT NULL);
-"""
-_SCHEMA_VERSION: Final = 1
-_QUARANTINE_SHARE: Final = 10  # refused batches may take a tenth of the bound, the oldest go first
+_QUARANTINE_SHARE: Final = 10  # refused bodies may take a tenth of the bound, the oldest go first
+_FORWARDS_SHARE: Final = 4  # bodies of others a quarter: what is metered here is never dropped for them
 _FREE_PAGES_KEPT: Final = 1_024  # 4 MiB
 _MAX_REASON_CHARACTERS: Final = 1_000
-_BUSY_TIMEOUT_S: Final = 10.0
-_TMPFS_TYPES: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+
+
+class Lane(StrEnum):
+    """The two kinds of bodies a spool holds, each with numbers of its own."""
+
+    BATCHES = "batches"
+    """Batches of the agent's own, in the wire format."""
+    FORWARDS = "forwards"
+    """Bodies taken in for another path of the server, unparsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """How a body is to be sent."""
+
+    path: str
+    content_type: str
+    content_encoding: str = ""
+
+
+_BATCH_ENVELOPE: Final = Envelope(wire.SAMPLES_PATH, wire.CONTENT_TYPE, wire.CONTENT_ENCODING)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One stored batch."""
+    """One stored body."""
 
     sequence: int
     stored_at_us: int
     body: bytes
+    envelope: Envelope = _BATCH_ENVELOPE
+    lane: Lane = Lane.BATCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +86,15 @@ class Spool:
         """Where damaged files went since this object was made; their batches are not sent."""
         self._lock = threading.RLock()
         try:
-            self._db = _open(path)
+            self._db = open_file(path)
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise SpoolError(f"cannot open the spool {path}: {error}") from error
             self._start_anew()
         except OSError as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
         self.uuid = self._uuid()
-        self.durable = _filesystem_type(path) not in _TMPFS_TYPES
+        self.durable = survives_reboot(path)
         """Whether the file lies on a disk, as opposed to memory that a reboot clears."""
 
     def put(self, encode: Callable[[str, int], bytes], now_us: int) -> int:
@@ -98,34 +114,55 @@ class Spool:
             db.execute("UPDATE batches SET bytes = ?, body = ? WHERE sequence = ?", (len(body), body, sequence))
         return sequence
 
-    def oldest(self, after: int = 0) -> Batch | None:
-        """Return the oldest batch whose sequence is higher than ``after``."""
-        with self._errors():
-            row = self._db.execute(
-                "SELECT sequence, stored_at_us, body FROM batches WHERE sequence > ? ORDER BY sequence LIMIT 1",
-                (after,),
-            ).fetchone()
-        return None if row is None else Batch(*row)
+    def put_forward(self, body: bytes, envelope: Envelope, now_us: int) -> int:
+        """Store a body of another's for another path; durable when this returns its number.
 
-    def acknowledge(self, sequence: int) -> None:
-        """Forget a batch that ingest has; nothing happens where it was dropped meanwhile."""
+        Raises SpoolError where nothing was stored, SpoolFullError where such bodies have their share of the bound already.
+        """
         with self._transaction() as db:
-            db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,))
+            (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM forwards").fetchone()
+            share = self.max_bytes // _FORWARDS_SHARE
+            if held + len(body) > share:
+                raise SpoolFullError(f"{held} bytes wait to be forwarded already; the spool keeps at most {share}")
+            self._make_room(db, len(body))
+            cursor = db.execute(
+                "INSERT INTO forwards (stored_at_us, bytes, path, content_type, content_encoding, body) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (now_us, len(body), envelope.path, envelope.content_type, envelope.content_encoding, body),
+            )
+            sequence = cursor.lastrowid
+            if sequence is None:
+                raise SpoolError("the spool gave out no number")
+        return sequence
+
+    def oldest(self, after: int = 0, lane: Lane = Lane.BATCHES) -> Batch | None:
+        """Return the oldest body of a lane whose sequence is higher than ``after``."""
+        return self._one(lane, "WHERE sequence > ? ORDER BY sequence LIMIT 1", (after,))
+
+    def newest(self, lane: Lane = Lane.BATCHES, after: int = 0) -> Batch | None:
+        """Return the newest body of a lane whose sequence is higher than ``after``."""
+        return self._one(lane, "WHERE sequence > ? ORDER BY sequence DESC LIMIT 1", (after,))
+
+    def acknowledge(self, sequence: int, lane: Lane = Lane.BATCHES) -> None:
+        """Forget a body that the server has; nothing happens where it was dropped meanwhile."""
+        with self._transaction() as db:
+            db.execute(f"DELETE FROM {lane.value} WHERE sequence = ?", (sequence,))  # noqa: S608  an enum's value
         self._shrink()
 
-    def quarantine(self, sequence: int, reason: str, now_us: int) -> None:
-        """Set a refused batch aside with the reason, never to be sent again; the oldest such give way to newer ones."""
+    def quarantine(self, sequence: int, reason: str, now_us: int, lane: Lane = Lane.BATCHES) -> None:
+        """Set a refused body aside with the reason, never to be sent again; the oldest such give way to newer ones."""
         with self._transaction() as db:
+            moved = f"SELECT ?, sequence, ?, ?, bytes, body FROM {lane.value} WHERE sequence = ?"  # noqa: S608  an enum's value
             db.execute(
-                "INSERT OR REPLACE INTO quarantine SELECT sequence, ?, ?, bytes, body FROM batches WHERE sequence = ?",
-                (now_us, reason[:_MAX_REASON_CHARACTERS], sequence),
+                "INSERT INTO refused (lane, sequence, refused_at_us, reason, bytes, body) " + moved,
+                (lane.value, now_us, reason[:_MAX_REASON_CHARACTERS], sequence),
             )
-            db.execute("DELETE FROM batches WHERE sequence = ?", (sequence,))
+            db.execute(f"DELETE FROM {lane.value} WHERE sequence = ?", (sequence,))  # noqa: S608  an enum's value
             bound = self.max_bytes // _QUARANTINE_SHARE
             # Keep the newest while their running total fits; what gives way is lost, and counted like any other drop.
             given_up = db.execute(
-                "DELETE FROM quarantine WHERE sequence IN (SELECT sequence FROM (SELECT sequence, "
-                "sum(bytes) OVER (ORDER BY sequence DESC) AS kept FROM quarantine) WHERE kept > ?) RETURNING bytes",
+                "DELETE FROM refused WHERE number IN (SELECT number FROM (SELECT number, "
+                "sum(bytes) OVER (ORDER BY number DESC) AS kept FROM refused) WHERE kept > ?) RETURNING bytes",
                 (bound,),
             ).fetchall()
             self._add(db, "dropped_batches", len(given_up))
@@ -134,17 +171,16 @@ class Spool:
     def refusals(self) -> list[tuple[int, int, str]]:
         """Return sequence, instant and reason of what is in quarantine, oldest first."""
         with self._errors():
-            return self._db.execute(
-                "SELECT sequence, refused_at_us, reason FROM quarantine ORDER BY sequence"
-            ).fetchall()
+            return self._db.execute("SELECT sequence, refused_at_us, reason FROM refused ORDER BY number").fetchall()
 
     def state(self) -> SpoolState:
-        """Return the figures the agent reports about itself."""
+        """Return the figures the agent reports about itself; bodies of both lanes count."""
         with self._errors():
             batches, held, oldest = self._db.execute(
-                "SELECT count(*), coalesce(sum(bytes), 0), min(stored_at_us) FROM batches"
+                "SELECT count(*), coalesce(sum(bytes), 0), min(stored_at_us) FROM "
+                "(SELECT stored_at_us, bytes FROM batches UNION ALL SELECT stored_at_us, bytes FROM forwards)"
             ).fetchone()
-            (quarantined,) = self._db.execute("SELECT count(*) FROM quarantine").fetchone()
+            (quarantined,) = self._db.execute("SELECT count(*) FROM refused").fetchone()
         return SpoolState(
             batches, held, oldest, quarantined, self._count("dropped_batches"), self._count("dropped_bytes")
         )
@@ -160,9 +196,35 @@ class Spool:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
+    def facts(self, prefix: str) -> dict[str, str]:
+        """Return the facts whose names begin so, without that beginning."""
+        with self._errors():
+            found = self._db.execute(
+                "SELECT name, value FROM facts WHERE name >= ? AND name < ? ORDER BY name",
+                (prefix, prefix + "\U0010ffff"),
+            ).fetchall()
+        return {name.removeprefix(prefix): value for name, value in found}
+
+    def forget(self, name: str) -> None:
+        """Let go of a fact, durably."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM facts WHERE name = ?", (name,))
+
     def close(self) -> None:
         """Close the file; the WAL is folded in by the last connection."""
         self._db.close()
+
+    def _one(self, lane: Lane, condition: str, values: tuple[int, ...]) -> Batch | None:
+        columns = "sequence, stored_at_us, body"
+        if lane is Lane.FORWARDS:
+            columns += ", path, content_type, content_encoding"
+        with self._errors():
+            query = f"SELECT {columns} FROM {lane.value} {condition}"  # noqa: S608  an enum's value and our own words
+            row = self._db.execute(query, values).fetchone()
+        if row is None:
+            return None
+        sequence, stored_at_us, body, *envelope = row
+        return Batch(sequence, stored_at_us, body, Envelope(*envelope) if envelope else _BATCH_ENVELOPE, lane)
 
     def _shrink(self) -> None:
         """Give the disk its space back once much of it is free; a file that stays as large as its worst day is a surprise."""
@@ -173,7 +235,9 @@ class Spool:
                 self._db.executescript(f"PRAGMA incremental_vacuum({free_pages})")
 
     def _make_room(self, db: sqlite3.Connection, needed: int) -> None:
-        (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM batches").fetchone()
+        (held,) = db.execute(
+            "SELECT (SELECT coalesce(sum(bytes), 0) FROM batches) + (SELECT coalesce(sum(bytes), 0) FROM forwards)"
+        ).fetchone()
         excess = held + needed - self.max_bytes
         if excess <= 0:
             return
@@ -221,7 +285,7 @@ class Spool:
             try:
                 yield
             except sqlite3.Error as error:
-                if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+                if is_damage(error):
                     self._db.close()
                     self._start_anew()
                     self.uuid = self._uuid()
@@ -237,55 +301,6 @@ class Spool:
                 if beside.exists():
                     beside.rename(target.with_name(target.name + suffix))
             self.damaged_files.append(target)
-            self._db = _open(self.path)
+            self._db = open_file(self.path)
         except (OSError, sqlite3.Error) as error:
             raise SpoolError(f"the spool {self.path} is damaged and could not be started anew: {error}") from error
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits in a power cut
-        db.execute("PRAGMA cache_size = -256")
-        db.execute("PRAGMA journal_size_limit = 4194304")
-        _check(db, path)
-        db.executescript(_SCHEMA)
-        db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _check(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _SCHEMA_VERSION):
-        raise SpoolError(f"the spool {path} is of version {version}; this agent knows {_SCHEMA_VERSION}")
-    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(f"malformed: {verdict}")
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Tell a damaged file from a full disk, a missing right or a lock, which a rename would only make worse."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is None or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _filesystem_type(path: Path) -> str | None:
-    """Return the type of the filesystem that holds the path, as the kernel's mount table says."""
-    try:
-        table = Path("/proc/self/mounts").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    place = path.resolve()
-    best: tuple[int, str] | None = None
-    for line in table.splitlines():
-        _, mounted_at, kind, *_ = line.split(" ")
-        mount = Path(mounted_at.replace("\\040", " "))
-        if place.is_relative_to(mount) and (best is None or len(mount.parts) >= best[0]):
-            best = (len(mount.parts), kind)
-    return None if best is None else best[1]

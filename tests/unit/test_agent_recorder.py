@@ -49,7 +49,9 @@ class Bench:
         at_us = self.clock.wall_us
         mj = self.clock.monotonic_us // 1_000
         readings = tuple(DeviceReading(device, at_us, {"energy_mj": mj, "temp_c": 50}) for device in devices)
-        self.recorder.record(Tick(at_us, 0, 0), Sweep(epoch, DEVICES, readings, events))
+        tick = Tick(at_us, 0, 0)
+        self.recorder.record(tick, Sweep(epoch, DEVICES, readings, events))
+        self.recorder.complete(tick)
 
     def event(self, kind: Any, device: int = 0, code: int | None = None, detail: str | None = None) -> DeviceEvent:
         return DeviceEvent(device, self.clock.wall_us + S, kind, code, detail)
@@ -211,7 +213,8 @@ def test_rows_that_wait_too_long_are_dropped_oldest_first_and_counted(
 
 def test_a_row_that_fits_no_column_is_dropped_and_the_next_batch_goes_on(bench: Bench) -> None:
     bench.second()
-    bench.recorder._keep([{"at_us": 1, "device": 0, "nonsense": 5}], [])
+    lane = next(iter(bench.recorder._lanes.values()))
+    bench.recorder._keep(lane, Stream.DEVICE, [{"at_us": 1, "device": 0, "nonsense": 5}])
     for _ in range(9):
         bench.second()
     assert bench.batches() == []

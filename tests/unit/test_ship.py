@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from collector import wire
 from collector.errors import AgentError
 from collector.ship import Shipper
-from collector.spool import Spool
+from collector.spool import Envelope, Spool
 from tests.fakes.clock import FixedClock
 
 Answer = httpx.Response | Exception
@@ -216,3 +217,74 @@ class _StopAfter:
     def is_set(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+
+def test_after_an_outage_the_newest_batch_gets_its_turn_between_four_of_the_backlog(
+    shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
+) -> None:
+    for _ in range(9):
+        spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), 0)
+    for _ in range(7):
+        assert shipper.step() == 0.0
+    spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), clock.wall_us)
+    for _ in range(6):
+        shipper.step()
+    sent = [int(body.split()[1]) for body in server.bodies]
+    # 12 is the newest after four; then four more; 13 came meanwhile.
+    assert sent == [1, 2, 3, 4, 12, 5, 6, 7, 8, 13, 9, 10, 11]
+    assert waiting(spool) == []
+
+
+def test_without_a_backlog_the_order_is_that_of_storing(server: Server, spool: Spool, clock: FixedClock) -> None:
+    clock.wall_us = 30_000_000
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None)
+        for _ in range(6):
+            spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), 0)
+        for _ in range(9):
+            shipper.step()
+    assert [int(body.split()[1]) for body in server.bodies] == list(range(1, 10))
+
+
+def test_what_is_sent_keeps_to_its_rate(server: Server, spool: Spool, clock: FixedClock) -> None:
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None, max_bytes_per_s=12)
+        assert shipper.step() == 0.5  # "body 1" has 6 bytes
+
+
+def test_a_forwarded_body_goes_to_its_own_path_as_it_came(server: Server, spool: Spool, clock: FixedClock) -> None:
+    spool.put_forward(b"spans", Envelope("/v1/traces", "application/x-protobuf", "gzip"), -5)
+    spool.put_forward(b"{}", Envelope("/v1/traces", "application/json"), -4)
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: "secret")
+        server.answers = [httpx.Response(200), httpx.Response(400, text="no spans")]
+        shipper.step()
+        shipper.step()
+    first, second = server.requests
+    assert (first.url.path, server.bodies[0], first.headers["Content-Encoding"]) == ("/v1/traces", b"spans", "gzip")
+    assert (second.headers["Content-Type"], "Content-Encoding" in second.headers) == ("application/json", False)
+    assert waiting(spool) == [1, 2, 3]
+    assert [reason for _, _, reason in spool.refusals()] == ["HTTP 400: no spans"]
+
+
+def test_the_distance_to_the_server_s_clock_is_measured_from_its_answers(
+    shipper: Shipper, server: Server, clock: FixedClock
+) -> None:
+    # The server's second 08:00:20 is 08:00:20.5 on the average; the clock stands at 08:00:00.
+    server.answers = [httpx.Response(204, headers={"Date": "Fri, 15 Jan 2027 08:00:20 GMT"})]
+    shipper.step()
+    assert shipper.state.clock_skew_us == -20_500_000
+    server.answers = [httpx.Response(204, headers={"Date": "yesterday"})]
+    shipper.step()
+    assert shipper.state.clock_skew_us == -20_500_000
+
+
+def test_once_told_to_stop_what_is_left_is_sent_while_the_server_answers(
+    shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
+) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    server.answers = [httpx.Response(204), httpx.Response(503)]
+    shipper.run(stopped)
+    assert server.bodies == [b"body 1", b"body 2"]
+    assert waiting(spool) == [2, 3]

@@ -1,0 +1,95 @@
+"""The rules between settings: what is impossible alone or together, each fault told with what to do.
+
+Pure: it opens no file and asks no network. How settings are read is :mod:`collector.config`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from collector.clock import US_PER_S
+from collector.placement import HOUSEKEEPING, parse_cpus
+
+if TYPE_CHECKING:
+    from collector.config import Settings
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_MAX_PERIOD_S: Final = 3_600
+
+
+def faults_of(settings: Settings) -> list[str]:
+    """Return every rule the settings break."""
+    return [*_impossible_periods(settings), *_impossible_server(settings), *_impossible_rest(settings)]
+
+
+def _impossible_periods(settings: Settings) -> list[str]:
+    faults = [
+        f"{name} must lie in [{lowest}, {_MAX_PERIOD_S}], got {value!r}"
+        for name, value, lowest in (
+            ("sample_s", settings.sample_s, 0.05),
+            ("row_s", settings.row_s, 0.05),
+            ("batch_s", settings.batch_s, 0.05),
+            ("health_s", settings.health_s, 1),
+        )
+        if not lowest <= value <= _MAX_PERIOD_S
+    ]
+    if faults:
+        return faults
+    if settings.row_us % settings.sample_us:
+        faults.append(f"row_s ({settings.row_s}) must be a multiple of sample_s ({settings.sample_s})")
+    if settings.batch_us % settings.row_us:
+        faults.append(f"batch_s ({settings.batch_s}) must be a multiple of row_s ({settings.row_s})")
+    if _MAX_PERIOD_S * US_PER_S % settings.row_us:
+        faults.append(f"row_s ({settings.row_s}) must divide an hour, so that a row ends on each full hour")
+    return faults
+
+
+def _impossible_server(settings: Settings) -> list[str]:
+    faults = []
+    if settings.token_file and settings.token_env:
+        faults.append("token_file and token_env are both set; keep one")
+    if bool(settings.client_cert_file) != bool(settings.client_key_file):
+        faults.append("client_cert_file and client_key_file go together; set both or none")
+    if not settings.server_url:
+        return faults
+    try:
+        url = urlsplit(settings.server_url)
+        host = url.hostname
+    except ValueError as error:
+        return [*faults, f"server_url {settings.server_url!r}: {error}"]
+    if url.scheme not in ("http", "https") or not host:
+        faults.append(f"server_url must be like https://host[:port], got {settings.server_url!r}")
+    elif url.username or url.password:
+        faults.append("server_url must not hold a password; use token_file or token_env")
+    elif url.scheme == "http" and host not in _LOOPBACK and not settings.allow_plain_http:
+        faults.append(
+            "server_url is http:// to another machine, which would show the token to the network; use https:// or set allow_plain_http = true"
+        )
+    if settings.client_cert_file and url.scheme == "http":
+        faults.append("client_cert_file needs an https:// server_url")
+    return faults
+
+
+def _impossible_rest(settings: Settings) -> list[str]:
+    faults = []
+    if settings.spool_max_mib < 1:
+        faults.append(f"spool_max_mib must be at least 1, got {settings.spool_max_mib}")
+    if settings.log_level not in _LOG_LEVELS:
+        faults.append(f"log_level must be one of {', '.join(_LOG_LEVELS)}, got {settings.log_level!r}")
+    if len(settings.node) > 255 or not settings.node.isprintable():
+        faults.append("node must be 1 to 255 printable characters")
+    if settings.ship_max_mib_per_s < 0 or settings.cpu_cap_percent < 0:
+        faults.append("ship_max_mib_per_s and cpu_cap_percent must not be negative; 0 is no limit")
+    if settings.cpu_affinity and settings.cpu_affinity != HOUSEKEEPING:
+        try:
+            parse_cpus(settings.cpu_affinity)
+        except ValueError:
+            faults.append(f"cpu_affinity must be like 0-3,8 or {HOUSEKEEPING}, got {settings.cpu_affinity!r}")
+    if settings.labels and not all(
+        re.fullmatch(r"[^=,]{1,255}=[^,]{0,255}", pair) and pair.isprintable() for pair in settings.labels.split(",")
+    ):
+        faults.append(f"labels must look like rack=r12,pool=train, got {settings.labels!r}")
+    return faults

@@ -1,0 +1,79 @@
+"""Reads the counters at the instant an allocation begins or ends, which is what makes the split between two jobs exact.
+
+An event that is found long after it happened gets no counter: the reading of now is not the reading of then, and the
+server interpolates between the readings around it. It decides nothing about who holds a device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from collector.errors import LibraryReplacedError
+from collector.probe import Row, Sweep
+from collector.probe_thread import ProbeThread
+from collector.recorder import Recorder
+from collector.wire import Reading, Stream
+
+_LOG = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 0.5
+SAME_INSTANT_US: Final = 1_000_000
+"""A reading speaks for an event at most this far from it; both instants travel, so nothing is hidden."""
+_START: Final = 1
+
+
+class Exact:
+    """The exact readings of one agent."""
+
+    def __init__(self, devices: Sequence[ProbeThread], recorder: Recorder) -> None:
+        """Read from these probes, record there."""
+        self._devices = devices
+        self._recorder = recorder
+
+    def complete(self, rows: Mapping[Stream, tuple[Row, ...]], seen_at_us: int) -> Mapping[Stream, tuple[Row, ...]]:
+        """Return the rows with the counter in each allocation event; the exact device rows are recorded beside them.
+
+        ``seen_at_us`` is the instant of events that carry none.
+        """
+        events = rows.get(Stream.ALLOCATION)
+        if not events:
+            return rows
+        why = {
+            uuid: Reading.ALLOCATION_START if event.get("action") == _START else Reading.ALLOCATION_END
+            for event in events
+            if isinstance(uuid := event.get("device_uuid"), str)
+        }
+        counters: dict[str, tuple[int, int]] = {}
+        for device in self._devices:
+            mine = {uuid: reason for uuid, reason in why.items() if self._recorder.knows(uuid) == device.name}
+            if not mine:
+                continue
+            sweep = self._read(device, tuple(mine))
+            if sweep is None:
+                continue
+            self._recorder.record_exact(sweep, mine, device.name)
+            for reading in sweep.readings:
+                energy_mj = reading.values.get("energy_mj")
+                if energy_mj is not None:
+                    counters[sweep.devices[reading.device].uuid] = (reading.at_us, int(energy_mj))
+        return {**rows, Stream.ALLOCATION: tuple(_with_counter(event, counters, seen_at_us) for event in events)}
+
+    @staticmethod
+    def _read(device: ProbeThread, uuids: tuple[str, ...]) -> Sweep | None:
+        try:
+            return device.exact(uuids, PATIENCE_S)
+        except LibraryReplacedError:
+            raise
+        except Exception:  # noqa: BLE001  what a probe may not raise must not cost the event itself
+            _LOG.exception("an exact reading failed; the event goes without")
+            return None
+
+
+def _with_counter(event: Row, counters: Mapping[str, tuple[int, int]], seen_at_us: int) -> Row:
+    found = counters.get(str(event.get("device_uuid")))
+    at_us = event.get("at_us") or seen_at_us
+    if found is None or event.get("energy_mj") is not None or abs(found[0] - int(at_us)) > SAME_INSTANT_US:
+        return event
+    return {**event, "energy_mj": found[1]}

@@ -1,0 +1,210 @@
+"""Composes an agent from its settings and runs it, again with others where it was told to read them anew.
+
+It owns what outlives a reload: nothing but the process. It measures and sends nothing itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import ssl
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from collector.agent import Agent, Ending, epoch_fact
+from collector.clock import Clock, SystemClock
+from collector.config import Settings
+from collector.doorbell import Doorbell
+from collector.errors import AgentError, ConfigError
+from collector.http import httpx
+from collector.placement import pin, step_back
+from collector.probe import Probe
+from collector.probe.replay import ReplayProbe
+from collector.probe_thread import ProbeThread
+from collector.recorder import agent_version
+from collector.service import ServiceManager
+from collector.ship import DRAIN_S, TIMEOUT, Shipper
+from collector.source_thread import SourceThreads
+from collector.sources import make_probes, make_sources
+from collector.spool import Spool
+
+_LOG = logging.getLogger(__name__)
+
+_BYTES_PER_MIB: Final = 1_048_576
+_PROBES: Final = ("nvml", "amd", "dcgm")
+
+
+class Runner:
+    """Runs one agent after the other, each with the settings that held when it began."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings], *, replay: Path | None = None) -> None:
+        """Begin with ``settings``; ``load`` reads them anew, and raises ConfigError where they are impossible."""
+        self._settings = settings
+        self._load = load
+        self._replay = replay
+        self._next: Settings | None = None
+        self._refused: str | None = None
+        self._agent: Agent | None = None
+        self._doorbell = Doorbell()
+        self._service = ServiceManager(os.environ, os.getpid())
+
+    def run(self, signals: tuple[int, ...]) -> None:
+        """Run until told to stop. Raises AgentError where the agent cannot start or has to leave."""
+        self._doorbell.watch(signals)
+        if self._settings.low_priority:
+            for fault in step_back():
+                _LOG.warning("%s", fault)
+        while True:
+            ending = self._run_once(self._settings)
+            if ending is Ending.STOPPED or self._next is None:
+                return
+            before, self._settings, self._next = self._settings, self._next, None
+            try:
+                self._check_start(self._settings)
+            except AgentError as error:
+                self._refused = f"kept the settings before: {error}"
+                _LOG.error("%s", self._refused)
+                self._settings = before
+
+    def _run_once(self, settings: Settings) -> Ending:
+        logging.getLogger().setLevel(settings.log_level.upper())
+        if settings.cpu_affinity and (fault := pin(settings.cpu_affinity)):
+            _LOG.warning("%s", fault)
+        stop = threading.Event()
+        clock = SystemClock(stop, self._doorbell.wait)
+        with _only_one(settings), open_client(settings) as client:
+            spool = open_spool(settings)
+            shipper = _shipper(settings, client, spool, stop)
+            boot_id = read_boot_id()
+            agent = self._agent = Agent(
+                settings,
+                [ProbeThread(name, probe) for name, probe in self._probes(settings, spool, clock, boot_id)],
+                SourceThreads(make_sources(settings, clock), clock, ring=self._doorbell.ring),
+                spool,
+                clock,
+                shipper,
+                boot_id=boot_id,
+                doorbell=self._doorbell,
+                service=self._service,
+                reload=self._reload,
+            )
+            if self._refused:
+                agent.tell("settings_refused", detail=self._refused)
+                self._refused = None
+            _LOG.info("wattledger-agent %s on %s, spool %s", agent_version(), settings.node, spool.uuid)
+            sender = threading.Thread(target=shipper.run, args=(stop,), name="ship", daemon=True) if shipper else None
+            if sender:
+                sender.start()
+            try:
+                return agent.run(stop)
+            finally:
+                stop.set()
+                if sender:
+                    sender.join(DRAIN_S)  # what is on its way may arrive; what is not stays in the spool
+                if sender is None or not sender.is_alive():
+                    spool.close()
+
+    def _probes(self, settings: Settings, spool: Spool, clock: Clock, boot_id: str) -> list[tuple[str, Probe]]:
+        if self._replay is not None:
+            # Counters of a trace start over at each replay, so each replay is a boot of its own.
+            return [("replay", ReplayProbe(self._replay, clock, boot_id=f"replay-{uuid.uuid4()}"))]
+        epochs = {name: _known_epoch(spool, name, boot_id) for name in _PROBES}
+        return make_probes(settings, clock, boot_id=boot_id, driver_epochs=epochs)
+
+    def _reload(self) -> bool:
+        """Read the settings anew; say whether a new agent has to be made for them."""
+        agent = self._agent
+        assert agent is not None  # noqa: S101  the agent itself asks
+        try:
+            found = self._load()
+        except ConfigError as error:
+            _LOG.error("the settings stay as they are: %s", error)
+            agent.tell("settings_refused", detail=str(error))
+            return False
+        if found == self._settings:
+            _LOG.info("the settings are what they were")
+            return False
+        agent.tell("settings_reloaded")
+        self._next = found
+        return True
+
+    @staticmethod
+    def _check_start(settings: Settings) -> None:
+        """Try what can only be known by trying. Raises AgentError."""
+        with _only_one(settings), open_client(settings):
+            open_spool(settings).close()
+
+
+def _known_epoch(spool: Spool, probe: str, boot_id: str) -> int:
+    known_boot, _, known_epoch = (spool.recall(epoch_fact(probe)) or "").partition(" ")
+    return int(known_epoch) if known_boot == boot_id and known_epoch else 0
+
+
+def read_boot_id() -> str:
+    """Return the kernel's id of this boot. Raises AgentError where there is none: without it epochs could not be told apart."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise AgentError(f"cannot read the boot id: {error}") from error
+
+
+def open_spool(settings: Settings) -> Spool:
+    """Open the spool and say what is wrong with it. Raises SpoolError."""
+    spool = Spool(Path(settings.spool_path), max_bytes=settings.spool_max_mib * _BYTES_PER_MIB)
+    for damaged in spool.damaged_files:
+        _LOG.error("the spool was damaged; it is kept as %s and a new one was started", damaged)
+    if not spool.durable:
+        _LOG.warning("the spool %s lies in memory: batches are lost at a reboot", spool.path)
+    return spool
+
+
+def _shipper(settings: Settings, client: httpx.Client, spool: Spool, stop: threading.Event) -> Shipper | None:
+    if not settings.server_url:
+        return None
+    limit = round(settings.ship_max_mib_per_s * _BYTES_PER_MIB) or None
+    return Shipper(client, spool, SystemClock(stop), token=settings.token, max_bytes_per_s=limit)
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the lock beside the spool: two agents on one node would count every device twice."""
+    path = Path(settings.spool_path + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = path.open("w", encoding="ascii")
+    except OSError as error:
+        raise AgentError(
+            f"cannot write beside the spool: {error}; set spool_path to a folder this user may write"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AgentError(
+                f"another agent holds {path}; stop it first, or give this one its own spool_path"
+            ) from error
+        yield
+
+
+@contextmanager
+def open_client(settings: Settings) -> Iterator[httpx.Client]:
+    """Give out a client for the configured server. Raises AgentError where a certificate cannot be used."""
+    verify: ssl.SSLContext | bool = True
+    if settings.ca_file or settings.client_cert_file:
+        try:
+            verify = ssl.create_default_context(cafile=settings.ca_file or None)
+            if settings.client_cert_file:
+                verify.load_cert_chain(settings.client_cert_file, settings.client_key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise AgentError(f"cannot load the certificates: {error}") from error
+    headers = {"User-Agent": f"wattledger-agent/{agent_version()}", "Accept": "application/json"}
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    with httpx.Client(
+        base_url=settings.server_url, verify=verify, timeout=TIMEOUT, headers=headers, limits=limits
+    ) as client:
+        yield client

@@ -1,0 +1,139 @@
+"""Runs each source in a thread of its own and hands what they saw to the main loop through one bounded queue.
+
+A source that hangs holds up itself alone, one that is slow skips turns instead of piling them up, and one that raises is
+counted and read again. It looks into no row.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import Final
+
+from collector.clock import US_PER_S, Clock
+from collector.probe import Observation, Source
+
+_LOG = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 64
+"""Observations that may wait for the main loop, which takes them within a second: far more than a healthy agent has."""
+_LONGEST_FIRST_WAIT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One observation, when it was made, and how long after the one before (0 for the first)."""
+
+    source: str
+    at_us: int
+    since_us: int
+    observation: Observation
+
+
+class SourceThreads:
+    """All sources of one agent."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        clock: Clock,
+        *,
+        ring: Callable[[], None] = lambda: None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Start nothing yet; ``ring`` is called once something waits, ``jitter`` gives shares of the first wait."""
+        self.sources = tuple(sources)
+        self._clock = clock
+        self._ring = ring
+        self._jitter = jitter
+        self._waiting: Queue[Seen] = Queue(MAX_WAITING)
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._errors: Counter[str] = Counter()
+        self._logged: set[str] = set()
+
+    def start(self) -> None:
+        """Begin to read; the first readings are spread over a period, so that sources do not come in step."""
+        for source in self.sources:
+            thread = threading.Thread(target=self._run, args=(source,), name=f"source-{source.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def take(self) -> list[Seen]:
+        """Return what was seen since the last call, in the order it came."""
+        found: list[Seen] = []
+        while True:
+            try:
+                found.append(self._waiting.get_nowait())
+            except Empty:
+                return found
+
+    def take_errors(self) -> Counter[str]:
+        """Return the faults since the last call, by kind."""
+        with self._lock:
+            errors, self._errors = self._errors, Counter()
+        return errors
+
+    def close(self, patience_s: float = 1.0) -> None:
+        """End the threads and close the sources; those inside a call that hangs are left behind."""
+        self._closing.set()
+        until_s = time.monotonic() + patience_s
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+
+    def _run(self, source: Source) -> None:
+        try:
+            self._pace(source)
+        finally:
+            try:
+                source.close()
+            except Exception:  # noqa: BLE001  the end of the thread
+                _LOG.exception("source %s could not be closed", source.name)
+
+    def _pace(self, source: Source) -> None:
+        self._closing.wait(self._jitter() * min(source.period_s, _LONGEST_FIRST_WAIT_S))
+        period_us = round(source.period_s * US_PER_S)
+        due_us = self._clock.now().monotonic_us
+        seen_us: int | None = None
+        while not self._closing.is_set():
+            observation = self._observe(source)
+            now = self._clock.now()
+            if observation is not None:
+                since_us = 0 if seen_us is None else now.monotonic_us - seen_us
+                seen_us = now.monotonic_us
+                self._hand_over(Seen(source.name, now.wall_us, since_us, observation))
+            missed = (now.monotonic_us - due_us) // period_us
+            if missed:
+                self._count(f"{source.name}:slow", missed)
+            due_us += (missed + 1) * period_us
+            self._closing.wait((due_us - now.monotonic_us) / US_PER_S)
+
+    def _observe(self, source: Source) -> Observation | None:
+        try:
+            return source.read()
+        except Exception as error:  # noqa: BLE001  the outermost loop of the thread
+            kind = f"{source.name}:{type(error).__name__}"
+            self._count(kind, 1)
+            if kind not in self._logged:  # once: it may fail like this for years
+                self._logged.add(kind)
+                _LOG.exception("source %s failed in a way nobody foresaw; it is read again", source.name)
+            return None
+
+    def _hand_over(self, seen: Seen) -> None:
+        try:
+            self._waiting.put_nowait(seen)
+        except Full:
+            self._count(f"{seen.source}:dropped", 1)
+            return
+        self._ring()
+
+    def _count(self, kind: str, amount: int) -> None:
+        with self._lock:
+            self._errors[kind] += amount

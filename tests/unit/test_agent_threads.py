@@ -1,0 +1,141 @@
+"""What runs beside the loop: probes and sources in threads of their own, bounded in time and number."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from collector.clock import SystemClock
+from collector.doorbell import Doorbell
+from collector.probe import Observation
+from collector.probe_thread import ProbeThread
+from collector.source_thread import MAX_WAITING, Seen, SourceThreads
+from collector.wire import Stream
+from tests.fakes.agent import ListedSource, ScriptedProbe
+from tests.fakes.clock import FixedClock
+
+pytestmark = pytest.mark.unit
+
+
+def one_row() -> Observation:
+    return Observation({Stream.NODE: ({"meter": "host"},)})
+
+
+def test_a_probe_is_asked_once_however_often_while_it_does_not_answer() -> None:
+    gate = threading.Event()
+    probe = ScriptedProbe(FixedClock(), readings=10)
+    probe.before_read = lambda _left: gate.wait(5)
+    device = ProbeThread("nvml", probe)
+    assert device.ask()
+    assert device.sweep(0.01) is None
+    assert device.overdue
+    assert not device.ask()
+    assert device.exact(["GPU-0"], 1.0) is None
+    gate.set()
+    sweep = device.sweep(1.0)
+    assert sweep is not None
+    assert probe.left == 9
+    assert device.sweep(0.0) is None
+    device.close()
+
+
+def test_a_released_probe_is_not_opened_by_a_question() -> None:
+    probe = ScriptedProbe(FixedClock(), readings=10)
+    device = ProbeThread("nvml", probe)
+    device.ask()
+    assert device.sweep(1.0) is not None
+    assert device.release()
+    assert (probe.open, probe.opened) == (False, 1)
+    assert not device.ask()
+    assert device.call(probe.read, 1.0) is None
+    assert device.exact(["GPU-0"], 1.0) is None
+    device.released = False
+    assert device.ask()
+    assert device.sweep(1.0) is not None
+    assert probe.opened == 2
+    device.close()
+
+
+def test_closing_a_probe_that_hangs_takes_a_bounded_time_and_says_so() -> None:
+    gate = threading.Event()
+    probe = ScriptedProbe(FixedClock(), readings=10)
+    probe.before_read = lambda _left: gate.wait(20)
+    device = ProbeThread("nvml", probe)
+    device.ask()
+    began_s = time.monotonic()
+    assert not device.close()
+    assert time.monotonic() - began_s < 2.0
+    gate.set()
+
+
+def test_a_source_s_fault_is_counted_and_it_is_read_again() -> None:
+    class Faulty(ListedSource):
+        failed = False
+
+        def read(self) -> Observation:
+            if not self.failed:
+                self.failed = True
+                raise OSError("no such thing")
+            return super().read()
+
+    source = Faulty([one_row()], period_s=0.01)
+    found, errors = gathered(SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0), rows=1)
+    assert errors["listed:OSError"] == 1
+    assert [seen.source for seen in found] == ["listed"]
+    assert source.closed
+
+
+def test_a_slow_source_skips_turns_instead_of_piling_them_up() -> None:
+    class Slow(ListedSource):
+        reads = 0
+
+        def read(self) -> Observation:
+            self.reads += 1
+            time.sleep(0.05)
+            return one_row()
+
+    source = Slow([], period_s=0.01)
+    found, errors = gathered(SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0), rows=3)
+    assert errors["listed:slow"] >= 2 * (len(found) - 1)
+    assert source.reads <= len(found) + 1
+    assert found[0].since_us == 0
+    assert found[1].since_us >= 50_000
+
+
+def test_observations_nobody_takes_are_dropped_and_counted_and_memory_is_bounded() -> None:
+    source = ListedSource([one_row() for _ in range(MAX_WAITING + 20)], period_s=0.001)
+    threads = SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0)
+    threads.start()
+    until_s = time.monotonic() + 5
+    while source.left and time.monotonic() < until_s:
+        time.sleep(0.01)
+    threads.close()
+    assert len(threads.take()) == MAX_WAITING
+    assert threads.take_errors()["listed:dropped"] >= 20
+
+
+def test_a_signal_or_a_thread_ends_the_wait_at_once() -> None:
+    bell = Doorbell()
+    threading.Timer(0.05, bell.ring).start()
+    began_s = time.monotonic()
+    bell.wait(5.0)
+    assert time.monotonic() - began_s < 2.0
+    bell.ring()
+    bell.wait(5.0)
+    began_s = time.monotonic()
+    bell.wait(0.05)
+    assert time.monotonic() - began_s >= 0.04
+
+
+def gathered(threads: SourceThreads, *, rows: int) -> tuple[list[Seen], Counter[str]]:
+    threads.start()
+    found: list[Seen] = []
+    until_s = time.monotonic() + 5
+    while sum(len(seen.observation.rows) for seen in found) < rows and time.monotonic() < until_s:
+        found += threads.take()
+        time.sleep(0.005)
+    threads.close()
+    return found, threads.take_errors()
