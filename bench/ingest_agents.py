@@ -14,6 +14,7 @@ import uvloop
 
 from bench import load
 from bench.bodies import Node, columns
+from bench.cpu import Spent
 from bench.report import Result
 from bench.stand import Stand, agent_tokens, empty_samples, ingest_process, stand
 
@@ -30,14 +31,14 @@ def run() -> list[Result]:
     with stand() as on:
         nodes = [Node(number) for number in range(SENDERS)]
         tokens = agent_tokens(on.database, [node.name for node in nodes])
-        with ingest_process(on):
+        with ingest_process(on) as ingest_pid:
             for rows, target in CASES:
                 empty_samples(on.database)
-                results += _case(on, nodes, tokens, rows, target)
+                results += _case(on, nodes, tokens, rows, target, Spent(on, ingest_pid))
     return results
 
 
-def _case(on: Stand, nodes: list[Node], tokens: dict[str, str], rows: int, target: int) -> list[Result]:
+def _case(on: Stand, nodes: list[Node], tokens: dict[str, str], rows: int, target: int, spent: Spent) -> list[Result]:
     interval_s = SENDERS * rows / (target * MARGIN)
     turns = max(2, round(DURATION_S / interval_s))
     now_us = time.time_ns() // 1_000
@@ -48,7 +49,8 @@ def _case(on: Stand, nodes: list[Node], tokens: dict[str, str], rows: int, targe
         connections = await load.connect(on.port, [tokens[node.name] for node in nodes])
         # The first body of a node makes its ids; nodes do not all join in the second that is measured.
         await load.paced(connections, [sender[:1] for sender in bodies], 6.0)
-        answers = await load.paced(connections, [sender[1:] for sender in bodies], interval_s)
+        with spent.during():
+            answers = await load.paced(connections, [sender[1:] for sender in bodies], interval_s)
         for connection in connections:
             connection.close()
         return answers
@@ -67,6 +69,7 @@ def _case(on: Stand, nodes: list[Node], tokens: dict[str, str], rows: int, targe
         "senders": SENDERS,
         "rows_per_body": rows,
         "bodies": len(answers),
+        "cpu_us_per_row": spent.us_per_row(len(answers) * rows),
         "latency_ms": {
             "median": round(statistics.median(latencies_s) * 1e3, 1),
             "p99": round(p99_s * 1e3, 1),

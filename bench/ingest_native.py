@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
 from bench import load
 from bench.bodies import Node, columns
+from bench.cpu import Spent
 from bench.report import Result
 from bench.stand import Stand, agent_tokens, empty_samples, ingest_process, stand
 from collector.wire import Stream
@@ -38,30 +39,39 @@ def run() -> list[Result]:
         connections = Settings(on.database).writers
         ours: list[float] = []
         baseline: list[float] = []
-        with ingest_process(on):
-            _send_rate(on, nodes, tokens, 1)  # partitions, ids and caches of both sides
+        with ingest_process(on) as ingest_pid:
+            spent, spent_on_copy = Spent(on, ingest_pid), Spent(on, None)
+            _send_rate(on, nodes, tokens, 1, Spent(on, ingest_pid))  # partitions, ids and caches of both sides
             prepared = _prepared_copy(nodes[0])
             for _ in range(ROUNDS):
                 empty_samples(on.database)
-                baseline.append(_copy_rate(on, prepared, connections))
+                baseline.append(_copy_rate(on, prepared, connections, spent_on_copy))
                 empty_samples(on.database)
-                ours.append(_send_rate(on, nodes, tokens, BODIES // SENDERS))
+                ours.append(_send_rate(on, nodes, tokens, BODIES // SENDERS, spent))
     value, limit = max(ours), max(baseline)
-    detail = {"rows_per_body": ROWS, "connections": connections, "rounds": [round(rate) for rate in ours]}
+    detail: dict[str, Any] = {
+        "rows_per_body": ROWS,
+        "connections": connections,
+        "rounds": [round(rate) for rate in ours],
+    }
     detail["baseline_rounds"] = [round(rate) for rate in baseline]
+    sent_rows = ROUNDS * (BODIES // SENDERS) * SENDERS * ROWS
+    detail["cpu_us_per_row"] = spent.us_per_row(sent_rows)
+    detail["baseline_cpu_us_per_row"] = spent_on_copy.us_per_row(sent_rows)
     return [Result("ingest.native", value, "rows/s", f">= {TARGET} x baseline", value >= TARGET * limit, limit, detail)]
 
 
-def _send_rate(on: Stand, nodes: list[Node], tokens: dict[str, str], each: int) -> float:
+def _send_rate(on: Stand, nodes: list[Node], tokens: dict[str, str], each: int, spent: Spent) -> float:
     """Send ``each`` bodies per sender flat out; return committed rows per second."""
     rows = columns(ROWS, time.time_ns() // 1_000)
     bodies = [[node.body(rows) for _ in range(each)] for node in nodes]
 
     async def main() -> float:
         connections = await load.connect(on.port, [tokens[node.name] for node in nodes])
-        started_s = time.perf_counter()
-        answers = await load.flat_out(connections, bodies)
-        elapsed_s = time.perf_counter() - started_s
+        with spent.during():
+            started_s = time.perf_counter()
+            answers = await load.flat_out(connections, bodies)
+            elapsed_s = time.perf_counter() - started_s
         for connection in connections:
             connection.close()
         failed = [answer for answer in answers if answer.status != 200 or b'"duplicate":true' in answer.body]
@@ -82,7 +92,7 @@ def _prepared_copy(node: Node) -> bytes:
     return b"".join(bytes(piece) for piece in encode(TARGETS[Stream.DEVICE].rows(taken.rows)))
 
 
-def _copy_rate(on: Stand, prepared: bytes, connections: int) -> float:
+def _copy_rate(on: Stand, prepared: bytes, connections: int, spent: Spent) -> float:
     target = TARGETS[Stream.DEVICE]
     statement = copy_statement(target.table, list(target.schema))
     opened = [on.database.connect("writer") for _ in range(connections)]
@@ -96,9 +106,11 @@ def _copy_rate(on: Stand, prepared: bytes, connections: int) -> float:
                 conn.commit()
 
     threads = [threading.Thread(target=worker, args=(number,)) for number in range(connections)]
-    started_s = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return BODIES // connections * connections * ROWS / (time.perf_counter() - started_s)
+    with spent.during():
+        started_s = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        elapsed_s = time.perf_counter() - started_s
+    return BODIES // connections * connections * ROWS / elapsed_s

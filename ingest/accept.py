@@ -103,7 +103,7 @@ def accept(stream: Stream, rows: pl.DataFrame, facts: Sequence[BodyFacts], now_u
     refusals: list[Refusal] = []
     # Nearly always nothing is wrong: a minimum and a maximum per column tell, and no row is touched. Plain calls on
     # columns, as one lazy query over forty of them takes four times as long to plan as they take to run.
-    for bounds in (*_row_bounds(stream, now_us), *_value_bounds(stream)):
+    for bounds in (*row_bounds(stream, now_us), *value_bounds(stream)):
         if not bounds.broken_in(rows):
             continue
         bad = bounds.broken()
@@ -116,7 +116,7 @@ def accept(stream: Stream, rows: pl.DataFrame, facts: Sequence[BodyFacts], now_u
 
 
 @dataclass(frozen=True, slots=True)
-class _Bounds:
+class Bounds:
     """What a column's values may be; None on a side is no bound, for floats it means finite. Null is within all bounds."""
 
     reason: str
@@ -125,6 +125,14 @@ class _Bounds:
     high: int | None
     refuses_row: bool = False
     """False: the value becomes null and the row is kept."""
+
+    def hold(self, values: np.ndarray[Any, Any]) -> bool:
+        """Whether all values are within: a minimum and a maximum tell, and of floats not even infinity hides from them."""
+        if values.dtype.kind == "f":
+            return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+        return (self.low is None or bool(values.min() >= self.low)) and (
+            self.high is None or bool(values.max() <= self.high)
+        )
 
     def broken_in(self, rows: pl.DataFrame) -> bool:
         values = rows[self.column]
@@ -162,51 +170,52 @@ def _with_ids(rows: pl.DataFrame, facts: Sequence[BodyFacts]) -> pl.DataFrame:
 
 
 @cache
-def _fixed_row_bounds(stream: Stream) -> tuple[_Bounds, ...]:
+def _fixed_row_bounds(stream: Stream) -> tuple[Bounds, ...]:
     bounds = []
     names = {column.name for column in COLUMNS[stream]}
     if "span_us" in names:
-        bounds.append(_Bounds("impossible_span", "span_us", 0, MAX_SPAN_US, refuses_row=True))
+        bounds.append(Bounds("impossible_span", "span_us", 0, MAX_SPAN_US, refuses_row=True))
     if stream is Stream.DEVICE:
-        bounds.append(_Bounds("unknown_reading", "reading", min(Reading), max(Reading), refuses_row=True))
-        bounds.append(_Bounds("negative_count", "samples", 0, None, refuses_row=True))
-        bounds.append(_Bounds("negative_count", "samples_missed", 0, None, refuses_row=True))
+        bounds.append(Bounds("unknown_reading", "reading", min(Reading), max(Reading), refuses_row=True))
+        bounds.append(Bounds("negative_count", "samples", 0, None, refuses_row=True))
+        bounds.append(Bounds("negative_count", "samples_missed", 0, None, refuses_row=True))
     if stream is Stream.ALLOCATION:
-        bounds.append(_Bounds("unknown_action", "action", 1, 2, refuses_row=True))
-        bounds.append(_Bounds("before_2000", "job_started_at_us", EARLIEST_AT_US, None, refuses_row=True))
+        bounds.append(Bounds("unknown_action", "action", 1, 2, refuses_row=True))
+        bounds.append(Bounds("before_2000", "job_started_at_us", EARLIEST_AT_US, None, refuses_row=True))
     if "device" in names:
-        bounds.append(_Bounds("unknown_device", "device_id", 0, None, refuses_row=True))
-        bounds.append(_Bounds("device_on_two_nodes", "device_id", 1, None, refuses_row=True))
+        bounds.append(Bounds("unknown_device", "device_id", 0, None, refuses_row=True))
+        bounds.append(Bounds("device_on_two_nodes", "device_id", 1, None, refuses_row=True))
     return tuple(bounds)
 
 
-def _row_bounds(stream: Stream, now_us: int) -> tuple[_Bounds, ...]:
+def row_bounds(stream: Stream, now_us: int) -> tuple[Bounds, ...]:
+    """Return what a row's place in the books needs; a row outside is refused."""
     latest_us = now_us + MAX_CLOCK_SKEW_US
-    future = [_Bounds("from_the_future", "at_us", None, latest_us, refuses_row=True)]
+    future = [Bounds("from_the_future", "at_us", None, latest_us, refuses_row=True)]
     if stream is Stream.ALLOCATION:
-        future.append(_Bounds("from_the_future", "job_started_at_us", None, latest_us, refuses_row=True))
+        future.append(Bounds("from_the_future", "job_started_at_us", None, latest_us, refuses_row=True))
     return (
         *future,
-        _Bounds("before_2000", "at_us", EARLIEST_AT_US, None, refuses_row=True),
+        Bounds("before_2000", "at_us", EARLIEST_AT_US, None, refuses_row=True),
         *_fixed_row_bounds(stream),
     )
 
 
 @cache
-def _value_bounds(stream: Stream) -> tuple[_Bounds, ...]:
+def value_bounds(stream: Stream) -> tuple[Bounds, ...]:
     """Return what the values of nullable columns may be to be measurements at all."""
     bounds = []
     for column in COLUMNS[stream]:
         if not column.nullable:
             continue
         if column.type == "f32":
-            bounds.append(_Bounds("not_a_number", column.name, None, None))
+            bounds.append(Bounds("not_a_number", column.name, None, None))
         elif column.name in _COUNTERS or column.name.endswith(_COUNTER_SUFFIXES):
-            bounds.append(_Bounds("negative_counter", column.name, 0, None))
+            bounds.append(Bounds("negative_counter", column.name, 0, None))
         elif column.name.endswith(_NOT_NEGATIVE_SUFFIXES):
-            bounds.append(_Bounds("out_of_range", column.name, 0, None))
+            bounds.append(Bounds("out_of_range", column.name, 0, None))
         elif column.name.endswith("_percent"):
-            bounds.append(_Bounds("out_of_range", column.name, 0, 100))
+            bounds.append(Bounds("out_of_range", column.name, 0, 100))
     return tuple(bounds)
 
 

@@ -19,7 +19,7 @@ import psycopg
 
 SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = struct.pack(">h", -1)
-_PG_EPOCH_US: Final = 946_684_800_000_000
+PG_EPOCH_US: Final = 946_684_800_000_000
 """timestamptz counts microseconds from 2000-01-01."""
 _LAYOUT: Final[dict[Any, str]] = {pl.Int16: ">i2", pl.Int32: ">i4", pl.Int64: ">i8", pl.Float32: ">f4"}
 _PG_TYPES: Final[dict[Any, str]] = {
@@ -69,13 +69,18 @@ def encode(frame: pl.DataFrame) -> Iterator[bytes | memoryview[int]]:
         yield _encode_with_text(frame)
         return
     yield SIGNATURE
+    yield from encode_rows(frame)
+    yield TRAILER
+
+
+def encode_rows(frame: pl.DataFrame) -> Iterator[bytes | memoryview[int]]:
+    """Yield what :func:`encode` does between signature and trailer, of a frame without text."""
     nullable = [series.name for series in frame if series.null_count() not in (0, frame.height)]
     empty = {series.name for series in frame if series.null_count() == frame.height}
     if not nullable:
         yield from _encode_uniform(frame, empty)
     else:
         yield from _encode_by_pattern(frame, nullable, empty)
-    yield TRAILER
 
 
 def _encode_by_pattern(frame: pl.DataFrame, nullable: list[str], empty: set[str]) -> Iterator[bytes | memoryview[int]]:
@@ -99,7 +104,7 @@ def _encode_uniform(frame: pl.DataFrame, missing: set[str]) -> Iterator[bytes | 
     for series in frame:
         fields.append((f"length of {series.name}", ">i4"))
         if series.name not in missing:
-            fields.append((series.name, _layout(series.dtype)))
+            fields.append((series.name, layout_of(series.dtype)))
     layout = np.dtype(fields)
     template = np.zeros(1, dtype=layout)
     template["count"] = frame.width
@@ -122,7 +127,7 @@ def _encode_ragged(frame: pl.DataFrame) -> bytes:
     keep = np.ones(rows.shape, dtype=bool)
     at = 2
     for series in frame:
-        width = np.dtype(_layout(series.dtype)).itemsize
+        width = np.dtype(layout_of(series.dtype)).itemsize
         null = series.is_null().to_numpy()
         rows[null, at : at + 4] = 0xFF
         keep[null, at + 4 : at + 4 + width] = False
@@ -130,13 +135,14 @@ def _encode_ragged(frame: pl.DataFrame) -> bytes:
     return rows[keep].tobytes()
 
 
-def _layout(kind: Any) -> str:
+def layout_of(kind: Any) -> str:
+    """Return the numpy type of a number or instant in COPY's format."""
     return ">i8" if kind == pl.Datetime("us", "UTC") else _LAYOUT[kind]
 
 
 def _numbers(series: pl.Series) -> np.ndarray[Any, Any]:
     if series.dtype == pl.Datetime("us", "UTC"):
-        return series.to_physical().to_numpy() - _PG_EPOCH_US
+        return series.to_physical().to_numpy() - PG_EPOCH_US
     return series.to_numpy()
 
 

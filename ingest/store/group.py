@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -19,16 +19,18 @@ import psycopg
 import sqlalchemy as sa
 
 from collector.wire import Stream
-from ingest.accept import BODY, Refusal
+from ingest.accept import BODY, Accepted, Refusal
 from ingest.errors import BadBodyError, IngestError, UnavailableError
 from ingest.store import allocations, spools
-from ingest.store.copy import check_widths, copy_statement, encode
+from ingest.store.copy import SIGNATURE, TRAILER, check_widths, copy_statement, encode, encode_rows
+from ingest.store.copy_block import BlockEncoder
 from ingest.store.engine import Database
 from ingest.store.hours import DAY_US, HOUR_US, SiteHour, hold_open
 from ingest.store.partitions import is_missing_partition
 from ingest.store.prepare import HourBounds, Prepared, Submission, prepare
 from ingest.store.registry import Registry
 from ingest.store.sample_tables import LATE, TARGETS, Target
+from ingest.whole import Whole
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS: Final = 3
@@ -45,6 +47,7 @@ class Outcome:
 
 
 Result = Outcome | IngestError
+_Rows = pl.DataFrame | Whole
 
 
 class GroupWriter:
@@ -55,6 +58,7 @@ class GroupWriter:
         self._registry = registry
         self._hot_retention_us = hot_retention // timedelta(microseconds=1)
         self._conn: psycopg.Connection[Any] | None = None
+        self._encoders: dict[str, BlockEncoder] = {}
 
     def close(self) -> None:
         if self._conn is not None:
@@ -118,22 +122,38 @@ class GroupWriter:
             )
             fresh = _first_of_each(prepared.submissions, claim.new)
             if fresh:
-                for stream, taken in prepared.accepted.items():
-                    rows = taken.rows if len(fresh) == len(prepared.submissions) else _only(taken.rows, fresh)
-                    if stream is Stream.DEVICE:
-                        rows, late = _split_late(rows, prepared, sealed, late_before_us)
-                        _copy(conn, LATE, late)
+                for stream, parts in prepared.accepted.items():
+                    rows, late = _destined(prepared, stream, parts, fresh, sealed, late_before_us)
                     if stream is Stream.ALLOCATION:
-                        changed = allocations.apply(conn, prepared.allocation_events(rows))
-                        until = datetime.fromtimestamp(now_us / 1e6, UTC)
-                        _record_changes(
-                            conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()]
-                        )
+                        _apply_allocations(conn, prepared, rows, now_us)
                     else:
-                        _copy(conn, TARGETS[stream], rows)
+                        self._copy(conn, LATE, late)
+                        self._copy(conn, TARGETS[stream], rows)
                 _record_changes(conn, _sample_changes(prepared.hours))
                 _count_refusals(conn, prepared, fresh, now_us)
         return [_outcome(prepared, index, fresh, claim) for index in range(len(prepared.submissions))]
+
+    def _copy(self, conn: psycopg.Connection[Any], target: Target, parts: Sequence[_Rows]) -> None:
+        parts = [rows for rows in parts if isinstance(rows, Whole) or not rows.is_empty()]
+        if not parts:
+            return
+        with conn.cursor() as cursor, cursor.copy(copy_statement(target.table, list(target.schema))) as copy:
+            for piece in self._pieces(target, parts):
+                copy.write(piece)
+
+    def _pieces(self, target: Target, parts: Sequence[_Rows]) -> Iterator[bytes | memoryview[int]]:
+        frames = [target.rows(rows) for rows in parts if not isinstance(rows, Whole)]
+        if len(frames) == len(parts) == 1:
+            yield from encode(frames[0])
+            return
+        encoder = self._encoders.setdefault(target.table, BlockEncoder(target.schema))
+        yield SIGNATURE
+        for rows in parts:
+            if isinstance(rows, Whole):
+                yield from encoder.encode(rows)
+        for frame in frames:
+            yield from encode_rows(frame)
+        yield TRAILER
 
     def _ensure_partitions(self, hours: HourBounds, late_before_us: int) -> None:
         for stream, target in TARGETS.items():
@@ -171,12 +191,30 @@ def _only(rows: pl.DataFrame, bodies: frozenset[int]) -> pl.DataFrame:
     return rows.filter(pl.col(BODY).is_in(sorted(bodies)))
 
 
+def _destined(
+    prepared: Prepared,
+    stream: Stream,
+    parts: Sequence[Accepted | Whole],
+    fresh: frozenset[int],
+    sealed: frozenset[SiteHour],
+    late_before_us: int,
+) -> tuple[list[_Rows], list[_Rows]]:
+    """Return what goes to the stream's own table and what to late_samples: hour sealed, or day past hot retention.
+
+    A block stays one where all of it goes to one table.
+    """
+    is_new = len(fresh) == len(prepared.submissions)
+    if stream is Stream.DEVICE and (sealed or any(hour.hour * HOUR_US < late_before_us for hour in prepared.hours)):
+        split = [_split_late(_only(part.rows, fresh), prepared, sealed, late_before_us) for part in parts]
+        return [rows for rows, _ in split], [late for _, late in split]
+    if is_new:
+        return [part if isinstance(part, Whole) else part.rows for part in parts], []
+    return [_only(part.rows, fresh) for part in parts], []
+
+
 def _split_late(
     rows: pl.DataFrame, prepared: Prepared, sealed: frozenset[SiteHour], late_before_us: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the rows for hot partitions and those for late_samples: hour sealed, or day past hot retention."""
-    if not sealed and all(hour.hour * HOUR_US >= late_before_us for hour in prepared.hours):
-        return rows, rows.clear()
     late = pl.col("at_us") < late_before_us
     if sealed:
         sites = pl.Series("site", [submission.site_id for submission in prepared.submissions], dtype=pl.Int64)
@@ -186,12 +224,13 @@ def _split_late(
     return rows.filter(~late), rows.filter(late)
 
 
-def _copy(conn: psycopg.Connection[Any], target: Target, rows: pl.DataFrame) -> None:
-    if rows.is_empty():
-        return
-    with conn.cursor() as cursor, cursor.copy(copy_statement(target.table, list(target.schema))) as copy:
-        for piece in encode(target.rows(rows)):
-            copy.write(piece)
+def _apply_allocations(conn: psycopg.Connection[Any], prepared: Prepared, parts: Sequence[_Rows], now_us: int) -> None:
+    until = datetime.fromtimestamp(now_us / 1e6, UTC)
+    for rows in parts:
+        if isinstance(rows, Whole):
+            raise TypeError("allocation events are applied row by row; prepare keeps no block of them")
+        changed = allocations.apply(conn, prepared.allocation_events(rows))
+        _record_changes(conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()])
 
 
 def _sample_changes(hours: HourBounds) -> list[tuple[int, datetime, datetime, str]]:
@@ -214,11 +253,10 @@ def _record_changes(conn: psycopg.Connection[Any], changes: Iterable[tuple[int, 
 
 def _count_refusals(conn: psycopg.Connection[Any], prepared: Prepared, fresh: frozenset[int], now_us: int) -> None:
     counts: dict[tuple[int, str, str], int] = {}
-    for taken in prepared.accepted.values():
-        for refusal in taken.refusals:
-            if refusal.body in fresh:
-                key = (prepared.identities[refusal.body].node_id, refusal.stream.value, refusal.reason)
-                counts[key] = counts.get(key, 0) + refusal.rows
+    for refusal in prepared.refusals:
+        if refusal.body in fresh:
+            key = (prepared.identities[refusal.body].node_id, refusal.stream.value, refusal.reason)
+            counts[key] = counts.get(key, 0) + refusal.rows
     if counts:
         # In key order, so that two writers that count the same reasons wait for each other instead of deadlocking.
         nodes, streams, reasons, rows = zip(*((*key, counts[key]) for key in sorted(counts)), strict=True)
@@ -240,9 +278,7 @@ def _outcome(prepared: Prepared, index: int, fresh: frozenset[int], claim: spool
         )
     if index not in fresh:
         return Outcome(0, duplicate=True)
-    refusals = tuple(
-        refusal for taken in prepared.accepted.values() for refusal in taken.refusals if refusal.body == index
-    )
+    refusals = tuple(refusal for refusal in prepared.refusals if refusal.body == index)
     repaired = {"not_a_number", "negative_counter", "out_of_range"}
     refused = sum(refusal.rows for refusal in refusals if refusal.reason not in repaired)
     return Outcome(submission.body.rows - refused, refusals)

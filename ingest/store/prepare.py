@@ -6,28 +6,34 @@ cannot be taken: the caller then tries body by body. It writes no samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
 from collector.wire import MAX_CLOCK_SKEW_US, BatchMeta, Stream
-from ingest.accept import BODY, EARLIEST_AT_US, MAX_SPAN_US, Accepted, BodyFacts, accept, with_body
+from ingest.accept import BODY, EARLIEST_AT_US, MAX_SPAN_US, Accepted, BodyFacts, Refusal, accept, with_body
 from ingest.errors import BadBodyError
+from ingest.receivers.arrow_check import CheckedStream
+from ingest.receivers.block import Block, stackable
 from ingest.receivers.native import Body, alike, decode
 from ingest.store.allocations import Event, JobKey
 from ingest.store.hours import HOUR_US, SiteHour
 from ingest.store.identities import EngineKey, OnNode
 from ingest.store.registry import Identity, Registry, Sighting
 from ingest.store.spools import BatchId
+from ingest.whole import Whole, accept_whole
 
 _NAMED: Final = {
     Stream.NODE: ("meter_id", ("meter",)),
     Stream.FABRIC: ("port_id", ("port",)),
     Stream.ENGINE: ("engine_id", ("engine", "model")),
 }
+_ROW_BY_ROW: Final = frozenset((*_NAMED, Stream.ALLOCATION))
+"""Streams whose rows are looked at one by one in any case."""
 _NEVER_US: Final = 2**62
 HourBounds = dict[SiteHour, dict[Stream, tuple[int, int]]]
 """Per hour and stream the first and last instant of the rows in it."""
@@ -51,8 +57,12 @@ class Prepared:
 
     submissions: Sequence[Submission]
     identities: Sequence[Identity]
-    accepted: dict[Stream, Accepted]
+    accepted: dict[Stream, list[Accepted | Whole]]
     hours: HourBounds
+
+    @property
+    def refusals(self) -> Iterator[Refusal]:
+        return (refusal for parts in self.accepted.values() for part in parts for refusal in part.refusals)
 
     def allocation_events(self, rows: pl.DataFrame) -> Iterator[Event]:
         for row in rows.iter_rows(named=True):
@@ -84,48 +94,77 @@ class Prepared:
 
 def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) -> Prepared:
     """Decode and accept a group; raises IngestError if any of its bodies cannot be taken."""
-    frames = _decoded(submissions)
+    parts = _parts(submissions)
     identities: list[Identity] = []
-    for identity in registry.resolve(_sightings(submissions, frames.get(Stream.DEVICE), now_us), now_us):
+    for identity in registry.resolve(_sightings(submissions, parts, now_us), now_us):
         if isinstance(identity, BadBodyError):
             raise identity
         identities.append(identity)
     facts = [BodyFacts(identity.epoch_id, identity.device_ids) for identity in identities]
-    accepted: dict[Stream, Accepted] = {}
-    for stream, frame in frames.items():
+    accepted: dict[Stream, list[Accepted | Whole]] = {}
+    rest: dict[Stream, list[_Part]] = {}
+    for part in parts:
+        whole = None
+        if part.block is not None:
+            whole = accept_whole(part.stream, part.block, part.bodies, facts, now_us)
+        if whole is None:
+            rest.setdefault(part.stream, []).append(part)
+        else:
+            accepted.setdefault(part.stream, []).append(whole)
+    for stream, unlike in rest.items():
+        frame = with_body([part.frame for part in unlike], [part.rows_of_bodies for part in unlike])
         taken = accept(stream, frame, facts, now_us)
         if stream in _NAMED:
             taken = Accepted(_with_named_ids(registry, stream, taken.rows, identities), taken.refusals)
-        accepted[stream] = taken
+        accepted.setdefault(stream, []).append(taken)
     return Prepared(submissions, identities, accepted, _hours(submissions, accepted))
 
 
-def _decoded(submissions: Sequence[Submission]) -> dict[Stream, pl.DataFrame]:
-    """Decode the group's streams, those that are alike in one pass, and mark the rows with their body."""
+@dataclass(frozen=True)
+class _Part:
+    """Streams of a group that are alike, with the body each came with."""
+
+    stream: Stream
+    members: Sequence[tuple[int, CheckedStream]]
+
+    @property
+    def bodies(self) -> list[int]:
+        return [body for body, _ in self.members]
+
+    @property
+    def rows_of_bodies(self) -> list[tuple[int, int]]:
+        return [(body, entry.rows) for body, entry in self.members]
+
+    @cached_property
+    def block(self) -> Block | None:
+        """The streams as they lie, None where they have to be decoded."""
+        entries = [entry for _, entry in self.members]
+        if self.stream in _ROW_BY_ROW or not stackable(entries[0]):
+            return None
+        block = Block.of(entries) if all(entry.layouts == entries[0].layouts for entry in entries) else None
+        return block if block is not None and block.is_dense else None
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        return decode([entry for _, entry in self.members])
+
+
+def _parts(submissions: Sequence[Submission]) -> list[_Part]:
     entries = [
         (position, entry) for position, submission in enumerate(submissions) for entry in submission.body.streams
     ]
-    parts: dict[Stream, tuple[list[pl.DataFrame], list[list[tuple[int, int]]]]] = {}
-    for group in alike([entry for _, entry in entries]):
-        members = [entries[index] for index in group]
-        frames, bodies = parts.setdefault(members[0][1].schema.stream, ([], []))
-        frames.append(decode([entry for _, entry in members]))
-        bodies.append([(position, entry.rows) for position, entry in members])
-    return {stream: with_body(frames, bodies) for stream, (frames, bodies) in parts.items()}
+    return [
+        _Part(entries[group[0]][1].schema.stream, [entries[index] for index in group])
+        for group in alike([entry for _, entry in entries])
+    ]
 
 
-def _sightings(submissions: Sequence[Submission], devices: pl.DataFrame | None, now_us: int) -> list[Sighting]:
+def _sightings(submissions: Sequence[Submission], parts: Sequence[_Part], now_us: int) -> list[Sighting]:
     bounds: dict[int, tuple[int, int]] = {}
-    if devices is not None and not devices.is_empty():
-        at, span = devices["at_us"].to_numpy(), devices["span_us"].to_numpy()
-        body = devices[BODY].to_numpy()
-        # Rows that will be refused for their times must not say since when a device has been where it is.
-        good = (at >= EARLIEST_AT_US) & (at <= now_us + MAX_CLOCK_SKEW_US) & (span >= 0) & (span <= MAX_SPAN_US)
-        # Rows of one stream of a body stand together, so runs of equal numbers are few.
-        starts = np.concatenate(([0], np.flatnonzero(np.diff(body)) + 1))
-        first = np.minimum.reduceat(np.where(good, at - span, _NEVER_US), starts)
-        last = np.maximum.reduceat(np.where(good, at, 0), starts)
-        for position, low, high in zip(body[starts].tolist(), first.tolist(), last.tolist(), strict=True):
+    for part in parts:
+        if part.stream is not Stream.DEVICE:
+            continue
+        for position, low, high in _seen(part, now_us):
             known = bounds.get(position, (_NEVER_US, 0))
             bounds[position] = (min(known[0], low), max(known[1], high))
     sightings = []
@@ -136,6 +175,24 @@ def _sightings(submissions: Sequence[Submission], devices: pl.DataFrame | None, 
             first_at_us = last_at_us = min(max(meta.created_at_us, EARLIEST_AT_US), now_us)
         sightings.append(Sighting(submission.site_id, meta, first_at_us, last_at_us))
     return sightings
+
+
+def _seen(part: _Part, now_us: int) -> Iterable[tuple[int, int, int]]:
+    """Return, per body, the first and last instant its device rows speak of."""
+    members = [(body, entry.rows) for body, entry in part.members if entry.rows]
+    if not members:
+        return ()
+    if part.block is not None:
+        at, span = part.block.column("at_us").reshape(-1), part.block.column("span_us").reshape(-1)
+    else:
+        at, span = part.frame["at_us"].to_numpy(), part.frame["span_us"].to_numpy()
+    # Rows that will be refused for their times must not say since when a device has been where it is.
+    good = (at >= EARLIEST_AT_US) & (at <= now_us + MAX_CLOCK_SKEW_US) & (span >= 0) & (span <= MAX_SPAN_US)
+    counts = np.array([rows for _, rows in members])
+    starts = np.cumsum(counts) - counts
+    first = np.minimum.reduceat(np.where(good, at - span, _NEVER_US), starts)
+    last = np.maximum.reduceat(np.where(good, at, 0), starts)
+    return zip((body for body, _ in members), first.tolist(), last.tolist(), strict=True)
 
 
 def _with_named_ids(
@@ -157,21 +214,40 @@ def _with_named_ids(
     return rows.join(pairs, on=[BODY, *names], how="left", maintain_order="left")
 
 
-def _hours(submissions: Sequence[Submission], accepted: dict[Stream, Accepted]) -> HourBounds:
+def _hours(submissions: Sequence[Submission], accepted: Mapping[Stream, Sequence[Accepted | Whole]]) -> HourBounds:
     touched: HourBounds = {}
-    sites = pl.Series("site", [submission.site_id for submission in submissions], dtype=pl.Int64)
-    one_site = sites.n_unique() == 1
-    for stream, taken in accepted.items():
-        if taken.rows.is_empty() or stream is Stream.ALLOCATION:
+    sites = np.array([submission.site_id for submission in submissions], dtype=np.int64)
+    for stream, parts in accepted.items():
+        if stream is Stream.ALLOCATION:
             continue
-        at_us = taken.rows["at_us"].to_numpy()
-        first, last = int(at_us.min()), int(at_us.max())
-        found = [(sites[0], first // HOUR_US, first, last)]
-        if not one_site or first // HOUR_US != last // HOUR_US:
-            at = pl.col("at_us")
-            keyed = taken.rows.select(sites.gather(taken.rows[BODY]), (at // HOUR_US).alias("hour"), at)
-            bounds = (at.min().alias("first"), at.max().alias("last"))
-            found = list(keyed.group_by("site", "hour").agg(bounds).iter_rows())
-        for site, hour, first, last in found:
-            touched.setdefault(SiteHour(site, hour), {})[stream] = (first, last)
+        for part in parts:
+            if isinstance(part, Whole):
+                at_us = part.block.column("at_us").reshape(-1)
+                body = np.repeat(np.array(part.bodies), part.block.layout.rows)
+            else:
+                at_us, body = part.rows["at_us"].to_numpy(), part.rows[BODY].to_numpy()
+            for hour, first, last in _bounds_of_hours(at_us, body, sites):
+                streams = touched.setdefault(hour, {})
+                known = streams.get(stream, (first, last))
+                streams[stream] = (min(known[0], first), max(known[1], last))
     return touched
+
+
+def _bounds_of_hours(
+    at_us: np.ndarray[Any, Any], body: np.ndarray[Any, Any], sites: np.ndarray[Any, Any]
+) -> list[tuple[SiteHour, int, int]]:
+    """Return the first and last instant of the rows in each hour of each site."""
+    if not len(at_us):
+        return []
+    first, last = int(at_us.min()), int(at_us.max())
+    one_site = bool((sites == sites[0]).all())
+    if one_site and first // HOUR_US == last // HOUR_US:
+        return [(SiteHour(int(sites[0]), first // HOUR_US), first, last)]
+    hours = at_us // HOUR_US
+    of_row = sites[body]
+    order = np.lexsort((hours, of_row))
+    hours, of_row, at_us = hours[order], of_row[order], at_us[order]
+    starts = np.concatenate(([0], np.flatnonzero((np.diff(hours) != 0) | (np.diff(of_row) != 0)) + 1))
+    lows, highs = np.minimum.reduceat(at_us, starts), np.maximum.reduceat(at_us, starts)
+    found = zip(of_row[starts].tolist(), hours[starts].tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return [(SiteHour(site, hour), low, high) for site, hour, low, high in found]

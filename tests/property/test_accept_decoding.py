@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.wire import COLUMNS, Stream
+from ingest.receivers.block import Block
 from ingest.receivers.native import Reader, _stacked, _through_ipc, alike, decode
 from ingest.store.copy import SIGNATURE, TRAILER, encode
 from tests.db.ingest_harness import batch_meta, body_of, device_row
@@ -36,7 +37,7 @@ def test_stacked_batches_are_what_the_arrow_reader_reads(bodies: list[list[dict[
     reader = Reader()
     streams = [reader.read(body).streams[0] for body in encoded(bodies)]
     for entry in streams:
-        stacked, read = _stacked([entry, entry]), _through_ipc([entry, entry])
+        stacked, read = _stacked(Block.of([entry, entry])), _through_ipc([entry, entry])
         for name, values in read.items():
             if values.null_count() < len(values):
                 assert stacked[name].equals(values, null_equal=True)
