@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 ONLY ?=
+JOBS ?= 2
+# JOBS test processes, a file to one of them, each with a PostgreSQL of its own (ADR 0011); 0 runs all in one process.
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wattledger needs Python 3.11 or newer; set PYTHON=python3.x" >&2; exit 2; }
@@ -33,11 +36,11 @@ check: $(STAMP) ## format, lint, types, layers, unit and property tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m 'not slow' tests/unit tests/property
+	$(PYTEST) -q -m 'not slow' tests/unit tests/property
 
 .PHONY: test
-test: $(STAMP) ## every test but the slow ones
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+test: $(STAMP) ## every test but the slow ones (JOBS=4: four at a time)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow suites: long kill -9 series, the full demo twice

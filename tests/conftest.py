@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from ingest.store.embedded import EmbeddedServer
@@ -25,6 +26,12 @@ _LONGEST_FIRST = ("e2e", "real", "db", "property", "contract", "unit")
 """Folders by how long a file of theirs takes: when two processes share the files, none is left with a long one at the end."""
 _FORGETFUL = {"fsync": "off", "full_page_writes": "off"}
 """No test pulls the plug: what a killed PostgreSQL has written is with the kernel. Half a second for each new database."""
+
+
+def pytest_configure() -> None:
+    """Give property tests all the time they need: a loaded machine is no finding. In CI hypothesis has such a profile itself."""
+    patient = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("default", patient)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
