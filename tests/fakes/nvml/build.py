@@ -1,4 +1,4 @@
-"""Builds the fake driver library and runs the real agent against it, for tests and the ``agent.cost`` benchmark."""
+"""Builds the fake driver library (its faults are listed in ``node.c``) and runs the real agent against it, for tests and the ``agent.cost`` benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-_SOURCE: Final = Path(__file__).with_name("fake_nvml.c")
+_FOLDER: Final = Path(__file__).parent
 _ROOT: Final = Path(__file__).resolve().parents[3]
 LIBRARY_NAME: Final = "libnvidia-ml.so.1"
 
@@ -24,8 +24,10 @@ def build(folder: Path) -> Path:
     """Compile the library into the folder, under the name the agent loads, and return its path."""
     library = folder / LIBRARY_NAME
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = ["cc", "-std=gnu11", "-O2", "-shared", "-fPIC", *warnings, f"-Wl,-soname,{LIBRARY_NAME}"]
-    subprocess.run([*command, "-o", str(library), str(_SOURCE)], check=True)
+    linking = [f"-Wl,-soname,{LIBRARY_NAME}", "-Wl,-Bsymbolic"]
+    sources = [str(path) for path in sorted(_FOLDER.glob("*.c"))]
+    command = ["cc", "-std=gnu11", "-O2", "-shared", "-fPIC", *warnings, *linking, "-o", str(library), *sources, "-lm"]
+    subprocess.run(command, check=True)
     return library
 
 
@@ -49,6 +51,8 @@ class FakeNvml:
         self.cdll.fake_nvml_configure.restype = None
         self.cdll.fake_nvml_set_time.argtypes = [ctypes.c_double]
         self.cdll.fake_nvml_set_time.restype = None
+        self.cdll.fake_nvml_release.restype = None
+        self.cdll.fake_nvml_calls.restype = ctypes.c_ulonglong
 
     def configure(self, gpus: int, *, faults: str = "", trace: Path | None = None) -> None:
         """Start over with these devices and faults, at time 0, which moves by :meth:`set_time` only."""
@@ -58,6 +62,20 @@ class FakeNvml:
     def set_time(self, t_s: float) -> None:
         """Set the seconds since the start."""
         self.cdll.fake_nvml_set_time(t_s)
+
+    def release(self) -> None:
+        """Let calls that hang come back, and none hang any more."""
+        self.cdll.fake_nvml_release()
+
+    @property
+    def calls(self) -> int:
+        """Calls about devices or the driver since the library was loaded."""
+        return int(self.cdll.fake_nvml_calls())
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """How often it is initialised, and how many event sets and GPM samples are not freed."""
+        return self.cdll.fake_nvml_init_count(), self.cdll.fake_nvml_open_objects()
 
 
 def environment(library: Path, *, gpus: int, faults: str = "") -> dict[str, str]:
