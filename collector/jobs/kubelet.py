@@ -89,9 +89,11 @@ class KubeletClient:
 
     def _ask(self, method: str) -> bytes:
         if not self.socket.exists():  # httpx would leave the socket it could not connect to the garbage collector
+            self.close()
             raise KubeletError("unreachable", f"{self.socket}: No such file or directory")
         from collector.http import httpx  # noqa: PLC0415  nodes without a kubelet need neither it nor h2
 
+        kept = self._client is not None
         try:
             if self._client is None:
                 transport = httpx.HTTPTransport(uds=str(self.socket), http1=False, http2=True)
@@ -104,6 +106,8 @@ class KubeletClient:
             ) from error
         except (httpx.HTTPError, OSError) as error:
             self.close()
+            if kept and not isinstance(error, httpx.TimeoutException):
+                return self._ask(method)  # the kubelet was restarted since: once more, on a new connection
             kind = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
             raise KubeletError(kind, f"{self.socket}: {error}") from error
         except KubeletError:

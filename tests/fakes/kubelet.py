@@ -138,7 +138,7 @@ class FakeKubelet:
                 )
                 server.initiate_connection()
                 connection.sendall(server.data_to_send())
-                paths: dict[int, str] = {}
+                paths: dict[int, Any] = {}
                 while data := connection.recv(65_536):
                     for event in server.receive_data(data):
                         if isinstance(event, h2.events.RequestReceived):
