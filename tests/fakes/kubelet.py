@@ -142,9 +142,7 @@ class FakeKubelet:
                 while data := connection.recv(65_536):
                     for event in server.receive_data(data):
                         if isinstance(event, h2.events.RequestReceived):
-                            paths[event.stream_id] = next(
-                                str(value) for name, value in event.headers if name == ":path"
-                            )
+                            paths[event.stream_id] = dict[Any, Any](event.headers)[":path"]
                         elif isinstance(event, h2.events.StreamEnded):
                             self._respond(server, event.stream_id, paths[event.stream_id])
                     connection.sendall(server.data_to_send())
