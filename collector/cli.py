@@ -1,12 +1,13 @@
 """The command line ``wattledger-agent``: reads arguments, prints answers, gives exit codes.
 
-0 fine, 1 the answer is no (``check`` found a fault, ``--once`` saw no device), 2 could not start or answer, 75 left to be
+0 fine, 1 the answer is no (``check`` found a fault, ``--once`` saw nothing to meter), 2 could not start or answer, 75 left to be
 restarted by the service manager.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -18,11 +19,12 @@ from typing import Final
 from collector import config
 from collector.agent import SIGNALS
 from collector.check import check
-from collector.clock import SystemClock
+from collector.clock import Clock, SystemClock
 from collector.config import Loaded
 from collector.errors import AgentError, LibraryReplacedError
-from collector.once import read_once
-from collector.run import Runner
+from collector.look import DURATION_S
+from collector.once import Style, pretty
+from collector.run import Runner, look_around
 
 EXIT_OK: Final = 0
 EXIT_NO: Final = 1
@@ -31,7 +33,7 @@ EXIT_RESTART: Final = 75  # EX_TEMPFAIL: systemd and Kubernetes start a new proc
 
 _EXAMPLES: Final = """\
 examples:
-  wattledger-agent --once                          what can be read on this node: 10 s, a table, nothing is sent
+  wattledger-agent --once --pretty                 what this node shows and hides, and what would add more
   wattledger-agent check --config agent.toml       would it run here: driver, spool, server, token
   wattledger-agent run --config agent.toml         run until SIGTERM
   wattledger-agent --print-config --row-s 60       every setting with its value and where it comes from
@@ -77,9 +79,7 @@ def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loa
     stop = threading.Event()
     clock = SystemClock(stop)
     if options.once:
-        table, found = read_once(loaded.settings, clock, stop, replay=replay)
-        print(table)
-        return EXIT_OK if found else EXIT_NO
+        return _once(loaded, clock, stop, replay, in_words=options.pretty)
     if options.command == "check":
         answers = check(loaded.settings, clock)
         for answer in answers:
@@ -87,6 +87,15 @@ def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loa
         return EXIT_OK if all(answer.fine for answer in answers) else EXIT_NO
     Runner(loaded.settings, lambda: load().settings, replay=replay).run(SIGNALS)
     return EXIT_OK
+
+
+def _once(loaded: Loaded, clock: Clock, stop: threading.Event, replay: Path | None, *, in_words: bool) -> int:
+    if in_words and sys.stderr.isatty():
+        print(f"looking around for {DURATION_S:g} s ...", end="\r", file=sys.stderr, flush=True)
+    logging.getLogger("collector").setLevel(logging.ERROR)  # what is missing is on the page, with what to do about it
+    seen = look_around(loaded.settings, clock, stop, replay=replay)
+    print(pretty(seen, Style(sys.stdout, os.environ)) if in_words else json.dumps(seen.to_json(), indent=2))
+    return EXIT_OK if seen.measurable else EXIT_NO
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("command", nargs="?", choices=("run", "check"), default="run", help="what to do (default: run)")
-    parser.add_argument("--once", action="store_true", help="read for 10 seconds, print a table, send nothing")
+    parser.add_argument("--once", action="store_true", help="look around, print it as JSON, keep and send nothing")
+    parser.add_argument("--pretty", action="store_true", help="with --once: as a page for people")
     parser.add_argument("--replay", metavar="FILE", help="read a recorded trace (CSV or JSON lines) instead of devices")
     parser.add_argument("--print-config", action="store_true", help="print each setting with its origin and exit")
     parser.add_argument("--config", metavar="FILE", help=f"TOML file (also {config.ENV_PREFIX}CONFIG)")

@@ -51,6 +51,13 @@ class Settings:
     batch_s: float = _setting(10.0, "seconds of rows in one batch; a multiple of row_s")
     nvml: bool = _setting(True, "read NVIDIA devices through the driver's own library")
     gpm: bool = _setting(True, "read GPU performance monitoring where there is any")
+    dcgm_url: str = _setting(
+        "", "metrics of a dcgm-exporter on this node, e.g. http://127.0.0.1:9400/metrics; empty: none"
+    )
+    host: bool = _setting(True, "read processor, memory, disk and network counters of the node")
+    rapl: bool = _setting(True, "read the processors' energy (RAPL) where this user may")
+    infiniband: bool = _setting(True, "read InfiniBand and RoCE ports where there are any")
+    kernel_log: bool = _setting(True, "find the driver's XID lines in the kernel log where this user may read it")
     release_file: str = _setting(
         "/run/wattledger-agent/release", "while this file exists the devices are let go for maintenance; empty: none"
     )

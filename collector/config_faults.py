@@ -22,7 +22,12 @@ _MAX_PERIOD_S: Final = 3_600
 
 def faults_of(settings: Settings) -> list[str]:
     """Return every rule the settings break."""
-    return [*_impossible_periods(settings), *_impossible_server(settings), *_impossible_rest(settings)]
+    return [
+        *_impossible_periods(settings),
+        *_impossible_server(settings),
+        *_impossible_sources(settings),
+        *_impossible_rest(settings),
+    ]
 
 
 def _impossible_periods(settings: Settings) -> list[str]:
@@ -71,6 +76,21 @@ def _impossible_server(settings: Settings) -> list[str]:
     if settings.client_cert_file and url.scheme == "http":
         faults.append("client_cert_file needs an https:// server_url")
     return faults
+
+
+def _impossible_sources(settings: Settings) -> list[str]:
+    faults = []
+    if settings.dcgm_url and not _is_http_url(settings.dcgm_url):
+        faults.append(f"dcgm_url must be like http://127.0.0.1:9400/metrics, got {settings.dcgm_url!r}")
+    return faults
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and not url.password
 
 
 def _impossible_rest(settings: Settings) -> list[str]:

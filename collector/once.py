@@ -1,103 +1,157 @@
-"""``--once``: reads for a while and shows what can be seen here, the first thing an operator runs. Sends and keeps nothing."""
+"""``--once --pretty``: what this node shows and hides, and what would add more, on one page of 80 columns.
+
+Text only: what is seen is :mod:`collector.look`'s business. Colours where there is a terminal that wants them.
+"""
 
 from __future__ import annotations
 
-import threading
-import uuid
-from pathlib import Path
-from typing import Final
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, TextIO
 
-import pynvml
+from collector.look import Device, Looked, Section
+from collector.probe import Sight
 
-from collector.clock import Clock
-from collector.config import Settings
-from collector.probe import Probe, Row, Sweep
-from collector.probe.nvml import NvmlProbe
-from collector.probe.replay import ReplayProbe
-from collector.run import read_boot_id
-from collector.sampler import Cadence, RowBuilder
-
-DURATION_S: Final = 10.0
-_HEADER: Final = (
-    "device",
-    "model",
-    "power W",
-    "min",
-    "max",
-    "energy J",
-    "gpu %",
-    "SM",
-    "tensor",
-    "DRAM",
-    "memory GiB",
-    "temp C",
-)
+WIDTH: Final = 80
+_SUBJECT: Final = 32
+_ALIKE: Final = 4
+"""So many things that are seen with the same words are told as one."""
+_SIGNS: Final = "✓✗→·\u2013°"
+_PLAIN_SIGNS: Final = "+->*- "
 _MW_PER_W: Final = 1_000
 _MJ_PER_J: Final = 1_000
 _BYTES_PER_GIB: Final = 2**30
+_BOLD, _DIM, _GREEN, _RED, _CYAN = "1", "2", "32", "31", "36"
 
 
-def read_once(settings: Settings, clock: Clock, stop: threading.Event, *, replay: Path | None) -> tuple[str, bool]:
-    """Read for ten seconds; return the table and whether any device answered."""
-    probe: Probe
-    if replay is not None:
-        probe = ReplayProbe(replay, clock, boot_id=f"replay-{uuid.uuid4()}")
+class Style:
+    """How to write on one output: which signs it can show, and whether in colour."""
+
+    def __init__(self, output: TextIO, environ: Mapping[str, str]) -> None:
+        """Look at the output; NO_COLOR in the environment is respected."""
+        self.colour = output.isatty() and "NO_COLOR" not in environ and environ.get("TERM") != "dumb"
+        try:
+            _SIGNS.encode(output.encoding or "ascii")
+            signs = _SIGNS
+        except (UnicodeEncodeError, LookupError):
+            signs = _PLAIN_SIGNS
+        self.yes, self.no, self.arrow, self.dot, self.dash, self.degree = tuple(signs)
+
+    def paint(self, text: str, code: str) -> str:
+        """Return the text in a colour, if there are any."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+
+def pretty(seen: Looked, style: Style) -> str:
+    """Return the page."""
+    parts = [_head(seen, style)]
+    if seen.devices:
+        parts.append(_devices(seen, style))
+    parts += [_section(section, style) for section in seen.sections if section.sights or section.errors]
+    if seen.events:
+        parts.append("\n".join([style.paint("Events while looking", _BOLD), *(f"  {event}" for event in seen.events)]))
+    if seen.offers:
+        parts.append(_offers(seen, style))
+    parts.append(_verdict(seen, style))
+    return "\n\n".join(parts)
+
+
+def _head(seen: Looked, style: Style) -> str:
+    what = f"wattledger-agent {seen.version} on {seen.node}"
+    how = f"as {seen.user}, {seen.duration_s:g} s; nothing is kept or sent"
+    return f"{style.paint(what, _BOLD)}\n{style.paint(how, _DIM)}"
+
+
+def _devices(seen: Looked, style: Style) -> str:
+    dash = style.dash
+    header = f"{'Devices':<28}{'power':>8}{f'min{dash}max':>12}{'energy':>9}{'gpu':>6}{'SM':>6}{'temp':>7}"
+    lines = [style.paint(header.rstrip(), _BOLD)]
+    for device in seen.devices:
+        row = device.row
+        spread = dash.join(_scaled(row.get(name), _MW_PER_W) for name in ("power_min_mw", "power_max_mw"))
+        cells = (
+            f"  {device.ref.model[:25]:<26}"
+            f"{_with(_scaled(row.get('power_average_mw'), _MW_PER_W), ' W', dash):>8}"
+            f"{spread if row.get('power_min_mw') is not None else dash:>12}"
+            f"{_with(_scaled(device.used_mj, _MJ_PER_J), ' J', dash):>9}"
+            f"{_with(_scaled(row.get('gpu_util_percent'), 1), ' %', dash):>6}"
+            f"{_scaled(row.get('sm_active_ratio'), 1, places=2) or dash:>6}"
+            f"{_with(_scaled(row.get('temp_c'), 1), f' {style.degree}C', dash):>7}"
+        )
+        lines += [cells, style.paint(f"    {_identity(device)}", _DIM)]
+    return "\n".join(lines)
+
+
+def _identity(device: Device) -> str:
+    used, total = device.row.get("memory_used_bytes"), device.ref.memory_bytes
+    memory = f"  {_scaled(used, _BYTES_PER_GIB, places=1)} of {_scaled(total, _BYTES_PER_GIB)} GiB"
+    return device.ref.uuid + (memory if used is not None and total is not None else "")
+
+
+def _section(section: Section, style: Style) -> str:
+    seen = sum(sight.seen for sight in section.sights)
+    count = f"{seen} of {len(section.sights)} seen"
+    title = f"{style.paint(section.title, _BOLD)}{count:>{WIDTH - len(section.title)}}"
+    # What is there first, in the prober's order; what is missing, with what to do, below it.
+    lines = [title]
+    alike = Counter(sight.detail for sight in section.sights if sight.seen and not sight.remedy)
+    told: set[str] = set()
+    for sight in sorted(section.sights, key=lambda sight: not sight.seen):
+        if not sight.seen or sight.remedy or alike[sight.detail] < _ALIKE:
+            lines += _sight(sight, style)
+        elif sight.detail not in told:
+            told.add(sight.detail)
+            subjects = [other.subject for other in section.sights if other.seen and other.detail == sight.detail]
+            lines += _sight(Sight(sight.detail, seen=True, detail=f" {style.dot} ".join(subjects)), style)
+    if section.errors:
+        failed = ", ".join(f"{kind} x{count}" for kind, count in sorted(section.errors.items()))
+        lines += _wrapped(f"  {style.dot} ", f"failed reads: {failed}", 4)
+    return "\n".join(lines)
+
+
+def _sight(sight: Sight, style: Style) -> list[str]:
+    mark = style.paint(style.yes, _GREEN) if sight.seen else style.paint(style.no, _RED)
+    indent = 4 + _SUBJECT
+    detail = textwrap.wrap(sight.detail, WIDTH - indent) or [""]
+    if len(sight.subject) < _SUBJECT:
+        lines = [f"  {mark} {sight.subject:<{_SUBJECT}}{detail[0]}".rstrip()]
+        lines += [" " * indent + line for line in detail[1:]]
     else:
-        probe = NvmlProbe(clock, boot_id=read_boot_id(), driver_epoch=0, gpm=settings.gpm)
-    period_us = settings.sample_us
-    # One row for the whole time: its length is a multiple of the period far beyond it, so that only flush ends it.
-    builder = RowBuilder(period_us=period_us, row_us=period_us * 1_000_000)
-    cadence = Cadence(period_us, clock.now())
-    until_us = clock.now().monotonic_us + round(DURATION_S * 1_000_000)
-    sweep: Sweep | None = None
-    first_mj: dict[int, int | float] = {}
-    remarks: list[str] = []
-    last_due_us = 0
-    while not stop.is_set() and clock.now().monotonic_us < until_us:
-        clock.wait(cadence.wait_s(clock.now()))
-        tick = cadence.reached(clock.now())
-        if tick is None or tick.clock_step_us:
-            continue
-        sweep = probe.read()
-        builder.add(tick.due_us, sweep.readings)
-        last_due_us = tick.due_us
-        for reading in sweep.readings:
-            if reading.values.get("energy_mj") is not None:
-                first_mj.setdefault(reading.device, reading.values["energy_mj"] or 0)
-        remarks += [
-            f"device {event.device}: {event.kind} {event.detail or event.code or ''}".rstrip() for event in sweep.events
-        ]
-    rows = builder.flush(last_due_us)
-    probe.close()
-    if sweep is None or not rows:
-        why = getattr(probe, "unavailable_code", None)
-        reason = f": {pynvml.NVMLError(why)}" if why is not None else ""
-        return f"no device answered{reason}; is the driver loaded and may this user read it?", False
-    lines = [_HEADER, *(_line(sweep, row, first_mj) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(table + remarks), True
+        lines = [f"  {mark} {line}" if at == 0 else f"    {line}" for at, line in enumerate(textwrap.wrap(sight.subject, WIDTH - 4))]  # fmt: skip
+        lines += [" " * indent + line for line in detail]
+    if sight.remedy:
+        first, *rest = textwrap.wrap(sight.remedy, WIDTH - indent - 2)
+        lines.append(" " * indent + style.paint(f"{style.arrow} {first}", _CYAN))
+        lines += [" " * (indent + 2) + style.paint(line, _CYAN) for line in rest]
+    return lines
 
 
-def _line(sweep: Sweep, row: Row, first_mj: dict[int, int | float]) -> tuple[str, ...]:
-    position = int(row["device"] or 0)
-    energy_mj = row.get("energy_mj")
-    used_mj = energy_mj - first_mj[position] if isinstance(energy_mj, int) and position in first_mj else None
-    return (
-        sweep.devices[position].uuid,
-        sweep.devices[position].model,
-        _scaled(row.get("power_average_mw"), _MW_PER_W),
-        _scaled(row.get("power_min_mw"), _MW_PER_W),
-        _scaled(row.get("power_max_mw"), _MW_PER_W),
-        _scaled(used_mj, _MJ_PER_J),
-        _scaled(row.get("gpu_util_percent"), 1),
-        _scaled(row.get("sm_active_ratio"), 1, places=2),
-        _scaled(row.get("tensor_active_ratio"), 1, places=2),
-        _scaled(row.get("dram_active_ratio"), 1, places=2),
-        _scaled(row.get("memory_used_bytes"), _BYTES_PER_GIB, places=1),
-        _scaled(row.get("temp_c"), 1),
-    )
+def _offers(seen: Looked, style: Style) -> str:
+    lines = [style.paint("Not switched on", _BOLD)]
+    for name, adds in seen.offers:
+        lines += _wrapped(f"  {style.dot} {name:<{_SUBJECT}}", adds, 4 + _SUBJECT)
+    return "\n".join(lines)
+
+
+def _verdict(seen: Looked, style: Style) -> str:
+    sights = [sight for section in seen.sections for sight in section.sights]
+    missing = [sight for sight in sights if not sight.seen and sight.remedy]
+    if not seen.measurable:
+        text = "Nothing here can be metered: no device answers, and no meter of the node."
+        return style.paint(text, _RED)
+    text = f"{len(seen.devices)} devices can be metered; {sum(sight.seen for sight in sights)} of {len(sights)} things seen"
+    return style.paint(text + (f", {len(missing)} could be added as marked {style.arrow}." if missing else "."), _GREEN)
+
+
+def _wrapped(begin: str, text: str, indent: int) -> list[str]:
+    first, *rest = textwrap.wrap(text, WIDTH - indent) or [""]
+    return [begin + first, *(" " * indent + line for line in rest)]
+
+
+def _with(text: str, unit: str, absent: str) -> str:
+    return text + unit if text else absent
 
 
 def _scaled(value: object, divisor: int, *, places: int = 0) -> str:
-    return f"{value / divisor:.{places}f}" if isinstance(value, int | float) else "-"
+    return f"{value / divisor:.{places}f}" if isinstance(value, int | float) else ""

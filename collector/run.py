@@ -22,6 +22,7 @@ from collector.config import Settings
 from collector.doorbell import Doorbell
 from collector.errors import AgentError, ConfigError
 from collector.http import httpx
+from collector.look import Looked, look
 from collector.placement import pin, step_back
 from collector.probe import Probe
 from collector.probe.replay import ReplayProbe
@@ -30,7 +31,7 @@ from collector.recorder import agent_version
 from collector.service import ServiceManager
 from collector.ship import DRAIN_S, TIMEOUT, Shipper
 from collector.source_thread import SourceThreads
-from collector.sources import make_probes, make_sources
+from collector.sources import Around, make_probes, make_sources
 from collector.spool import Spool
 
 _LOG = logging.getLogger(__name__)
@@ -81,10 +82,12 @@ class Runner:
             spool = open_spool(settings)
             shipper = _shipper(settings, client, spool, stop)
             boot_id = read_boot_id()
+            probes = self._probes(settings, spool, clock, boot_id)
+            around = Around(clock, boot_id, dict(probes), spool.recall, spool.remember)
             agent = self._agent = Agent(
                 settings,
-                [ProbeThread(name, probe) for name, probe in self._probes(settings, spool, clock, boot_id)],
-                SourceThreads(make_sources(settings, clock), clock, ring=self._doorbell.ring),
+                [ProbeThread(name, probe) for name, probe in probes],
+                SourceThreads(make_sources(settings, around), clock, ring=self._doorbell.ring),
                 spool,
                 clock,
                 shipper,
@@ -138,6 +141,16 @@ class Runner:
         """Try what can only be known by trying. Raises AgentError."""
         with _only_one(settings), open_client(settings):
             open_spool(settings).close()
+
+
+def look_around(settings: Settings, clock: Clock, stop: threading.Event, *, replay: Path | None) -> Looked:
+    """Read what an agent with these settings would read, for ``--once``. Opens no spool and sends nothing."""
+    probes: list[tuple[str, Probe]]
+    if replay is not None:
+        probes = [("replay", ReplayProbe(replay, clock, boot_id="once"))]
+    else:
+        probes = make_probes(settings, clock, boot_id=read_boot_id(), driver_epochs={})
+    return look(settings, clock, stop, probes, make_sources(settings, Around(clock, read_boot_id(), dict(probes))))
 
 
 def _known_epoch(spool: Spool, probe: str, boot_id: str) -> int:

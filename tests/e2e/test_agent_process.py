@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -190,19 +191,23 @@ def test_an_upgraded_driver_ends_the_process_for_a_new_one_and_loses_nothing(lib
 
 
 def test_once_prints_what_can_be_read(library: Path) -> None:
-    shown = run(library, "--once", "--sample-s", "0.5", faults="field:185:3")
+    shown = run(library, "--once", "--pretty", "--sample-s", "0.5", faults="field:185:3")
     assert shown.returncode == 0, shown.stderr
-    header, first, second, *remarks = shown.stdout.splitlines()
-    assert header.startswith("device")
-    assert "GPU-fa4e0000-0000-4000-8000-000000000000" in first
-    assert "NVIDIA H100 80GB HBM3" in second
-    assert "device 0: not_supported power_average_mw" in remarks
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    GPU-fa4e0000-0000-4000-8000-000000000000  " in shown.stdout
+    assert sum("NVIDIA H100 80GB HBM3" in line for line in lines) == 2
+    assert any(line.startswith("  ✗ power, 1 s average") for line in lines)
+    assert "2 devices can be metered" in lines[-1]
 
 
 def test_once_without_a_driver_says_no_and_why(library: Path) -> None:
-    shown = run(library, "--once", "--sample-s", "1", faults="gone@0")
-    assert shown.returncode == 1
-    assert "no device answered: Driver Not Loaded" in shown.stdout
+    shown = run(library, "--once", "--sample-s", "1", "--no-rapl", faults="gone@0")
+    seen = json.loads(shown.stdout)
+    assert (shown.returncode, seen["measurable"], seen["devices"]) == (1, False, [])
+    (driver,) = next(section for section in seen["sections"] if section["name"] == "nvml")["sights"]
+    assert (driver["seen"], driver["detail"]) == (False, "Driver Not Loaded")
+    assert driver["remedy"] == "load the kernel module: modprobe nvidia"
 
 
 def test_check_looks_at_everything_and_says_no_if_one_thing_fails(
