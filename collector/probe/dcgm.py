@@ -22,6 +22,7 @@ from collector.clock import US_PER_S, Clock, Instant
 from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, Row, Sight, Sweep, Values, out_of_range
 from collector.probe.dcgm_devices import Device, Holder, devices_of
 from collector.probe.dcgm_fields import HEALTH_MEANINGS, MEANINGS, ViolationUnit, is_blank, scaled
+from collector.probe.latest import Latest
 from collector.probe.prometheus_text import MAX_TEXT_BYTES, parse
 from collector.source.fetch import Fetcher, FetchError
 from collector.source.rows import fitted
@@ -99,9 +100,7 @@ class DcgmProbe:
         self._clock = clock
         self._url = url
         self._epoch = Epoch(boot_id, driver_epoch, Feed.DCGM, Origin.LIVE)
-        self._period_s = period_s
         self._hostname = hostname
-        self._background = background
         self._fetcher = Fetcher(timeout_s=timeout_s, max_bytes=MAX_TEXT_BYTES, transport=transport)
         self._proc_root = proc_root
         self._unit = ViolationUnit(violation_unit)
@@ -116,22 +115,21 @@ class DcgmProbe:
         self._errors: Counter[str] = Counter()
         self._failure: str | None = None
         self._lock = threading.Lock()
-        self._arrived: _Fetched | None = None
         self._failures: Counter[str] = Counter()
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._next_us = 0
+        self._latest = Latest(
+            self._fetch,
+            period_s=period_s,
+            name="dcgm",
+            background=background,
+            finish=self._fetcher.close,
+            monotonic=lambda: clock.now().monotonic_us / US_PER_S,
+        )
 
     def read(self) -> Sweep:
         """Return what the exporter told since the last call; no readings where it told nothing new."""
         self._events, self._errors = [], Counter()
-        if self._background:
-            self._start()
-        elif (now_us := self._clock.now().monotonic_us) >= self._next_us:
-            self._next_us = now_us + round(self._period_s * US_PER_S)
-            self._fetch()
+        fetched = self._latest.take()
         with self._lock:
-            fetched, self._arrived = self._arrived, None
             self._errors += self._failures
             self._failures.clear()
         readings: list[DeviceReading] = []
@@ -178,24 +176,9 @@ class DcgmProbe:
 
     def close(self) -> None:
         """Stop fetching; the next read begins again."""
-        self._stop.set()
-        thread, self._thread = self._thread, None
-        if thread is None:
-            self._fetcher.close()  # else the thread closes it when it ends: it may be in the middle of an answer
+        self._latest.close()
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(self._stop,), name="dcgm", daemon=True)
-            self._thread.start()
-
-    def _run(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            self._fetch()
-            stop.wait(self._period_s)
-        self._fetcher.close()
-
-    def _fetch(self) -> None:
+    def _fetch(self) -> _Fetched | None:
         try:
             body = self._fetcher.get(self._url, _HEADERS).body
         except FetchError as error:
@@ -204,13 +187,11 @@ class DcgmProbe:
             self._failure = str(error)
             with self._lock:
                 self._failures[f"dcgm:{error.kind}"] += 1
-            return
+            return None
         if self._failure is not None:
             _LOG.info("dcgm-exporter answers again")
         self._failure = None
-        fetched = _Fetched(body.decode("utf-8", "replace"), self._clock.now())
-        with self._lock:
-            self._arrived = fetched
+        return _Fetched(body.decode("utf-8", "replace"), self._clock.now())
 
     def _take(self, fetched: _Fetched) -> tuple[list[DeviceReading], dict[Stream, tuple[Row, ...]]]:
         scrape = parse(fetched.text, _WANTED)

@@ -79,7 +79,9 @@ class Fetcher:
                 return self._read(response)
         except httpx.TimeoutException as error:
             raise FetchError("timeout", f"no answer within {self._timeout_s} s from {url}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except RuntimeError as error:  # httpx says so where another thread closed the connections meanwhile
+            raise FetchError("closed", f"{url}: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             # httpx gives a refused certificate as a ConnectError whose text OpenSSL wrote.
             kind = "tls" if "CERTIFICATE" in str(error) or "SSL" in str(error) else "connect"
             raise FetchError(kind, f"{url}: {error}") from error

@@ -458,7 +458,7 @@ def test_a_slow_exporter_never_delays_a_reading(slow_exporter: tuple[str, Callab
         time.sleep(0.02)
         readings = probe.read().readings
     assert len(readings) == 1
-    thread = probe._thread
+    thread = probe._latest._thread
     assert thread is not None
     probe.close()
     thread.join(5)
