@@ -61,9 +61,12 @@ class World:
         rows = [usage(job_id=job_id, tenant_id=tenant_id, devices={self.books.device_ids[0]: 1}, cost=amount, **values)]
         self.books.close(number, rows)
 
-    def policy(self, text: str = POLICY) -> None:
-        with self.engine.begin() as conn:
-            budgets.apply(conn, text, hour(0), actor="test")
+    def policy(self, text: str = POLICY, at: datetime | None = None) -> None:
+        """Apply a policy as who may: the owner."""
+        owner = self.database.create_engine("owner", pool_size=1)
+        with owner.begin() as conn:
+            budgets.apply(conn, text, hour(0) if at is None else at, actor="test")
+        owner.dispose()
 
     def evaluate(self) -> tuple[int, ...]:
         with self.engine.begin() as conn:

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from analytics.actions import records
 from analytics.actions.enforcement import Enforcement, EnforcementRound
 from analytics.actions.webhooks import Deliverer
-from analytics.io import budgets
 from analytics.io.action_log import Status
 from collector.wire import Origin
 from ingest.store.tables import control
@@ -101,8 +100,7 @@ def test_late_data_alone_waits_for_approval_even_where_the_rung_is_automatic(wor
 
 
 def test_disarming_the_policy_in_the_grace_period_calls_it_off(over: World) -> None:
-    with over.engine.begin() as conn:
-        budgets.apply(conn, POLICY.replace("armed: true", "armed: false"), over.now, actor="ada")
+    over.policy(POLICY.replace("armed: true", "armed: false"), over.now)
     over.now = AFTER_GRACE
     (skipped,) = over.executor().run_once()
     assert skipped.status is Status.SKIPPED

@@ -66,9 +66,10 @@ class Post:
 
 @pytest.fixture
 def post(db: Database) -> Iterator[Callable[..., Post]]:
-    engine = db.create_engine("worker")
-    with engine.begin() as conn:
+    owner, engine = db.create_engine("owner"), db.create_engine("worker")
+    with owner.begin() as conn:
         budgets.apply(conn, POLICY, NOW - timedelta(days=1), actor="test")
+    owner.dispose()
     yield lambda *answers: Post(engine, list(answers))
     engine.dispose()
 

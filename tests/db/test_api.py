@@ -205,7 +205,7 @@ def test_findings_and_actions_of_others_stay_hidden(api: Api) -> None:
 
 def test_the_action_log_shows_dry_runs_to_their_tenant(api: Api, db: Database, tmp_path: Any) -> None:
     tight = POLICY.replace("cost: 100", "cost: 10")
-    engine = db.create_engine("worker")
+    engine = db.create_engine("owner")
     with engine.begin() as conn:
         budgets.apply(conn, tight, datetime.now(UTC) - timedelta(minutes=1), actor="test")
         plan(conn, budgets.evaluate(conn, datetime.now(UTC)), ActionSettings(tmp_path), {"lab"}, datetime.now(UTC))

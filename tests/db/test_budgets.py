@@ -46,7 +46,7 @@ budgets:
 
 @pytest.fixture
 def conn(db: Database) -> Iterator[sa.Connection]:
-    engine = db.create_engine("worker")
+    engine = db.create_engine("owner")  # who applies policies; what the worker may read, tests/db/test_work.py shows
     with engine.connect() as connection:
         yield connection
     engine.dispose()

@@ -113,9 +113,11 @@ def test_a_specification_that_is_none_could_not_be_answered(terminal: Terminal, 
 def planned(db: Database, *, approval: str) -> int:
     """Write down an action on a job of a tenant that has a budget."""
     now = datetime.now(UTC)
-    engine = db.create_engine("worker")
-    with engine.begin() as conn:
+    owner, engine = db.create_engine("owner"), db.create_engine("worker")
+    with owner.begin() as conn:
         budgets.apply(conn, POLICY, now, actor="test")
+    owner.dispose()
+    with engine.begin() as conn:
         (recorded,) = budgets.evaluate(conn, now)
         made = action_log.add(
             conn,

@@ -30,7 +30,7 @@ def after(minutes: float) -> datetime:
 
 @pytest.fixture
 def engine(db: Database) -> Iterator[sa.Engine]:
-    engine = db.create_engine("writer", pool_size=8)
+    engine = db.create_engine("owner", pool_size=8)
     yield engine
     engine.dispose()
 

@@ -20,7 +20,7 @@ bindings:
 
 
 def test_a_changed_file_supersedes_rows_and_updates_none(db: Database) -> None:
-    with db.connect("worker") as conn:
+    with db.connect("owner") as conn:
         assert apply(conn, FILE, NOW) == Applied(2, 0, 2, 1)
         assert apply(conn, FILE, LATER) == Applied(0, 0, 0, 0)
         changed = FILE.replace("a@acme", "b@acme").replace("cluster: c1", "cluster: c2")
@@ -38,7 +38,7 @@ def test_a_changed_file_supersedes_rows_and_updates_none(db: Database) -> None:
 
 
 def test_a_bad_file_changes_nothing(db: Database) -> None:
-    with db.connect("worker") as conn:
+    with db.connect("owner") as conn:
         apply(conn, FILE, NOW)
         with pytest.raises(BindingsError):
             apply(conn, "bindings:\n  - {tenant: a, who: b}\n", LATER)
@@ -73,7 +73,7 @@ def _seed(db: Database) -> None:
 
 def test_unmapped_lists_jobs_without_a_tenant_and_not_the_idle_pool(db: Database) -> None:
     _seed(db)
-    with db.connect("worker") as conn:
+    with db.connect("owner") as conn:
         found = unmapped(conn, 20)
         assert [(each.account, str(each.billed_cost), each.accelerator_us) for each in found] == [
             ("web", "2.500000000", 3_600_000_000)
@@ -82,7 +82,7 @@ def test_unmapped_lists_jobs_without_a_tenant_and_not_the_idle_pool(db: Database
 
 def test_a_stored_job_is_explained_by_the_current_rules(db: Database) -> None:
     _seed(db)
-    with db.connect("worker") as conn:
+    with db.connect("owner") as conn:
         apply(conn, FILE, NOW)
         (why,) = explain_stored(conn, "7", NOW)
         assert (why.tenant, why.steps) == ("acme/nlp", ("rule 1: matches",))
@@ -93,7 +93,7 @@ def test_a_stored_job_is_explained_by_the_current_rules(db: Database) -> None:
 
 
 def test_two_files_at_once_are_applied_one_after_the_other(db: Database) -> None:
-    with db.connect("worker") as one, db.connect("worker") as other, one.transaction():
+    with db.connect("owner") as one, db.connect("owner") as other, one.transaction():
         apply(one, FILE, NOW)
         other.execute("SET lock_timeout = '200ms'")
         other.commit()

@@ -17,6 +17,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from ingest.receivers.otlp import PROTOBUF, TRACES_PATH
 from ingest.settings import Settings
+from ingest.store import tokens
 from ingest.store.engine import Database
 from tests.db.ingest_harness import make_site, now_us, run
 
@@ -100,11 +101,15 @@ def test_bad_spans_are_told_and_the_rest_is_kept(db: Database) -> None:
     assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
 
 
-def test_an_agent_token_may_not_write_traces(db: Database) -> None:
-    site = make_site(db)
+def test_a_token_that_only_reads_may_not_write_traces(db: Database) -> None:
+    make_site(db)
+    admin = db.create_engine("admin")
+    with admin.begin() as conn:
+        reader = tokens.create(conn, "reader", [tokens.Scope.READ], actor="t", tenant_path="*").secret
+    admin.dispose()
 
     async def scenario(client: httpx.AsyncClient) -> None:
-        answer = await send(client, export((1, now_us(), USED)), site.node_tokens["node-1"])
+        answer = await send(client, export((1, now_us(), USED)), reader)
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:wattledger:problem:scope_missing")
 
     run(Settings(db), scenario)

@@ -29,9 +29,12 @@ def engine(db: Database) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture
-def site_id(engine: sa.Engine) -> int:
-    with engine.begin() as connection:
-        return identities.site_ids(connection, ["lab"])["lab"]
+def site_id(db: Database) -> int:
+    owner = db.create_engine("owner", pool_size=1)
+    with owner.begin() as connection:
+        made = identities.site_ids(connection, ["lab"])["lab"]
+    owner.dispose()
+    return made
 
 
 def seen(registry: Registry, site_id: int, node: str, minute: int, *boards: str) -> tuple[int | None, ...]:

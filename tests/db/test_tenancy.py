@@ -188,67 +188,6 @@ def test_a_subtree_covers_itself_and_below() -> None:
     assert not tenancy.covers("", "acme")
 
 
-# What each role may do, by hand; everything not in here is refused.
-MAY = {
-    "writer": {
-        "device_samples": "INSERT",
-        "late_samples": "INSERT",
-        "jobs": "SELECT INSERT UPDATE",
-        "api_calls": "SELECT INSERT",
-        "usage_hours": "",
-        "ledger_lines": "",
-        "prices": "SELECT",
-        "tokens": "",
-        "audit": "INSERT",
-        "actions": "",
-        "changes": "INSERT",
-    },
-    "worker": {
-        "device_samples": "SELECT",
-        "late_samples": "SELECT DELETE",
-        "jobs": "SELECT",
-        "api_calls": "SELECT",
-        "usage_hours": "SELECT INSERT",
-        "ledger_lines": "SELECT INSERT",
-        "prices": "SELECT INSERT",
-        "tokens": "",
-        "audit": "SELECT INSERT",
-        "actions": "SELECT INSERT UPDATE",
-        "changes": "SELECT INSERT DELETE",
-    },
-    "api": {
-        "device_samples": "",
-        "late_samples": "",
-        "jobs": "SELECT",
-        "api_calls": "SELECT",
-        "usage_hours": "SELECT",
-        "ledger_lines": "SELECT",
-        "prices": "SELECT",
-        "tokens": "",
-        "audit": "INSERT",
-        "actions": "SELECT",
-        "changes": "",
-    },
-}
-
-
-@pytest.mark.parametrize("role", MAY)
-def test_each_role_may_do_what_its_work_needs_and_no_more(database: Database, role: str) -> None:
-    with database.connect("admin") as connection:
-        granted = {
-            table: " ".join(
-                privilege
-                for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
-                if connection.execute(
-                    "SELECT has_table_privilege(%s, %s, %s)", [f"wattledger_{role}", table, privilege]
-                ).fetchone()
-                == (True,)
-            )
-            for table in MAY[role]
-        }
-    assert granted == MAY[role]
-
-
 def test_no_role_is_superuser_or_above_row_level_security(database: Database) -> None:
     with database.connect("admin") as connection:
         rows = connection.execute(

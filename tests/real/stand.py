@@ -48,7 +48,7 @@ class Stand:
         return done
 
     def bind(self, rules: str) -> None:
-        with self.database.connect("worker") as connection:
+        with self.database.connect("owner") as connection:
             bindings_store.apply(connection, rules, NOW)
 
     def bill(self, from_at: datetime, to_at: datetime, group_by: GroupBy = GroupBy.TENANT) -> Bill:

@@ -1,0 +1,85 @@
+"""What each role may do to each table: the whole of it, so that a right nobody asked for shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from ingest.store.engine import Database
+
+pytestmark = pytest.mark.db
+
+# Reading and writing of whole tables as r, w (insert), u (update), d (delete); an update of some columns names them.
+# No code writes spans yet: their receiver will.
+WRITER = {
+    "w": "agent_health changes device_events device_health device_samples device_shares engine_samples fabric_samples "
+    "late_samples node_events node_samples",
+    "rw": "api_calls devices engines epochs fabric_ports findings meters nodes spans",
+    "rw u(account,ended_at,label,name,namespace,partition,qos,state,user_name)": "jobs",
+    "rw u(superseded_at)": "allocations placements",
+    "rw u(last_seen_at,received)": "spools",
+    "rw u(replayed_at)": "dead_letters",
+    "rw u(rows)": "rejections",
+    "r": "alembic_version hour_catalog sites",
+    "r u(fetched_at)": "agent_commands",
+}
+WORKER = {
+    "r": "agent_health alembic_version allocations api_calls bindings budgets current_ledger_lines current_usage_hours "
+    "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
+    "fabric_ports fabric_samples facility_factors fx_rates hour_catalog imports intensity late_samples meters node_events "
+    "node_samples nodes placements prices rejections sites spans spools tariffs tenant_details tenants topology",
+    "rwd": "changes",
+    "rwud": "minute_rollups",
+    "rwu": "actions findings ledger_hours outbox watermarks",
+    "rw": "agent_commands audit decisions ledger_lines ledger_runs usage_hours",
+    "r u(binding_id,tenant_id)": "jobs",
+}
+API = {
+    "r": "actions alembic_version allocations api_calls bindings budgets current_ledger_lines current_usage_hours decisions "
+    "devices facility_factors findings intensity jobs ledger_hours ledger_lines minute_rollups nodes placements prices sites "
+    "spans tariffs tenant_details tenants usage_hours",
+}
+LETTER = {"SELECT": "r", "INSERT": "w", "UPDATE": "u", "DELETE": "d"}
+
+
+def granted(database: Database, role: str) -> dict[str, set[str]]:
+    """Return tables by what the role may do to them, as the tables above spell it."""
+    with database.connect("admin") as connection:
+        rows = connection.execute(
+            "SELECT cl.relname, acl.privilege_type, NULL::name FROM pg_class AS cl, aclexplode(cl.relacl) AS acl "
+            "WHERE cl.relnamespace = 'public'::regnamespace AND NOT cl.relispartition AND acl.grantee = %(role)s::regrole "
+            "UNION ALL SELECT cl.relname, acl.privilege_type, col.attname FROM pg_class AS cl "
+            "JOIN pg_attribute AS col ON col.attrelid = cl.oid, aclexplode(col.attacl) AS acl "
+            "WHERE cl.relnamespace = 'public'::regnamespace AND acl.grantee = %(role)s::regrole",
+            {"role": f"wattledger_{role}"},
+        ).fetchall()
+    whole: dict[str, set[str]] = defaultdict(set)
+    columns: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for table, privilege, column in rows:
+        if column is None:
+            whole[str(table)].add(LETTER[str(privilege)])
+        else:
+            columns[str(table), LETTER[str(privilege)]].append(str(column))
+    found: dict[str, set[str]] = defaultdict(set)
+    for table in {*whole, *(table for table, _ in columns)}:
+        parts = ["".join(letter for letter in "rwud" if letter in whole[table])]
+        parts += [f"{letter}({','.join(sorted(names))})" for (of, letter), names in columns.items() if of == table]
+        found[" ".join(filter(None, parts))].add(table)
+    return dict(found)
+
+
+@pytest.mark.parametrize(("role", "expected"), [("writer", WRITER), ("worker", WORKER), ("api", API)])
+def test_a_role_may_do_this_and_nothing_else(database: Database, role: str, expected: dict[str, str]) -> None:
+    assert granted(database, role) == {rights: set(tables.split()) for rights, tables in expected.items()}
+
+
+def test_no_service_may_do_anything_to_tokens_or_make_tables(database: Database) -> None:
+    with database.connect("admin") as connection:
+        for role in ("writer", "worker", "api"):
+            row = connection.execute(
+                "SELECT has_table_privilege(%(role)s, 'tokens', 'SELECT, INSERT, UPDATE, DELETE'), "
+                "has_schema_privilege(%(role)s, 'public', 'CREATE')",
+                {"role": f"wattledger_{role}"},
+            ).fetchone()
+            assert row == (False, False)
