@@ -74,7 +74,7 @@ class Latest(Generic[T]):
             result = None
             try:
                 result = self._fetch()
-            except Exception:  # the outermost loop of this thread, which must not end with a fault in one answer
+            except Exception:  # noqa: BLE001  the outermost loop of this thread
                 _LOG.exception("%s: one turn failed; going on", self._name)
             if result is not None and not stop.is_set():
                 with self._lock:
