@@ -11,7 +11,9 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from analytics.io.fleet import NodeStatus
 from analytics.io.health import LeaseFacts, LedgerFacts, Mapped, ServerFacts, SiteRates
+from analytics.model.hostlist import fold
 from wattledger.standing import ChildStatus, Status
 
 GIB: Final = 1 << 30
@@ -237,6 +239,28 @@ def check_intake(facts: LedgerFacts, now: datetime) -> list[Check]:
     else:
         rows = fine("rejected rows", "none today")
     return [waiting, rows]
+
+
+def check_agents(nodes: Iterable[NodeStatus]) -> Check:
+    """Judge who of the fleet reports; nodes gone for over a week are history."""
+    subject, see = (
+        "agents",
+        "`wattledger fleet status` names versions and states; look at the agent's service on those nodes",
+    )
+    by_state: dict[str, list[str]] = {}
+    for node in nodes:
+        by_state.setdefault(node.state, []).append(node.node)
+    missing = [
+        f"{len(by_state[state])} {words}: {fold(by_state[state])}"
+        for state, words in (("silent", "silent"), ("no_agent", "used by the scheduler without an agent"))
+        if by_state.get(state)
+    ]
+    heard = len(by_state.get("reporting", ())) + len(by_state.get("late", ()))
+    if missing:
+        return warning(subject, f"{heard} report; {'; '.join(missing)}", see)
+    if not heard:
+        return note(subject, "none has reported in the last week", "`wattledger token create --scope agent` lets one")
+    return fine(subject, f"{heard} report")
 
 
 def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapped: Iterable[Mapped]) -> list[Check]:

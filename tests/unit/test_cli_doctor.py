@@ -1,10 +1,12 @@
 """What the doctor says of facts: the verdict, the words, and always what to do."""
 
+from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from analytics.io.fleet import NodeStatus
 from analytics.io.health import LeaseFacts, LedgerFacts, Mapped, RoleFacts, ServerFacts, SiteRates, Waiting
 from wattledger import diagnosis
 from wattledger.diagnosis import Check, Verdict, exit_code
@@ -179,3 +181,17 @@ def test_the_unmapped_share_is_told_apart_for_jobs_and_tokens() -> None:
     )
     assert diagnosis.check_mapping(pools[:1]).verdict is Verdict.FINE
     assert diagnosis.check_mapping([]).verdict is Verdict.NOTE
+
+
+def test_agents_that_are_silent_or_missing_are_named() -> None:
+    assert diagnosis.check_agents([]).verdict is Verdict.NOTE
+    reporting, late = node("a1", "reporting"), node("a2", "late")
+    assert diagnosis.check_agents([reporting, late, node("a3", "gone")]) == Check("agents", Verdict.FINE, "2 report")
+    found = diagnosis.check_agents([reporting, node("b1", "silent"), node("b2", "silent"), node("c", "no_agent")])
+    assert found.verdict is Verdict.WARNING
+    assert found.found == "1 report; 2 silent: b[1-2]; 1 used by the scheduler without an agent: c"
+
+
+def node(name: str, state: str) -> NodeStatus:
+    unknown = dict.fromkeys(field.name for field in fields(NodeStatus))
+    return NodeStatus(**{**unknown, "site": "s", "node": name, "state": state})  # type: ignore[arg-type]
