@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, Protocol
 
 from collector.clock import US_PER_S, Clock, Instant
 from collector.config import Settings
@@ -48,6 +48,18 @@ class Ending(enum.Enum):
 
     STOPPED = "stopped"
     RELOAD = "reload"
+
+
+class Beside(Protocol):
+    """Something with a thread of its own: the listener for traces, the channel for orders."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def close(self) -> None:
+        """End, in bounded time."""
+        ...
 
 
 class Agent:
@@ -90,10 +102,13 @@ class Agent:
         self._reload = reload
         self._release = Release(settings.release_file)
         self._released: str | None = None
+        self._holding: list[ProbeThread] = []
         self._governor = Governor(
             cap_ratio=settings.cpu_cap_percent / 100, sample_us=settings.sample_us, row_us=settings.row_us
         )
         self._exact = Exact(self._devices, self.recorder)
+        self.beside: list[Beside] = []
+        """What runs beside the loop and needs the agent to tell what happens; started and closed with it."""
         self._told: SimpleQueue[Row] = SimpleQueue()
         self._epochs: dict[str, tuple[str, int]] = {}
         self._damaged_told = 0
@@ -102,6 +117,11 @@ class Agent:
         self._cadence = Cadence(settings.sample_us, clock.now())
         self._read_once = False
         self._ending: Ending | None = None
+
+    @property
+    def released(self) -> bool:
+        """Whether the devices are let go for maintenance."""
+        return self._released is not None
 
     def tell(
         self, kind: str, subject: str | None = None, *, code: int | None = None, detail: str | None = None
@@ -115,6 +135,8 @@ class Agent:
         """Measure on the cadence; flush what is begun at the end. Raises LibraryReplacedError."""
         self.tell("agent_started")
         self._sources.start()
+        for helper in self.beside:
+            helper.start()
         self._service.ready()
         try:
             while self._goes_on(stop):
@@ -232,8 +254,13 @@ class Agent:
 
     def _follow_release(self) -> None:
         wanted = self._release.wanted()
+        for device in [device for device in self._holding if device.let_go()]:
+            self._holding.remove(device)
+            if wanted is not None:
+                self.tell("released", device.name, code=1, detail="now, as a driver call came back at last")
         if bool(wanted) == bool(self._released):
             return
+        self._holding.clear()
         self._released = wanted
         for device in self._devices:
             if wanted is None:
@@ -242,6 +269,8 @@ class Agent:
             else:
                 self._read_last(device)
                 in_time = device.release()
+                if not in_time:
+                    self._holding.append(device)
                 late = "" if in_time else "; a driver call does not come back, so the driver may still be held"
                 self.tell("released", device.name, code=int(in_time), detail=f"for {wanted}{late}")
 
@@ -297,6 +326,11 @@ class Agent:
 
     def _close(self) -> None:
         """Let go of everything in bounded time, and store what there is. The spool and the sending are closed elsewhere."""
+        for helper in self.beside:
+            try:
+                helper.close()
+            except Exception:  # noqa: BLE001  the others must be closed whatever happens here
+                _LOG.exception("%s could not be closed", type(helper).__name__)
         self.tell("agent_stopped", detail=self._ending.value if self._ending else None)
         self._sources.close(_SOURCES_CLOSE_S)
         for device in self._devices:

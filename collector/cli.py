@@ -24,7 +24,7 @@ from collector.config import Loaded
 from collector.errors import AgentError, LibraryReplacedError
 from collector.look import DURATION_S
 from collector.once import Style, pretty
-from collector.run import Runner, look_around
+from collector.run import Runner, look_around, open_client
 
 EXIT_OK: Final = 0
 EXIT_NO: Final = 1
@@ -35,6 +35,7 @@ _EXAMPLES: Final = """\
 examples:
   wattledger-agent --once --pretty                 what this node shows and hides, and what would add more
   wattledger-agent check --config agent.toml       would it run here: driver, spool, server, token
+  wattledger-agent enroll --server-url https://ledger.example.org --join-token-file join.token
   wattledger-agent run --config agent.toml         run until SIGTERM
   wattledger-agent --print-config --row-s 60       every setting with its value and where it comes from
   wattledger-agent run --replay trace.jsonl --server-url http://127.0.0.1:8710
@@ -80,12 +81,26 @@ def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loa
     clock = SystemClock(stop)
     if options.once:
         return _once(loaded, clock, stop, replay, in_words=options.pretty)
+    if options.command == "enroll":
+        return _enroll(options, loaded)
     if options.command == "check":
         answers = check(loaded.settings, clock)
         for answer in answers:
             print(answer)
         return EXIT_OK if all(answer.fine for answer in answers) else EXIT_NO
     Runner(loaded.settings, lambda: load().settings, replay=replay).run(SIGNALS)
+    return EXIT_OK
+
+
+def _enroll(options: argparse.Namespace, loaded: Loaded) -> int:
+    from collector.enrol import enroll  # noqa: PLC0415  once in the life of a node
+
+    settings = loaded.settings
+    if not settings.server_url or not options.join_token_file:
+        raise AgentError("enroll needs --server-url and --join-token-file")
+    with open_client(settings) as client:
+        target = enroll(settings, client, Path(options.join_token_file))
+    print(f'{settings.node} has joined; its token is in {target}. Set token_file = "{target}" and start the agent.')
     return EXIT_OK
 
 
@@ -106,7 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=("run", "check"), default="run", help="what to do (default: run)")
+    parser.add_argument(
+        "command", nargs="?", choices=("run", "check", "enroll"), default="run", help="what to do (default: run)"
+    )
+    parser.add_argument("--join-token-file", metavar="FILE", help="with enroll: file that holds the join token")
     parser.add_argument("--once", action="store_true", help="look around, print it as JSON, keep and send nothing")
     parser.add_argument("--pretty", action="store_true", help="with --once: as a page for people")
     parser.add_argument("--replay", metavar="FILE", help="read a recorded trace (CSV or JSON lines) instead of devices")
@@ -114,10 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help=f"TOML file (also {config.ENV_PREFIX}CONFIG)")
     group = parser.add_argument_group("settings")
     for name, entry in config.FIELDS.items():
-        flag = "--" + name.replace("_", "-")
+        flags = ["--" + name.replace("_", "-"), *(["--server"] if name == "server_url" else [])]
         explanation = f"{entry.metadata['help']} (default: {entry.default!r})".replace("%", "%%")
         if isinstance(entry.default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explanation)
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=explanation)
         else:
-            group.add_argument(flag, metavar="VALUE", help=explanation)
+            group.add_argument(*flags, metavar="VALUE", help=explanation)
     return parser

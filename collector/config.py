@@ -58,6 +58,14 @@ class Settings:
     rapl: bool = _setting(True, "read the processors' energy (RAPL) where this user may")
     infiniband: bool = _setting(True, "read InfiniBand and RoCE ports where there are any")
     kernel_log: bool = _setting(True, "find the driver's XID lines in the kernel log where this user may read it")
+    otlp_listen: str = _setting(
+        "", "loopback address for OTLP/HTTP traces of calls made on this node, e.g. 127.0.0.1:4318; empty: none"
+    )
+    commands: bool = _setting(False, "carry out signed orders from the server: power limits")
+    command_key_file: str = _setting("", "file with this node's key of orders, as `wattledger fleet key` prints it")
+    command_poll_s: float = _setting(30.0, "seconds between questions for orders")
+    power_limit_min_w: int = _setting(0, "watts; the lowest power limit an order may set on a device of this node")
+    power_limit_max_w: int = _setting(0, "watts; the highest power limit an order may set on a device of this node")
     release_file: str = _setting(
         "/run/wattledger-agent/release", "while this file exists the devices are let go for maintenance; empty: none"
     )

@@ -26,6 +26,7 @@ def faults_of(settings: Settings) -> list[str]:
         *_impossible_periods(settings),
         *_impossible_server(settings),
         *_impossible_sources(settings),
+        *_impossible_commands(settings),
         *_impossible_rest(settings),
     ]
 
@@ -82,7 +83,32 @@ def _impossible_sources(settings: Settings) -> list[str]:
     faults = []
     if settings.dcgm_url and not _is_http_url(settings.dcgm_url):
         faults.append(f"dcgm_url must be like http://127.0.0.1:9400/metrics, got {settings.dcgm_url!r}")
+    if settings.otlp_listen and not _is_loopback(settings.otlp_listen):
+        faults.append(f"otlp_listen must be a loopback address like 127.0.0.1:4318, got {settings.otlp_listen!r}")
     return faults
+
+
+def _impossible_commands(settings: Settings) -> list[str]:
+    if not settings.commands:
+        return []
+    faults = []
+    if not settings.server_url or not (settings.token_file or settings.token_env):
+        faults.append("commands need a server_url, and a token_file or token_env, to ask for orders")
+    if not settings.command_key_file:
+        faults.append("commands need a command_key_file: without a key no order could be believed")
+    if not 0 < settings.power_limit_min_w <= settings.power_limit_max_w:
+        faults.append(
+            "commands need 0 < power_limit_min_w <= power_limit_max_w, got "
+            f"{settings.power_limit_min_w} and {settings.power_limit_max_w}"
+        )
+    if not 1 <= settings.command_poll_s <= _MAX_PERIOD_S:
+        faults.append(f"command_poll_s must lie in [1, {_MAX_PERIOD_S}], got {settings.command_poll_s!r}")
+    return faults
+
+
+def _is_loopback(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]") in _LOOPBACK and port.isdecimal() and int(port) < 65_536
 
 
 def _is_http_url(text: str) -> bool:

@@ -68,6 +68,7 @@ class ProbeThread:
         """While set nothing is read, and the probe stays closed."""
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._sweep: _Call[Sweep] | None = None
+        self._closing: _Call[None] | None = None
         self._stale = False
         self._thread = threading.Thread(target=self._work, name=f"probe-{name}", daemon=True)
         self._thread.start()
@@ -127,6 +128,15 @@ class ProbeThread:
         self.released = True
         return self._closed()
 
+    def let_go(self) -> bool:
+        """Say whether a released probe has let go by now; where it still owes that to a call that hung, it is asked again."""
+        if self._closing is not None and not self._closing.done:
+            return False
+        if bool(getattr(self.probe, "released", True)):
+            return True
+        self._closing = self._submit(self.probe.close)
+        return False
+
     def close(self) -> bool:
         """Let go of the driver and end the thread; a call that never returns is left behind with it."""
         closed = self._closed()
@@ -134,10 +144,10 @@ class ProbeThread:
         return closed
 
     def _closed(self) -> bool:
-        call = self._submit(self.probe.close)
+        call = self._closing = self._submit(self.probe.close)
         call.result(_CLOSE_PATIENCE_S)
         self._sweep, self._stale = None, False
-        return call.done
+        return call.done and bool(getattr(self.probe, "released", True))
 
     def _submit(self, ask: Callable[[], T]) -> _Call[T]:
         call = _Call(ask)

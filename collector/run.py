@@ -96,6 +96,7 @@ class Runner:
                 service=self._service,
                 reload=self._reload,
             )
+            self._add_helpers(agent, settings, spool, clock)
             if self._refused:
                 agent.tell("settings_refused", detail=self._refused)
                 self._refused = None
@@ -118,6 +119,16 @@ class Runner:
             return [("replay", ReplayProbe(self._replay, clock, boot_id=f"replay-{uuid.uuid4()}"))]
         epochs = {name: _known_epoch(spool, name, boot_id) for name in _PROBES}
         return make_probes(settings, clock, boot_id=boot_id, driver_epochs=epochs)
+
+    def _add_helpers(self, agent: Agent, settings: Settings, spool: Spool, clock: Clock) -> None:
+        if settings.otlp_listen:
+            from collector.otlp_listener import OtlpListener  # noqa: PLC0415
+
+            agent.beside.append(OtlpListener(settings.otlp_listen, spool, lambda: clock.now().wall_us))
+        if settings.commands and self._replay is None:
+            from collector.commands.compose import make_channel  # noqa: PLC0415
+
+            agent.beside.append(make_channel(settings, open_client, agent, spool, clock))
 
     def _reload(self) -> bool:
         """Read the settings anew; say whether a new agent has to be made for them."""

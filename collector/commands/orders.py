@@ -1,0 +1,105 @@
+"""Carries out checked orders and undoes them: at their expiry, when the agent stops, and, after a crash, when it starts.
+
+Before a limit is set, the one that was found is journalled. Undoing puts it back only where the limit is still the one that
+was set here: where somebody else has changed it meanwhile it is theirs, is left, and that is told. An order on a device that
+one is in force on takes its place and inherits what was there before both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from collector.commands.check import ALL_DEVICES, MW_PER_W, PowerOrder, RefusedError
+from collector.commands.journal import Change, Journal
+from collector.commands.power import PowerControl, PowerError
+
+
+class Tell(Protocol):
+    """How events of the node are told."""
+
+    def __call__(
+        self, kind: str, subject: str | None = None, *, code: int | None = None, detail: str | None = None
+    ) -> None:
+        """Tell one."""
+        ...
+
+
+class Orders:
+    """The orders of one node; to be used from one thread at a time."""
+
+    def __init__(self, journal: Journal, power: PowerControl, tell: Tell, now_us: Callable[[], int]) -> None:
+        """Begin with what the journal holds from before."""
+        self._journal = journal
+        self._power = power
+        self._tell = tell
+        self._now_us = now_us
+
+    def carry_out(self, order: PowerOrder) -> None:
+        """Set the limit of the order's devices. Raises RefusedError where none was set, SpoolError where it cannot be journalled."""
+        try:
+            there = self._power.devices()
+        except PowerError as error:
+            raise RefusedError(str(error)) from error
+        wanted = there if order.device == ALL_DEVICES else (order.device,)
+        if not wanted or not set(wanted) <= set(there):
+            raise RefusedError(f"this node has no device {order.device}")
+        faults = [fault for uuid in wanted if (fault := self._limit(uuid, order))]
+        if len(faults) == len(wanted):
+            raise RefusedError(faults[0])
+        for fault in faults:
+            self._tell("order_failed", detail=fault)
+
+    def undo_due(self) -> None:
+        """Undo what has expired. What cannot be undone now stays in the journal and is tried again. Raises SpoolError."""
+        now_us = self._now_us()
+        for change in self._journal.changes().values():
+            if change.expires_at_us <= now_us:
+                self._undo(change, "it expired")
+        self._journal.forget_expired(now_us)
+
+    def undo_all(self, why: str) -> None:
+        """Undo everything. Raises SpoolError."""
+        for change in self._journal.changes().values():
+            self._undo(change, why)
+
+    def _limit(self, uuid: str, order: PowerOrder) -> str | None:
+        try:
+            found = self._power.limit(uuid)
+        except PowerError as error:
+            return f"{uuid}: {error}"
+        if not found.min_mw <= order.limit_mw <= found.max_mw:
+            allowed = f"[{found.min_mw // MW_PER_W}, {found.max_mw // MW_PER_W}] W"
+            return f"{uuid}: its board allows {allowed}"
+        before = self._journal.changes().get(uuid)
+        previous_mw = before.previous_mw if before is not None and before.applied_mw == found.now_mw else found.now_mw
+        change = Change(uuid, order.nonce, previous_mw, order.limit_mw, order.expires_at_us)
+        self._journal.note(change)
+        try:
+            self._power.set_limit(uuid, order.limit_mw)
+            now_mw = self._power.limit(uuid).now_mw
+        except PowerError as error:
+            # Whether it was set is not known; the journal stays, and undoing will look.
+            self._undo(change, "setting it failed")
+            return f"{uuid}: {error}"
+        if now_mw != order.limit_mw:  # a board may round
+            self._journal.note(replace(change, applied_mw=now_mw))
+        self._tell("order_applied", uuid, code=now_mw, detail=f"power limit in mW, {previous_mw} before; {order.nonce}")
+        return None
+
+    def _undo(self, change: Change, why: str) -> None:
+        uuid = change.device_uuid
+        try:
+            now_mw = self._power.limit(uuid).now_mw
+            if now_mw == change.applied_mw and now_mw != change.previous_mw:
+                self._power.set_limit(uuid, change.previous_mw)
+        except PowerError as error:
+            self._tell("order_not_undone", uuid, code=change.previous_mw, detail=f"tried again later: {error}")
+            return
+        if now_mw == change.applied_mw:
+            self._tell("order_undone", uuid, code=change.previous_mw, detail=f"{why}; {change.nonce}")
+        elif now_mw != change.previous_mw:
+            detail = f"set to {change.applied_mw} mW here, found at {now_mw}: left as it is; {change.nonce}"
+            self._tell("order_contested", uuid, code=now_mw, detail=detail)
+        self._journal.close(uuid)

@@ -1,0 +1,200 @@
+"""Takes in traces of LLM calls made on this node: an OTLP/HTTP endpoint on loopback, off by default.
+
+A body goes unparsed into the spool and is answered once it is there, so a call is accounted for even while the server is
+away. Anybody on the node may post, which is why everything is bounded: the size of a body, the connections at a time, the
+seconds each may take, and the share of the spool that such bodies get. It understands nothing of what it takes in; what the
+server refuses ends in quarantine.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import ThreadingMixIn
+from typing import Any, Final
+
+from collector.errors import AgentError, SpoolError, SpoolFullError
+from collector.spool import Envelope, Spool
+
+_LOG = logging.getLogger(__name__)
+
+PATH: Final = "/v1/traces"
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_CONNECTIONS: Final = 16
+_TIMEOUT_S: Final = 10.0
+_RETRY_AFTER_S: Final = "30"
+_MAX_REQUESTS_PER_CONNECTION: Final = 1_000
+_ENCODINGS: Final = frozenset({"", "identity", "gzip"})
+
+
+class OtlpListener:
+    """The endpoint and its thread."""
+
+    def __init__(self, address: str, spool: Spool, now_us: Callable[[], int]) -> None:
+        """Listen at ``host:port`` of loopback. Raises AgentError where that cannot be."""
+        host, _, port = address.rpartition(":")
+        self.counts: Counter[str] = Counter()
+        """Bodies by what became of them: taken, or the code of the refusal."""
+        try:
+            self._server = _Server((host.strip("[]"), int(port)), spool, now_us, self.counts)
+        except (OSError, ValueError) as error:
+            raise AgentError(f"cannot listen for traces at {address}: {error}; change otlp_listen") from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="otlp", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port it listens at."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; bodies that are not in the spool yet are answered by the closed connection."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+
+    def __init__(self, at: tuple[str, int], spool: Spool, now_us: Callable[[], int], counts: Counter[str]) -> None:
+        self.spool = spool
+        self.now_us = now_us
+        self.counts = counts
+        self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.counting = threading.Lock()
+        if ":" in at[0]:
+            import socket  # noqa: PLC0415
+
+            self.address_family = socket.AF_INET6
+        super().__init__(at, _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for this host's name, as the base class would."""
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Refuse what is beyond the bound by closing it: no thread is spent on an answer."""
+        if not self.free.acquire(blocking=False):
+            self.count("busy")
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection, and free its place."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Count what went wrong with a connection; its client knows best what it did."""
+        del request, client_address
+        self.count("broken")
+
+    def count(self, what: str) -> None:
+        with self.counting:
+            self.counts[what] += 1
+
+
+class _RefusedError(Exception):
+    """The request is answered with a code and a reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _TIMEOUT_S
+    server: _Server
+    _answered = 0
+
+    def do_POST(self) -> None:
+        try:
+            envelope, body = self._read()
+            self._keep(envelope, body)
+        except _RefusedError as refused:
+            self._refuse(refused.code, str(refused))
+            return
+        # Success is an ExportTraceServiceResponse with nothing to say: no bytes in protobuf, an empty object in JSON.
+        self.server.count("taken")
+        self._answer(200, b"{}" if envelope.content_type == JSON else b"", envelope.content_type)
+
+    def do_GET(self) -> None:
+        self._refuse(405 if self.path == PATH else 404, f"only POST {PATH} is answered here")
+
+    # Names the base class looks up.
+    do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_GET  # noqa: N815
+
+    def _read(self) -> tuple[Envelope, bytes]:
+        if self.path != PATH:
+            raise _RefusedError(404, f"only POST {PATH} is answered here")
+        content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if content_type not in (PROTOBUF, JSON):
+            raise _RefusedError(415, f"Content-Type must be {PROTOBUF} or {JSON}")
+        encoding = self.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _ENCODINGS:
+            raise _RefusedError(415, "Content-Encoding must be gzip or absent")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or self.headers.get("Transfer-Encoding"):
+            raise _RefusedError(411, "a Content-Length is needed")
+        if int(length) > MAX_BODY_BYTES:
+            raise _RefusedError(413, f"a body may have {MAX_BODY_BYTES} bytes; export smaller batches")
+        body = self.rfile.read(int(length))
+        if len(body) != int(length):
+            raise _RefusedError(400, "the body ended early")
+        return Envelope(PATH, content_type, "gzip" if encoding == "gzip" else ""), body
+
+    def _keep(self, envelope: Envelope, body: bytes) -> None:
+        try:
+            self.server.spool.put_forward(body, envelope, self.server.now_us())
+        except SpoolFullError as error:
+            raise _RefusedError(503, str(error)) from error
+        except SpoolError as error:
+            _LOG.error("a body of traces could not be kept: %s", error)
+            raise _RefusedError(503, "the spool cannot keep it now") from error
+
+    def _refuse(self, code: int, reason: str) -> None:
+        self.server.count(str(code))
+        self.close_connection = True  # what is left of the body would be read as the next request
+        as_json = self.headers.get("Content-Type", "").startswith(JSON)
+        # A google.rpc.Status, as OTLP asks for: its message is field 2.
+        text = reason.encode()[:100]
+        body = b'{"message": "%s"}' % text if as_json else b"\x12" + bytes([len(text)]) + text
+        self._answer(code, body, JSON if as_json else PROTOBUF)
+
+    def _answer(self, code: int, body: bytes, content_type: str) -> None:
+        self._answered += 1
+        if self._answered >= _MAX_REQUESTS_PER_CONNECTION:
+            self.close_connection = True
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if code == 503:
+            self.send_header("Retry-After", _RETRY_AFTER_S)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def version_string(self) -> str:
+        """Say who answers, and not on which Python."""
+        return "wattledger-agent"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
+        """Say nothing: requests are counted."""

@@ -1,0 +1,379 @@
+"""Orders: believed only when signed, carried out within bounds, and undone whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from collector.commands.channel import CommandChannel, read_key
+from collector.commands.check import Bounds, PowerOrder, RefusedError, check, parse
+from collector.commands.journal import Journal
+from collector.commands.orders import Orders
+from collector.commands.power import PowerError, PowerLimit
+from collector.errors import AgentError, SpoolError
+from collector.spool import Spool
+from collector.wire import Command
+
+pytestmark = pytest.mark.unit
+
+KEY = b"k" * 32
+NOW = 1_800_000_000_000_000
+HOUR = 3_600_000_000
+BOUNDS = Bounds(200, 700)
+
+
+def command(**changes: Any) -> Command:
+    made = Command(
+        id=1,
+        node="gpu-01",
+        verb="power_limit",
+        args={"device": "GPU-0", "watts": 400},
+        nonce="0123456789abcdef",
+        issued_at_us=NOW,
+        expires_at_us=NOW + HOUR,
+    )
+    made = replace(made, **changes)
+    return replace(made, signature=made.sign(KEY))
+
+
+def verdict(order: Command, *, seen: frozenset[str] = frozenset(), key: bytes = KEY) -> str:
+    try:
+        found = check(order, key=key, node="gpu-01", now_us=NOW, seen=seen, bounds=BOUNDS)
+    except RefusedError as refused:
+        return str(refused)
+    return "seen" if found is None else f"{found.device} {found.limit_mw} mW"
+
+
+class Boards:
+    """Two boards of 200 to 700 W, their limits, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.limits = {"GPU-0": 700_000, "GPU-1": 650_000}
+        self.failing = ""
+        self.sets: list[tuple[str, int]] = []
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self.limits)
+
+    def limit(self, device_uuid: str) -> PowerLimit:
+        self._fail("get")
+        return PowerLimit(self.limits[device_uuid], 200_000, 700_000)
+
+    def set_limit(self, device_uuid: str, limit_mw: int) -> None:
+        self._fail("set")
+        self.sets.append((device_uuid, limit_mw))
+        self.limits[device_uuid] = limit_mw
+
+    def _fail(self, what: str) -> None:
+        if self.failing == what:
+            raise PowerError("Insufficient Permissions")
+        if self.failing == f"die in {what}":
+            raise KeyboardInterrupt  # as good as a kill: nothing here may catch it
+
+
+class Stand:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.boards = Boards()
+        self.now_us = NOW
+        self.told: list[tuple[str, str | None, int | None]] = []
+        self.start()
+
+    def start(self) -> None:
+        self.spool = Spool(self.folder / "spool.db", max_bytes=1 << 20)
+        self.journal = Journal(self.spool)
+        self.orders = Orders(self.journal, self.boards, self.tell, lambda: self.now_us)
+
+    def crash(self) -> None:
+        self.spool.close()
+        self.start()
+
+    def tell(
+        self, kind: str, subject: str | None = None, *, code: int | None = None, detail: str | None = None
+    ) -> None:
+        del detail  # words are for people
+        self.told.append((kind, subject, code))
+
+    def carry_out(self, watts: int, device: str = "GPU-0", nonce: str = "n1", until_us: int = NOW + HOUR) -> None:
+        self.orders.carry_out(PowerOrder(nonce, device, watts * 1_000, until_us))
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    stand = Stand(tmp_path)
+    yield stand
+    stand.spool.close()
+
+
+def test_a_good_order_is_a_power_limit_in_milliwatts_and_is_seen_once() -> None:
+    assert verdict(command()) == "GPU-0 400000 mW"
+    assert verdict(command(), seen=frozenset({"0123456789abcdef"})) == "seen"
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        (command(node="gpu-02"), "for node 'gpu-02'"),
+        (command(expires_at_us=NOW), "has expired"),
+        (command(issued_at_us=NOW + 400_000_000), "issued in the future"),
+        (command(expires_at_us=NOW + 200 * HOUR), "more than a week"),
+        (command(verb="reboot"), "does not know how to 'reboot'"),
+        (command(nonce="short"), "nonce is none"),
+        (command(args={"device": "GPU-0", "watts": 701}), "outside of [200, 700] W"),
+        (command(args={"device": "GPU-0", "watts": 199}), "outside of [200, 700] W"),
+        (command(args={"device": "GPU-0", "watts": "400"}), "outside of"),
+        (command(args={"device": "../x", "watts": 400}), "needs a device and watts"),
+        (command(args={"device": "GPU-0", "watts": 400, "force": 1}), "needs a device and watts"),
+        (command(args={}), "needs a device and watts"),
+        (replace(command(), args={"device": "GPU-0", "watts": 500}), "signature is not of this node's key"),
+        (replace(command(), expires_at_us=NOW + 2 * HOUR), "signature is not of this node's key"),
+        (replace(command(), nonce="fedcba9876543210"), "signature is not of this node's key"),
+        (replace(command(), signature=""), "signature is not of this node's key"),
+    ],
+)
+def test_any_other_order_is_refused_with_the_reason(order: Command, why: str) -> None:
+    assert why in verdict(order)
+
+
+def test_an_order_signed_for_another_node_s_key_says_nothing_here() -> None:
+    assert "signature" in verdict(command(), key=b"x" * 32)
+
+
+@pytest.mark.parametrize("raw", [None, [], {}, {"id": 1}, asdict(command()) | {"id": "1"}, asdict(command()) | {"args": [1]}, asdict(command()) | {"args": {"a": 1.5}}, asdict(command()) | {"nonce": "n" * 300}])  # fmt: skip
+def test_what_has_not_the_shape_of_an_order_is_none(raw: object) -> None:
+    with pytest.raises(RefusedError):
+        parse(raw)
+
+
+def test_a_limit_is_set_and_put_back_at_its_expiry(stand: Stand) -> None:
+    stand.carry_out(400)
+    assert stand.boards.limits["GPU-0"] == 400_000
+    stand.orders.undo_due()
+    assert stand.boards.limits["GPU-0"] == 400_000
+    stand.now_us += HOUR
+    stand.orders.undo_due()
+    assert stand.boards.limits == {"GPU-0": 700_000, "GPU-1": 650_000}
+    assert stand.told == [("order_applied", "GPU-0", 400_000), ("order_undone", "GPU-0", 700_000)]
+    assert stand.journal.changes() == {}
+
+
+def test_all_devices_are_limited_and_each_gets_its_own_back(stand: Stand) -> None:
+    stand.carry_out(300, device="*")
+    assert stand.boards.limits == {"GPU-0": 300_000, "GPU-1": 300_000}
+    stand.orders.undo_all("the agent stops")
+    assert stand.boards.limits == {"GPU-0": 700_000, "GPU-1": 650_000}
+
+
+def test_after_a_crash_the_next_start_puts_back_what_was_there(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.crash()
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+@pytest.mark.parametrize("when", ["die in set", "die in get"])
+def test_a_crash_at_any_point_of_an_order_leaves_the_limit_as_it_was_found(stand: Stand, when: str) -> None:
+    if when == "die in get":  # after it was set: reading it back
+        real = stand.boards.set_limit
+
+        def set_and_die(device_uuid: str, limit_mw: int) -> None:
+            real(device_uuid, limit_mw)
+            stand.boards.failing = when
+
+        stand.boards.set_limit = set_and_die  # type: ignore[method-assign]
+    else:
+        stand.boards.failing = when
+    with pytest.raises(KeyboardInterrupt):
+        stand.carry_out(400)
+    stand.boards.failing = ""
+    stand.crash()
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 700_000
+    assert stand.journal.changes() == {}
+
+
+def test_the_value_found_is_on_the_disk_before_anything_is_set(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_change: object) -> None:
+        raise SpoolError("disk full")
+
+    monkeypatch.setattr(stand.journal, "note", full)
+    with pytest.raises(SpoolError):
+        stand.carry_out(400)
+    assert stand.boards.sets == []
+
+
+def test_what_somebody_else_changed_meanwhile_is_left_and_told(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.boards.limits["GPU-0"] = 500_000
+    stand.orders.undo_all("the agent stops")
+    assert stand.boards.limits["GPU-0"] == 500_000
+    assert stand.told[-1] == ("order_contested", "GPU-0", 500_000)
+    assert stand.journal.changes() == {}
+
+
+def test_an_order_on_top_of_another_gives_back_what_was_there_before_both(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.carry_out(300, nonce="n2")
+    stand.orders.undo_all("the agent stops")
+    assert stand.boards.limits["GPU-0"] == 700_000
+    # But where somebody else set it in between, that is what was there before.
+    stand.carry_out(400, nonce="n3")
+    stand.boards.limits["GPU-0"] = 600_000
+    stand.carry_out(300, nonce="n4")
+    stand.orders.undo_all("the agent stops")
+    assert stand.boards.limits["GPU-0"] == 600_000
+
+
+def test_what_cannot_be_set_is_refused_and_what_cannot_be_undone_is_tried_again(stand: Stand) -> None:
+    stand.boards.failing = "set"
+    with pytest.raises(RefusedError, match="Insufficient Permissions"):
+        stand.carry_out(400)
+    assert stand.journal.changes() == {}
+    with pytest.raises(RefusedError, match="no device GPU-9"):
+        stand.carry_out(400, device="GPU-9")
+    with pytest.raises(RefusedError, match=r"its board allows \[200, 700\] W"):
+        stand.carry_out(150)
+    stand.boards.failing = ""
+    stand.carry_out(400)
+    stand.boards.failing = "get"
+    stand.now_us += HOUR
+    stand.orders.undo_due()
+    assert stand.told[-1][0] == "order_not_undone"
+    stand.boards.failing = ""
+    stand.orders.undo_due()
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_nonces_are_kept_until_their_orders_expire(stand: Stand) -> None:
+    stand.journal.see("n1", NOW + 5)
+    assert stand.journal.seen() == {"n1"}
+    stand.orders.undo_due()
+    assert stand.journal.seen() == {"n1"}
+    stand.now_us = NOW + 5
+    stand.orders.undo_due()
+    assert stand.journal.seen() == frozenset()
+
+
+class Server:
+    def __init__(self, *answers: httpx.Response) -> None:
+        self.answers = list(answers)
+        self.asked: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def channel(stand: Stand, server: Server, period_s: float = 0.01) -> CommandChannel:
+    client = httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test")
+    return CommandChannel(
+        client,
+        stand.journal,
+        stand.orders,
+        stand.tell,
+        lambda: stand.now_us,
+        node="gpu-01",
+        key=KEY,
+        token=lambda: "s3cret",
+        bounds=BOUNDS,
+        period_s=period_s,
+    )
+
+
+def run_until(polling: CommandChannel, server: Server, asked: int) -> None:
+    polling.start()
+    until_s = time.monotonic() + 5
+    while len(server.asked) < asked and time.monotonic() < until_s:
+        time.sleep(0.005)
+    polling.close()
+
+
+def test_an_order_is_fetched_carried_out_once_and_undone_at_the_stop(stand: Stand) -> None:
+    server = Server(httpx.Response(200, json=[asdict(command()), asdict(command(node="gpu-02", nonce="f" * 16))]))
+    polling = channel(stand, server)
+    run_until(polling, server, asked=4)
+    assert stand.boards.sets == [("GPU-0", 400_000), ("GPU-0", 700_000)]
+    assert [kind for kind, _, _ in stand.told] == ["order_applied", "order_refused", "order_undone"]
+    assert (server.asked[0].url.path, server.asked[0].headers["Authorization"]) == (
+        "/v1/agent/commands",
+        "Bearer s3cret",
+    )
+    # The agent that starts next is given the same order again, and has seen it.
+    stand.crash()
+    again = Server(httpx.Response(200, json=[asdict(command())]))
+    run_until(channel(stand, again), again, asked=2)
+    assert len(stand.boards.sets) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(403, text="no"),
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json={"not": "a list"}),
+        httpx.Response(200, content=b"[" * 300_000),
+        httpx.Response(200, json=[17, {"id": 1}]),
+    ],
+)
+def test_a_server_that_answers_nonsense_changes_nothing_and_is_asked_again(
+    answer: httpx.Response, stand: Stand
+) -> None:
+    server = Server(answer)
+    run_until(channel(stand, server), server, asked=3)
+    assert stand.boards.sets == []
+    assert len({kind for kind, _, _ in stand.told}) == 1
+
+
+def test_what_a_crash_left_is_undone_at_the_start_even_while_the_server_is_away(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.crash()
+    server = Server(httpx.Response(503))
+    run_until(channel(stand, server), server, asked=1)
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_closing_does_not_wait_for_a_server_that_never_answers(stand: Stand) -> None:
+    gate = threading.Event()
+    server = Server(httpx.Response(200, json=[asdict(command())]))
+    polling = channel(stand, server)
+    polling.start()
+    until_s = time.monotonic() + 5
+    while not stand.boards.sets and time.monotonic() < until_s:
+        time.sleep(0.005)
+    began_s = time.monotonic()
+    polling.close()
+    gate.set()
+    assert time.monotonic() - began_s < 2
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_a_key_is_hexadecimal_long_enough_and_its_owner_s_alone(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY.hex() + "\n")
+    file.chmod(0o600)
+    assert read_key(file) == KEY
+    file.chmod(0o640)
+    with pytest.raises(AgentError, match="others may read"):
+        read_key(file)
+    file.chmod(0o600)
+    for text in ("k" * 64, "abcd", ""):
+        file.write_text(text)
+        with pytest.raises(AgentError, match="holds no key of 32 bytes") as caught:
+            read_key(file)
+        assert text == "" or text not in str(caught.value)
+    with pytest.raises(AgentError, match="cannot read the key"):
+        read_key(tmp_path / "none")
+
+
+def test_the_signature_is_the_server_s_own(tmp_path: Path) -> None:
+    # What travels is JSON; the signature must survive the way there.
+    travelled = parse(json.loads(json.dumps(asdict(command()))))
+    assert verdict(travelled) == "GPU-0 400000 mW"
