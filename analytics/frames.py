@@ -69,12 +69,15 @@ class Epochs(dy.Schema):
     feed = dy.Int16(min=1)
     origin = dy.Int16(min=1, max=4)
     cadence_us = dy.Int64(min=0)
+    first_seen_at = _instant()
 
 
 class Devices(dy.Schema):
     """One device of the site in the window, at its last placement in it; a pool has no node and no placement."""
 
     device_id = dy.Int32(primary_key=True)
+    uuid = dy.String()
+    """Vendor UUID. Ties of rounding are ordered by it: ids are the database's own and differ in one that was rebuilt."""
     node_id = dy.Int32(nullable=True)
     """Null for a pool only."""
     model = dy.String()
@@ -86,7 +89,7 @@ class Devices(dy.Schema):
     placed_from_at = _instant(nullable=True)
     placed_to_at = _instant(nullable=True)
     origin = dy.Int16(min=1, max=4)
-    """Of its telemetry so far; marks rows of hours that have none."""
+    """Marks rows of hours of which neither a reading near them nor an epoch of the node tells."""
 
 
 class Allocations(dy.Schema):
@@ -95,6 +98,8 @@ class Allocations(dy.Schema):
     allocation_id = dy.Int64()
     device_id = dy.Int32()
     job_id = dy.Int64()
+    job_key = dy.String()
+    """Cluster, native id and start of the job, by which ties of rounding are ordered, as by a device's UUID."""
     share_ppm = dy.Int32(nullable=True, min=1, max=1_000_000)
     """Parts per million of the device; null = the whole device."""
     accelerators = dy.Int32(min=1)
@@ -136,6 +141,13 @@ class Bindings(dy.Schema):
     tag = dy.String(nullable=True)
     valid_from = _instant()
     valid_to = _instant(nullable=True)
+
+
+class Tenants(dy.Schema):
+    """A tenant's path: what its id stands for in any database."""
+
+    tenant_id = dy.Int32(primary_key=True)
+    path = dy.String()
 
 
 class JobTenants(dy.Schema):

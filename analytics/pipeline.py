@@ -37,6 +37,7 @@ from analytics.frames import (
     Quality,
     Rollups,
     Tariffs,
+    Tenants,
     UsageHours,
 )
 from analytics.model.carbon import emit, factors_of
@@ -46,6 +47,7 @@ from analytics.model.energy import Meter, meter
 from analytics.model.findings import idle_waste, instants, overlapping, throttling
 from analytics.model.holding import hold, spans
 from analytics.model.money import from_nano
+from analytics.model.origins import fill_origin
 from analytics.model.overhead import share_overhead
 from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
@@ -95,6 +97,7 @@ class References:
     """Dated reference data as known at the run's ``as_of``, each row that is valid at some time in the window."""
 
     currency: str
+    tenants: dy.DataFrame[Tenants]
     jobs: dy.DataFrame[Jobs]
     bindings: dy.DataFrame[Bindings]
     prices: dy.DataFrame[Prices]
@@ -170,23 +173,23 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     measured = measure(holdings, meters, held)
     rows = attribute(measured, holdings)
     rows, negative, unknown = share_overhead(rows, devices)
+    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
     rows = rows.join(
         devices.select(
-            "device_id", "accelerators", pl.col("model").alias("device_model"), pl.col("origin").alias("own")
+            "device_id", "accelerators", pl.col("model").alias("device_model"), pl.col("uuid").alias("device_key")
         ),
         on="device_id",
         how="left",
         maintain_order="left",
-    ).with_columns(pl.coalesce("origin", "own").alias("origin"))
+    )
     found = pl.concat(
         [
             throttling(rows, holdings.pieces, holdings.holders, policy),
             idle_waste(meters, measured.meter_of, rows, held, devices, policy, to_us),
-            overlapping(holdings.overlaps, devices.select("device_id", "origin")),
+            overlapping(holdings.overlaps, rows.select("device_id", "hour_us", "origin").unique()),
             negative,
         ]
     )
-    rows = rows.drop("own")
     pooled = pool_usage(pools, inputs.allocations, from_us, to_us).select(rows.columns)
     counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), unknown])
     return Shard(pl.concat([rows, pooled]), found, counted)
@@ -209,7 +212,7 @@ def reduce_shards(
         [
             _as_lines(gpu_lines(gathered, references.prices, references.currency)),
             _as_lines(electricity_lines(gathered, references.tariffs, factors, references.currency)),
-            _as_lines(token_lines(_called_by(calls, references.bindings), references.prices, references.currency)),
+            _as_lines(_token_lines(calls, references)),
         ]
     )
     status = pl.when(pl.col("hour_us") + US_PER_HOUR <= to_us_of(window.closed_before_at))
@@ -234,7 +237,10 @@ def roll_minutes(inputs: UsageInputs, policy: Policy, metered: Metered | None = 
     from_us, to_us = _bounds(inputs.window)
     devices, _ = _devices_and_pools(inputs)
     meters = (metered or read_meters(inputs, policy)).meters
-    rows = by_minute(inputs.readings, meters, devices, from_us, to_us)
+    rows = by_minute(inputs.readings, meters, devices, from_us, to_us).with_columns(
+        (pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us")
+    )
+    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
     return _checked(Rollups, rows, "minute_at", "device_id")
 
 
@@ -335,6 +341,11 @@ def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:
     return usage.with_columns(
         state.alias("state"), estimated.alias("source"), coverage("covered_us", "held_us"), *states
     )
+
+
+def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
+    called = _called_by(calls, references.bindings)
+    return token_lines(called, references.prices, references.tenants, references.currency)
 
 
 def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:

@@ -26,13 +26,12 @@ from ingest.store.pools import uuid_sql
 from ingest.store.samples import refuse_sealed
 
 _DEVICES: Final = """
-SELECT DISTINCT ON (placed.device_id) placed.device_id, placed.node_id, device.model, device.kind, device.accelerators,
+SELECT DISTINCT ON (placed.device_id) placed.device_id, device.uuid, placed.node_id, device.model, device.kind, device.accelerators,
        NULL::integer AS idle_power_mw,
        min(placed.valid_from) OVER (PARTITION BY placed.device_id) AS placed_from_at,
        CASE WHEN bool_or(placed.valid_to IS NULL) OVER (PARTITION BY placed.device_id) THEN NULL
             ELSE max(placed.valid_to) OVER (PARTITION BY placed.device_id) END AS placed_to_at,
-       coalesce((SELECT epochs.origin FROM epochs WHERE epochs.node_id = placed.node_id
-                 ORDER BY epochs.first_seen_at DESC LIMIT 1), 2)::smallint AS origin
+       2::smallint AS origin -- of a device of whose node no epoch is known: somebody imported it
 FROM placements AS placed JOIN devices AS device ON device.id = placed.device_id
 JOIN nodes ON nodes.id = placed.node_id
 WHERE nodes.site_id = %(site_id)s
@@ -42,7 +41,7 @@ ORDER BY placed.device_id, placed.valid_from DESC
 """
 # A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
 _POOLS: Final = """
-SELECT DISTINCT device.id AS device_id, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
+SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
        NULL::integer AS idle_power_mw, NULL::timestamptz AS placed_from_at, NULL::timestamptz AS placed_to_at,
        1::smallint AS origin
 FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
@@ -51,12 +50,12 @@ AND held.recorded_at <= %(as_of)s AND (held.superseded_at IS NULL OR held.supers
 AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
 """.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
 _EPOCHS: Final = """
-SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us
+SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us, first_seen_at
 FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
 """
 # A job that holds a count of a node's accelerators holds them all when the count says so, else an equal share of each:
 # which ones is not known.
-_ALLOCATIONS: Final = """
+_HELD: Final = """
 WITH placed AS (
     SELECT DISTINCT placements.node_id, placements.device_id, devices.accelerators,
            sum(devices.accelerators) OVER (PARTITION BY placements.node_id) AS on_node
@@ -65,22 +64,29 @@ WITH placed AS (
     AND (placements.superseded_at IS NULL OR placements.superseded_at > %(as_of)s) AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
 )
-SELECT id AS allocation_id, device_id, job_id, (share_ratio * 1000000)::integer AS share_ppm, accelerators,
-       start_at, end_at
-FROM allocations WHERE site_id = %(site_id)s AND device_id IS NOT NULL AND {touches}
+SELECT held.id AS allocation_id, device_id, job_id, {job_key} AS job_key, (share_ratio * 1000000)::integer AS share_ppm,
+       held.accelerators, start_at, end_at
+FROM allocations AS held JOIN jobs ON jobs.id = job_id WHERE held.site_id = %(site_id)s AND device_id IS NOT NULL AND {touches}
 UNION ALL
-SELECT id, placed.device_id, job_id,
-       CASE WHEN allocations.accelerators >= placed.on_node THEN NULL
-            ELSE (allocations.accelerators * 1000000 / placed.on_node)::integer END, allocations.accelerators, start_at, end_at
-FROM allocations JOIN placed USING (node_id) WHERE site_id = %(site_id)s AND {touches}
+SELECT held.id, placed.device_id, job_id, {job_key},
+       CASE WHEN held.accelerators >= placed.on_node THEN NULL
+            ELSE (held.accelerators * 1000000 / placed.on_node)::integer END, held.accelerators, start_at, end_at
+FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN placed USING (node_id)
+WHERE held.site_id = %(site_id)s AND {touches}
 UNION ALL
-SELECT allocations.id, device.id, job_id, NULL, allocations.accelerators, start_at, end_at
-FROM allocations JOIN sites ON sites.id = allocations.site_id JOIN devices AS device ON device.uuid = {uuid}
-WHERE site_id = %(site_id)s AND pool IS NOT NULL AND {touches}
-""".replace("{uuid}", uuid_sql("sites.name", "allocations.pool", "allocations.model")).replace(
-    "{touches}",
-    "recorded_at <= %(as_of)s AND (superseded_at IS NULL OR superseded_at > %(as_of)s) "
-    "AND start_at < %(reach_to)s AND (end_at IS NULL OR end_at > %(reach_from)s)",
+SELECT held.id, device.id, job_id, {job_key}, NULL, held.accelerators, start_at, end_at
+FROM allocations AS held JOIN jobs ON jobs.id = job_id
+JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
+WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL AND {touches}
+"""
+_ALLOCATIONS: Final = (
+    _HELD.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+    .replace("{job_key}", "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)")
+    .replace(
+        "{touches}",
+        "held.recorded_at <= %(as_of)s AND (held.superseded_at IS NULL OR held.superseded_at > %(as_of)s) "
+        "AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)",
+    )
 )
 # A tenant without a binding was named outright, by an import; one with a binding is what an earlier close made of it.
 _JOBS: Final = """

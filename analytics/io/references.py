@@ -11,7 +11,7 @@ from typing import Any, Final
 import dataframely as dy
 import psycopg
 
-from analytics.frames import Bindings, FacilityFactors, Intensity, Jobs, Prices, Tariffs
+from analytics.frames import Bindings, FacilityFactors, Intensity, Jobs, Prices, Tariffs, Tenants
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import References
 
@@ -43,6 +43,7 @@ _FACTORS: Final = f"""
 SELECT id AS factor_id, factor, valid_from, valid_to
 FROM facility_factors WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
 """  # noqa: S608
+_TENANTS: Final = "SELECT id AS tenant_id, path FROM tenants"
 _BINDINGS: Final = f"""
 SELECT id AS binding_id, position, tenant_id, cluster, account, partition, user_name, namespace, label, api_key, tag,
        valid_from, valid_to
@@ -64,6 +65,7 @@ def load_references(
     scope = {"site_id": site_id, "from_at": from_at, "to_at": to_at, "as_of": as_of}
     return References(
         currency=currency,
+        tenants=fetch_frame(connection, _TENANTS, scope, Tenants),
         jobs=jobs,
         bindings=fetch_frame(connection, _BINDINGS, scope, Bindings),
         prices=fetch_frame(connection, _PRICES, scope, Prices),

@@ -23,7 +23,7 @@ def factors_of(hours_us: list[int], facility_factors: pl.DataFrame) -> dict[int,
 
 
 def emit(usage: pl.DataFrame, intensity: pl.DataFrame, factors: dict[int, Decimal]) -> pl.DataFrame:
-    """Return ``usage`` (hour_us, device_id, holder, energy_mj, ...) with intensity_id and carbon_gco2e.
+    """Return ``usage`` (hour_us, device_key, holder_key, energy_mj, ...) with intensity_id and carbon_gco2e.
 
     Null where the energy or the intensity of the hour is not known.
     """
@@ -45,7 +45,7 @@ def emit(usage: pl.DataFrame, intensity: pl.DataFrame, factors: dict[int, Decima
         ),
         group=["hour_us", "intensity_id"],
         quantity="_weight",
-        ties=["device_id", "holder"],
+        ties=["device_key", "holder_key"],
         rates=rates,
         into="carbon_gco2e",
     )

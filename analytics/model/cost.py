@@ -28,6 +28,7 @@ def gather(usage: pl.DataFrame) -> pl.DataFrame:
     return (
         usage.group_by(_WHO)
         .agg(
+            pl.col("holder_key").first(),
             (pl.col("held_us") * pl.col("accelerators")).sum().alias("accelerator_us"),
             _sum_or_null("energy_mj"),
             _sum_or_null("carbon_gco2e"),
@@ -123,7 +124,7 @@ def coverage(covered: str, held: str) -> pl.Expr:
 
 
 def line_key(price: str) -> pl.Expr:
-    """Return tenant|holder|model|category|price: the identity of a line and the tie-breaker of rounding."""
+    """Return tenant|holder|model|category|price: the identity of a line in this database."""
     parts = [
         pl.col(name).cast(pl.String).fill_null("-")
         for name in ("tenant_id", "holder", "device_model", "charge_category", price)
@@ -134,7 +135,12 @@ def line_key(price: str) -> pl.Expr:
 def _priced(lines: pl.DataFrame, price: str, rates: Rates) -> pl.DataFrame:
     keyed = lines.with_columns(line_key(price))
     return round_and_spread(
-        keyed, group=["hour_us", price], quantity="quantity", ties=["line_key"], rates=rates, into="billed_cost"
+        keyed,
+        group=["hour_us", price],
+        quantity="quantity",
+        ties=["holder_key", "device_model"],  # a job has one tenant in an hour
+        rates=rates,
+        into="billed_cost",
     ).with_columns(pl.col("billed_cost").alias("effective_cost"), pl.lit(None, dtype=pl.String).alias("api_key"))
 
 

@@ -109,10 +109,10 @@ def idle_waste(
 
 
 def overlapping(overlaps: pl.DataFrame, origins: pl.DataFrame) -> pl.DataFrame:
-    """Return a finding per piece that several jobs claim as a whole. ``origins``: device_id, origin."""
+    """Return a finding per piece that several jobs claim as a whole. ``origins``: device_id, hour_us, origin."""
     if overlaps.is_empty():
         return pl.DataFrame(schema=SCHEMA)
-    rows = overlaps.join(origins, on="device_id", how="left", maintain_order="left").with_columns(
+    rows = overlaps.join(origins, on=["device_id", "hour_us"], how="left", maintain_order="left").with_columns(
         pl.col("from_us").alias("start_us"),
         pl.col("to_us").alias("end_us"),
         pl.lit(None, dtype=pl.Int64).alias("job_id"),

@@ -21,16 +21,24 @@ class Holdings:
     pieces: pl.DataFrame
     """piece, device_id, hour_us, from_us, to_us, placed; sorted by device and time."""
     holders: pl.DataFrame
-    """piece, holder, job_id, weight, weights: the holder's part of the piece is weight / weights."""
+    """piece, holder, job_id, holder_key, weight, weights: the holder's part of the piece is weight / weights.
+
+    ``holder_key`` is the holder by names instead of ids: what leftovers are ordered by.
+    """
     overlaps: pl.DataFrame
     """device_id, hour_us, from_us, to_us, jobs: pieces that several jobs claim as a whole."""
 
 
 def spans(allocations: pl.DataFrame, until_us: int) -> pl.DataFrame:
-    """Return device_id, job_id, share_ppm, start_us, end_us; an open allocation runs to ``until_us``, empty ones vanish."""
+    """Return device_id, job_id, job_key, share_ppm, start_us, end_us; an open allocation runs to ``until_us``, empty ones vanish."""
     end_us = pl.col("end_at").dt.epoch("us").fill_null(until_us)
     return allocations.select(
-        "device_id", "job_id", "share_ppm", pl.col("start_at").dt.epoch("us").alias("start_us"), end_us.alias("end_us")
+        "device_id",
+        "job_id",
+        "job_key",
+        "share_ppm",
+        pl.col("start_at").dt.epoch("us").alias("start_us"),
+        end_us.alias("end_us"),
     ).filter(pl.col("start_us") < pl.col("end_us"))
 
 
@@ -56,6 +64,7 @@ def hold(devices: pl.DataFrame, held: pl.DataFrame, from_us: int, to_us: int) ->
                 "piece",
                 (HOLDER_JOB_PREFIX + pl.col("job_id").cast(pl.String)).alias("holder"),
                 "job_id",
+                (HOLDER_JOB_PREFIX + pl.col("job_key")).alias("holder_key"),
                 pl.when(whole).then(PPM).otherwise(pl.col("share_ppm")).cast(pl.Int64).alias("weight"),
                 pl.when(whole).then(PPM).otherwise(weights).cast(pl.Int64).alias("weights"),
             ),
@@ -138,7 +147,10 @@ def _claims(pieces: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
         .filter((pl.col("start_us") <= pl.col("from_us")) & (pl.col("end_us") >= pl.col("to_us")))
         .group_by("piece", "job_id")
         .agg(
-            share.otherwise(pl.min_horizontal(pl.col("share_ppm").sum(), pl.lit(PPM))).cast(pl.Int64).alias("share_ppm")
+            share.otherwise(pl.min_horizontal(pl.col("share_ppm").sum(), pl.lit(PPM)))
+            .cast(pl.Int64)
+            .alias("share_ppm"),
+            pl.col("job_key").first(),
         )
     )
 
@@ -148,6 +160,7 @@ def _not_a_job(pieces: pl.DataFrame, holder: str, weight: pl.Expr) -> pl.DataFra
         "piece",
         pl.lit(holder).alias("holder"),
         pl.lit(None, dtype=pl.Int64).alias("job_id"),
+        pl.lit(holder).alias("holder_key"),
         weight.cast(pl.Int64).alias("weight"),
         pl.lit(PPM, dtype=pl.Int64).alias("weights"),
     )

@@ -79,9 +79,11 @@ def share_overhead(rows: pl.DataFrame, devices: pl.DataFrame) -> tuple[pl.DataFr
 
 def _shared(balance: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:
     """Split each node hour's overhead over the holders of its devices in proportion to their energy."""
-    users = boards.group_by("hour_us", "node_id", "holder", "job_id").agg(pl.col("energy_mj").sum().alias("used_mj"))
+    users = boards.group_by("hour_us", "node_id", "holder", "job_id", "holder_key").agg(
+        pl.col("energy_mj").sum().alias("used_mj")
+    )
     parts = balance.join(users, on=["hour_us", "node_id"], how="inner")
-    group, ties = ["hour_us", "device_id"], ["holder"]
+    group, ties = ["hour_us", "device_id"], ["holder_key"]
     parts = spread(parts, group=group, weight="used_mj", ties=ties, total="overhead_mj", into="part_mj")
     gauged = pl.col("estimated_mj") > 0
     return parts.select(
@@ -89,6 +91,7 @@ def _shared(balance: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:
         "device_id",
         "holder",
         "job_id",
+        "holder_key",
         pl.col("part_mj").alias("energy_mj"),
         pl.when(gauged).then(pl.col("part_mj")).otherwise(0).alias("estimated_mj"),
         pl.lit(1, dtype=pl.Int64).alias("spanned_us"),

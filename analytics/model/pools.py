@@ -21,7 +21,7 @@ POOL: Final = "pool"
 def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
     """Return one row per hour, pool and job over [from, to): the job's held time and its accelerators.
 
-    ``pools``: device_id, model, origin. A job that holds the same count throughout its part of the hour has ``held_us`` in
+    ``pools``: device_id, uuid, model, origin. A job that holds the same count throughout its part of the hour has ``held_us`` in
     time and ``accelerators`` as that count; where the count changes, or two allocations of one job overlap, ``accelerators``
     is 1 and ``held_us`` their sum of time x count, so that the product is exact either way.
     """
@@ -29,7 +29,7 @@ def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_
     end = pl.min_horizontal(pl.col("end_at").dt.epoch("us"), to_us)
     pieces = (
         allocations.join(pools.select("device_id"), on="device_id", how="semi")
-        .select("device_id", "job_id", "accelerators", start.alias("start_us"), end.alias("end_us"))
+        .select("device_id", "job_id", "job_key", "accelerators", start.alias("start_us"), end.alias("end_us"))
         .filter(pl.col("start_us") < pl.col("end_us"))
         .with_columns(
             pl.int_ranges(
@@ -53,7 +53,7 @@ def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_
         .agg(
             time.sum().alias("time_us"),
             (time * pl.col("accelerators")).sum().alias("accelerator_us"),
-            pl.col("accelerators").first(),
+            pl.col("accelerators", "job_key").first(),
             (apart & (pl.col("accelerators").n_unique() == 1)).alias("even"),
         )
         .with_columns(
@@ -66,6 +66,7 @@ def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_
         "device_id",
         (HOLDER_JOB_PREFIX + pl.col("job_id").cast(pl.String)).alias("holder"),
         "job_id",
+        (HOLDER_JOB_PREFIX + pl.col("job_key")).alias("holder_key"),
         pl.lit(None, dtype=pl.Int64).alias("energy_mj"),
         pl.lit(None, dtype=pl.Int64).alias("estimated_mj"),
         "held_us",
@@ -75,4 +76,5 @@ def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_
         "origin",
         "accelerators",
         pl.col("model").alias("device_model"),
+        pl.col("uuid").alias("device_key"),
     )

@@ -71,7 +71,7 @@ def timelines(
     for feed, origin in feeds.iter_rows():
         mine = used.filter((pl.col("feed") == feed) & (pl.col("origin") == origin))
         of_feed = rows if feeds.height == 1 else rows.filter(pl.col("epoch_id").is_in(mine["epoch_id"].implode()))
-        of_feed, repeated = _ordered(of_feed)
+        of_feed, repeated = _ordered(of_feed, mine)
         dropped.append(repeated)
         for timeline, bad in _instruments(_with_segments(of_feed, mine), feed, origin, keys):
             dropped.append(bad)
@@ -126,7 +126,7 @@ def _with_segments(rows: pl.DataFrame, epochs: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(segment.alias("segment"), max_gap.alias("max_gap_us"))
 
 
-def _ordered(keyed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _ordered(keyed: pl.DataFrame, epochs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Sort by key; of several readings of one instant keep one, the same whatever the order of rows."""
     if not keyed["key"].is_sorted():
         keyed = keyed.sort("key")
@@ -134,15 +134,14 @@ def _ordered(keyed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     if not repeats.any():
         return keyed, _dropped(keyed.clear(), "repeated")
     twice = keyed.filter(repeats)["key"].unique().implode()
-    several = keyed.filter(pl.col("key").is_in(twice))
-    order = [
-        "key",
-        "energy_mj",
-        "power_mw",
-        *[name for name in several.columns if name not in {"key", "energy_mj", "power_mw"}],
-    ]
-    one = several.sort(order, nulls_last=True).unique("key", keep="first", maintain_order=True)
-    extra = several.sort(order, nulls_last=True).filter(~pl.col("key").is_first_distinct())
+    # What tells two apart is what they say and, failing that, the boot they are of: ids differ from database to database.
+    named = keyed.filter(pl.col("key").is_in(twice)).join(
+        epochs.select("epoch_id", "boot_id", "driver_epoch", "cadence_us"), on="epoch_id", how="left"
+    )
+    order = ["key", "energy_mj", *_STATE_COLUMNS, "boot_id", "driver_epoch", "cadence_us", "epoch_id"]
+    several = named.sort(order, nulls_last=True).select(keyed.columns)
+    one = several.unique("key", keep="first", maintain_order=True)
+    extra = several.filter(~pl.col("key").is_first_distinct())
     kept = pl.concat([keyed.filter(~pl.col("key").is_in(twice)), one]).sort("key")
     return kept, _dropped(extra, "repeated")
 

@@ -18,7 +18,10 @@ _NAMES: Final = ("energy_mj", "covered_us", "throttled_us", "known_us")
 def by_minute(
     readings: pl.DataFrame, meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us: int
 ) -> pl.DataFrame:
-    """Return minute rows of every device and minute with readings or metered time; energy null where no meter spans it."""
+    """Return minute rows of every device and minute with readings or metered time.
+
+    Energy and origin are null where no meter spans the minute.
+    """
     at_us = pl.col("at").dt.epoch("us")
     gauges = (
         readings.filter((at_us > from_us) & (at_us <= to_us))
@@ -31,11 +34,8 @@ def by_minute(
         )
     )
     rows = _metered(meters, devices, from_us, to_us).join(gauges, on=_ON, how="full", coalesce=True)
-    return rows.join(
-        devices.select("device_id", pl.col("origin").alias("own")), on="device_id", how="left"
-    ).with_columns(
+    return rows.with_columns(
         pl.col("minute_us").cast(INSTANT).alias("minute_at"),
-        pl.coalesce("origin", "own").alias("origin"),
         pl.col("covered_us").fill_null(0),
     )
 

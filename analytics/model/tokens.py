@@ -30,12 +30,13 @@ UNKNOWN: Final = "usage_unknown"
 _WHO: Final = ["hour_us", "tenant_id", "api_key", "provider", "model"]
 
 
-def token_lines(calls: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl.DataFrame:
+def token_lines(calls: pl.DataFrame, prices: pl.DataFrame, tenants: pl.DataFrame, currency: str) -> pl.DataFrame:
     """Return ``api_tokens`` lines. ``calls``: ApiCalls with tenant_id; ``prices``: Prices, any providers."""
     book = prices.join(calls.select("provider", "model").unique(), on=["provider", "model"], how="semi")
     known = _known(calls, book)
     lines, rates = _with_prices(known, book, currency)
-    lines = pl.concat([lines, _unknown(calls)]).with_columns(
+    lines = pl.concat([lines, _unknown(calls)]).join(tenants, on="tenant_id", how="left", maintain_order="left")
+    lines = lines.with_columns(
         pl.concat_str(
             pl.col("tenant_id").cast(pl.String).fill_null("-"),
             pl.lit("api:") + pl.col("api_key").fill_null("-"),
@@ -46,7 +47,12 @@ def token_lines(calls: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl.
         ).alias("line_key")
     )
     return round_and_spread(
-        lines, group=["hour_us", "price_id"], quantity="quantity", ties=["line_key"], rates=rates, into="billed_cost"
+        lines,
+        group=["hour_us", "price_id"],
+        quantity="quantity",
+        ties=["path", "api_key", "provider", "model", "part", "line_key"],
+        rates=rates,
+        into="billed_cost",
     ).select(
         "hour_us",
         "line_key",

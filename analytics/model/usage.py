@@ -62,7 +62,7 @@ def measure(holdings: Holdings, meters: Sequence[Meter], held: pl.DataFrame) -> 
 
 
 def attribute(measured: Measured, holdings: Holdings) -> pl.DataFrame:
-    """Return rows by hour_us, device_id, holder, job_id with summed quantities; raise if they do not sum to the meter."""
+    """Return rows by hour_us, device_id, holder, job_id, holder_key with summed quantities; raise if they do not sum to the meter."""
     pieces = measured.pieces.with_columns(
         (pl.col("energy_mj") - pl.col("gap_mj")).alias("metered_mj"),
         (pl.col("to_us") - pl.col("from_us") - pl.col("covered_us")).alias("hole_us"),
@@ -74,13 +74,13 @@ def attribute(measured: Measured, holdings: Holdings) -> pl.DataFrame:
     whole = parts.filter(pl.col("weight") == pl.col("weights"))
     shared = parts.filter(pl.col("weight") != pl.col("weights"))
     for name in _SPLIT:
-        shared = spread(shared, group=["piece"], weight="weight", ties=["holder"], total=name, into=name)
+        shared = spread(shared, group=["piece"], weight="weight", ties=["holder_key"], total=name, into=name)
     rows = (
         pl.concat([whole, shared.select(whole.columns)])
         .with_columns(
             pl.when(pl.col("gauge")).then(pl.col("metered_mj")).otherwise(0).alias("gauged_mj"),
         )
-        .group_by("hour_us", "device_id", "holder", "job_id")
+        .group_by("hour_us", "device_id", "holder", "job_id", "holder_key")
         .agg(
             (pl.col("metered_mj") + pl.col("kept_mj")).sum().alias("energy_mj"),
             (pl.col("gauged_mj") + pl.col("kept_mj")).sum().alias("estimated_mj"),
@@ -212,6 +212,7 @@ def _lost_in_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
         )
         .with_columns(
             pl.lit(UNATTRIBUTED_GAP).alias("holder"),
+            pl.lit(UNATTRIBUTED_GAP).alias("holder_key"),
             pl.lit(None, dtype=pl.Int64).alias("job_id"),
             pl.col("energy_mj").alias("estimated_mj"),
             *nothing,

@@ -26,6 +26,7 @@ from analytics.frames import (
     Jobs,
     Prices,
     Tariffs,
+    Tenants,
 )
 from analytics.pipeline import HourInputs, HourResult, References, UsageInputs, Window, close_hours
 from analytics.policy import Policy
@@ -69,12 +70,12 @@ def steady(device: int, start: float, stop: float, watts: float, step: float = 1
 
 def epoch(epoch_id: int = 1, **more: Any) -> dict[str, Any]:
     usual = {"node_id": 1, "boot_id": "boot", "driver_epoch": 1, "feed": 1, "origin": 1, "cadence_us": 10_000_000}
-    return {"epoch_id": epoch_id, **usual, **more}
+    return {"epoch_id": epoch_id, "first_seen_at": LONG_AGO, **usual, **more}
 
 
 def device(device_id: int = 1, **more: Any) -> dict[str, Any]:
     usual = {"node_id": 1, "model": "H100", "kind": "gpu", "accelerators": 1, "idle_power_mw": 70_000, "origin": 1}
-    return {"device_id": device_id, **usual, **more}
+    return {"device_id": device_id, "uuid": f"GPU-{device_id}", **usual, **more}
 
 
 def holds(job: int, device_id: int, start: float, end: float | None, share: float | None = None) -> dict[str, Any]:
@@ -137,6 +138,7 @@ class Site:
     allocations: Rows = ()
     devices: Rows = (device(),)
     epochs: Rows = (epoch(),)
+    tenants: Rows = ()
     jobs: Rows = ()
     bindings: Rows = ()
     prices: Rows = ()
@@ -155,16 +157,18 @@ class Site:
     def inputs(self, window: Window | None = None) -> HourInputs:
         known = {row["job_id"] for row in self.jobs}
         named = [job(job_id) for job_id in sorted({row["job_id"] for row in self.allocations} - known)]
+        names = {row["job_id"]: f"{row['cluster']}|{row['native_id']}" for row in [*self.jobs, *named]}
         return HourInputs(
             UsageInputs(
                 window or self.window(),
                 table(Devices, self.devices),
                 table(Epochs, self.epochs),
                 table(DeviceReadings, self.readings),
-                table(Allocations, self.allocations),
+                table(Allocations, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
             ),
             References(
                 "USD",
+                table(Tenants, self.tenants),
                 table(Jobs, [*self.jobs, *named]),
                 table(Bindings, self.bindings),
                 table(Prices, self.prices),
