@@ -51,8 +51,9 @@ _LOG = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 0.5
 """How long one device may take: half a tick, so that the tick in which a call hangs is still kept for the others."""
-_FIRST_OPEN_S: Final = 4.0
-"""Without persistence mode the first initialisation wakes each GPU; later ones are waited for from sweep to sweep."""
+_FIRST_OPEN_PATIENCE: Final = 8
+"""So much longer may the first initialisation take, which wakes each GPU where there is no persistence mode; a later one, or one
+longer still, is waited for from sweep to sweep."""
 _FIRST_BACKOFF_US: Final = US_PER_S
 _LONGEST_BACKOFF_US: Final = 60 * US_PER_S
 _FAILURES_BEFORE_LOST: Final = 3
@@ -76,6 +77,7 @@ class NvmlProbe:
         self._gpm = gpm
         self._table = Table(clock, gpm=gpm)
         self._errors: Counter[str] = Counter()
+        self._patience_s = patience_s
         self._reader: Reader[Answer] = Reader(patience_s)
         self._open = False
         self._opening = 0
@@ -185,6 +187,8 @@ class NvmlProbe:
         for (what, opening, position), answer in self._reader.returned():
             if what == "visit":
                 self._table.came_back(position)
+                if opening == self._opening and isinstance(answer, Visited | Failure) and answer.device is not None:
+                    self._table.put_off(answer.device.close)
             elif what == "init":
                 self._init_overdue = False
                 self._late_init = answer
@@ -228,7 +232,7 @@ class NvmlProbe:
         self._opening += 1
         first = self._opening == 1
         task = partial(open_library, initialised=self._shutdown_owed)
-        answer = self._ask("init", task, _FIRST_OPEN_S if first else None)
+        answer = self._ask("init", task, self._patience_s * _FIRST_OPEN_PATIENCE if first else None)
         if isinstance(answer, NoAnswer):
             self._init_overdue = answer is NoAnswer.OVERDUE
             self._errors["init:hung"] += 1
@@ -333,7 +337,7 @@ class NvmlProbe:
         slot = self._table.slots[position]
         if isinstance(failure.device, MigInstance):
             self._errors[f"instance:{failure.code}"] += 1
-            self._table.instance_failed(position)
+            self._table.instance_failed(position, failure.device)
             return False
         if failure.code in LOST_CODES or failure.device is None:
             self._table.lost(position, failure.code)

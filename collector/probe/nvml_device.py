@@ -12,7 +12,7 @@ from typing import Any, Final
 import pynvml
 
 from collector.clock import Clock
-from collector.probe import Row, out_of_range
+from collector.probe import Row
 from collector.probe.nvml_ask import Call, Calls, Fields
 from collector.probe.nvml_codes import FATAL_CODES, UNSUPPORTED_CODES, WRAPS
 from collector.probe.nvml_fields import FIELDS
@@ -123,7 +123,7 @@ class NvmlDevice:
         self._health = Health(handle)
         self._links = Links(handle, uuid)
         self._processes = Processes(handle, uuid)
-        self._told: set[str] = set()
+        self._noticed: set[str] = set()
         self._began = False
         self._mig_refused = False
         self._slow_pace = Pace(SLOW_US, share)
@@ -167,13 +167,11 @@ class NvmlDevice:
             self._read_slow(visit)
         if self._links_pace.due(at.monotonic_us):
             visit.rows += [(Stream.FABRIC, row) for row in self._links.read(at, visit.errors)]
-        for column in out_of_range(visit.values):
-            visit.errors[f"out_of_range:{column}"] += 1
-            visit.values[column] = None
+        visit.drop_out_of_range()
         unsupported = self._measured_unsupported().keys()
-        if not unsupported <= self._told:
-            visit.newly_unsupported = sorted(unsupported - self._told)
-            self._told |= unsupported
+        if not unsupported <= self._noticed:
+            visit.newly_unsupported = sorted(unsupported - self._noticed)
+            self._noticed |= unsupported
         self._began = True
         return visit
 

@@ -8,15 +8,12 @@ others afterwards, so that an instance is known by its UUID only and looked for 
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pynvml
 
 from collector.clock import Clock
-from collector.probe import out_of_range
-from collector.probe.nvml_ask import Call, Calls
 from collector.probe.nvml_codes import FATAL_CODES
 from collector.probe.nvml_gpm import Gpm
 from collector.probe.nvml_processes import Processes
@@ -76,10 +73,6 @@ def _describe(handle: Any, board_uuid: str, model: str, slices: int) -> Instance
     )
 
 
-def _memory(handle: Any) -> tuple[int | None, ...]:
-    return (pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used,)
-
-
 class MigInstance:
     """Reads one instance through the handle it was found with."""
 
@@ -87,7 +80,7 @@ class MigInstance:
         """Ask nothing yet. ``share`` spreads what is read rarely over its period."""
         self.handle_value = found.handle_value
         self.gpu_instance = found.gpu_instance
-        self._calls = Calls(found.handle, (Call(("memory_used_bytes",), _memory),))
+        self._handle = found.handle
         self._gpm = Gpm(board, wanted=gpm, gpu_instance=found.gpu_instance)
         self._processes = Processes(found.handle, found.ref.uuid)
         self._slow = Pace(PROCESSES_US, share)
@@ -98,31 +91,26 @@ class MigInstance:
         """The columns and driver functions this instance does not give, with NVML's code for why."""
         gpm = self._gpm.unsupported_code
         columns = {} if gpm is None else dict.fromkeys(Gpm.columns, gpm)
-        return columns | self._calls.unsupported | self._processes.unsupported
+        return columns | self._processes.unsupported
 
     def visit(self, clock: Clock) -> Visit:
-        """Read it. Raises pynvml.NVMLError for a lost board or driver."""
+        """Read it. Raises pynvml.NVMLError where the handle has died, or the board or driver with it."""
         at = clock.now()
         visit = Visit(at)
         if self._retry.due(at.monotonic_us):
-            self._calls.forget()
             self._gpm.forget()
             self._processes.forget()
-        self._calls.read(visit.values, visit.errors)
+        # Every instance has memory: whatever is wrong with this call is wrong with the instance.
+        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle, version=pynvml.nvmlMemory_v2)
+        visit.values["memory_used_bytes"] = memory.used
         self._gpm.read(visit.values, visit.errors)
         if self._slow.due(at.monotonic_us):
             visit.processes = self._processes.read(at, visit.errors)
             if visit.processes is not None:
                 visit.values["processes"] = sum(entry.kind != "graphics" for entry in visit.processes)
-        _drop_out_of_range(visit.values, visit.errors)
+        visit.drop_out_of_range()
         return visit
 
     def close(self) -> None:
         """Free what was allocated for this instance."""
         self._gpm.close()
-
-
-def _drop_out_of_range(values: dict[str, int | float | None], errors: Counter[str]) -> None:
-    for column in out_of_range(values):
-        errors[f"out_of_range:{column}"] += 1
-        values[column] = None

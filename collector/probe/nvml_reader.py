@@ -10,11 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVar
 
 MAX_HANGING: Final = 4
 """Threads given up at a time: each is a few hundred kB, and a driver that hangs in four places hangs in all."""
+
+_BUSY_PATIENCE: Final = 8
+"""A task that is overdue may use a core for so many times its patience, for a driver may well spin; waiting for one is free."""
+_LEAST_PROGRESS: Final = 0.1
+"""Of the time watched; a thread that must share the interpreter with others makes little of it."""
+_LOOK_S: Final = 0.02
+_NS_PER_S: Final = 1_000_000_000
 
 T = TypeVar("T")
 Key = tuple[str, int, int]
@@ -95,7 +103,8 @@ class _Lane(Generic[T]):
         self._finished: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         # A daemon: the process must be able to end while a call hangs.
-        threading.Thread(target=self._live, name="nvml-reader", daemon=True).start()
+        self._thread = threading.Thread(target=self._live, name="nvml-reader", daemon=True)
+        self._thread.start()
 
     def work(
         self,
@@ -109,18 +118,49 @@ class _Lane(Generic[T]):
         turn = _Round(tasks, begin, answers, raised)
         self._inbox.put(turn)
         wait_s = patience_s
+        spent_ns: dict[int, int] = {}
         while True:
             try:
                 self._finished.get(timeout=wait_s)
             except Empty:
+                wait_s = patience_s - (time.monotonic() - turn.since_s)
+                if wait_s > 0:
+                    continue
+                position = turn.at
+                worked_ns = self._progress_ns()
+                if worked_ns is not None:
+                    spent_ns[position] = spent_ns.get(position, 0) + worked_ns
+                    if spent_ns[position] < _BUSY_PATIENCE * patience_s * _NS_PER_S:
+                        wait_s = _LOOK_S
+                        continue
                 with self._lock:
-                    wait_s = patience_s - (time.monotonic() - turn.since_s)
-                    if wait_s <= 0 and not turn.done:
+                    if turn.at == position and not turn.done:
                         turn.given_up = True
-                        return turn.at
-                wait_s = max(wait_s, 0.0)
+                        return position
+                wait_s = _LOOK_S
             else:
                 return None
+
+    def _progress_ns(self) -> int | None:
+        """Watch the thread for a moment; return the time it had a core, None where it neither had one nor waited for one.
+
+        Who waits in a call does neither. Who lacks a core, on a node that jobs keep busy, does not hang.
+        """
+        before = self._scheduled_ns()
+        time.sleep(_LOOK_S)
+        after = self._scheduled_ns()
+        if before is None or after is None:
+            return None  # a kernel that does not tell: then patience alone decides
+        on_core_ns, waiting_ns = after[0] - before[0], after[1] - before[1]
+        return on_core_ns if on_core_ns + waiting_ns > _LOOK_S * _NS_PER_S * _LEAST_PROGRESS else None
+
+    def _scheduled_ns(self) -> tuple[int, int] | None:
+        try:
+            schedstat = Path(f"/proc/self/task/{self._thread.native_id}/schedstat").read_bytes()
+            on_core_ns, waiting_ns, _ = schedstat.split()
+        except (OSError, ValueError):
+            return None
+        return int(on_core_ns), int(waiting_ns)
 
     def stop(self) -> None:
         self._inbox.put(None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from collector.clock import US_PER_S, Clock
@@ -43,6 +43,8 @@ class Slot:
     look_again_us: int = 0
     last_energy_mj: int | None = None
     recovery_action: int | None = None
+    told: set[str] = field(default_factory=set)
+    """What it does not support and was told: once, however often it is lost and found."""
     instances: frozenset[str] | None = None
     """The MIG instances a board had when it was last looked through; None before it ever was read."""
     processes: tuple[ProcessReading, ...] = ()
@@ -85,6 +87,10 @@ class Table:
         self._events.clear()
         return rows, events
 
+    def put_off(self, action: Callable[[], None]) -> None:
+        """Have something done with the next tasks of a reader."""
+        self._actions.append(action)
+
     def take_actions(self) -> list[Callable[[], None]]:
         """Return what was put off, to be done in a reader's thread."""
         actions, self._actions = self._actions, []
@@ -104,7 +110,9 @@ class Table:
     def visited(self, position: int, answer: Visited, errors: Counter[str]) -> DeviceReading:
         """Take in what a device said."""
         slot, visit = self.slots[position], answer.visit
-        slot.device, slot.failures = answer.device, 0
+        slot.failures = 0
+        if slot.board is None:
+            slot.device = answer.device  # an instance may have been given another handle since it was asked
         at_us = visit.at.wall_us
         errors.update(visit.errors)
         if slot.trouble is not None:
@@ -116,7 +124,9 @@ class Table:
                 self._event(position, "counter_reset", at_us=at_us, detail=f"from {slot.last_energy_mj} mJ")
             slot.last_energy_mj = int(energy_mj)
         for column in visit.newly_unsupported:
-            self._event(position, "not_supported", at_us=at_us, detail=column)
+            if column not in slot.told:
+                slot.told.add(column)
+                self._event(position, "not_supported", at_us=at_us, detail=column)
         if visit.processes is not None:
             slot.processes = visit.processes
         for stream, row in visit.rows:
@@ -172,9 +182,12 @@ class Table:
         slot.look_again_us = self._clock.now().monotonic_us + slot.pause_us
         slot.pause_us = min(2 * slot.pause_us, _LONGEST_PAUSE_US)
 
-    def instance_failed(self, position: int) -> None:
+    def instance_failed(self, position: int, instance: MigInstance) -> None:
         """Let go of a MIG instance; whether it is gone is seen when its board is looked through."""
-        board = self.slots[position].board
+        slot = self.slots[position]
+        if slot.device is not instance:
+            return  # already replaced, or let go of with its board
+        board = slot.board
         self._detach(position)
         if board is not None and isinstance(device := self.slots[board].device, NvmlDevice):
             device.hurry_instances()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from collector.clock import US_PER_S, Instant
-from collector.probe import ProcessReading, Row, Values
+from collector.probe import ProcessReading, Row, Values, out_of_range
 from collector.wire import Stream
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class Visit:
     instances: tuple[InstanceFound, ...] | None = None
     """The MIG instances of a board that was looked through for them."""
     newly_unsupported: list[str] = field(default_factory=list)
+
+    def drop_out_of_range(self) -> None:
+        """Make null and count what the wire cannot hold."""
+        for column in out_of_range(self.values):
+            self.errors[f"out_of_range:{column}"] += 1
+            self.values[column] = None
 
 
 class Pace:

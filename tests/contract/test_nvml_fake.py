@@ -2,85 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pynvml
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from collector.errors import LibraryReplacedError
-from collector.probe import Sweep, Values
-from collector.probe.nvml import NvmlProbe
-from collector.probe.nvml_fields import FIELDS
-from tests.fakes.clock import FixedClock
-from tests.fakes.nvml.build import FakeNvml, build_or_skip
+from tests.fakes.nvml.build import FakeNvml
+from tests.fakes.nvml.harness import Node, kinds, values_of
 
 pytestmark = pytest.mark.contract
-
-CALLS = (
-    "nvmlDeviceGetFieldValues",
-    "nvmlDeviceGetUtilizationRates",
-    "nvmlDeviceGetEncoderUtilization",
-    "nvmlDeviceGetMemoryInfo_v2",
-    "nvmlDeviceGetTemperatureV",
-    "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetClockInfo",
-    "nvmlDeviceGetCurrentClocksEventReasons",
-    "nvmlDeviceGetPerformanceState",
-    "nvmlDeviceGetEnforcedPowerLimit",
-    "nvmlDeviceGetComputeRunningProcesses_v3",
-    "nvmlGpmQueryDeviceSupport",
-    "nvmlGpmSampleGet",
-    "nvmlGpmMetricsGet",
-    "nvmlEventSetCreate",
-    "nvmlDeviceRegisterEvents",
-    "nvmlEventSetWait_v2",
-    "nvmlDeviceGetHandleByIndex_v2",
-    "nvmlDeviceGetCount_v2",
-    "nvmlDeviceGetUUID",
-    "nvmlDeviceGetName",
-    "nvmlInitWithFlags",
-)
-CODES = (1, 2, 3, 4, 6, 7, 9, 13, 15, 16, 18, 25, 999)
-
-
-class Node:
-    """A probe on a fake node; :meth:`sweep` lets a second pass, on the clock and in the library, and reads."""
-
-    def __init__(self, library: FakeNvml) -> None:
-        self.library = library
-        self.clock = FixedClock()
-        self.time_s = 0.0
-        self.probe = NvmlProbe(self.clock, boot_id="boot", driver_epoch=4)
-
-    def sweep(self, after_s: float = 1.0) -> Sweep:
-        self.time_s += after_s
-        self.clock.advance(after_s)
-        self.library.set_time(self.time_s)
-        return self.probe.read()
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> FakeNvml:
-    return FakeNvml(build_or_skip(tmp_path_factory.mktemp("nvml")))
-
-
-@pytest.fixture(autouse=True)
-def nvml(library: FakeNvml) -> Iterator[FakeNvml]:
-    pynvml.nvmlLib = library.cdll
-    yield library
-    pynvml.nvmlLib = None
-    pynvml._nvmlGetFunctionPointer_cache.clear()
-
-
-def kinds(sweep: Sweep) -> list[tuple[int, str, int | None]]:
-    return [(event.device, event.kind, event.code) for event in sweep.events]
-
-
-def values_of(sweep: Sweep, device: int = 0) -> Values:
-    return next(reading.values for reading in sweep.readings if reading.device == device)
 
 
 def test_every_column_is_read_and_in_its_unit(nvml: FakeNvml) -> None:
@@ -291,28 +222,3 @@ def test_closing_lets_go_of_the_driver_and_reading_takes_it_up_again(nvml: FakeN
     with pytest.raises(pynvml.NVMLError):
         pynvml.nvmlDeviceGetCount()
     assert len(node.sweep().readings) == 1
-
-
-_FAULTS = st.one_of(
-    st.builds("field:{}:{}".format, st.sampled_from([field.number for field in FIELDS]), st.sampled_from(CODES)),
-    st.builds("call:{}:{}".format, st.sampled_from(CALLS), st.sampled_from(CODES)),
-    st.builds("lost:{}@{}".format, st.integers(0, 1), st.integers(0, 4)),
-    st.builds("reload@{}".format, st.integers(0, 4)),
-    st.builds("gone@{}-{}".format, st.integers(0, 2), st.integers(3, 5)),
-)
-
-
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(_FAULTS, max_size=5))
-def test_no_fault_of_the_driver_stops_the_probe(nvml: FakeNvml, faults: list[str]) -> None:
-    nvml.configure(2, faults=",".join(faults))
-    node = Node(nvml)
-    for _ in range(8):
-        try:
-            sweep = node.sweep()
-        except LibraryReplacedError:
-            assert any(fault.endswith(":18") for fault in faults)
-            return
-        assert all(0 <= event.device < len(sweep.devices) for event in sweep.events)
-        assert len({reading.device for reading in sweep.readings}) == len(sweep.readings)
-    node.probe.close()
