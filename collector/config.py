@@ -54,6 +54,25 @@ class Settings:
     dcgm_url: str = _setting(
         "", "metrics of a dcgm-exporter on this node, e.g. http://127.0.0.1:9400/metrics; empty: none"
     )
+    amd: bool = _setting(True, "read AMD devices where their driver is loaded at the start")
+    jobs: bool = _setting(
+        True, "find out which job holds which device: cgroups, Slurm's hooks, kubelet, DCGM's mapping"
+    )
+    cluster: str = _setting("local", "the cluster of jobs whose manager does not say which it is")
+    environ: str = _setting(
+        "never", "hint: read job ids from the environment of processes where nothing better is there"
+    )
+    slurm_shared: bool = _setting(False, "Slurm gives a device to several jobs at once (shards, MPS)")
+    engine_urls: str = _setting(
+        "", "metrics of vLLM and SGLang servers, e.g. http://127.0.0.1:8000,http://127.0.0.1:8001"
+    )
+    redfish_url: str = _setting("", "this node's management controller, e.g. https://10.0.0.7; empty: none")
+    redfish_user: str = _setting("", "user of the management controller")
+    redfish_password_file: str = _setting("", "file whose first line is that user's password")
+    redfish_ca_file: str = _setting("", "certificate authorities to trust with the management controller")
+    redfish_verify: bool = _setting(True, "check the management controller's certificate")
+    ipmi: bool = _setting(False, "read the node's power by ipmi-dcmi or ipmitool")
+    node_power_s: float = _setting(60.0, "seconds between readings of the management controller; at least 30")
     host: bool = _setting(True, "read processor, memory, disk and network counters of the node")
     rapl: bool = _setting(True, "read the processors' energy (RAPL) where this user may")
     infiniband: bool = _setting(True, "read InfiniBand and RoCE ports where there are any")
@@ -100,22 +119,32 @@ class Settings:
         """The labels as pairs."""
         return dict(pair.split("=", 1) for pair in self.labels.split(",") if pair)
 
+    def redfish_credentials(self) -> tuple[str, str] | None:
+        """Fetch the management controller's user and password. Raises AgentError naming the place, not the password."""
+        if not self.redfish_user:
+            return None
+        return self.redfish_user, _first_line(self.redfish_password_file, "the management controller's password")
+
     def token(self) -> str | None:
         """Fetch the token from where it is kept; None where none is set. Raises AgentError naming the place, not the token."""
         if self.token_file:
-            try:
-                lines = Path(self.token_file).read_text(encoding="ascii").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise AgentError(f"cannot read the token from {self.token_file}: {error}") from error
-            if not lines or not lines[0].strip():
-                raise AgentError(f"the token file {self.token_file} is empty")
-            return lines[0].strip()
+            return _first_line(self.token_file, "the token")
         if self.token_env:
             token = os.environ.get(self.token_env)
             if not token:
                 raise AgentError(f"token_env names {self.token_env}, which is not set in the environment")
             return token
         return None
+
+
+def _first_line(path: str, what: str) -> str:
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentError(f"cannot read {what} from {path}: {error}") from error
+    if not lines or not lines[0].strip():
+        raise AgentError(f"cannot read {what}: {path} is empty")
+    return lines[0].strip()
 
 
 FIELDS: Final = {entry.name: entry for entry in dataclasses.fields(Settings)}

@@ -83,8 +83,31 @@ def _impossible_sources(settings: Settings) -> list[str]:
     faults = []
     if settings.dcgm_url and not _is_http_url(settings.dcgm_url):
         faults.append(f"dcgm_url must be like http://127.0.0.1:9400/metrics, got {settings.dcgm_url!r}")
+    if settings.environ not in ("hint", "never"):
+        faults.append(f"environ must be hint or never, got {settings.environ!r}")
+    if not settings.cluster or len(settings.cluster) > 255 or not settings.cluster.isprintable():
+        faults.append("cluster must be 1 to 255 printable characters")
+    faults += [
+        f"engine_urls must be like http://127.0.0.1:8000, got {url!r}"
+        for url in settings.engine_urls.split(",")
+        if settings.engine_urls and not _is_http_url(url)
+    ]
+    faults += _impossible_node_power(settings)
     if settings.otlp_listen and not _is_loopback(settings.otlp_listen):
         faults.append(f"otlp_listen must be a loopback address like 127.0.0.1:4318, got {settings.otlp_listen!r}")
+    return faults
+
+
+def _impossible_node_power(settings: Settings) -> list[str]:
+    faults = []
+    if not 30 <= settings.node_power_s <= _MAX_PERIOD_S:
+        faults.append(f"node_power_s must lie in [30, {_MAX_PERIOD_S}], got {settings.node_power_s!r}")
+    if bool(settings.redfish_user) != bool(settings.redfish_password_file):
+        faults.append("redfish_user and redfish_password_file go together; set both or none")
+    if settings.redfish_url and not _is_http_url(settings.redfish_url):
+        faults.append(f"redfish_url must be like https://host, got {settings.redfish_url!r}")
+    elif settings.redfish_url.startswith("http:") and urlsplit(settings.redfish_url).hostname not in _LOOPBACK:
+        faults.append("redfish_url is http:// to another machine, which would show its password to the network")
     return faults
 
 

@@ -134,7 +134,8 @@ def look(
     duration_s: float = DURATION_S,
 ) -> Looked:
     """Read everything for a while; returns early where ``stop`` is set."""
-    threads = SourceThreads(sources, clock, jitter=lambda: 0.0)
+    # To read jobs is to take in what hooks left for the agent; what can be seen of them is told without.
+    threads = SourceThreads([source for source in sources if source.name != "jobs"], clock, jitter=lambda: 0.0)
     threads.start()
     views = [_View(name, probe, settings.sample_us) for name, probe in probes]
     cadence = Cadence(settings.sample_us, clock.now())

@@ -177,6 +177,11 @@ class Recorder:
         """Return the probe that reads a device, None for a device nobody has read."""
         return next((lane.name for lane in self._lanes.values() if device_uuid in lane.positions), None)
 
+    def devices(self) -> tuple[DeviceRef, ...]:
+        """Return every device that was read, each once; from any thread."""
+        found = {device.uuid: device for lane in tuple(self._lanes.values()) for device in lane.devices}
+        return tuple(found.values())
+
     def change_period(self, period_us: int) -> None:
         """Go on with another cadence; rows that are begun end early, so that none mixes two."""
         self._period_us = period_us

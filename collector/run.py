@@ -33,6 +33,7 @@ from collector.ship import DRAIN_S, TIMEOUT, Shipper
 from collector.source_thread import SourceThreads
 from collector.sources import Around, make_probes, make_sources
 from collector.spool import Spool
+from collector.wire import DeviceRef
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,8 +83,9 @@ class Runner:
             spool = open_spool(settings)
             shipper = _shipper(settings, client, spool, stop)
             boot_id = read_boot_id()
+            self._agent = None
             probes = self._probes(settings, spool, clock, boot_id)
-            around = Around(clock, boot_id, dict(probes), spool.recall, spool.remember)
+            around = Around(clock, boot_id, dict(probes), spool, self._devices)
             agent = self._agent = Agent(
                 settings,
                 [ProbeThread(name, probe) for name, probe in probes],
@@ -119,6 +121,9 @@ class Runner:
             return [("replay", ReplayProbe(self._replay, clock, boot_id=f"replay-{uuid.uuid4()}"))]
         epochs = {name: _known_epoch(spool, name, boot_id) for name in _PROBES}
         return make_probes(settings, clock, boot_id=boot_id, driver_epochs=epochs)
+
+    def _devices(self) -> tuple[DeviceRef, ...]:
+        return self._agent.recorder.devices() if self._agent else ()
 
     def _add_helpers(self, agent: Agent, settings: Settings, spool: Spool, clock: Clock) -> None:
         if settings.otlp_listen:

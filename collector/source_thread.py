@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from collector.clock import US_PER_S, Clock
 from collector.probe import Observation, Source
@@ -24,6 +24,20 @@ _LOG = logging.getLogger(__name__)
 MAX_WAITING: Final = 64
 """Observations that may wait for the main loop, which takes them within a second: far more than a healthy agent has."""
 _LONGEST_FIRST_WAIT_S: Final = 5.0
+_LEAST_WAIT_S: Final = 0.05
+
+
+@runtime_checkable
+class Eager(Protocol):
+    """A source that knows when there is something new, and is read then: at the begin of a job, say."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return once there is something new (True), or after that time."""
+        ...
+
+    def stop(self) -> None:
+        """End the present wait and all later ones, from another thread."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,9 @@ class SourceThreads:
     def close(self, patience_s: float = 1.0) -> None:
         """End the threads and close the sources; those inside a call that hangs are left behind."""
         self._closing.set()
+        for source in self.sources:
+            if isinstance(source, Eager):
+                source.stop()
         until_s = time.monotonic() + patience_s
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
@@ -109,11 +126,22 @@ class SourceThreads:
                 since_us = 0 if seen_us is None else now.monotonic_us - seen_us
                 seen_us = now.monotonic_us
                 self._hand_over(Seen(source.name, now.wall_us, since_us, observation))
-            missed = (now.monotonic_us - due_us) // period_us
-            if missed:
+            missed = max(-1, (now.monotonic_us - due_us) // period_us)  # -1: read early, so what was due still is
+            if missed > 0:
                 self._count(f"{source.name}:slow", missed)
             due_us += (missed + 1) * period_us
-            self._closing.wait((due_us - now.monotonic_us) / US_PER_S)
+            self._wait(source, due_us)
+
+    def _wait(self, source: Source, due_us: int) -> None:
+        """Return when the next reading is due, or earlier where the source has something new."""
+        left_s = (due_us - self._clock.now().monotonic_us) / US_PER_S
+        if not isinstance(source, Eager):
+            self._closing.wait(left_s)
+            return
+        # A source that is woken all the time is still read at most so often.
+        self._closing.wait(min(_LEAST_WAIT_S, max(0.0, left_s)))
+        if not self._closing.is_set():
+            source.wait(max(0.0, left_s - _LEAST_WAIT_S))
 
     def _observe(self, source: Source) -> Observation | None:
         try:

@@ -5,13 +5,31 @@ Each is imported only where it is wanted: what a node does not have costs it no 
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import Final, Protocol, cast
 
 from collector.clock import Clock
 from collector.config import Settings
+from collector.errors import AgentError
 from collector.probe import Probe, ProcessReading, Source
+from collector.wire import DeviceRef
+
+_AMD_DRIVER: Final = (Path("/sys/module/amdgpu"), Path("/dev/kfd"))
+
+
+class Facts(Protocol):
+    """Texts by name, kept over restarts."""
+
+    def recall(self, name: str) -> str | None:
+        """Return a fact, or None."""
+        ...
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a fact, durably."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +39,10 @@ class Around:
     clock: Clock
     boot_id: str
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    recall: Callable[[str], str | None] | None = None
+    facts: Facts | None = None
     """Facts that outlive the process (the spool's); None where nothing is to be kept."""
-    remember: Callable[[str, str], None] | None = None
+    devices: Callable[[], tuple[DeviceRef, ...]] = tuple
+    """The devices that were read so far."""
 
     def processes(self) -> tuple[ProcessReading, ...]:
         """Return who used the devices when the drivers were last asked; asks none itself."""
@@ -50,6 +69,10 @@ def make_probes(
 
         epoch = driver_epochs.get("nvml", 0)
         probes.append(("nvml", NvmlProbe(clock, boot_id=boot_id, driver_epoch=epoch, gpm=settings.gpm)))
+    if settings.amd and any(place.exists() for place in _AMD_DRIVER):
+        from collector.probe.amd import AmdProbe  # noqa: PLC0415
+
+        probes.append(("amd", AmdProbe(clock, boot_id=boot_id, driver_epoch=driver_epochs.get("amd", 0))))
     if settings.dcgm_url:
         from collector.probe.dcgm import DcgmProbe  # noqa: PLC0415
 
@@ -60,7 +83,27 @@ def make_probes(
 
 def make_sources(settings: Settings, around: Around) -> list[Source]:
     """Return the sources of everything else."""
-    return [*_node_sources(settings, around)]
+    return [*_job_sources(settings, around), *_node_sources(settings, around), *_remote_sources(settings)]
+
+
+def _job_sources(settings: Settings, around: Around) -> list[Source]:
+    if not settings.jobs:
+        return []
+    from collector.jobs.source import JobSettings, JobSource  # noqa: PLC0415
+
+    jobs = JobSource(
+        clock=around.clock,
+        processes=around.processes,
+        devices=around.devices,
+        boot_id=around.boot_id,
+        facts=around.facts,
+        settings=JobSettings(
+            cluster=settings.cluster,
+            environ="hint" if settings.environ == "hint" else "never",
+            slurm_shared=settings.slurm_shared,
+        ),
+    )
+    return [cast("Source", jobs)]  # its name is final, which a protocol's attribute cannot say
 
 
 def _node_sources(settings: Settings, around: Around) -> list[Source]:
@@ -80,9 +123,46 @@ def _node_sources(settings: Settings, around: Around) -> list[Source]:
     if settings.kernel_log:
         from collector.source.kernel_log import KernelLogSource  # noqa: PLC0415
 
+        facts = around.facts
         found.append(
             KernelLogSource(
-                boot_id=around.boot_id, recall=around.recall, remember=around.remember, now_us=around.now_us
+                boot_id=around.boot_id,
+                recall=facts.recall if facts else None,
+                remember=facts.remember if facts else None,
+                now_us=around.now_us,
             )
         )
+    if settings.ipmi:
+        from collector.source.ipmi import IpmiSource  # noqa: PLC0415
+
+        found.append(IpmiSource(period_s=settings.node_power_s))
     return found
+
+
+def _remote_sources(settings: Settings) -> list[Source]:
+    found: list[Source] = []
+    if settings.redfish_url:
+        from collector.source.redfish import RedfishSource  # noqa: PLC0415
+
+        found.append(
+            RedfishSource(
+                settings.redfish_url,
+                credentials=settings.redfish_credentials,
+                verify=_trust(settings),
+                period_s=settings.node_power_s,
+            )
+        )
+    if settings.engine_urls:
+        from collector.source.engines import EngineSource  # noqa: PLC0415
+
+        found.append(EngineSource([url for url in settings.engine_urls.split(",") if url]))
+    return found
+
+
+def _trust(settings: Settings) -> ssl.SSLContext | bool:
+    if not settings.redfish_ca_file:
+        return settings.redfish_verify
+    try:
+        return ssl.create_default_context(cafile=settings.redfish_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise AgentError(f"cannot load redfish_ca_file {settings.redfish_ca_file}: {error}") from error

@@ -139,3 +139,37 @@ def gathered(threads: SourceThreads, *, rows: int) -> tuple[list[Seen], Counter[
         time.sleep(0.005)
     threads.close()
     return found, threads.take_errors()
+
+
+def test_a_source_that_is_woken_is_read_at_once_and_not_by_its_period() -> None:
+    class Woken(ListedSource):
+        woken = threading.Event()
+        stopped = False
+
+        def wait(self, timeout_s: float) -> bool:
+            found = self.woken.wait(timeout_s)
+            self.woken.clear()
+            return found
+
+        def stop(self) -> None:
+            self.stopped = True
+            self.woken.set()
+
+    source = Woken([one_row(), one_row()], period_s=30.0)
+    threads = SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0)
+    threads.start()
+    time.sleep(0.2)
+    assert len(threads.take()) == 1
+    source.woken.set()
+    until_s = time.monotonic() + 5
+    found: list[Seen] = []
+    while not found and time.monotonic() < until_s:
+        found = threads.take()
+        time.sleep(0.005)
+    assert len(found) == 1
+    assert found[0].since_us < 5_000_000
+    began_s = time.monotonic()
+    threads.close()
+    assert time.monotonic() - began_s < 1.0
+    assert (source.stopped, source.closed) == (True, True)
+    assert threads.take_errors() == Counter()
