@@ -119,6 +119,8 @@ class HookFolder:
         """Since the last :meth:`read`."""
         self._trusted = frozenset(trusted_uids if trusted_uids is not None else {0, os.geteuid()})
         self._broken: set[str] = set()
+        self.present: frozenset[str] = frozenset()
+        """Names that were there at the last :meth:`read`."""
 
     def distrust(self) -> str | None:
         """Return why the folder cannot be used; None where it can."""
@@ -136,10 +138,12 @@ class HookFolder:
         try:
             names = os.listdir(self.path)  # noqa: PTH208  names are all that is wanted of thousands
         except FileNotFoundError:
+            self.present = frozenset()
             return []  # no hook is installed, or none has run since the boot
         except OSError:
             self.errors["hooks_unreadable"] += 1
             return []
+        self.present = frozenset(names)
         fresh = sorted(
             name for name in names if name not in known and name not in self._broken and _NAME.fullmatch(name)
         )

@@ -1,0 +1,169 @@
+"""The state of one device in the eyes of the job ledger, and what follows from it. Pure.
+
+Managers' grants (hooks, pod-resources, job-mapping) say who may use a device, processes say who does. A grant decides while
+there is one, so a device that is allocated but idle stays with its job; processes decide where there is none. A manager's word is
+as good as its newest statement: what a slower source said before the last hook ran is not held against the hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from collector.jobs.evidence import RANK, Evidence, Grant, Job, JobKey, Use
+
+GRACE_US: Final = 12_000_000
+"""A job whose processes are missing from the list keeps an otherwise unclaimed device this long: two looks and a bit."""
+_PPM: Final = 1_000_000
+_SOURCES: Final = (Evidence.HOOK, Evidence.POD_RESOURCES, Evidence.JOB_MAPPING)
+
+
+@dataclass(slots=True)
+class Seen:
+    """A use and when it was seen last."""
+
+    use: Use
+    at_us: int
+
+
+@dataclass(slots=True)
+class Open:
+    """A holding that was told as begun."""
+
+    job: Job
+    since_us: int
+    share_ratio: float | None
+    evidence: Evidence
+    seen_us: int
+    """The last instant at which any evidence supported it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A holding that the evidence asks for."""
+
+    job: Job
+    share_ratio: float | None
+    evidence: Evidence
+    since_us: int | None
+
+
+@dataclass(slots=True)
+class Device:
+    """All that is known of one device."""
+
+    hooks: dict[JobKey, Grant] = field(default_factory=dict)
+    said: dict[Evidence, tuple[int, tuple[Grant, ...]]] = field(default_factory=dict)
+    """By source: its last statement and when it was made."""
+    uses: dict[JobKey, Seen] = field(default_factory=dict)
+    open: dict[JobKey, Open] = field(default_factory=dict)
+    released: dict[JobKey, int] = field(default_factory=dict)
+    """Jobs whose end a hook told: a slower source that still names them is late, not right."""
+    hook_at_us: int = 0
+    used_at_us: int = 0
+    """When its processes were looked at last."""
+    frontier_us: int = 0
+    """No holding begins before it: the last end that was told, or the end of a contradiction."""
+    ended: dict[JobKey, int] = field(default_factory=dict)
+    """The last end of each job that held it lately."""
+    doubt_at_us: int | None = None
+    conflict: str | None = None
+
+    def wanted(self) -> dict[JobKey, Wanted]:
+        """Return who holds the device by the evidence there is; nobody while root's evidence contradicts itself."""
+        if self.conflict is not None:
+            return {}
+        for source in _SOURCES:
+            grants = self.grants_of(source)
+            if grants:
+                return _shared(grants)
+        return _used(self.uses.values())
+
+    def grants_of(self, source: Evidence) -> tuple[Grant, ...]:
+        """Return what a source's statement is worth now."""
+        if source is Evidence.HOOK:
+            return tuple(self.hooks.values())
+        at_us, grants = self.said.get(source, (0, ()))
+        if at_us < self.hook_at_us:
+            return ()
+        return tuple(grant for grant in grants if grant.job.key not in self.released)
+
+    def contradiction(self) -> tuple[int, str] | None:
+        """Return since when, and in words how, evidence names jobs that the deciding source does not; None where all agree."""
+        decided: tuple[Evidence, set[JobKey]] | None = None
+        for source in _SOURCES:
+            keys = {grant.job.key for grant in self.grants_of(source)}
+            if decided is None:
+                decided = (source, keys) if keys else None
+            elif others := keys - decided[1]:
+                return self.said[source][0], f"{decided[0]} says {_names(decided[1])}, {source} says {_names(others)}"
+        if decided is None or self.used_at_us <= self.hook_at_us:
+            return None
+        strangers = {
+            key: seen.use.evidence
+            for key, seen in self.uses.items()
+            if key not in decided[1]
+            and seen.at_us == self.used_at_us
+            and seen.use.job.scheduled
+            and seen.use.evidence is not Evidence.ENVIRON
+        }
+        if not strangers:
+            return None
+        witness = strongest(strangers.values())
+        return self.used_at_us, f"{decided[0]} says {_names(decided[1])}, {witness} says {_names(strangers)} uses it"
+
+    def take_uses(self, at_us: int, uses: Iterable[Use]) -> None:
+        """Note who used the device at ``at_us``; who is missing is kept for a while, unless somebody else is there."""
+        self.used_at_us = max(self.used_at_us, at_us)
+        fresh = {use.job.key: use for use in uses}
+        for key, use in fresh.items():
+            known = self.uses.get(key)
+            since_us = use.since_us if known is None else min(use.since_us, known.use.since_us)
+            self.uses[key] = Seen(Use(use.job, use.evidence, since_us), at_us)
+            if key in self.open:
+                self.open[key].seen_us = max(self.open[key].seen_us, at_us)
+        for key, seen in list(self.uses.items()):
+            if key not in fresh and (fresh or at_us - seen.at_us > GRACE_US):
+                del self.uses[key]
+
+
+def _shared(grants: tuple[Grant, ...]) -> dict[JobKey, Wanted]:
+    """Return the holdings of jobs that were granted one device."""
+    if len(grants) == 1:
+        grant = grants[0]
+        return {grant.job.key: Wanted(grant.job, grant.share_ratio, grant.evidence, grant.since_us)}
+    whole = sum(grant.weight or 1 for grant in grants)
+    return {
+        grant.job.key: Wanted(
+            grant.job,
+            _ppm(grant.weight or 1, whole) if grant.share_ratio is None else grant.share_ratio,
+            grant.evidence,
+            grant.since_us,
+        )
+        for grant in grants
+    }
+
+
+def _used(seen: Iterable[Seen]) -> dict[JobKey, Wanted]:
+    """Return the holdings of jobs that use a device nobody granted: equal parts. What only hints is heard if nothing proves."""
+    uses = [entry.use for entry in seen]
+    proven = [use for use in uses if use.evidence is not Evidence.ENVIRON]
+    parts = proven or uses
+    share_ratio = None if len(parts) == 1 else _ppm(1, max(1, len(parts)))
+    return {use.job.key: Wanted(use.job, share_ratio, use.evidence, use.since_us) for use in parts}
+
+
+def _ppm(part: int, whole: int) -> float:
+    """Return a share cut to the six places the store keeps, so that shares never add up to more than one."""
+    return part * _PPM // whole / _PPM
+
+
+def _names(keys: Iterable[JobKey]) -> str:
+    names = sorted(f"job {key.native_id}" for key in keys)
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def strongest(evidence: Iterable[Evidence]) -> Evidence:
+    """Return the most trusted of several."""
+    return min(evidence, key=RANK.__getitem__)

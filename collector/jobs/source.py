@@ -1,0 +1,357 @@
+"""The source of allocations and shares: gathers all evidence of a node, keeps the ledger, and tells what begins and ends.
+
+Hooks are read on every call, all else every five seconds. What is told is noted in the facts first, so that a restart neither
+loses an end nor tells a begin anew under another instant. It judges nothing itself and fails no other source.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from collector.clock import US_PER_S, Clock
+from collector.errors import AgentError
+from collector.jobs import kubelet, pods, state
+from collector.jobs.evidence import Change, Evidence, Finding, Grant
+from collector.jobs.hooks import HookEvent, HookFolder
+from collector.jobs.ledger import Ledger
+from collector.jobs.looks import PodLook, ProcessLook, mapped_grants
+from collector.jobs.mapping import MappingFolder
+from collector.jobs.names import DeviceNames, read_minors
+from collector.jobs.processes import EnvironMode, ProcessTable
+from collector.jobs.roster import Roster
+from collector.jobs.shares import Sample, share_rows
+from collector.jobs.sight import job_sights
+from collector.jobs.watch import FolderWatch
+from collector.probe import Observation, ProcessReading, Row, Sight
+from collector.wire import DeviceRef, Stream, cleaned
+
+_LOG = logging.getLogger(__name__)
+
+HOOK_FOLDER: Final = Path("/run/wattledger/jobs")
+MAPPING_FOLDERS: Final = (MappingFolder(Path("/run/gpustat"), "minor"),)
+FACT: Final = "jobs"
+PERIOD_S: Final = 5.0
+_EARLY_US: Final = 500_000
+_KUBELET_EVERY: Final = 2
+_HEARTBEAT_US: Final = 60_000_000
+_BOOT_SLACK_US: Final = 60_000_000
+_TOLD_STREAMS: Final = (Stream.ALLOCATION, Stream.NODE_EVENT)
+
+
+class Facts(Protocol):
+    """What the source asks of whoever keeps facts (the spool): recall and remember, which may raise an AgentError."""
+
+    def recall(self, name: str) -> str | None:
+        """Return a fact, or None."""
+        ...
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a fact, durably."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What an operator decides."""
+
+    cluster: str = "local"
+    """The cluster of jobs whose manager does not say which it is; Slurm's hooks do."""
+    environ: EnvironMode = "hint"
+    slurm_shared: bool = False
+    """Slurm gives a device to several jobs at once (shards, MPS), even where the hooks are not told the parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlaces:
+    """Where evidence lies."""
+
+    proc_root: Path = Path("/proc")
+    hook_folder: Path = HOOK_FOLDER
+    mapping_folders: tuple[MappingFolder, ...] = MAPPING_FOLDERS
+    kubelet_socket: Path = kubelet.SOCKET
+    pod_folder: Path = pods.FOLDER
+
+
+_SETTINGS: Final = JobSettings()
+_PLACES: Final = JobPlaces()
+
+
+class JobSource:
+    """Which job holds which device (stream ALLOCATION), what each used of it (DEVICE_SHARE), and contradictions (NODE_EVENT).
+
+    Beside the methods of a source it has :meth:`wait`, which whoever paces it may use instead of sleeping: it returns early when a
+    hook has run, so that the counters can be read at that moment; and :meth:`stop`, which ends a wait from another thread.
+    """
+
+    name: Final = "jobs"
+    period_s: float = PERIOD_S
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        processes: Callable[[], tuple[ProcessReading, ...]],
+        devices: Callable[[], tuple[DeviceRef, ...]],
+        boot_id: str = "",
+        facts: Facts | None = None,
+        settings: JobSettings = _SETTINGS,
+        places: JobPlaces = _PLACES,
+        table: ProcessTable | None = None,
+    ) -> None:
+        """Look at nothing yet. ``table`` replaces the one that reads ``places.proc_root``."""
+        self._clock = clock
+        self._processes = processes
+        self._devices = devices
+        self._facts = facts
+        self._settings = settings
+        self._places = places
+        self._folder = HookFolder(places.hook_folder)
+        self._mappings = places.mapping_folders
+        self._table = table or ProcessTable(proc_root=places.proc_root, environ=settings.environ)
+        self._pods = pods.PodNames(places.pod_folder)
+        self._roster = Roster(settings.cluster)
+        self._ledger = Ledger()
+        self._process_look = ProcessLook(self._table, self._roster, self._pods)
+        self._pod_look = PodLook(kubelet.KubeletClient(places.kubelet_socket), self._roster, self._pods)
+        self._memory = state.Memory(boot_id)
+        self._names = DeviceNames((), {})
+        self._unplaced: dict[str, HookEvent] = {}
+        """Jobs whose devices could not be found yet, by number: the driver may come up after the first job."""
+        self._undeletable: set[str] = set()
+        """Files this user may not delete; the hooks' own limit takes them away some day."""
+        self._watch: FolderWatch | None = None
+        self._recalled = False
+        self._looks = 0
+        self._looked_us: int | None = None
+        self._saved_us = 0
+        self._shares_at_us = 0
+        self._last_readings: tuple[ProcessReading, ...] | None = None
+        self._last_errors: Counter[str] = Counter()
+
+    def read(self) -> Observation:
+        """Take in what is new; look at processes, kubelet and mapping folders where that is due."""
+        now = self._clock.now()
+        errors: Counter[str] = Counter()
+        rows: dict[Stream, list[Row]] = {Stream.ALLOCATION: [], Stream.DEVICE_SHARE: [], Stream.NODE_EVENT: []}
+        if not self._recalled:
+            self._recall(now.wall_us, rows, errors)
+        self._find_devices()
+        taken = self._take_hooks(errors)
+        due = self._looked_us is None or now.monotonic_us - self._looked_us >= round(PERIOD_S * US_PER_S) - _EARLY_US
+        if due and self._names.devices:
+            self._looked_us = now.monotonic_us
+            rows[Stream.DEVICE_SHARE] = self._look(now.wall_us, errors)
+        self._tell(now.wall_us, rows, errors, changed=bool(taken))
+        self._last_errors = errors
+        return Observation({stream: tuple(found) for stream, found in rows.items() if found}, dict(errors))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until a hook has run (True), or for ``timeout_s`` (False)."""
+        if self._watch is None:
+            self._watch = FolderWatch([self._folder.path, *(folder.path for folder in self._mappings)])
+        return self._watch.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End the present wait and all later ones; from any thread."""
+        if self._watch is not None:
+            self._watch.stop()
+
+    def sights(self) -> tuple[Sight, ...]:
+        """Say which evidence of jobs this node gives, and which right or file would add what is missing."""
+        return job_sights(
+            self._folder,
+            self._mappings,
+            self._places.kubelet_socket,
+            self._table,
+            self._settings.environ,
+            self._last_errors,
+        )
+
+    def close(self) -> None:
+        """Let go of sockets and watches; holdings go on, to be taken up by the next agent."""
+        self._pod_look.close()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _recall(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str]) -> None:
+        """Go on where the last agent was: what it told last is told again, what a reboot ended is ended."""
+        text = None
+        if self._facts is not None:
+            try:
+                text = self._facts.recall(FACT)
+            except AgentError:
+                errors["jobs:state_unreadable"] += 1
+                return  # with the next call again: to go on without would tell the begins of running jobs anew
+        self._recalled = True
+        memory = state.load(text, self._ledger, self._roster)
+        if memory is None:
+            if text is not None:
+                errors["jobs:state_damaged"] += 1
+            return
+        boot_id, self._memory = self._memory.boot_id, memory
+        for told in memory.told:
+            rows[Stream(told.stream)].append(told.row)
+        if memory.boot_id != boot_id:
+            self._ledger.rebooted(memory.at_us)
+            self._memory.boot_id = boot_id
+            self._memory.files = {}
+        self._memory.told = [state.Told(now_us, told.stream, told.row) for told in memory.told]
+
+    def _find_devices(self) -> None:
+        devices = self._devices()
+        if devices and devices != self._names.devices:
+            self._names = DeviceNames(devices, read_minors(self._places.proc_root))
+
+    def _take_hooks(self, errors: Counter[str]) -> list[HookEvent]:
+        events = self._folder.read(self._memory.files)
+        for name in self._memory.files.keys() - self._folder.present:
+            del self._memory.files[name]
+            self._undeletable.discard(name)
+        for kind, count in self._folder.errors.items():
+            errors[f"jobs:{kind}"] += count
+        booted_us = self._table.booted_at_us() - _BOOT_SLACK_US
+        for event in events:
+            self._memory.files[event.name] = event.job_id
+            if event.at_us < booted_us:
+                continue  # of an earlier boot, whose jobs are gone
+            run = self._roster.hooked(event)
+            if event.action == "end":
+                self._unplaced.pop(event.job_id, None)
+                self._ledger.released(event.at_us, run.job.key)
+            else:
+                self._unplaced[event.job_id] = event
+                self._place(event)
+        for event in list(self._unplaced.values()):
+            self._place(event)
+        if self._unplaced and self._names.devices:
+            errors["jobs:hook_device_unknown"] += len(self._unplaced)
+        return events
+
+    def _place(self, event: HookEvent) -> None:
+        """Give the devices of a hook's start to its job, as far as they can be found."""
+        run = self._roster.knows(("slurm", event.job_id))
+        if run is None:
+            self._unplaced.pop(event.job_id, None)
+            return
+        found = [self._names.find(name) for name in event.gpus]
+        weight = event.shards if event.shards is not None else 1 if self._settings.slurm_shared else None
+        grant = Grant(run.job, Evidence.HOOK, event.at_us, None, weight)
+        self._ledger.granted(event.at_us, [uuid for uuid in found if uuid is not None], grant)
+        if None not in found:
+            self._unplaced.pop(event.job_id, None)
+
+    def _look(self, now_us: int, errors: Counter[str]) -> list[Row]:
+        """Ask everything that is not told by hooks; return the rows of shares."""
+        self._looks += 1
+        mapped = mapped_grants(self._mappings, self._names, self._roster, now_us, errors)
+        if mapped is not None:
+            self._ledger.stated(now_us, Evidence.JOB_MAPPING, mapped)
+        if self._looks % _KUBELET_EVERY == 1:
+            granted = self._pod_look.look(self._names, now_us, errors)
+            if granted is not None:
+                self._ledger.stated(now_us, Evidence.POD_RESOURCES, granted)
+        readings = self._processes()
+        if readings is self._last_readings and readings:
+            return []  # the driver was not asked since
+        self._last_readings = readings
+        uuids = [device.uuid for device in self._names.devices]
+        found = self._process_look.look(readings, uuids, now_us, errors)
+        self._ledger.used(found.at_us, found.uses)
+        self._found = found.findings
+        return self._share_rows(found.samples)
+
+    def _share_rows(self, samples: list[Sample]) -> list[Row]:
+        since_us, self._shares_at_us = (
+            self._shares_at_us,
+            max((sample.reading.at_us for sample in samples), default=self._shares_at_us),
+        )
+        return share_rows(samples, self._ledger.devices, since_us)
+
+    _found: Sequence[Finding] = ()
+
+    def _tell(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str], *, changed: bool) -> None:
+        """Put changes into rows, and what is needed to go on after a crash into the facts."""
+        changes, findings = self._ledger.take()
+        findings, self._found = [*findings, *self._found], ()
+        fresh: dict[Stream, list[Row]] = {
+            Stream.ALLOCATION: [_allocation_row(change) for change in changes],
+            Stream.NODE_EVENT: [_finding_row(finding) for finding in findings],
+        }
+        self._memory.told = state.forget_old(self._memory.told, now_us)
+        for stream in _TOLD_STREAMS:
+            rows[stream] += fresh[stream]
+            self._memory.told += [state.Told(now_us, stream.value, row) for row in fresh[stream]]
+        # Backwards too: an operator may have set the clock.
+        beat = any(device.open for device in self._ledger.devices.values())
+        beat = beat and abs(now_us - self._saved_us) >= _HEARTBEAT_US
+        if (changes or findings or changed or beat) and self._save(now_us, errors):
+            self._drop_files()
+
+    def _save(self, now_us: int, errors: Counter[str]) -> bool:
+        if self._facts is None:
+            return True
+        self._memory.at_us = now_us
+        try:
+            self._facts.remember(FACT, state.dump(self._memory, self._ledger, self._roster))
+        except AgentError as error:
+            # The files of the hooks stay where they are: whoever comes next reads them again, with the same instants.
+            errors["jobs:state_not_kept"] += 1
+            _LOG.warning("the state of jobs cannot be noted: %s", error)
+            return False
+        self._saved_us = now_us
+        return True
+
+    def _drop_files(self) -> None:
+        """Delete hooks' files that nobody needs any more: all but the starts of jobs that still run."""
+        newest: dict[str, str] = {}
+        for name, job_id in self._memory.files.items():
+            run = self._roster.knows(("slurm", job_id))
+            runs = job_id in self._unplaced or (run is not None and self._ledger.holds(run.job.key))
+            if ".start." in name and runs:
+                newest[job_id] = max(name, newest.get(job_id, ""))
+        kept = set(newest.values())
+        spent = [name for name in self._memory.files if name not in kept and name not in self._undeletable]
+        self._undeletable |= self._folder.discard(spent)
+        for name in spent:
+            if name not in self._undeletable:
+                del self._memory.files[name]
+
+
+def _allocation_row(change: Change) -> Row:
+    job = change.job
+    return {
+        "at_us": change.at_us,
+        "device_uuid": change.device_uuid,
+        "action": 1 if change.begins else 2,
+        "share_ratio": change.share_ratio,
+        "cluster": cleaned(job.key.cluster),
+        "native_job_id": cleaned(job.key.native_id),
+        "job_started_at_us": job.key.started_at_us,
+        "account": _cleaned(job.account),
+        "user": _cleaned(job.user),
+        "partition": _cleaned(job.partition),
+        "qos": _cleaned(job.qos),
+        "namespace": _cleaned(job.namespace),
+        "label": _cleaned(job.label),
+        "job_name": _cleaned(job.job_name),
+        "evidence": change.evidence.value,
+    }
+
+
+def _finding_row(finding: Finding) -> Row:
+    return {
+        "at_us": finding.at_us,
+        "kind": finding.kind,
+        "subject": finding.device_uuid,
+        "detail": cleaned(finding.detail),
+    }
+
+
+def _cleaned(text: str | None) -> str | None:
+    return None if text is None else cleaned(text)
