@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from collector import wire
 from ingest.store.embedded import EmbeddedServer
@@ -100,11 +103,55 @@ def free_port() -> int:
     return free_port_or_explain(0, "--port", "127.0.0.1")
 
 
-def await_true(claim: Callable[[], bool], within_s: float, what: str) -> None:
+def await_true(
+    claim: Callable[[], bool], within_s: float, what: str, *logs: Path, database: Database | None = None
+) -> None:
+    """Wait until the claim holds; if it never does, tell of the processes by the ends of their logs and by the database's sessions."""
     deadline = time.monotonic() + within_s
     while not claim():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}\n{seen(*logs, database=database)}"
         time.sleep(0.02)
+
+
+def await_end(process: subprocess.Popen[Any], within_s: float, *logs: Path, database: Database | None = None) -> int:
+    """Wait until a process ends and return its exit code."""
+    await_true(lambda: process.poll() is not None, within_s, f"{process.args!r} ends", *logs, database=database)
+    return int(process.returncode)
+
+
+@contextmanager
+def impatience(process: subprocess.Popen[Any], within_s: float) -> Iterator[None]:
+    """Kill a process that has not said in time what is read from it inside the block: the read ends instead of hanging."""
+    watchdog = threading.Timer(within_s, process.kill)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+def seen(*logs: Path, database: Database | None = None) -> str:
+    """Return the ends of logs, of all of them where a folder is named, and what the sessions of a database do."""
+    files = [file for log in logs for file in (sorted(log.glob("*.log")) if log.is_dir() else [log])]
+    told = [
+        f"--- {file}\n{file.read_text(errors='replace')[-6000:] if file.exists() else 'not there'}" for file in files
+    ]
+    return "\n".join(told if database is None else [*told, sessions(database)])
+
+
+def sessions(database: Database) -> str:
+    """Return what each session of a database does, for how long, and who keeps it from going on."""
+    asked = (
+        "SELECT pid, usename, application_name, state, wait_event_type || '/' || wait_event AS waits_for, "
+        "pg_blocking_pids(pid) AS blocked_by, now() - xact_start AS in_transaction, now() - state_change AS in_state, "
+        "left(query, 300) AS query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    try:
+        with database.connect("admin", autocommit=True) as connection:
+            found = connection.cursor(row_factory=dict_row).execute(asked).fetchall()
+    except psycopg.Error as error:
+        return f"--- sessions: {error}"
+    return "\n".join(["--- sessions", *map(str, found)])
 
 
 @contextmanager
@@ -145,7 +192,7 @@ def serving(database: Database, folder: Path) -> Iterator[str]:
             except httpx.TransportError:
                 return False
 
-        await_true(is_ready, 60, f"serve answers; {log}")
+        await_true(is_ready, 180, "serve answers", log)
         yield url
 
 

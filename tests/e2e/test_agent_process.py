@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +26,8 @@ from tests.fakes.nvml.build import build_or_skip, environment, start_agent
 
 pytestmark = pytest.mark.e2e
 
+PATIENCE_S = 120.0
+"""For what takes seconds on an idle machine."""
 FAST = ("--sample-s", "0.1", "--row-s", "0.5", "--batch-s", "0.5", "--no-gpm", "--node", "gpu-01")
 
 
@@ -91,10 +94,17 @@ def token(tmp_path: Path) -> Path:
     return file
 
 
-def until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not claim():
-        assert time.monotonic() < end_s, "it did not happen in time"
+def until(claim: Callable[[], bool], agent: subprocess.Popen[str]) -> None:
+    """Wait until the claim holds; if the agent ends before or time runs out, say what it logged."""
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        has_ended = agent.poll() is not None
+        if claim():
+            return
+        if has_ended or time.monotonic() > end_s:
+            agent.kill()
+            _, log = agent.communicate()
+            raise AssertionError(f"not within {PATIENCE_S:.0f} s, or it ended with {agent.returncode}:\n{log[-6000:]}")
         time.sleep(0.05)
 
 
@@ -109,7 +119,7 @@ def stored(path: Path) -> int:
 
 def stop(agent: subprocess.Popen[str]) -> str:
     agent.send_signal(signal.SIGTERM)
-    _, log = agent.communicate(timeout=10)
+    _, log = agent.communicate(timeout=PATIENCE_S)
     assert agent.returncode == 0, log
     return log
 
@@ -117,7 +127,7 @@ def stop(agent: subprocess.Popen[str]) -> str:
 def run(library: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "collector", *arguments]
     env = environment(library, gpus=2, faults=faults)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_what_is_measured_arrives_and_leaves_the_spool(
@@ -125,27 +135,32 @@ def test_what_is_measured_arrives_and_leaves_the_spool(
 ) -> None:
     path = tmp_path / "spool.db"
     agent = start_agent(library, path, *FAST, "--server-url", ingest.url, "--token-file", str(token), gpus=2)
-    until(lambda: len(ingest.taken) >= 4)
+    until(lambda: len(ingest.taken) >= 4 and any(meta.devices for meta in ingest.taken), agent)
     log = stop(agent)
     assert "s3cret" not in log
-    assert "probe_errors=none" in log
+    # A reading that came late is counted; on a loaded machine it is no fault of the driver's.
+    (errors,) = re.findall(r"probe_errors=(\S+)$", log.strip())
+    assert {error.partition("*")[0] for error in errors.split(",")} <= {"none", "nvml:overdue"}, log
     assert {meta.node for meta in ingest.taken} == {"gpu-01"}
-    assert [device.model for device in ingest.taken[0].devices] == 2 * ["NVIDIA H100 80GB HBM3"]
+    seen = next(meta.devices for meta in ingest.taken if meta.devices)  # the first may tell of the start alone
+    assert [device.model for device in seen] == 2 * ["NVIDIA H100 80GB HBM3"]
     assert ingest.taken[0].origin is Origin.LIVE
 
 
 def test_sigterm_flushes_the_row_that_was_begun(library: Path, tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
+    began_s = time.monotonic()
     agent = start_agent(library, path, "--sample-s", "0.1", "--row-s", "60", "--batch-s", "60", gpus=1)
-    until(path.exists)
+    until(path.exists, agent)
     time.sleep(2.0)
     stop(agent)
+    ran_s = time.monotonic() - began_s
     spool = Spool(path, max_bytes=1 << 20)
     batch = spool.oldest()
     assert batch is not None
     table = pyarrow.ipc.open_stream(zstandard.decompress(batch.body)).read_all()
     assert table.num_rows >= 1
-    assert 3 <= sum(table.column("samples").to_pylist()) <= 30
+    assert 1 <= sum(table.column("samples").to_pylist()) <= ran_s / 0.1 + 1
     spool.close()
 
 
@@ -157,13 +172,13 @@ def test_an_outage_and_kills_lose_and_double_nothing(
     ingest.code = 503
     for kill in range(1, 4):
         agent = start_agent(library, path, *flags, gpus=2)
-        until(lambda at_least=3 * kill: stored(path) >= at_least)  # type: ignore[misc]
+        until(lambda at_least=3 * kill: stored(path) >= at_least, agent)  # type: ignore[misc]
         agent.kill()
         agent.communicate()
     held = stored(path)
     ingest.code = 200
     agent = start_agent(library, path, *flags, gpus=2)
-    until(lambda: len(ingest.taken) >= held)
+    until(lambda: len(ingest.taken) >= held, agent)
     stop(agent)
     sequences = [meta.sequence for meta in ingest.taken]
     assert sequences == list(range(1, len(sequences) + 1))
@@ -173,7 +188,7 @@ def test_an_outage_and_kills_lose_and_double_nothing(
 
 def test_a_second_agent_on_the_same_spool_is_refused(library: Path, tmp_path: Path) -> None:
     agent = start_agent(library, tmp_path / "spool.db", *FAST)
-    until((tmp_path / "spool.db").exists)
+    until((tmp_path / "spool.db").exists, agent)
     second = run(library, "run", "--spool-path", str(tmp_path / "spool.db"))
     assert second.returncode == 2
     assert "another agent holds" in second.stderr
@@ -183,7 +198,7 @@ def test_a_second_agent_on_the_same_spool_is_refused(library: Path, tmp_path: Pa
 def test_an_upgraded_driver_ends_the_process_for_a_new_one_and_loses_nothing(library: Path, tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     agent = start_agent(library, path, *FAST, gpus=1, faults="version@2")
-    _, log = agent.communicate(timeout=20)
+    _, log = agent.communicate(timeout=PATIENCE_S)
     assert agent.returncode == 75, log
     spool = Spool(path, max_bytes=1 << 20)
     assert spool.oldest() is not None
@@ -234,7 +249,7 @@ def test_a_replayed_trace_ends_the_run_and_is_marked(
     done = run(library, "run", *FAST, "--spool-path", str(path), "--replay", str(trace))
     assert done.returncode == 0, done.stderr
     agent = start_agent(library, path, *FAST, "--server-url", ingest.url, "--token-file", str(token))
-    until(lambda: any(meta.origin is Origin.REPLAYED for meta in ingest.taken))
+    until(lambda: any(meta.origin is Origin.REPLAYED for meta in ingest.taken), agent)
     stop(agent)
 
 

@@ -5,10 +5,6 @@ Set WATTLEDGER_SCREENSHOT to a file to keep the picture.
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +12,15 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.e2e.fleet_stand import await_true, command, free_port
 from tests.fakes.api import TOKEN, a_good_day, serving
 
 pytestmark = pytest.mark.e2e
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-SLOW_MS = 30_000
+SLOW_MS = 90_000
+PATIENCE_S = 120.0
 CHART = '[data-testid="stVegaLiteChart"]'
 
 
@@ -31,22 +29,22 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a dashboard process that asks a fake API."""
     token = tmp_path_factory.mktemp("dashboard") / "token"
     token.write_text(TOKEN)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with serving(a_good_day()) as api:
         names = {"WATTLEDGER_API_URL": api.url, "WATTLEDGER_API_TOKEN_FILE": str(token)}
-        with subprocess.Popen(
-            [sys.executable, "-m", "wattledger", "dashboard", "--port", str(port)],
-            env=os.environ | names,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                _await_answer(f"http://127.0.0.1:{port}/_stcore/health")
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                process.terminate()
+        words = ["dashboard", "--port", str(port)]
+        log = token.parent / "dashboard.log"
+        with command(words, log, names) as process:
+
+            def answers() -> bool:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return httpx.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).is_success
+                except httpx.TransportError:
+                    return False
+
+            await_true(answers, PATIENCE_S, "the dashboard answers", log)
+            yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -59,18 +57,6 @@ def page(url: str) -> Iterator[Page]:
         opened.set_default_timeout(SLOW_MS)
         yield opened
         browser.close()
-
-
-def _await_answer(url: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, f"{url} does not answer"
-        time.sleep(0.1)
 
 
 def test_the_overview_is_drawn_whole_and_marked_as_simulated(page: Page, url: str, tmp_path: Path) -> None:

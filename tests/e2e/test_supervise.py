@@ -4,8 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +11,16 @@ import pytest
 
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.embedded.process import ProcessId
+from tests.e2e.fleet_stand import await_true, impatience
+from tests.scratch import quick_folder
 from wattledger.home import Home, resolve_home
 from wattledger.standing import SUPERVISOR_STOP_TIMEOUT_S
 from wattledger.supervise import PortError, down, free_port_or_explain, status
 
 pytestmark = pytest.mark.e2e
+
+PATIENCE_S = 120.0
+"""For what takes a second on an idle machine."""
 
 REPOSITORY = Path(__file__).parents[2]
 PRELUDE = """
@@ -49,8 +52,7 @@ def alone(children: str) -> str:
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    folder = Path(tempfile.mkdtemp(prefix="wl-supervise-"))
-    folder.chmod(0o711)
+    folder = quick_folder("wl-supervise-")
     made = resolve_home({}, folder).create()
     yield made
     down(made)
@@ -83,21 +85,15 @@ def up(home: Home) -> Iterator[Up]:
 
 
 def read_until(process: subprocess.Popen[str], wanted: str) -> str:
-    """Return what the process said up to the line that holds the wanted words."""
+    """Return what the process said up to the line that holds the wanted words; one that never says them is killed."""
     assert process.stdout is not None
     said = ""
-    for line in process.stdout:
-        said += line
-        if wanted in line:
-            return said
+    with impatience(process, PATIENCE_S):
+        for line in process.stdout:
+            said += line
+            if wanted in line:
+                return said
     raise AssertionError(f"ended without saying {wanted!r}:\n{said}")
-
-
-def await_true(claim: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < deadline, "did not become true in time"
-        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
@@ -121,7 +117,7 @@ def test_ctrl_c_stops_everything_in_reverse_and_is_no_failure(home: Home, up: Up
     process = up(alone(children))
     read_until(process, "ready")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert order.read_text() == "cba"
     assert not home.supervisor_state.exists()
 
@@ -133,7 +129,12 @@ def test_kill_9_takes_the_children_along_and_leaves_postgresql_to_the_next_start
     assert [child.name for child in before.children if child.is_alive] == ["one", "two"]
     first.kill()
     first.wait()
-    await_true(lambda: all(is_gone(child.pid) for child in before.children))
+    await_true(
+        lambda: all(is_gone(child.pid) for child in before.children),
+        PATIENCE_S,
+        "the children end with their supervisor",
+        home.log,
+    )
     assert status(home).postgres_pid == before.postgres_pid is not None
     assert not status(home).is_up
     second = up(WITH_POSTGRES)
@@ -141,7 +142,7 @@ def test_kill_9_takes_the_children_along_and_leaves_postgresql_to_the_next_start
     assert status(home).postgres_pid == before.postgres_pid
     ended = down(home)
     assert (ended.supervisor_pid, ended.postgres_pid) == (second.pid, before.postgres_pid)
-    assert second.wait(10) == 0
+    assert second.wait(PATIENCE_S) == 0
     assert not EmbeddedServer.in_home(home.root).is_ready()
 
 
@@ -164,12 +165,12 @@ def test_a_killed_postgresql_is_started_again(home: Home, up: Up) -> None:
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
     read_until(process, "PostgreSQL ended; starting it again")
-    await_true(lambda: status(home).postgres_pid not in {None, killed})
+    await_true(lambda: status(home).postgres_pid not in {None, killed}, PATIENCE_S, "PostgreSQL is another", home.log)
 
 
 def test_once_ends_when_the_work_is_done(home: Home, up: Up) -> None:
     process = up("supervise(home, lambda *_: [child('one', SLEEP)], when_ready=lambda *_: False, announce=say)")
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert status(home).postgres_pid is None
 
 
@@ -182,7 +183,9 @@ def test_grandchildren_of_a_killed_supervisor_end_with_down(home: Home, up: Up) 
     )
     process = up(alone(f"child('parent', {parent!r}, {str(pid_file)!r})"))
     read_until(process, "ready")
-    await_true(lambda: pid_file.exists() and pid_file.read_text() != "")
+    await_true(
+        lambda: pid_file.exists() and pid_file.read_text() != "", PATIENCE_S, "the grandchild is there", home.log
+    )
     grandchild = int(pid_file.read_text())
     process.kill()
     process.wait()
@@ -195,7 +198,7 @@ def test_a_second_up_names_the_first(home: Home, up: Up) -> None:
     first = up(alone("child('one', SLEEP)"))
     read_until(first, "ready")
     second = up(alone("child('one', SLEEP)"))
-    said, _ = second.communicate(timeout=30)
+    said, _ = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 1
     assert f"AlreadyUpError: Wattledger is already up in {home.root} (pid {first.pid}); stop it with" in said.replace(
         "wattledger.supervise.", ""
@@ -209,12 +212,17 @@ def test_a_crashed_child_is_started_again(home: Home, up: Up) -> None:
     (child,) = status(home).children
     os.kill(child.pid, signal.SIGKILL)
     assert "one was killed by SIGKILL; restart 1 of 2 in" in read_until(process, "restart")
-    await_true(lambda: status(home).children[0].pid != child.pid and status(home).children[0].is_alive)
+    await_true(
+        lambda: status(home).children[0].pid != child.pid and status(home).children[0].is_alive,
+        PATIENCE_S,
+        "the child is another",
+        home.log,
+    )
 
 
 def test_what_keeps_crashing_stops_everything_with_the_reason(home: Home, up: Up) -> None:
     process = up(alone("child('good', SLEEP), child('bad', 'sys.exit(\"no model named x\")')"))
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "bad exited with 1, 3 times within 60 s; stopping." in said
     assert said.rstrip().endswith("no model named x\nno model named x\nno model named x")
@@ -222,7 +230,7 @@ def test_what_keeps_crashing_stops_everything_with_the_reason(home: Home, up: Up
 
 def test_a_child_that_ends_before_it_is_ready_fails_the_start(home: Home, up: Up) -> None:
     process = up(alone("child('bad', 'sys.exit(3)', is_ready=lambda: False)"))
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert "ChildFailedError: bad exited with 3 before it was ready; the end of" in said
 
 
@@ -230,7 +238,7 @@ def test_children_started_together_do_not_wait_for_one_another(home: Home, up: U
     made = home.root / "made"
     late = f"open({str(made)!r}, 'w'); " + "time.sleep(600)"
     script = (
-        f"import pathlib\nfirst = child('first', SLEEP, is_ready=pathlib.Path({str(made)!r}).exists, ready_timeout_s=20)\n"
+        f"import pathlib\nfirst = child('first', SLEEP, is_ready=pathlib.Path({str(made)!r}).exists, ready_timeout_s=100)\n"
         "with Supervisor(home, announce=say, policy=policy) as supervisor:\n"
         f"    supervisor.start(first, child('second', {late!r}))\n"
         "    ready()\n"
@@ -242,9 +250,14 @@ def test_a_child_that_ignores_the_request_to_stop_is_killed(home: Home, up: Up) 
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     process = up(alone(f"child('deaf', {deaf!r}, stop_timeout_s=0.3)"))
     read_until(process, "ready")
-    await_true(lambda: "deaf" in (home.log / "deaf.log").read_text())
+    await_true(
+        lambda: "deaf" in (home.log / "deaf.log").read_text(),
+        PATIENCE_S,
+        "the child does not listen any more",
+        home.log,
+    )
     process.terminate()
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert "deaf does not stop; killing it" in said
     assert process.returncode == 0
 
@@ -283,7 +296,7 @@ def test_port_zero_is_a_free_port_and_a_free_port_is_itself() -> None:
 def test_nothing_starts_when_a_port_is_taken(home: Home, up: Up) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = up(f"supervise(home, lambda *_: [], ports={{'--port': {taken.getsockname()[1]}}})")
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=PATIENCE_S)
     assert "PortError: port" in said
     assert status(home).postgres_pid is None
     assert not (home.root / "pg").exists()

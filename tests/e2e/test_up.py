@@ -8,22 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.e2e.fleet_stand import await_end, await_true, impatience, seen
+from tests.scratch import quick_folder
 from wattledger.home import Home, resolve_home
 from wattledger.standing import down, status
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 ANY_PORT = ("--port", "0", "--dashboard-port", "0")
-UP_TIMEOUT_S = 90
+UP_TIMEOUT_S = 300
+"""For what takes ten seconds on an idle machine."""
 # The interpreter may lie in root's home, so everything is imported before the rights are given up.
 AS_NOBODY = """
 import os, sys
@@ -39,8 +40,7 @@ main()
 @contextmanager
 def temporary_home() -> Iterator[Home]:
     """A home every user may pass through; whatever still runs in it afterwards is stopped."""
-    folder = Path(tempfile.mkdtemp(prefix="wl-up-"))
-    folder.chmod(0o711)
+    folder = quick_folder("wl-up-")
     home = resolve_home({}, folder / "home")
     yield home
     if home.root.exists():
@@ -76,7 +76,7 @@ def up(home: Home, *options: str) -> Iterator[subprocess.Popen[str]]:
 def running() -> Iterator[tuple[Home, int]]:
     """One installation that is up, with the pid of its supervisor, for the tests that only look or do what heals."""
     with temporary_home() as home, up(home) as process:
-        read_until(process, "running;")
+        read_until(process, "running;", home)
         yield home, process.pid
 
 
@@ -94,21 +94,16 @@ def run(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def read_until(process: subprocess.Popen[str], wanted: str) -> str:
+def read_until(process: subprocess.Popen[str], wanted: str, home: Home) -> str:
+    """Return what the process said up to the line that begins with the wanted words; one that never says them is killed."""
     assert process.stdout is not None
     said = ""
-    for line in process.stdout:
-        said += line
-        if line.startswith(wanted):
-            return said
-    raise AssertionError(f"ended without saying {wanted!r}:\n{said}")
-
-
-def await_true(claim: Callable[[], bool], within_s: float = 40.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < deadline, "did not become true in time"
-        time.sleep(0.1)
+    with impatience(process, UP_TIMEOUT_S):
+        for line in process.stdout:
+            said += line
+            if line.startswith(wanted):
+                return said
+    raise AssertionError(f"ended without saying {wanted!r}:\n{said}\n{seen(home.log)}")
 
 
 def left_behind(home: Home) -> list[str]:
@@ -140,7 +135,7 @@ def test_once_starts_everything_stops_everything_and_says_where_it_was(home: Hom
 
 def test_up_listens_where_it_is_told_and_lets_budgets_act_only_where_it_is_told(home: Home) -> None:
     with up(home, "--host", "0.0.0.0", "--enforced") as process:
-        said = read_until(process, "running;")
+        said = read_until(process, "running;", home)
         assert "budgets         enforced: those armed act\n" in said
         (serve,) = [line.split() for line in left_behind(home) if " serve " in line]
         assert serve[serve.index("--host") + 1] == "0.0.0.0"
@@ -164,8 +159,8 @@ def test_a_second_up_is_refused_with_the_pid_of_the_first(running: tuple[Home, i
 
 def test_the_doctor_finds_a_fresh_installation_in_order(running: tuple[Home, int]) -> None:
     home, _ = running
-    # The worker takes its lease within its first round.
-    await_true(lambda: "held by" in run(home, "doctor", "--format", "json").stdout, within_s=20)
+    found = ("doctor", "--format", "json")
+    await_true(lambda: "held by" in run(home, *found).stdout, UP_TIMEOUT_S, "the worker takes its lease", home.log)
     done = run(home, "doctor", "--format", "json")
     assert done.returncode == 0, done.stdout
     verdicts = {check["subject"]: check["verdict"] for check in json.loads(done.stdout)}
@@ -182,7 +177,11 @@ def test_a_process_that_is_killed_is_running_again_soon(running: tuple[Home, int
 
     killed = pid()
     os.kill(killed, signal.SIGKILL)
-    await_true(lambda: pid() != killed and all(child.is_alive for child in status(home).children))
+
+    def is_back() -> bool:
+        return pid() != killed and all(child.is_alive for child in status(home).children)
+
+    await_true(is_back, UP_TIMEOUT_S, f"{name} is started again", home.log)
     service = f"http://127.0.0.1:{status(home).ports['--port']}/readyz"
 
     def answers() -> bool:
@@ -191,7 +190,7 @@ def test_a_process_that_is_killed_is_running_again_soon(running: tuple[Home, int
         except httpx.TransportError:
             return False
 
-    await_true(answers)
+    await_true(answers, UP_TIMEOUT_S, "the service answers", home.log)
 
 
 def test_a_port_in_use_is_named_with_its_holder_before_anything_starts(home: Home) -> None:
@@ -210,7 +209,9 @@ def test_a_home_without_write_rights_is_named_with_what_to_do(home: Home) -> Non
     home.root.mkdir(mode=0o555)
     nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
     arguments = [sys.executable, "-c", AS_NOBODY, str(nobody), "--home", str(home.root), "up", *ANY_PORT]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment(), timeout=60)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, env=environment(), timeout=UP_TIMEOUT_S
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
         f"error: cannot write to {home.root} (--home): Permission denied; give uid {nobody} write rights there, or name "
@@ -220,21 +221,25 @@ def test_a_home_without_write_rights_is_named_with_what_to_do(home: Home) -> Non
 
 def test_after_kill_9_of_the_supervisor_the_next_up_adopts_postgresql_and_down_ends_all(home: Home) -> None:
     with up(home) as first:
-        read_until(first, "running;")
+        read_until(first, "running;", home)
         postgres_pid = status(home).postgres_pid
         assert postgres_pid is not None
         first.kill()
         first.wait()
-        await_true(lambda: not any(child.is_alive for child in status(home).children))
+
+        def is_alone() -> bool:
+            return not any(child.is_alive for child in status(home).children)
+
+        await_true(is_alone, UP_TIMEOUT_S, "the children end with their supervisor", home.log)
         assert status(home).postgres_pid == postgres_pid
         with up(home) as second:
-            assert "PostgreSQL was still running and is taken over" in read_until(second, "running;")
+            assert "PostgreSQL was still running and is taken over" in read_until(second, "running;", home)
             assert status(home).postgres_pid == postgres_pid
             stopped = run(home, "down")
             assert stopped.returncode == 0
             assert stopped.stdout == (
                 f"stopped in {home.root}: supervisor (pid {second.pid}), PostgreSQL (pid {postgres_pid})\n"
             )
-            assert second.wait(20) == 0
+            assert await_end(second, UP_TIMEOUT_S, home.log) == 0
     assert left_behind(home) == []
     assert run(home, "down").stdout == f"nothing was running in {home.root}\n"
