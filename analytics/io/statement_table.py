@@ -43,7 +43,12 @@ class _Column:
 
 
 def as_table(bill: Bill, width: int | None = None) -> str:
-    """Return the bill as people read it, within ``width`` characters where leaving columns out achieves that."""
+    """Return the bill as people read it, within ``width`` characters where leaving columns out achieves that.
+
+    A bill without rows is its notes alone.
+    """
+    if not bill.rows:
+        return "\n".join(_notes(bill)) + "\n"
     columns = _columns(bill)
     left_out = []
     for column in [column for column in columns if not column.stays]:
@@ -85,9 +90,11 @@ def _columns(bill: Bill) -> list[_Column]:
 
 def _notes(bill: Bill) -> list[str]:
     total = bill.total
-    notes = [
-        f"{rfc3339(bill.from_at)} to {rfc3339(bill.to_at)}, {bill.status}, {_count(bill.hours_closed, 'hour')} closed"
-    ]
+    # A period of which no hour is in the books has no status: nobody closed it.
+    status = (
+        f"{bill.status}, {_count(bill.hours_closed, 'hour')} closed" if bill.as_of_at else "no hour of it closed yet"
+    )
+    notes = [f"{rfc3339(bill.from_at)} to {rfc3339(bill.to_at)}, {status}"]
     if Origin.SIMULATED in total.origins:
         alone = total.origins == {Origin.SIMULATED}
         said = "SIMULATED: no real hardware, no real money" if alone else "PARTLY SIMULATED: do not bill by this"

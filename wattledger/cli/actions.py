@@ -9,6 +9,7 @@ import click
 
 from wattledger.cli import EXIT_NO, chosen_home
 from wattledger.cli.access import actor, transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, plain, print_rows
 from wattledger.errors import NotReadyError
 
@@ -21,13 +22,14 @@ STATUSES = ("planned", "dry_run", "executing", "done", "failed", "contested", "s
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger actions list
   wattledger actions pause --all --reason "wrong prices"
   wattledger actions resume
   wattledger actions approve 12
-"""
+""",
 )
 def actions() -> None:
     """What budgets did to jobs, or would have done; and how to stop it."""

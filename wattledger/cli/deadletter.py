@@ -16,6 +16,7 @@ import click
 from wattledger.cli import EXIT_NO, chosen_home
 from wattledger.cli.access import actor, transaction
 from wattledger.cli.failure import fail
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, plain, print_rows
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger deadletter list
   wattledger deadletter show 17
   wattledger deadletter replay 17 --clock corrected
   wattledger deadletter drop 17
-"""
+""",
 )
 def deadletter() -> None:
     """List, show, replay and drop bodies that could not be taken as they are. Nothing is dropped unless you say so."""

@@ -15,6 +15,7 @@ import click
 
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import actor, driver_transaction, transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ _KEY_BYTES: Final = 32
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger fleet status
   wattledger fleet status --nodes --state late --state silent
   wattledger fleet key gpu-017 --site fra1 --master-key-file master.key > gpu-017.key
   wattledger fleet order gpu-017 --site fra1 --power-limit-w 500 --master-key-file master.key
-"""
+""",
 )
 def fleet() -> None:
     """See which agents report, and send them signed orders."""

@@ -13,6 +13,7 @@ import click
 
 from wattledger.cli import chosen_home
 from wattledger.cli.failure import fail
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import UNITS_READ
 from wattledger.cli.parameters import Text, TextFile
 
@@ -28,7 +29,7 @@ _GAPS: Final = {
 }
 
 
-@click.group(epilog="\b\nExample:\n  wattledger gate check job.yaml")
+@click.group(cls=Listing, epilog="\b\nExample:\n  wattledger gate check job.yaml")
 def gate() -> None:
     """Ask whether a job fits its budgets, before it is submitted."""
 

@@ -17,6 +17,7 @@ import click
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import idle_connection
 from wattledger.cli.bill import Instant
+from wattledger.cli.listing import Listing
 from wattledger.cli.parameters import Duration, Pair, TenantPath
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ Importer = Callable[["sa.Connection", "Source", str, "ProgressCallback"], "Impor
 
 @click.group(
     "import",
+    cls=Listing,
     epilog="""\b
 One per format:
   wattledger import node-power power.csv --site berlin-1 --model H100 --accelerators 8

@@ -9,7 +9,7 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -53,9 +53,12 @@ def print_rows(
     format_: Format,
     *,
     title: str | None = None,
-    notes: Iterable[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
-    """Print rows in the chosen format; CSV and JSON carry every key of the rows, the table only those ``shown``."""
+    """Print rows in the chosen format; CSV and JSON carry every key of the rows, the table only those ``shown``.
+
+    A table without rows is its notes alone, or ``none``.
+    """
     if format_ == "json":
         json.dump([{key: plain(value) for key, value in row.items()} for row in rows], sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -64,6 +67,9 @@ def print_rows(
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
+    elif not rows:
+        for note in notes or ["none"]:  # a heading over nothing tells less
+            click.echo(note)
     else:
         table = Table(
             title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False

@@ -10,6 +10,7 @@ import click
 
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import actor, transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import UNITS_READ, Format, Shown, format_option, percent_cell, print_rows
 from wattledger.cli.parameters import TenantPath, Text, TextFile
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger policy check budgets.yaml
   wattledger policy apply budgets.yaml
   wattledger policy show
-"""
+""",
 )
 def policy() -> None:
     """Budgets: limits per tenant and period, and the ladder of what happens on the way to them."""

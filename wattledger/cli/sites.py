@@ -8,15 +8,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from wattledger.cli.access import transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger sites list
   wattledger sites set berlin-1 --time-zone Europe/Berlin --grid-zone DE
-"""
+""",
 )
 def sites() -> None:
     """List sites, and set the zones their tariffs and carbon intensities come from."""

@@ -11,6 +11,7 @@ import click
 
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import driver_transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, decimal_cell, format_option, print_rows
 from wattledger.cli.parameters import Text, TextFile
 
@@ -21,13 +22,14 @@ US_PER_HOUR: Final = 3_600_000_000
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger tenants check bindings.yaml
   wattledger tenants apply bindings.yaml
   wattledger tenants explain 4711
   wattledger tenants unmapped --top 20
-"""
+""",
 )
 def tenants() -> None:
     """Who pays: one file of ordered, dated rules from accounts, users, partitions, keys … to tenants."""

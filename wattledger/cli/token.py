@@ -10,6 +10,7 @@ import click
 
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import actor, transaction
+from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, plain, print_rows
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ SCOPES: Final = ("agent", "write", "read", "gate", "admin", "join")
 
 
 @click.group(
+    cls=Listing,
     epilog="""\b
 Examples:
   wattledger token create node-17 --scope agent --site fra1 --node gpu-017 > agent.token
@@ -32,7 +34,7 @@ Examples:
 Scopes: agent sends samples, write sends traces and outcomes, read sees bills of a tenant subtree,
 gate asks for budget verdicts, admin changes policies and actions, join lets nodes of a site enrol
 themselves. None includes another.
-"""
+""",
 )
 def token() -> None:
     """Create, list and revoke access tokens."""
