@@ -42,7 +42,6 @@ from collector.probe.nvml_tasks import (
     run_all,
     take_events,
     visit_board,
-    visit_instance,
 )
 from collector.probe.nvml_visit import share_of
 from collector.wire import Feed, Origin
@@ -112,6 +111,7 @@ class NvmlProbe:
                 readings = self._visit_devices()
             except _DriverGoneError as gone:
                 self._driver_gone(gone.args[0])
+        self._table.tell_hung()
         rows, events = self._table.take()
         errors, self._errors = self._errors, Counter()
         return Sweep(self._epoch, self._table.refs, tuple(readings), events, dict(errors), rows)
@@ -145,8 +145,8 @@ class NvmlProbe:
             elif isinstance(answer, Failure):
                 errors[f"exact:{answer.code}"] += 1
             elif answer is NoAnswer.OVERDUE:
-                errors["exact:hung"] += 1
-                self._table.hung(position)
+                errors["exact:late"] += 1
+                self._table.hangs(position)
         return Sweep(self._epoch, self._table.refs, tuple(readings), errors=dict(errors))
 
     def sights(self) -> tuple[Sight, ...]:
@@ -186,9 +186,7 @@ class NvmlProbe:
     def _take_late_answers(self) -> None:
         for (what, opening, position), answer in self._reader.returned():
             if what == "visit":
-                self._table.came_back(position)
-                if opening == self._opening and isinstance(answer, Visited | Failure) and answer.device is not None:
-                    self._table.put_off(answer.device.close)
+                self._take_back(position, answer if opening == self._opening and self._open else None)
             elif what == "init":
                 self._init_overdue = False
                 self._late_init = answer
@@ -196,6 +194,24 @@ class NvmlProbe:
                 self._shutdown_owed = False
             elif what == "index" and opening == self._opening and self._open and isinstance(answer, Identified):
                 self._table.add(answer)
+
+    def _take_back(self, position: int, answer: Answer | None) -> None:
+        """Go on with a device whose call came back late. What it said is taken in but for the reading, which is old by now."""
+        device = answer.device if isinstance(answer, Visited | Failure) else None
+        self._table.came_back(position, device if isinstance(device, NvmlDevice) else None)
+        if isinstance(answer, Visited):
+            answer.visit.at = self._clock.now()
+            self._take_visit(position, answer)
+
+    def _take_visit(self, position: int, answer: Visited) -> list[DeviceReading]:
+        readings = [self._table.visited(position, answer, self._errors)]
+        for instance, outcome in answer.instances:
+            if isinstance(outcome, Visited):
+                readings.append(self._table.visited(instance, outcome, self._errors))
+            else:
+                self._errors[f"instance:{outcome.code}"] += 1
+                self._table.instance_failed(instance, outcome)
+        return readings
 
     def _ensure_open(self) -> bool:
         if self._open:
@@ -235,7 +251,7 @@ class NvmlProbe:
         answer = self._ask("init", task, self._patience_s * _FIRST_OPEN_PATIENCE if first else None)
         if isinstance(answer, NoAnswer):
             self._init_overdue = answer is NoAnswer.OVERDUE
-            self._errors["init:hung"] += 1
+            self._errors["init:late"] += 1
         return answer
 
     def _opened(self) -> None:
@@ -278,7 +294,7 @@ class NvmlProbe:
                     return answer.code
                 self._errors[f"open:{answer.code}"] += 1  # a lost device has no UUID to be known by; the others go on
             else:
-                self._errors["open:hung"] += 1
+                self._errors["open:late"] += 1
         return None
 
     def _visit_devices(self) -> list[DeviceReading]:
@@ -287,7 +303,7 @@ class NvmlProbe:
         tasks = self._tasks()
         for ((what, _, position), _), answer in zip(tasks, self._reader.run(tasks), strict=True):
             if isinstance(answer, Visited):
-                readings.append(self._table.visited(position, answer, self._errors))
+                readings += self._take_visit(position, answer)
             elif isinstance(answer, Happened):
                 self._errors.update(answer.errors)
                 self._table.happened(answer.events)
@@ -297,10 +313,10 @@ class NvmlProbe:
                 if what == "visit" and self._failed(position, answer):
                     failed.append(answer.code)
             elif answer is NoAnswer.OVERDUE and what == "visit":
-                self._errors["device:hung"] += 1
-                self._table.hung(position)
+                self._errors["device:late"] += 1
+                self._table.hangs(position)
             elif answer is NoAnswer.OVERDUE and what == "events":
-                self._errors["events:hung"] += 1
+                self._errors["events:late"] += 1
                 self._event_set = None  # the thread that hangs has it; the kernel log goes on telling XIDs
         if failed and not readings:
             # A reloaded driver answers the handles of the one before with all sorts of codes, for every device at once.
@@ -315,13 +331,12 @@ class NvmlProbe:
             tasks.append((("actions", self._opening, 0), partial(run_all, actions)))
         for position, slot in enumerate(self._table.slots):
             key = ("visit", self._opening, position)
-            if isinstance(slot.device, MigInstance):
-                tasks.append((key, partial(visit_instance, slot.device, self._clock)))
-            elif slot.may_be_visited(now_us):
+            if slot.may_be_visited(now_us) and not isinstance(slot.device, MigInstance):
                 visit = partial(
                     visit_board,
                     slot.ref,
                     slot.device,
+                    self._table.instances_of(position),
                     event_set=self._event_set,
                     clock=self._clock,
                     gpm=self._gpm,
@@ -335,10 +350,6 @@ class NvmlProbe:
     def _failed(self, position: int, failure: Failure) -> bool:
         """Note what a device answered instead of a reading; return whether it may be the driver that is gone."""
         slot = self._table.slots[position]
-        if isinstance(failure.device, MigInstance):
-            self._errors[f"instance:{failure.code}"] += 1
-            self._table.instance_failed(position, failure.device)
-            return False
         if failure.code in LOST_CODES or failure.device is None:
             self._table.lost(position, failure.code)
             return False

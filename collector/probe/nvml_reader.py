@@ -14,8 +14,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVar
 
-MAX_HANGING: Final = 4
-"""Threads given up at a time: each is a few hundred kB, and a driver that hangs in four places hangs in all."""
+MAX_HANGING: Final = 8
+"""Threads given up at a time: each takes some kB, and a driver that hangs in so many places hangs in all."""
+_LATER_PATIENCE: Final = 0.2
+"""Of the patience, for the tasks after one that hung: several that hang must not hold up the rest several times."""
 
 _BUSY_PATIENCE: Final = 8
 """A task that is overdue may use a core for so many times its patience, for a driver may well spin; waiting for one is free."""
@@ -62,18 +64,20 @@ class Reader(Generic[T]):
         answers: list[T | NoAnswer] = [NoAnswer.NOT_ASKED] * len(tasks)
         raised: list[BaseException] = []
         begin = 0
+        patience_s = self._patience_s if patience_s is None else patience_s
         while begin < len(tasks):
             if self._lane is None:
                 if self.hanging >= MAX_HANGING:
                     break
                 self._lane = _Lane()
-            overdue = self._lane.work(tasks, begin, answers, raised, patience_s or self._patience_s)
+            overdue = self._lane.work(tasks, begin, answers, raised, patience_s)
             if overdue is None:
                 break
             answers[overdue] = NoAnswer.OVERDUE
             self._given_up.append(self._lane)
             self._lane = None
             begin = overdue + 1
+            patience_s = min(patience_s, self._patience_s * _LATER_PATIENCE)
         if raised:
             raise raised[0]
         return answers

@@ -16,14 +16,14 @@ from collector.probe import DeviceEvent, DeviceReading, EventKind, ProcessReadin
 from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_events import DriverEvent
 from collector.probe.nvml_mig import InstanceFound, MigInstance
-from collector.probe.nvml_tasks import Identified, Visited
+from collector.probe.nvml_tasks import Failure, Identified, Visited
 from collector.probe.nvml_visit import Visit, share_of
 from collector.wire import DeviceRef, Stream
 
 _LOOK_FOR_LOST_US: Final = 30 * US_PER_S
-_FIRST_PAUSE_US: Final = 30 * US_PER_S
-_LONGEST_PAUSE_US: Final = 600 * US_PER_S
-_FORGIVEN_AFTER_US: Final = 3_600 * US_PER_S
+_HUNG_AFTER_US: Final = 5 * US_PER_S
+"""Drivers stall for a second or two while large jobs begin or end: that is late, and no event."""
+_LONGEST_PAUSE_US: Final = 60 * US_PER_S
 
 
 @dataclass(slots=True)
@@ -36,10 +36,8 @@ class Slot:
     """The position of the board of a MIG instance."""
     failures: int = 0
     trouble: Literal["lost", "hung"] | None = None
-    hangs: bool = False
-    """A call about it has not come back: nobody else may ask."""
-    pause_us: int = _FIRST_PAUSE_US
-    hung_at_us: int | None = None
+    hangs_since_us: int | None = None
+    """Since when a call about it has not come back: the thread that waits has the device, and nobody else may ask."""
     look_again_us: int = 0
     last_energy_mj: int | None = None
     recovery_action: int | None = None
@@ -51,9 +49,7 @@ class Slot:
 
     def may_be_visited(self, monotonic_us: int) -> bool:
         """Say whether a board may be asked now."""
-        if self.board is not None or self.hangs:
-            return False
-        return self.device is not None or monotonic_us >= self.look_again_us
+        return self.board is None and self.hangs_since_us is None and monotonic_us >= self.look_again_us
 
 
 class Table:
@@ -76,8 +72,8 @@ class Table:
 
     @property
     def processes(self) -> tuple[ProcessReading, ...]:
-        """The processes of all devices that can be read."""
-        return tuple(entry for slot in tuple(self.slots) if slot.device is not None for entry in slot.processes)
+        """The processes of all devices that can be read, those that are merely late among them."""
+        return tuple(entry for slot in tuple(self.slots) for entry in slot.processes)
 
     def take(self) -> tuple[dict[Stream, tuple[Row, ...]], tuple[DeviceEvent, ...]]:
         """Return the rows and events since the last call."""
@@ -102,13 +98,22 @@ class Table:
         if position is None:
             position = self._append(Slot(found.ref))
         slot = self.slots[position]
-        if slot.hangs:
+        if slot.hangs_since_us is not None:
             return
+        slot.look_again_us = 0
         slot.device = NvmlDevice(found.handle, slot.ref.uuid, slot.ref.model, gpm=self._gpm, share=share_of(position))
         slot.failures = 0
 
+    def instances_of(self, board: int) -> list[tuple[int, MigInstance]]:
+        """Return the MIG instances of a board that can be read, with their positions."""
+        return [
+            (position, slot.device)
+            for position, slot in enumerate(self.slots)
+            if slot.board == board and isinstance(slot.device, MigInstance)
+        ]
+
     def visited(self, position: int, answer: Visited, errors: Counter[str]) -> DeviceReading:
-        """Take in what a device said."""
+        """Take in what a device said; of the instances of a board, each is taken in by itself."""
         slot, visit = self.slots[position], answer.visit
         slot.failures = 0
         if slot.board is None:
@@ -159,33 +164,43 @@ class Table:
             slot.trouble = "lost"
             self._event(position, "lost", code=code)
 
-    def hung(self, position: int) -> None:
-        """Leave a device to the thread that hangs in a call about it."""
+    def hangs(self, position: int) -> None:
+        """Leave a device, and with it the instances of a board, to the thread that waits in a call about it."""
         slot = self.slots[position]
-        slot.device = None  # not to be closed: the thread may still use it
-        self._detach(position)
-        slot.hangs = True
-        now_us = self._clock.now().monotonic_us
-        if slot.hung_at_us is None or now_us - slot.hung_at_us > _FORGIVEN_AFTER_US:
-            slot.pause_us = _FIRST_PAUSE_US
-        slot.hung_at_us = now_us
-        if slot.trouble is None:
+        slot.device = None
+        slot.hangs_since_us = self._clock.now().monotonic_us
+
+    def tell_hung(self) -> None:
+        """Tell each device once about which a call has not come back for long."""
+        for position, slot in enumerate(self.slots):
+            if slot.hangs_since_us is None or slot.trouble is not None:
+                continue
+            if self._clock.now().monotonic_us - slot.hangs_since_us < _HUNG_AFTER_US:
+                continue
             slot.trouble = "hung"
+            for entry in self.slots:
+                if entry is slot or entry.board == position:
+                    entry.processes = ()
             self._event(position, "hung", detail="a driver call does not return")
 
-    def came_back(self, position: int) -> None:
-        """Note that the call returned. Who hung once may again, so each time it is left alone for longer."""
-        slot = self.slots[position]
-        slot.hangs = False
-        if slot.board is not None:
-            return  # found again with its board
-        slot.look_again_us = self._clock.now().monotonic_us + slot.pause_us
-        slot.pause_us = min(2 * slot.pause_us, _LONGEST_PAUSE_US)
+    def came_back(self, position: int, device: NvmlDevice | None) -> None:
+        """Note that the call returned, and take the device back, if it is still good.
 
-    def instance_failed(self, position: int, instance: MigInstance) -> None:
+        It is left alone for as long as the call took, so that who hangs at each visit costs the others little.
+        """
+        slot = self.slots[position]
+        now_us = self._clock.now().monotonic_us
+        if slot.hangs_since_us is not None:
+            slot.look_again_us = now_us + min(now_us - slot.hangs_since_us, _LONGEST_PAUSE_US)
+        slot.hangs_since_us = None
+        slot.device = device
+        if device is None:
+            self._detach(position)
+
+    def instance_failed(self, position: int, failure: Failure) -> None:
         """Let go of a MIG instance; whether it is gone is seen when its board is looked through."""
         slot = self.slots[position]
-        if slot.device is not instance:
+        if slot.device is not failure.device:
             return  # already replaced, or let go of with its board
         board = slot.board
         self._detach(position)
@@ -213,7 +228,8 @@ class Table:
         slot = self.slots[position]
         device, slot.device = slot.device, None
         slot.processes = ()
-        if device is not None:
+        board = slot if slot.board is None else self.slots[slot.board]
+        if device is not None and board.hangs_since_us is None:  # else the thread that waits may still use it
             self._actions.append(device.close)
         for other, entry in enumerate(self.slots):
             if entry.board == position:
@@ -250,8 +266,6 @@ class Table:
         if position is None:
             position = self._append(Slot(found.ref, board=board_position))
         slot = self.slots[position]
-        if slot.hangs:
-            return
         if (
             isinstance(slot.device, MigInstance)
             and slot.device.handle_value == found.handle_value

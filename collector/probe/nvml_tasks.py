@@ -50,10 +50,11 @@ class Identified:
 
 @dataclass(frozen=True, slots=True)
 class Visited:
-    """A device that answered."""
+    """A device that answered, and for a board what became of its MIG instances, by position."""
 
     device: NvmlDevice | MigInstance
     visit: Visit
+    instances: tuple[tuple[int, Visited | Failure], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,16 @@ def create_event_set() -> Answer:
 
 
 def visit_board(
-    ref: DeviceRef, device: NvmlDevice | None, *, event_set: EventSet | None, clock: Clock, gpm: bool, share: float
+    ref: DeviceRef,
+    device: NvmlDevice | None,
+    instances: Sequence[tuple[int, MigInstance]],
+    *,
+    event_set: EventSet | None,
+    clock: Clock,
+    gpm: bool,
+    share: float,
 ) -> Answer:
-    """Read a board, found again by its UUID where it was not open."""
+    """Read a board, found again by its UUID where it was not open, and its instances: one task, as they hang together."""
     try:
         if device is None:
             device = NvmlDevice(pynvml.nvmlDeviceGetHandleByUUID(ref.uuid), ref.uuid, ref.model, gpm=gpm, share=share)
@@ -131,15 +139,7 @@ def visit_board(
         visit.errors[f"events:{refused}"] += 1
         if refused == pynvml.NVML_ERROR_NOT_SUPPORTED:
             visit.newly_unsupported.append("xid")
-    return Visited(device, visit)
-
-
-def visit_instance(instance: MigInstance, clock: Clock) -> Answer:
-    """Read a MIG instance."""
-    try:
-        return Visited(instance, instance.visit(clock))
-    except pynvml.NVMLError as error:
-        return Failure(error.value, instance)
+    return Visited(device, visit, tuple((position, _visit_instance(entry, clock)) for position, entry in instances))
 
 
 def read_exactly(device: NvmlDevice, clock: Clock) -> Answer:
@@ -179,6 +179,13 @@ def close_library(actions: Sequence[Callable[[], None]], event_set: EventSet | N
     except pynvml.NVMLError as error:
         _LOG.info("NVML was gone before it could be shut down: %s", error)
     return Done()
+
+
+def _visit_instance(instance: MigInstance, clock: Clock) -> Visited | Failure:
+    try:
+        return Visited(instance, instance.visit(clock))
+    except pynvml.NVMLError as error:
+        return Failure(error.value, instance)
 
 
 def _register(device: NvmlDevice, event_set: EventSet | None) -> int | None:
