@@ -34,6 +34,8 @@ from ingest.whole import Whole
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS: Final = 3
+_REPAIRED: Final = frozenset(("not_a_number", "negative_counter", "out_of_range"))
+"""Reasons for which a value became null and its row was kept."""
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -131,7 +133,7 @@ class GroupWriter:
                         self._copy(conn, TARGETS[stream], rows)
                 _record_changes(conn, _sample_changes(prepared.hours))
                 _count_refusals(conn, prepared, fresh, now_us)
-        return [_outcome(prepared, index, fresh, claim) for index in range(len(prepared.submissions))]
+        return _outcomes(prepared, fresh, claim)
 
     def _copy(self, conn: psycopg.Connection[Any], target: Target, parts: Sequence[_Rows]) -> None:
         parts = [rows for rows in parts if isinstance(rows, Whole) or not rows.is_empty()]
@@ -268,20 +270,27 @@ def _count_refusals(conn: psycopg.Connection[Any], prepared: Prepared, fresh: fr
         )
 
 
-def _outcome(prepared: Prepared, index: int, fresh: frozenset[int], claim: spools.Claim) -> Result:
-    submission = prepared.submissions[index]
-    if submission.batch in claim.foreign:
+def _outcomes(prepared: Prepared, fresh: frozenset[int], claim: spools.Claim) -> list[Result]:
+    refusals: dict[int, list[Refusal]] = {}
+    for refusal in prepared.refusals:
+        refusals.setdefault(refusal.body, []).append(refusal)
+    return [
+        _outcome(submission, refusals.get(index, ()), claim, is_new=index in fresh)
+        for index, submission in enumerate(prepared.submissions)
+    ]
+
+
+def _outcome(submission: Submission, refusals: Sequence[Refusal], claim: spools.Claim, *, is_new: bool) -> Result:
+    if claim.foreign and submission.batch in claim.foreign:
         return BadBodyError(
             "foreign_spool",
             f"spool {submission.batch.spool} belongs to another node than {submission.body.meta.node!r}; "
             "a cloned disk must start with an empty spool folder",
         )
-    if index not in fresh:
+    if not is_new:
         return Outcome(0, duplicate=True)
-    refusals = tuple(refusal for refusal in prepared.refusals if refusal.body == index)
-    repaired = {"not_a_number", "negative_counter", "out_of_range"}
-    refused = sum(refusal.rows for refusal in refusals if refusal.reason not in repaired)
-    return Outcome(submission.body.rows - refused, refusals)
+    refused = sum(refusal.rows for refusal in refusals if refusal.reason not in _REPAIRED)
+    return Outcome(submission.body.rows - refused, tuple(refusals))
 
 
 def _instant(at_us: int) -> datetime:

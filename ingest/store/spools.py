@@ -6,7 +6,7 @@ that copies the samples, so two writers with the same batch wait for each other,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,17 +37,16 @@ def claim(conn: psycopg.Connection[Any], batches: Sequence[tuple[BatchId, int]])
         wanted.setdefault(spool, set()).add(sequence)
         nodes.setdefault(spool, node_id)
     spools = sorted(wanted)
-    ranges = [_multirange(wanted[spool]) for spool in spools]
-    held = _lock(conn, spools, ranges)
+    held = _lock(conn, {spool: wanted[spool] for spool in spools})
     unknown = [spool for spool in spools if spool not in held]
     if unknown:
         conn.execute(
             "INSERT INTO spools (spool, node_id, received) "
             "SELECT spool, node_id, '{}' FROM unnest(%s::uuid[], %s::integer[]) AS new (spool, node_id) ORDER BY spool "
             "ON CONFLICT (spool) DO NOTHING",
-            [unknown, [nodes[spool] for spool in unknown]],
+            [_ids(unknown), [nodes[spool] for spool in unknown]],
         )
-        held |= _lock(conn, unknown, [_multirange(wanted[spool]) for spool in unknown])
+        held |= _lock(conn, {spool: wanted[spool] for spool in unknown})
     new: dict[str, set[int]] = {}
     foreign: set[BatchId] = set()
     for batch, node_id in batches:
@@ -60,26 +59,35 @@ def claim(conn: psycopg.Connection[Any], batches: Sequence[tuple[BatchId, int]])
         conn.execute(
             "UPDATE spools SET received = received + ranges, last_seen_at = now() "
             "FROM unnest(%s::uuid[], %s::int8multirange[]) AS new (id, ranges) WHERE spool = id",
-            [list(new), [_multirange(sequences) for sequences in new.values()]],
+            [_ids(new), _ranges(new.values())],
         )
     claimed = (BatchId(spool, sequence) for spool, sequences in new.items() for sequence in sequences)
     return Claim(frozenset(claimed), frozenset(foreign))
 
 
 def _lock(
-    conn: psycopg.Connection[Any], spools: Sequence[str], ranges: Sequence[str]
+    conn: psycopg.Connection[Any], wanted: Mapping[str, set[int]]
 ) -> dict[str, tuple[int, list[tuple[int, int]]]]:
     """Lock known spools; return each one's node and the part of the ranges that is in already."""
     rows = conn.execute(
         "SELECT spool::text, node_id, (received * ranges)::text FROM spools "
         "JOIN unnest(%s::uuid[], %s::int8multirange[]) AS new (id, ranges) ON spool = id ORDER BY spool FOR UPDATE OF spools",
-        [list(spools), list(ranges)],
+        [_ids(wanted), _ranges(wanted.values())],
     )
     return {spool: (node_id, _parsed(seen)) for spool, node_id, seen in rows}
 
 
+def _ids(spools: Iterable[str]) -> str:
+    """Spell an array of UUIDs, which the wire's contract has checked; the driver takes twice as long for claim as a whole."""
+    return "{" + ",".join(spools) + "}"
+
+
+def _ranges(sets: Iterable[set[int]]) -> str:
+    return "{" + ",".join([f'"{_multirange(sequences)}"' for sequences in sets]) + "}"
+
+
 def _multirange(sequences: set[int]) -> str:
-    return "{" + ",".join(f"[{sequence},{sequence}]" for sequence in sorted(sequences)) + "}"
+    return "{" + ",".join([f"[{sequence},{sequence}]" for sequence in sorted(sequences)]) + "}"
 
 
 def _parsed(multirange: str) -> list[tuple[int, int]]:
