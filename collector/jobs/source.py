@@ -195,6 +195,8 @@ class JobSource:
                 errors["jobs:state_damaged"] += 1
             return
         boot_id, self._memory = self._memory.boot_id, memory
+        for name in memory.unplaced:
+            memory.files.pop(name, None)
         for told in memory.told:
             rows[Stream(told.stream)].append(told.row)
         if memory.boot_id != boot_id:
@@ -297,6 +299,7 @@ class JobSource:
         if self._facts is None:
             return True
         self._memory.at_us = now_us
+        self._memory.unplaced = [event.name for event in self._unplaced.values()]
         try:
             self._facts.remember(FACT, state.dump(self._memory, self._ledger, self._roster))
         except AgentError as error:

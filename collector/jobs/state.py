@@ -42,6 +42,8 @@ class Memory:
     files: dict[str, str] = field(default_factory=dict)
     """Files of hooks that were taken in and are still there: name -> job number."""
     told: list[Told] = field(default_factory=list)
+    unplaced: list[str] = field(default_factory=list)
+    """Files of starts whose devices were not all found yet: to be read again."""
 
 
 def forget_old(told: Sequence[Told], now_us: int) -> list[Told]:
@@ -64,6 +66,7 @@ def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
             "boot": memory.boot_id,
             "at": memory.at_us,
             "files": memory.files,
+            "unplaced": memory.unplaced,
             "told": [[entry.at_us, entry.stream, entry.row] for entry in memory.told],
             "slurm": roster.slurm_cluster,
             "jobs": [[list(job.key), *astuple(job)[1:]] for job in jobs.values()],
@@ -88,7 +91,8 @@ def load(text: str | None, ledger: Ledger, roster: Roster) -> Memory | None:
             Run(jobs[job], seen, [(kind, name) for kind, name in refs], ended, pod_uid, uid)
             for job, seen, refs, ended, pod_uid, uid in raw["runs"]
         ]
-        memory = Memory(str(raw["boot"]), int(raw["at"]), dict(raw["files"]), [Told(*entry) for entry in raw["told"]])
+        told = [Told(*entry) for entry in raw["told"]]
+        memory = Memory(str(raw["boot"]), int(raw["at"]), dict(raw["files"]), told, list(raw["unplaced"]))
         slurm_cluster = raw["slurm"]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None

@@ -149,8 +149,8 @@ def test_shards_share_by_their_number() -> None:
         "20 -31 hook",
         "20.000001 +31 0.25 hook",
         "20 +32 0.75 hook",
-        "30 -32 0.75 hook",
         "30 -31 0.25 hook",
+        "30 -32 0.75 hook",
         "30.000001 +31 hook",
     ]
 

@@ -1,0 +1,332 @@
+"""The job source as a whole, on a node in a folder: what it tells of jobs that come and go, with and without the agent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from collector.jobs.source import FACT
+from collector.wire import COLUMNS, Stream
+from tests.fakes.job_node import GPUS, JobNode, S
+
+JOB_31 = "0::/system.slice/slurmstepd.scope/job_31/step_0/user/task_0"
+JOB_32 = "0::/system.slice/slurmstepd.scope/job_32/step_0/user/task_0"
+LOGIN = "0::/user.slice/user-1000.slice/session-3.scope"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> JobNode:
+    return JobNode(tmp_path)
+
+
+def test_a_hook_s_job_holds_its_gpus_from_hook_to_hook_with_all_that_slurm_says(node: JobNode) -> None:
+    assert node.read() == []
+    node.hook("start", 31, "0,2", ago_s=0.25, user="ada", account="research", partition="train", name="x\x1by")
+    assert node.read(0.5) == ["4.75 +31 gpu0 hook", "4.75 +31 gpu2 hook"]
+    first = node.rows[Stream.ALLOCATION][0]
+    assert (first["cluster"], first["user"], first["account"], first["partition"]) == (
+        "lab",
+        "ada",
+        "research",
+        "train",
+    )
+    assert first["job_name"] == "x\N{REPLACEMENT CHARACTER}y"
+    assert first["job_started_at_us"] == 1_800_000_004 * S
+    assert set(first) <= {column.name for column in COLUMNS[Stream.ALLOCATION]} | {"device_uuid"}
+    assert node.read() == node.read() == []
+    node.hook("end", 31, "0,2", ago_s=1.0)
+    assert node.read(0.5) == ["14.5 -31 gpu0 hook", "14.5 -31 gpu2 hook"]
+    assert list(node.hooks.iterdir()) == []
+
+
+def test_the_number_of_a_board_is_its_minor_number_where_the_driver_tells_it(node: JobNode) -> None:
+    for minor, gpu in ((0, 3), (1, 2)):
+        folder = node.proc.root / "driver" / "nvidia" / "gpus" / f"0000:{minor:02x}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(
+            f"Model: \t\t NVIDIA H100\nGPU UUID: \t {GPUS[gpu].uuid}\nDevice Minor: \t {minor}\n"
+        )
+    node.hook("start", 31, "1")
+    node.hook("start", 32, GPUS[0].uuid)
+    node.hook("start", 33, "7")
+    assert node.read() == ["0 +31 gpu2 hook", "0 +32 gpu0 hook"]
+    assert node.errors["jobs:hook_device_unknown"] == 1
+
+
+def test_a_job_that_began_before_the_driver_was_there_gets_its_gpu_from_the_hook_s_instant(node: JobNode) -> None:
+    node.devices = ()
+    node.hook("start", 31, "0")
+    assert node.read() == []
+    node.restart()
+    node.devices = GPUS
+    assert node.read() == ["0 +31 gpu0 hook"]
+
+
+def test_jobs_that_began_and_ended_while_no_agent_ran_are_told_at_their_instants(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    assert node.read() == ["0 +31 gpu0 hook"]
+    node.clock.advance(1_000)
+    node.hook("end", 31, ago_s=600)
+    node.hook("start", 32, "0", ago_s=599)
+    node.hook("end", 32, ago_s=400)
+    node.hook("start", 33, "0", ago_s=399.5)
+    node.restart()
+    told = node.read(0)
+    assert told[1:] == ["405 -31 gpu0 hook", "406 +32 gpu0 hook", "605 -32 gpu0 hook", "605.5 +33 gpu0 hook"]
+    assert told[0] == "0 +31 gpu0 hook"  # told again word for word: nobody knows whether it reached the spool
+
+
+def test_after_a_quarter_of_an_hour_nothing_is_told_again(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    for _ in range(20):
+        assert node.read(60.0) == []
+    node.restart()
+    assert node.read() == []
+
+
+def test_an_agent_whose_memory_is_lost_learns_running_jobs_again_from_the_files_of_their_starts(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.hook("start", 32, "1")
+    node.hook("end", 32, ago_s=-1)
+    node.read()
+    node.facts.values.clear()
+    node.restart()
+    assert node.read() == ["0 +31 gpu0 hook"]
+    node.facts.values[FACT] = node.facts.values[FACT][:100]
+    node.restart()
+    assert node.read() == ["0 +31 gpu0 hook"]
+    assert node.errors["jobs:state_damaged"] == 1
+
+
+def test_while_facts_cannot_be_kept_rows_go_out_and_the_hooks_files_stay(node: JobNode) -> None:
+    node.read()
+    node.facts.broken = True
+    node.hook("start", 31, "0", ago_s=1)
+    node.hook("end", 31)
+    assert node.read() == ["4 +31 gpu0 hook", "5 -31 gpu0 hook"]
+    assert node.errors["jobs:state_not_kept"] == 1
+    assert len(list(node.hooks.iterdir())) == 2
+    node.facts.broken = False
+    node.restart()
+    assert node.read() == ["4 +31 gpu0 hook", "5 -31 gpu0 hook"]
+    assert list(node.hooks.iterdir()) == []
+
+
+def test_a_reboot_ends_what_ran_and_old_hooks_tell_of_no_job_of_this_boot(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    node.clock.advance(1_000)
+    node.boot_id, node.boot_at_us = "boot-2", node.clock.wall_us - 20 * S
+    node.restart()
+    assert node.read()[1:] == ["5 -31 gpu0 hook"]
+    assert node.read() == []
+    assert list(node.hooks.iterdir()) == []
+
+
+def test_a_requeued_job_is_another_run_of_the_same_id(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    node.hook("end", 31)
+    node.read()
+    node.hook("start", 31, "0")
+    node.read()
+    begun = node.rows[Stream.ALLOCATION][0]
+    assert begun["action"] == 1
+    assert begun["job_started_at_us"] == 1_800_000_010 * S
+
+
+def test_without_hooks_processes_tell_and_a_requeue_is_known_by_its_slurmstepd(node: JobNode) -> None:
+    node.proc.stepd(500, "31", start_s=4_990.5)
+    node.run(700, 0, JOB_31, ago_s=2)
+    assert node.read() == ["-2 +31 gpu0 cgroup"]
+    assert node.rows[Stream.ALLOCATION][0]["job_started_at_us"] == (1_800_000_000 - 10) * S
+    node.end(700)
+    node.run(701, 0, JOB_31, ago_s=0)  # the next command of the same script
+    assert node.read() == []
+    node.end(701)
+    node.proc.end(500)
+    assert [node.read() for _ in range(3)] == [[], [], ["10 -31 gpu0 cgroup"]]
+    node.proc.stepd(501, "31", start_s=5_024.5)
+    node.run(702, 0, JOB_31, ago_s=0)
+    assert node.read() == ["25 +31 gpu0 cgroup"]
+    assert node.rows[Stream.ALLOCATION][0]["job_started_at_us"] == (1_800_000_000 + 24) * S
+
+
+def test_an_environment_moves_a_process_among_its_user_s_own_jobs_only(node: JobNode) -> None:
+    node.hook("start", 31, "")
+    node.run(700, 0, LOGIN, uid=1000, environ={"SLURM_JOB_ID": "31"})
+    node.run(701, 1, LOGIN, uid=1001, environ={"SLURM_JOB_ID": "31"})
+    node.run(702, 2, LOGIN, uid=1000, environ={"SLURM_JOB_ID": "99"})
+    assert node.read() == ["-1 +31 gpu0 environ"]
+    shares = {row["device_uuid"]: row["native_job_id"] for row in node.rows[Stream.DEVICE_SHARE]}
+    assert shares == {GPUS[0].uuid: "31", GPUS[1].uuid: None, GPUS[2].uuid: None}
+
+
+def test_with_environ_never_a_process_outside_all_cgroups_is_nobody_s(tmp_path: Path) -> None:
+    node = JobNode(tmp_path, environ="never")
+    node.hook("start", 31, "")
+    node.run(700, 0, LOGIN, environ={"SLURM_JOB_ID": "31"})
+    assert node.read() == []
+    assert node.rows[Stream.DEVICE_SHARE][0]["native_job_id"] is None
+
+
+def test_a_stranger_on_a_granted_gpu_is_an_event_and_nobody_is_billed(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    node.run(700, 0, JOB_32)
+    assert node.read() == []
+    assert node.read() == ["10 -31 gpu0 hook"]
+    (event,) = node.rows[Stream.NODE_EVENT]
+    assert (event["kind"], event["subject"], event["at_us"]) == (
+        "attribution_conflict",
+        GPUS[0].uuid,
+        1_800_000_010 * S,
+    )
+    assert event["detail"] == "hook says job 31, cgroup says job 32 uses it"
+    node.end(700)
+    assert node.read() == ["20 +31 gpu0 hook"]
+
+
+def test_a_process_whose_cgroup_and_slurmstepd_disagree_is_an_event_once(node: JobNode) -> None:
+    node.proc.stepd(500, "32", start_s=4_900)
+    node.run(700, 0, JOB_31, parent=500)
+    assert node.read() == []
+    assert [event["kind"] for event in node.rows[Stream.NODE_EVENT]] == ["attribution_conflict"]
+    assert node.rows[Stream.DEVICE_SHARE][0]["native_job_id"] is None
+    node.read()
+    assert Stream.NODE_EVENT not in node.rows
+
+
+def test_jobstats_files_tell_holders_and_since_when(node: JobNode) -> None:
+    node.mapping.mkdir(mode=0o755)
+    (node.mapping / "1").write_text("31 1000\n")
+    (node.mapping / GPUS[2].uuid).write_text("32 1000\n33 1001\n")
+    (node.mapping / "3").write_text("\n")
+    (node.mapping / "notes").write_text("34 1000\n")
+    at_us = 1_799_999_990 * S
+    for name in ("1", GPUS[2].uuid):
+        os.utime(node.mapping / name, ns=(at_us * 1_000, at_us * 1_000))
+    assert node.read() == [
+        "-10 +31 gpu1 job-mapping",
+        "-10 +32 gpu2 0.5 job-mapping",
+        "-10 +33 gpu2 0.5 job-mapping",
+    ]
+    assert node.read() == []
+    (node.mapping / "1").unlink()
+    assert node.read() == ["10 -31 gpu1 job-mapping"]
+
+
+def test_a_driver_that_has_not_looked_again_ends_nothing(node: JobNode) -> None:
+    node.run(700, 0, JOB_31)
+    node.read()
+    same = tuple(node.list)
+    node.source._processes = lambda: same
+    assert [node.read() for _ in range(10)] == [[]] * 10
+    assert node.rows == {}
+
+
+def test_a_thousand_jobs_of_a_night_without_an_agent_are_one_reading(node: JobNode) -> None:
+    node.clock.advance(10_000)
+    for number in range(1_000):
+        node.hook("start", number + 1, str(number % 4), ago_s=9_000 - number)
+        node.hook("end", number + 1, str(number % 4), ago_s=9_000 - number - 0.5)
+    told = node.read()
+    assert len(told) == 2_000
+    assert len({line.split()[1] for line in told}) == 2_000
+    assert list(node.hooks.iterdir()) == []
+    assert node.facts.writes == 1
+    assert node.read() == []
+
+
+def test_what_the_agent_may_not_delete_it_takes_in_once(node: JobNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.source._folder, "discard", set)
+    node.hook("start", 31, "0", ago_s=1)
+    node.hook("end", 31)
+    assert len(node.read()) == 2
+    assert node.read() == []
+    for _ in range(20):
+        node.read(60.0)
+    node.hook("start", 32, "0")
+    assert node.read() == ["1210 +32 gpu0 hook"]
+    node.restart()
+    monkeypatch.setattr(node.source._folder, "discard", set)
+    assert node.read() == ["1210 +32 gpu0 hook"]  # the latest again, and nothing of job 31
+
+
+def test_in_a_pid_namespace_of_its_own_the_agent_believes_no_pid(node: JobNode) -> None:
+    (node.proc.root / "self" / "ns").mkdir(parents=True)
+    (node.proc.root / "self" / "ns" / "pid").symlink_to("pid:[4026532000]")
+    node.run(700, 0, JOB_31)
+    assert node.read() == []
+    assert node.errors == {"jobs:foreign_pid_namespace": 1}
+    sight = node.source.sights()[0]
+    assert not sight.seen
+    assert "hostPID" in (sight.remedy or "")
+
+
+def test_sights_say_what_would_add_what(node: JobNode) -> None:
+    seen = {sight.subject: sight for sight in node.source.sights()}
+    assert "prolog.sh" in (seen["Slurm prolog and epilog"].remedy or "")
+    assert not seen["Kubernetes pod-resources"].seen
+    node.hook("start", 31, "0")
+    node.read()
+    seen = {sight.subject: sight for sight in node.source.sights()}
+    assert seen["Slurm prolog and epilog"].seen
+    node.hooks.chmod(0o777)
+    seen = {sight.subject: sight for sight in node.source.sights()}
+    assert "0755" in (seen["Slurm prolog and epilog"].remedy or "")
+    node.source.close()
+
+
+def test_shares_are_gathered_by_holder(node: JobNode) -> None:
+    node.run(700, 0, JOB_31, memory=100, sm=30)
+    node.run(701, 0, JOB_31, memory=50, sm=20)
+    node.run(702, 0, LOGIN, memory=7, sm=1)
+    node.read()
+    node.read()
+    nobody, job = node.rows[Stream.DEVICE_SHARE]
+    assert (nobody["native_job_id"], nobody["memory_used_bytes"], nobody["sm_util_percent"]) == (None, 7, 1.0)
+    assert (job["native_job_id"], job["processes"], job["memory_used_bytes"], job["sm_util_percent"]) == (
+        "31",
+        2,
+        150,
+        50.0,
+    )
+    assert (job["method"], job["evidence"], job["span_us"]) == ("process_utilization", "cgroup", 5 * S)
+    assert set(job) <= {column.name for column in COLUMNS[Stream.DEVICE_SHARE]} | {"device_uuid"}
+
+
+def test_one_holder_alone_is_measured_and_what_a_driver_does_not_say_is_null(node: JobNode) -> None:
+    node.run(700, 0, JOB_31, memory=None, sm=None)
+    node.read()
+    (row,) = node.rows[Stream.DEVICE_SHARE]
+    assert (row["method"], row["memory_used_bytes"], row["sm_util_percent"]) == ("measured", None, None)
+
+
+def test_mps_clients_share_by_their_thread_percentage_where_all_have_one(node: JobNode) -> None:
+    node.run(700, 0, JOB_31, kind="mps", environ={"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25"})
+    node.run(701, 0, JOB_32, kind="mps", environ={"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50.5"})
+    node.read()
+    assert [(row["native_job_id"], row["share_ratio"], row["method"]) for row in node.rows[Stream.DEVICE_SHARE]] == [
+        ("31", 0.25, "mps_threads"),
+        ("32", 0.505, "mps_threads"),
+    ]
+    node.run(702, 0, LOGIN, kind="mps")
+    node.read()
+    assert {row["method"] for row in node.rows[Stream.DEVICE_SHARE]} == {"equal"}
+
+
+def test_shards_are_shared_by_number_where_the_driver_measures_nothing(node: JobNode) -> None:
+    node.hook("start", 31, "0", shards=1)
+    node.hook("start", 32, "0", shards=3)
+    node.run(700, 0, JOB_31, sm=None)
+    node.run(701, 0, JOB_32, sm=None)
+    told = node.read()
+    assert told[-2:] == ["0.000001 +31 gpu0 0.25 hook", "0 +32 gpu0 0.75 hook"]
+    assert [(row["native_job_id"], row["share_ratio"], row["method"]) for row in node.rows[Stream.DEVICE_SHARE]] == [
+        ("31", 0.25, "shards"),
+        ("32", 0.75, "shards"),
+    ]
