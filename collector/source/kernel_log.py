@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from collector.errors import SpoolError
 from collector.probe import Observation, Row, Sight
 from collector.source.rows import fitted
 from collector.wire import Stream
@@ -122,7 +123,10 @@ class KernelLogSource:
             self._sequence = last
             # Only after something was found: other lines may well be read again.
             if rows and self._remember is not None:
-                self._remember(_KEY, f"{self._boot_id} {last}")
+                try:
+                    self._remember(_KEY, f"{self._boot_id} {last}")
+                except SpoolError:  # a restart would tell these lines again: better than to hold them back
+                    errors[f"{self.name}:not_remembered"] += 1
         return Observation({Stream.NODE_EVENT: tuple(rows)} if rows else {}, dict(errors))
 
     def sights(self) -> tuple[Sight, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.errors import SpoolError
 from collector.probe import Row
 from collector.source.kernel_log import KernelLogSource, Xid, find_xid
 from collector.wire import Stream
@@ -162,6 +163,19 @@ def test_a_flood_is_cut_and_counted(kernel: Kernel, monkeypatch: pytest.MonkeyPa
     observation = source.read()
     assert len(observation.rows[Stream.NODE_EVENT]) == 2
     assert observation.errors == {"kernel_log:flood": 3}
+    source.close()
+
+
+@pytest.mark.unit
+def test_a_spool_that_cannot_remember_holds_no_event_back(kernel: Kernel) -> None:
+    def fail(_name: str, _value: str) -> None:
+        raise SpoolError("disk full")
+
+    kernel.log(10, "NVRM: Xid (PCI:0000:9b:00): 31, pid=1")
+    source = KernelLogSource(recall=kernel.remembered.get, remember=fail, open_log=kernel.open)
+    observation = source.read()
+    assert [row["code"] for row in observation.rows[Stream.NODE_EVENT]] == [31]
+    assert observation.errors == {"kernel_log:not_remembered": 1}
     source.close()
 
 
