@@ -171,5 +171,5 @@ def out_of_range(values: Mapping[str, int | float | str | None], stream: Stream 
     return [
         name
         for name, value in values.items()
-        if isinstance(value, int | float) and name in highest and abs(value) > highest[name]
+        if name in highest and value is not None and not -highest[name] <= value <= highest[name]  # type: ignore[operator]
     ]

@@ -50,10 +50,15 @@ FIELDS: Final = (
 )
 
 # fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value: 40 bytes, no padding (nvml.h).
-_FIELD_VALUE: Final = struct.Struct("=IIqqIi8s")
+_FIELD_VALUE: Final = struct.Struct("=IIqqIiQ")
 _DOUBLE, _UNSIGNED_INT, _UNSIGNED_LONG, _UNSIGNED_LONG_LONG, _SIGNED_LONG_LONG, _SIGNED_INT, _UNSIGNED_SHORT = range(7)
-_WIDTH: Final = {_UNSIGNED_INT: 4, _UNSIGNED_LONG: 8, _UNSIGNED_LONG_LONG: 8, _UNSIGNED_SHORT: 2}
-_SIGNED_WIDTH: Final = {_SIGNED_LONG_LONG: 8, _SIGNED_INT: 4}
+_MASKS: Final = {
+    _UNSIGNED_LONG_LONG: 2**64 - 1,
+    _UNSIGNED_INT: 2**32 - 1,
+    _UNSIGNED_LONG: 2**64 - 1,
+    _UNSIGNED_SHORT: 2**16 - 1,
+}
+_SIGNED_BITS: Final = {_SIGNED_LONG_LONG: 64, _SIGNED_INT: 32}
 
 
 class FieldBatch:
@@ -91,12 +96,16 @@ class FieldBatch:
             yield entry, code, _number(kind, raw) if code == 0 else None
 
 
-def _number(kind: int, raw: bytes) -> int | None:
-    if kind in _WIDTH:
-        return int.from_bytes(raw[: _WIDTH[kind]], "little")
-    if kind in _SIGNED_WIDTH:
-        return int.from_bytes(raw[: _SIGNED_WIDTH[kind]], "little", signed=True)
+def _number(kind: int, raw: int) -> int | None:
+    """Decode the union of a field value, which the driver fills from its low end."""
+    mask = _MASKS.get(kind)
+    if mask is not None:
+        return raw & mask
+    bits = _SIGNED_BITS.get(kind)
+    if bits is not None:
+        low = raw & (1 << bits) - 1
+        return low - (1 << bits) if low >> bits - 1 else low
     if kind == _DOUBLE:
-        value: float = struct.unpack("<d", raw)[0]
+        value: float = struct.unpack("<d", raw.to_bytes(8, "little"))[0]
         return round(value) if math.isfinite(value) else None
     return None
