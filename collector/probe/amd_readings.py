@@ -74,7 +74,7 @@ def step_mj(resolution_uj: object) -> Fraction:
     rounded and would bill 0.27 % too much. Any other resolution is taken as told.
     """
     told = number(resolution_uj)
-    if told is None or told <= 0 or abs(told - 15.3) < 0.05:
+    if told is None or told < 0.001 or abs(told - 15.3) < 0.05:
         return _KERNEL_STEP_MJ
     return Fraction(str(round(told, 4))) / _UJ_PER_MJ
 
