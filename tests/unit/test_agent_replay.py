@@ -8,7 +8,7 @@ import pytest
 
 from collector.errors import TraceError
 from collector.probe.replay import ReplayProbe
-from collector.wire import Origin
+from collector.wire import Origin, Stream
 from tests.fakes.clock import FixedClock
 
 pytestmark = pytest.mark.unit
@@ -80,3 +80,36 @@ def test_a_trace_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> Non
         ReplayProbe(tmp_path / "binary.csv", FixedClock(), boot_id="b")
     with pytest.raises(TraceError, match="line 1 of the trace is not JSON"):
         probe_of(tmp_path, "{", "trace.jsonl")
+
+
+def test_rows_of_other_streams_come_with_the_readings_around_them(tmp_path: Path) -> None:
+    lines = (
+        '{"at_us": 1000000, "uuid": "GPU-a", "energy_mj": 9}\n'
+        '{"at_us": 2500000, "stream": "fabric_samples", "port": "nvlink/GPU-a/0", "span_us": 0, "tx_bytes": 7}\n'
+        '{"at_us": 1000000, "stream": "device_health", "uuid": "GPU-a", "recovery_action": 1, "mig_enabled": null}\n'
+        '{"at_us": 2000000, "uuid": "GPU-a", "energy_mj": 10}\n'
+    )
+    probe, clock = probe_of(tmp_path, lines, "trace.jsonl")
+    start_us = clock.wall_us
+    health = {"at_us": start_us, "device_uuid": "GPU-a", "recovery_action": 1, "mig_enabled": None}
+    assert probe.read().rows == {Stream.DEVICE_HEALTH: (health,)}
+    clock.advance(1.0)
+    assert probe.read().rows == {}
+    assert not probe.finished
+    clock.advance(1.0)
+    link = {"at_us": start_us + 1_500_000, "port": "nvlink/GPU-a/0", "span_us": 0, "tx_bytes": 7}
+    assert probe.read().rows == {Stream.FABRIC: (link,)}
+    assert probe.finished
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"at_us": 1, "stream": "node_samples"}', "no such stream: 'node_samples'"),
+        ('{"at_us": 1, "stream": "device_health", "colour": 1}', "no such column: colour"),
+        ('{"at_us": 1, "stream": "fabric_samples", "port": "p", "tx_bytes": "many"}', "tx_bytes is not a number"),
+    ],
+)
+def test_a_row_that_is_none_stops_the_start(tmp_path: Path, line: str, fault: str) -> None:
+    with pytest.raises(TraceError, match=fault):
+        probe_of(tmp_path, '{"at_us": 1, "uuid": "GPU-a"}\n' + line, "trace.jsonl")
