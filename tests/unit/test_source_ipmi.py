@@ -118,7 +118,7 @@ def test_a_command_gives_its_output_and_nothing_of_our_environment() -> None:
 def test_a_command_that_misbehaves_ends_in_time(script: str, kind: str) -> None:
     began = time.monotonic()
     with pytest.raises(CommandError) as failure:
-        output_of([sys.executable, "-S", "-c", script], timeout_s=2 if kind == "timeout" else 20, max_bytes=50_000)
+        output_of([sys.executable, "-S", "-c", script], timeout_s=0.5 if kind == "timeout" else 20, max_bytes=50_000)
     assert failure.value.kind == kind
     assert time.monotonic() - began < 19
 
