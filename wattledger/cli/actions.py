@@ -65,9 +65,9 @@ def list_(ctx: click.Context, statuses: tuple[str, ...], top: int, format_: Form
         Shown("kind", "does"),
         Shown("job", "to job"),
         Shown("tenant", "tenant"),
-        Shown("accelerators", "GPUs", numeric=True),
-        Shown("approval", "approval"),
-        Shown("why", "because"),
+        Shown("accelerators", "GPUs", numeric=True, leaves=3),
+        Shown("approval", "approval", leaves=2),
+        Shown("why", "because", leaves=1),
     )
     brake = paused(chosen_home(ctx).root)
     notes = [] if brake is None else [f"actions are paused by {brake.by} since {brake.at}: {brake.reason}"]

@@ -65,9 +65,9 @@ def list_(ctx: click.Context, reason: str | None, with_replayed: bool, most: int
         left = waiting(connection)
     shown = [
         Shown("letter_id", "id", numeric=True),
-        Shown("received_at", "received (UTC)", _instant),
+        Shown("received_at", "received (UTC)", _instant, leaves=1),
         Shown("age_s", "age", _age, numeric=True),
-        Shown("site", "site"),
+        Shown("site", "site", leaves=2),
         Shown("node", "node"),
         Shown("reason", "reason"),
         Shown("skew_us", "clock off (s)", lambda skew_us: f"{skew_us / 1e6:+.1f}", numeric=True),

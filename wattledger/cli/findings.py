@@ -56,17 +56,22 @@ def findings(
         Shown("kind", "finding"),
         Shown("tenant", "tenant"),
         Shown("job", "job"),
-        Shown("device", "device", lambda uuid: f"…{uuid[-12:]}"),
+        Shown("device", "device", lambda uuid: f"…{uuid[-12:]}", leaves=5),
         Shown("start_at", "start (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}"),
-        Shown("duration_s", "minutes", lambda duration_s: f"{duration_s / 60:,.0f}", numeric=True),
-        Shown("avoidable_cash", "avoidable", decimal_cell(2), numeric=True),
-        Shown("currency", "currency"),
-        Shown("waste_energy_kwh", "kWh", decimal_cell(3), numeric=True),
-        Shown("confidence_ratio", "confidence", percent_cell, numeric=True),
-        Shown("origin", "origin"),
+        Shown("duration_s", "minutes", lambda duration_s: f"{duration_s / 60:,.0f}", numeric=True, leaves=4),
+        Shown("avoidable_cash", "avoidable cost", decimal_cell(2), numeric=True),
+        Shown("currency", "in"),
+        Shown("waste_energy_kwh", "kWh", decimal_cell(3), numeric=True, leaves=3),
+        Shown("confidence_ratio", "confidence", percent_cell, numeric=True, leaves=2),
+        Shown("origin", "origin", leaves=1),
     )
     note = f"{len(rows)} findings from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
-    print_rows(rows[:top], shown, format_, notes=[f"{note}; the dearest {top} are shown" if len(rows) > top else note])
+    notes = [f"{note}; the dearest {top} are shown" if len(rows) > top else note]
+    # Said whatever columns have room: nobody may take simulated waste for real.
+    notes += [
+        f"{origin}: not real hardware, no real money" for origin in {row["origin"] for row in rows} & {"simulated"}
+    ]
+    print_rows(rows[:top], shown, format_, notes=notes)
 
 
 def _read(ctx: click.Context, from_at: datetime, to_at: datetime, kind: str | None) -> Sequence[Any]:

@@ -207,12 +207,12 @@ def _node_columns(now: datetime) -> tuple[Shown, ...]:
         Shown("last_seen_at", "heard", lambda at: f"{_age(now - at)} ago", numeric=True),
         Shown("agent_version", "agent"),
         Shown("origin", "origin"),
-        Shown("sample_us", "every s", lambda us: f"{us / _US_PER_S:g}", numeric=True),
-        Shown("samples_missed", "missed", numeric=True),
-        Shown("probe_errors", "errors", numeric=True),
+        Shown("sample_us", "every s", lambda us: f"{us / _US_PER_S:g}", numeric=True, leaves=3),
+        Shown("samples_missed", "missed", numeric=True, leaves=4),
+        Shown("probe_errors", "errors", numeric=True, leaves=5),
         Shown("oldest_unsent_us", "unsent", lambda us: _age(timedelta(microseconds=us)), numeric=True),
-        Shown("cpu_ratio", "CPU % of a core", lambda ratio: f"{ratio * 100:.2f}", numeric=True),
-        Shown("rss_bytes", "RSS MiB", lambda size: f"{size / _BYTES_PER_MIB:.0f}", numeric=True),
+        Shown("cpu_ratio", "CPU % of a core", lambda ratio: f"{ratio * 100:.2f}", numeric=True, leaves=2),
+        Shown("rss_bytes", "RSS MiB", lambda size: f"{size / _BYTES_PER_MIB:.0f}", numeric=True, leaves=1),
     )
 
 

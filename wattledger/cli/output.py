@@ -9,18 +9,19 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 
 Format = Literal["table", "csv", "json"]
 WIDTH_OF_A_FILE: Final = 140
+_GAP: Final = "  "
 UNITS_READ: Final = {"energy_kwh": "kWh", "carbon_kgco2e": "kgCO2e", "accelerator_hours": "accelerator-hours"}
 """How the unit of a budget reads, where it is no currency; programs get the name as it is."""
 
@@ -33,6 +34,8 @@ class Shown:
     heading: str
     cell: Callable[[Any], str] = str
     numeric: bool = False
+    leaves: int = 0
+    """Where the screen is too narrow, columns leave in this order, lowest first; 0 stays whatever happens."""
 
 
 def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,17 +74,60 @@ def print_rows(
         for note in notes or ["none"]:  # a heading over nothing tells less
             click.echo(note)
     else:
-        table = Table(
-            title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
-        )
-        for column in shown:
-            table.add_column(column.heading, justify="right" if column.numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*("-" if row[column.key] is None else column.cell(row[column.key]) for column in shown))
-        console = Console(width=screen_width() or WIDTH_OF_A_FILE, highlight=False)
-        console.print(table)
-        for note in notes:
-            console.print(note, style="dim")
+        click.echo("\n".join(_table(rows, shown, title, notes, screen_width() or WIDTH_OF_A_FILE)))
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]], shown: Sequence[Shown], title: str | None, notes: Sequence[str], width: int
+) -> Iterator[str]:
+    """Yield the lines of a table. No cell is cut or folded: whole columns leave, and a note says which."""
+    columns = [_Laid.out(column, rows) for column in shown]
+    left_out = []
+    for leaving in sorted((column for column in columns if column.shown.leaves), key=lambda each: each.shown.leaves):
+        if _total_width(columns) <= width:
+            break
+        columns.remove(leaving)
+        left_out.append(leaving.shown.heading)
+    if title is not None:
+        yield title
+    for line in range(2):
+        if line or any(column.heading[0] for column in columns):
+            yield _GAP.join(column.fitted(column.heading[line]) for column in columns).rstrip()
+    for number in range(len(rows)):
+        yield _GAP.join(column.fitted(column.cells[number]) for column in columns).rstrip()
+    said = (
+        [*notes, f"no room here for {', '.join(left_out)}: use a wider screen, or --format csv"] if left_out else notes
+    )
+    for note in said:
+        yield from textwrap.wrap(note, width, break_long_words=False, break_on_hyphens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A column with its heading on two lines and its cells as text."""
+
+    shown: Shown
+    heading: tuple[str, str]
+    cells: tuple[str, ...]
+    width: int
+
+    @classmethod
+    def out(cls, shown: Shown, rows: Sequence[Mapping[str, Any]]) -> _Laid:
+        cells = tuple("-" if row[shown.key] is None else shown.cell(row[shown.key]) for row in rows)
+        widest = max(map(cell_len, cells))
+        heading = ("", shown.heading)
+        if cell_len(shown.heading) > widest and " " in shown.heading:
+            first, _, last = shown.heading.rpartition(" ")
+            heading = (first, last)
+        return cls(shown, heading, cells, max(widest, *map(cell_len, heading)))
+
+    def fitted(self, text: str) -> str:
+        space = " " * (self.width - cell_len(text))
+        return space + text if self.shown.numeric else text + space
+
+
+def _total_width(columns: Sequence[_Laid]) -> int:
+    return sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1)
 
 
 def screen_width() -> int | None:

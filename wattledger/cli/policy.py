@@ -92,16 +92,16 @@ def show(ctx: click.Context, tenant: str | None, format_: Format) -> None:
     shown = (
         Shown("name", "budget"),
         Shown("tenant", "tenant"),
-        Shown("period", "period"),
+        Shown("period", "period", leaves=4),
         Shown("spent", "spent", _amount, numeric=True),
         Shown("limit", "limit", _amount, numeric=True),
         Shown("unit", "unit", lambda unit: UNITS_READ.get(unit, unit)),
         Shown("spent_ratio", "used", percent_cell, numeric=True),
-        Shown("forecast", "forecast", _amount, numeric=True),
+        Shown("forecast", "forecast", _amount, numeric=True, leaves=3),
         Shown("verdict", "says"),
-        Shown("rung", "rung"),
-        Shown("armed", "armed", lambda armed: "yes" if armed else "no"),
-        Shown("books_as_of_at", "books to (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}"),
+        Shown("rung", "rung", leaves=5),
+        Shown("armed", "armed", lambda armed: "yes" if armed else "no", leaves=2),
+        Shown("books_as_of_at", "books to (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}", leaves=1),
     )
     if not rows:
         notes = ["no budget is in force; `wattledger policy apply FILE` sets some"]

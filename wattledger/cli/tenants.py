@@ -121,18 +121,18 @@ def unmapped(ctx: click.Context, top: int, format_: Format) -> None:
     with driver_transaction(ctx, "worker") as connection:
         rows: list[dict[str, Any]] = [asdict(each) for each in found(connection, top)]
     shown = (
-        Shown("cluster", "cluster"),
+        Shown("cluster", "cluster", leaves=4),
         Shown("account", "account"),
         Shown("user_name", "user"),
-        Shown("partition", "partition"),
-        Shown("namespace", "namespace"),
+        Shown("partition", "partition", leaves=6),
+        Shown("namespace", "namespace", leaves=5),
         Shown("api_key", "key"),
         Shown("billed_cost", "cost", decimal_cell(2), numeric=True),
         Shown("currency", "in"),
         Shown("accelerator_us", "GPU-h", lambda held_us: f"{held_us / US_PER_HOUR:,.1f}", numeric=True),
-        Shown("tokens", "tokens", lambda tokens: f"{tokens:,}", numeric=True),
-        Shown("unpriced_lines", "lines without price", lambda lines: f"{lines:,}", numeric=True),
-        Shown("usage_unknown_calls", "calls without usage", lambda calls: f"{calls:,}", numeric=True),
+        Shown("tokens", "tokens", lambda tokens: f"{tokens:,}", numeric=True, leaves=3),
+        Shown("unpriced_lines", "lines without price", lambda lines: f"{lines:,}", numeric=True, leaves=2),
+        Shown("usage_unknown_calls", "calls without usage", lambda calls: f"{calls:,}", numeric=True, leaves=1),
     )
     notes = ["everything in the books has a tenant"] if not rows else []
     print_rows(rows, shown, format_, notes=notes)

@@ -128,7 +128,7 @@ def list_(ctx: click.Context, with_ended: bool, format_: Format) -> None:
         Shown("node", "node"),
         Shown("tenant_path", "tenant subtree"),
         Shown("state", "state"),
-        Shown("expires_at", "expires (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}"),
+        Shown("expires_at", "expires (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}", leaves=1),
     )
     print_rows(rows, shown, format_)
 
