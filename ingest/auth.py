@@ -19,6 +19,8 @@ from ingest.store import identities, tokens
 from ingest.store.tokens import Scope, Token, TokenRefusedError
 
 _ENTRIES: Final = 262_144
+_FORGOTTEN_AFTER_S: Final = 600.0
+"""How long a header whose time is up is remembered, though not believed: asking for many at once is what makes it cheap."""
 _REFUSED: Final = "the token is not valid; make a new one with `wattledger token create`"
 
 
@@ -72,13 +74,20 @@ class Authenticator:
     def recall(self, header: bytes | None) -> Principal | None:
         """Return the principal of a header seen lately, None if the database has to be asked."""
         known = self._known.get(header or b"")
-        if known is None or known.believed_until_s < time.monotonic():
+        if known is None:
+            return None
+        if known.believed_until_s < time.monotonic():
+            known.used = True
             return None
         principal = known.principal
         if principal.expires_at_s is not None and principal.expires_at_s <= time.time():
             raise UnauthorizedError("token_expired", _REFUSED)
         known.used = True
         return principal
+
+    def may_be_renewed(self, header: bytes | None) -> bool:
+        """Whether :meth:`refresh` can make a header believed that :meth:`recall` does not know any more."""
+        return self._cache_s > 0 and (header or b"") in self._known
 
     def verify(self, header: bytes | None) -> Principal:
         """Return the principal of a header; raises UnauthorizedError or UnavailableError."""
@@ -113,7 +122,7 @@ class Authenticator:
             good = tokens.verify_many(conn, [_secret(header) for header in used], datetime.now(UTC))
         until_s = time.monotonic() + self._cache_s
         for header, known in entries.items():
-            if header not in used and known.believed_until_s < time.monotonic():
+            if header not in used and known.believed_until_s < time.monotonic() - _FORGOTTEN_AFTER_S:
                 self._known.pop(header, None)
             elif header in used and good.get(_secret(header)) == known.principal.token:
                 known.used, known.believed_until_s = False, until_s

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
+from ingest.app import create_app
 from ingest.auth import Authenticator
 from ingest.errors import UnauthorizedError
+from ingest.runtime import Runtime
+from ingest.settings import Settings
 from ingest.store import tokens
 from ingest.store.engine import Database
 from tests.db.ingest_harness import make_site
@@ -41,6 +47,48 @@ def test_a_refresh_keeps_good_tokens_and_drops_revoked_and_unused_ones(db: Datab
     finally:
         engine.dispose()
         admin.dispose()
+
+
+def test_senders_whose_time_is_up_at_once_are_verified_in_one_question(db: Database) -> None:
+    site = make_site(db)
+    secrets = [*site.node_tokens.values(), site.site_token]
+    headers = [f"Bearer {secret}".encode() for secret in secrets]
+
+    async def scenario() -> None:
+        app = create_app(Settings(db))
+        async with app.router.lifespan_context(app):
+            runtime: Runtime = app.state.ingest
+            for header in headers:
+                await runtime.principal(header)
+            for known in runtime.authenticator._known.values():
+                known.believed_until_s = time.monotonic() - 60
+            asked: list[str] = []
+            sa.event.listen(runtime.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+            found = await asyncio.gather(*(runtime.principal(header) for header in headers))
+            assert [principal.node for principal in found] == [*site.node_tokens, None]
+            assert len([statement for statement in asked if "token_by_digest" in statement]) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_token_revoked_while_its_sender_was_silent_is_refused(db: Database) -> None:
+    site = make_site(db)
+    header = f"Bearer {site.site_token}".encode()
+
+    async def scenario() -> None:
+        app = create_app(Settings(db))
+        async with app.router.lifespan_context(app):
+            runtime: Runtime = app.state.ingest
+            token = (await runtime.principal(header)).token
+            runtime.authenticator._known[header].believed_until_s = time.monotonic() - 60
+            admin = db.create_engine("admin")
+            with admin.begin() as conn:
+                tokens.revoke(conn, token.id, datetime.now(UTC), actor="t")
+            admin.dispose()
+            with pytest.raises(UnauthorizedError):
+                await runtime.principal(header)
+
+    asyncio.run(scenario())
 
 
 def test_without_a_cache_every_use_is_verified(db: Database) -> None:
