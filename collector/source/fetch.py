@@ -6,8 +6,10 @@ environment are not used, as all of this is local. It retries nothing; a source 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from collector.http import httpx
 
 _CHUNK_BYTES: Final = 65_536
+_PATIENCE: Final = 3
+"""The whole exchange may take this many times the timeout of one step: connect, send, read."""
 
 
 class FetchError(Exception):
@@ -74,15 +78,21 @@ class Fetcher:
                 headers={"Accept-Encoding": "identity", "User-Agent": "wattledger-agent"},
                 limits=httpx.Limits(max_connections=4, max_keepalive_connections=4),
             )
+        client, abandoned = self._client, threading.Event()
         try:
-            with self._client.stream(method, url, headers=dict(headers or {}), content=body) as response:
+            with (
+                self._watched(client, abandoned),
+                client.stream(method, url, headers=dict(headers or {}), content=body) as response,
+            ):
                 return self._read(response)
         except httpx.TimeoutException as error:
             raise FetchError("timeout", f"no answer within {self._timeout_s} s from {url}") from error
         except RuntimeError as error:  # httpx says so where another thread closed the connections meanwhile
-            raise FetchError("closed", f"{url}: {error}") from error
+            raise FetchError("timeout" if abandoned.is_set() else "closed", f"{url}: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # httpx gives a refused certificate as a ConnectError whose text OpenSSL wrote.
+            if abandoned.is_set():
+                raise FetchError("timeout", f"{url} had not ended after {_PATIENCE * self._timeout_s} s") from error
             kind = "tls" if "CERTIFICATE" in str(error) or "SSL" in str(error) else "connect"
             raise FetchError(kind, f"{url}: {error}") from error
 
@@ -91,6 +101,24 @@ class Fetcher:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    @contextmanager
+    def _watched(self, client: httpx.Client, abandoned: threading.Event) -> Iterator[None]:
+        """Close the connections under an exchange that trickles: httpx limits each read, and headers may be any number."""
+
+        def abandon() -> None:
+            abandoned.set()
+            if self._client is client:
+                self._client = None
+            client.close()
+
+        watchdog = threading.Timer(_PATIENCE * self._timeout_s, abandon)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
     def _read(self, response: httpx.Response) -> Answer:
         url = response.request.url
