@@ -58,18 +58,18 @@ def energy(steps: pl.DataFrame, windows: pl.DataFrame, by: Sequence[str]) -> pl.
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a rounding group: what it is of, its quantity, and the text that breaks ties."""
+    """One line of a rounding group: what it is of, its quantity, and the names that break ties."""
 
     owner: str
     quantity: int
-    tie: str
+    tie: tuple[str, ...]
 
 
 def billed(lines: Iterable[Line], rate: Decimal, per: int) -> list[tuple[Line, int]]:
     """Return each line's part, in billionths: quantity x rate / per summed, rounded half-even once, then spread.
 
     Largest remainder: each line gets its part of the rounded total rounded down, and what is left goes one billionth each
-    to the largest fractions, ties by text.
+    to the largest fractions, ties by names.
     """
     group = list(lines)
     whole = sum(line.quantity for line in group)

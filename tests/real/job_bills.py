@@ -107,18 +107,10 @@ def load(stand: Stand, table: Path, now: datetime = NOW) -> ImportReport:
     return report
 
 
-def expected(stand: Stand, jobs: Sequence[Job]) -> Expected:
-    """Return the bill by exact fractions. From the books it takes ids alone: they break ties of rounding."""
-    job_ids = dict(stand.rows("SELECT native_id, id FROM jobs"))
-    tenant_ids = dict(stand.rows("SELECT path, id FROM tenants"))
-    prices: dict[tuple[str, datetime], int] = {
-        (model, valid_from): price_id
-        for model, valid_from, price_id in stand.rows(
-            "SELECT model, valid_from, id FROM prices WHERE superseded_at IS NULL"
-        )
-    }
-    groups: dict[tuple[int, int], list[Line]] = defaultdict(list)
-    rates: dict[int, Decimal] = {}
+def expected(jobs: Sequence[Job]) -> Expected:
+    """Return the bill by exact fractions, from the published table alone: ties of rounding go by the jobs' names."""
+    groups: dict[tuple[int, str, datetime], list[Line]] = defaultdict(list)
+    rates: dict[tuple[str, datetime], Decimal] = {}
     tenant_us: dict[str, int] = defaultdict(int)
     owner = {job.native_id: job.tenant for job in jobs}
     for job in jobs:
@@ -128,14 +120,11 @@ def expected(stand: Stand, jobs: Sequence[Job]) -> Expected:
             rate = _rate(job.model, _EPOCH + hour_us * _US)
             if rate is None:
                 continue
-            price_id = prices[job.model, rate[1]]
-            rates[price_id] = rate[0]
-            tenant_id = tenant_ids[f"mlperf/{job.tenant}"]
-            tie = f"{tenant_id}|job:{job_ids[job.native_id]}|{job.model}|gpu_owned|{price_id}"
-            groups[hour_us, price_id].append(Line(job.native_id, quantity, tie))
+            rates[job.model, rate[1]] = rate[0]
+            groups[hour_us, job.model, rate[1]].append(Line(job.native_id, quantity, (job.native_id,)))
     job_nano: dict[str, int] = defaultdict(int)
-    for (_, price_id), lines in groups.items():
-        for line, nano in billed(lines, rates[price_id], US_PER_HOUR):
+    for (_, model, valid_from), lines in groups.items():
+        for line, nano in billed(lines, rates[model, valid_from], US_PER_HOUR):
             job_nano[line.owner] += nano
     tenant_nano: dict[str, int] = defaultdict(int)
     for native_id, nano in job_nano.items():

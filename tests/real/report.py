@@ -168,7 +168,7 @@ def _jobs(server: EmbeddedServer, template: Database, shared: Path, folder: Path
         jobs = job_bills.read(shared / job_bills.TABLE)
         job_bills.set_up(stand, folder, sorted({job.tenant for job in jobs}))
         job_bills.load(stand, shared / job_bills.TABLE)
-        apart = job_bills.expected(stand, jobs)
+        apart = job_bills.expected(jobs)
         bill = stand.bill(job_bills.FROM_AT, job_bills.TO_AT)
         _times(stand)
     counts = {tenant: sum(job.tenant == tenant for job in jobs) for tenant in apart.tenant_us}
@@ -199,7 +199,7 @@ def _tokens(server: EmbeddedServer, template: Database, shared: Path, folder: Pa
         _progress("LLM trace: 19,366 requests, as published and with keys")
         token_bills.load(stand, shared, folder)
         made = token_bills.calls(shared)
-        apart = token_bills.expected(stand, shared, made)
+        apart = token_bills.expected(shared, made)
         bill = stand.bill(token_bills.FROM_AT, token_bills.TO_AT, GroupBy.JOB)
         _times(stand)
     rows, held = [], True

@@ -38,7 +38,7 @@ def billed(shared: Path, deploy: Callable[[str], Stand], tmp_path_factory: pytes
         stand,
         jobs,
         report,
-        expected(stand, jobs),
+        expected(jobs),
         stand.bill(FROM_AT, TO_AT),
         stand.bill(FROM_AT, TO_AT, GroupBy.JOB),
     )
@@ -131,7 +131,7 @@ def test_a_job_without_an_end_runs_until_a_later_table_ends_it(
     load(stand, _write(tmp_path / "ended.csv", row), day_after)
     bill = stand.bill(FROM_AT, TO_AT)
     assert bill.total.held_us == (job.stop_us - job.start_us) * job.accelerators
-    assert bill.total.cost == money(sum(expected(stand, [job]).tenant_nano.values()))
+    assert bill.total.cost == money(sum(expected([job]).tenant_nano.values()))
 
 
 def _held_us(job: Job, until: datetime) -> int:

@@ -33,7 +33,7 @@ def billed(shared: Path, deploy: Callable[[str], Stand], tmp_path_factory: pytes
     prices, published, _ = load(stand, shared, tmp_path_factory.mktemp("tokens"))
     made = calls(shared)
     by_tenant, by_key = stand.bill(FROM_AT, TO_AT), stand.bill(FROM_AT, TO_AT, GroupBy.JOB)
-    return Billed(stand, made, prices, published, expected(stand, shared, made), by_tenant, by_key)
+    return Billed(stand, made, prices, published, expected(shared, made), by_tenant, by_key)
 
 
 def test_every_request_and_token_is_taken(billed: Billed) -> None:

@@ -86,24 +86,16 @@ def tenant_of(key: str) -> str:
     return {"chat": "acme/product", "search": "acme/product"}.get(key, f"acme/{key}")
 
 
-def expected(stand: Stand, shared: Path, made: Sequence[Call]) -> dict[str, int]:
-    """Return billionths by key, by exact fractions. From the books it takes ids alone: they break ties of rounding."""
-    tenants = dict(stand.rows("SELECT path, id FROM tenants"))
-    price_ids = {
-        (provider, model, meter): price_id
-        for provider, model, meter, price_id in stand.rows("SELECT provider, model, meter, id FROM prices")
-    }
+def expected(shared: Path, made: Sequence[Call]) -> dict[str, int]:
+    """Return billionths by key, by exact fractions, from what is published alone: ties go by tenant and key."""
     rates = dict(_rates(shared))
     tokens: dict[tuple[str, datetime, tuple[str, str], str, str], int] = defaultdict(int)
     for call in made:
         for meter, count in (("input_tokens", call.input_tokens), ("output_tokens", call.output_tokens)):
             tokens[call.site, call.hour, call.model, meter, call.key] += count
     groups: dict[tuple[str, datetime, tuple[str, str], str], list[Line]] = defaultdict(list)
-    part = {meter: name for name, meter in _PARTS}
     for (site, hour, model, meter, key), count in tokens.items():
-        price_id = price_ids[(*model, meter)]
-        tie = f"{tenants[tenant_of(key)]}|api:{key}|{model[0]}/{model[1]}/{part[meter]}|api_tokens|{price_id}"
-        groups[site, hour, model, meter].append(Line(key, count, tie))
+        groups[site, hour, model, meter].append(Line(key, count, (tenant_of(key), key)))
     nano: dict[str, int] = defaultdict(int)
     for (_, _, model, meter), lines in groups.items():
         for line, amount in billed(lines, rates[(*model, meter)], 1):
