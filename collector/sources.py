@@ -76,7 +76,10 @@ def make_probes(
     if settings.dcgm_url:
         from collector.probe.dcgm import DcgmProbe  # noqa: PLC0415
 
-        dcgm = DcgmProbe(settings.dcgm_url, clock, boot_id=boot_id, driver_epoch=driver_epochs.get("dcgm", 0))
+        epoch = driver_epochs.get("dcgm", 0)
+        # MIG instances have no UUID with DCGM: from both feeds they would be two devices.
+        instances = not settings.nvml
+        dcgm = DcgmProbe(settings.dcgm_url, clock, boot_id=boot_id, driver_epoch=epoch, instances=instances)
         probes.append(("dcgm", dcgm))
     return probes
 

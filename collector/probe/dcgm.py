@@ -87,6 +87,7 @@ class DcgmProbe:
         period_s: float = 5.0,
         timeout_s: float = 2.0,
         hostname: str | None = None,
+        instances: bool = True,
         violation_unit: Violations = "auto",
         background: bool = True,
         transport: httpx.BaseTransport | None = None,
@@ -94,13 +95,16 @@ class DcgmProbe:
     ) -> None:
         """Open nothing yet.
 
-        ``hostname``: take only series of this host, for an exporter that tells of several. ``background=False`` fetches
+        ``hostname``: take only series of this host, for an exporter that tells of several. ``instances=False``: boards only,
+        for a node whose MIG instances NVML reads: DCGM does not tell their UUIDs, so the server could not see that they are the
+        same. ``background=False`` fetches
         inside :meth:`read`, for one look at it.
         """
         self._clock = clock
         self._url = url
         self._epoch = Epoch(boot_id, driver_epoch, Feed.DCGM, Origin.LIVE)
         self._hostname = hostname
+        self._instances = instances
         self._fetcher = Fetcher(timeout_s=timeout_s, max_bytes=MAX_TEXT_BYTES, transport=transport)
         self._proc_root = proc_root
         self._unit = ViolationUnit(violation_unit)
@@ -200,6 +204,8 @@ class DcgmProbe:
         if scrape.truncated:
             self._errors["dcgm:too_many_lines"] += 1
         devices, self._holders = devices_of(scrape.samples, self._errors, self._hostname)
+        if not self._instances:
+            devices = {uuid: device for uuid, device in devices.items() if device.ref.kind != "mig"}
         self._names = frozenset(sample.name for sample in scrape.samples)
         # Without labels: a pod that came or went does not make cached values new.
         values = [(sample.name, sample.text, sample.at_ms) for sample in scrape.samples]

@@ -265,6 +265,15 @@ def test_a_board_with_instances_has_its_power_once_and_each_instance_its_own_act
 
 
 @pytest.mark.unit
+def test_beside_nvml_a_board_s_instances_are_nvml_s_to_tell(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, instances=False)
+    instance = BOARD + ',GPU_I_PROFILE="1g.10gb",GPU_I_ID="7"'
+    sweep = stand.read(lines(instance, DEV_POWER_USAGE="295.010000", PROF_SM_ACTIVE="0.5"))
+    assert [device.uuid for device in sweep.devices] == ["GPU-a"]
+    assert [reading.values for reading in sweep.readings] == [{"power_average_mw": 295_010}]
+
+
+@pytest.mark.unit
 def test_a_device_shared_by_jobs_and_pods_is_read_once_and_its_holders_are_kept(stand: Stand) -> None:
     one = BOARD + ',hpc_job="1352"'
     two = BOARD + ',hpc_job="1353"'
