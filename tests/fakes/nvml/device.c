@@ -99,9 +99,16 @@ code_t nvmlDeviceGetPerformanceState(handle_t *h, u32 *pstate) {
     return OK;
 }
 
-code_t nvmlDeviceGetEnforcedPowerLimit(handle_t *h, u32 *mw) {
+code_t nvmlDeviceGetPowerUsage(handle_t *h, u32 *mw) {
     BOARD(h);
-    *mw = 700000;
+    *mw = sensed_power_mw(h->index, now_s(), capability[0] > 8 ? 10 : 1);
+    return OK;
+}
+
+code_t nvmlDeviceGetCudaComputeCapability(handle_t *h, int *major, int *minor) {
+    DEVICE(h);
+    *major = capability[0];
+    *minor = capability[1];
     return OK;
 }
 

@@ -2,7 +2,7 @@
  * What the parts of the fake driver library share: the simulated node, its time and its faults.
  *
  * The parts: node.c (devices, time, faults), library.c (initialising, handles, names), device.c (what a device says by calls),
- * fields.c (and by fields), mig.c, processes.c, events.c, gpm.c. No NVIDIA header is needed; the layouts are NVML's ABI.
+ * fields.c (and by fields), mig.c, processes.c, events.c, gpm.c, power.c. No NVIDIA header is needed; the layouts are NVML's ABI.
  */
 #pragma once
 
@@ -83,6 +83,7 @@ extern int field_types[MAX_FIELD];
 extern u64 field_values[MAX_FIELD];
 extern char field_is_set[MAX_FIELD];
 extern int narrow_pcie, nvlink_version, link_count;
+extern int capability[2];
 extern double pcie_bytes_per_s;
 
 void use_environment(void);
