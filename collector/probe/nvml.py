@@ -24,7 +24,7 @@ from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_events import EventSet
 from collector.probe.nvml_mig import MigInstance
 from collector.probe.nvml_reader import NoAnswer, Reader, Task
-from collector.probe.nvml_sights import describe
+from collector.probe.nvml_sights import DriverState, describe
 from collector.probe.nvml_table import Table
 from collector.probe.nvml_tasks import (
     Answer,
@@ -151,9 +151,8 @@ class NvmlProbe:
 
     def sights(self) -> tuple[Sight, ...]:
         """Say what can be seen of the devices and what not, and which right or driver would add it; after some sweeps."""
-        return describe(
-            self._table.slots, self._unavailable_code, self._driver_version, has_events=self._event_set is not None
-        )
+        driver = DriverState(self._unavailable_code, self._open, self._driver_version, self._event_set is not None)
+        return describe(self._table.slots, driver)
 
     def close(self) -> None:
         """Shut NVML down, so that the driver may be unloaded or a GPU reset; the next read opens it again, by UUID.

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pynvml
 
 from collector.probe import Values
 from collector.probe.nvml_codes import FATAL_CODES, LOST_CODES, UNSUPPORTED_CODES
 from collector.probe.nvml_fields import Field, FieldBatch
+
+_NO_FIELDS: Final = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
+"""A device or driver too old for fields at all. Other codes may be the answer to a handle of a driver that was reloaded."""
 
 
 class Call(NamedTuple):
@@ -44,7 +47,13 @@ class Fields:
 
     def read(self, values: Values, errors: Counter[str]) -> None:
         """Add what the device gives. Raises pynvml.NVMLError where the call as a whole fails."""
+        if not self._batch.fields:
+            return
         code = self._batch.read(self._handle)
+        if code in _NO_FIELDS:
+            self.unsupported |= {entry.column: code for entry in self._batch.fields}
+            self._batch = FieldBatch(())
+            return
         if code != pynvml.NVML_SUCCESS:
             raise pynvml.NVMLError(code)
         refused: dict[Field, int] = {}
@@ -78,6 +87,11 @@ class Calls:
         self._handle = handle
         self._all = tuple(calls)
         self._calls = list(self._all)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns these calls fill where they can."""
+        return {column for call in self._all for column in call.columns}
 
     def forget(self) -> None:
         """Ask for all of them again."""

@@ -84,6 +84,12 @@ def _power_limit(handle: Any) -> tuple[int | None, ...]:
     return (pynvml.nvmlDeviceGetEnforcedPowerLimit(handle),)
 
 
+def _power(handle: Any) -> tuple[int | None, ...]:
+    return (pynvml.nvmlDeviceGetPowerUsage(handle),)
+
+
+_POWER_FIELDS: Final = {"power_average_mw", "power_instant_mw"}
+_GA100: Final = (8, 0)
 _CALLS: Final = (
     Call(("gpu_util_percent", "memory_util_percent"), _utilization),
     Call(("encoder_util_percent",), _encoder),
@@ -113,11 +119,14 @@ class NvmlDevice:
         """Whether it was put into the event set, or refused."""
         self.events_code: int | None = None
         """NVML's code where it was refused."""
+        self.reasons: int | float | None = None
+        """The clocks-event reasons of the last visit."""
         self._uuid = uuid
         self._model = model
         self._fields = Fields(handle, FIELDS)
         self._calls = Calls(handle, _CALLS)
         self._slow_calls = Calls(handle, _SLOW_CALLS)
+        self._power: Calls | None = None
         self._gpm = Gpm(handle, wanted=gpm)
         self._pcie = PcieBytes()
         self._health = Health(handle)
@@ -156,7 +165,10 @@ class NvmlDevice:
         at = visit.at
         if self._retry_pace.due(at.monotonic_us) and self._began:
             self._forget()
+        if self._fields.unsupported.keys() >= _POWER_FIELDS:
+            self._read_power(visit)
         self._calls.read(visit.values, visit.errors)
+        self.reasons = visit.values.get("clocks_event_reasons")
         self._gpm.read(visit.values, visit.errors)
         self._widen_pcie(visit)
         if self._health_pace.due(at.monotonic_us):
@@ -198,11 +210,30 @@ class NvmlDevice:
 
     def _measured_unsupported(self) -> dict[str, int]:
         unsupported = self._fields.unsupported | self._calls.unsupported | self._slow_calls.unsupported
+        if self._power is not None:
+            for column in self._power.columns - self._power.unsupported.keys():
+                unsupported.pop(column, None)
         if self._gpm.unsupported_code is not None:
             unsupported |= dict.fromkeys(Gpm.columns, self._gpm.unsupported_code)
         if self._pcie.narrow and not self._gpm.gives_pcie:
             unsupported |= dict.fromkeys(PCIE_COLUMNS, WRAPS)
         return unsupported
+
+    def _read_power(self, visit: Visit) -> None:
+        """Read the one gauge that drivers before 530 have: up to the GA100 it is instant, later a mean of a second (nvml.h)."""
+        if self._power is None:
+            self._power = Calls(self.handle, tuple(Call((column,), _power) for column in self._power_column(visit)))
+        self._power.read(visit.values, visit.errors)
+
+    def _power_column(self, visit: Visit) -> tuple[str, ...]:
+        try:
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(self.handle)
+        except pynvml.NVMLError as error:
+            if error.value in FATAL_CODES:
+                raise
+            visit.errors[f"power:{error.value}"] += 1
+            return ()  # a gauge of unknown meaning is none
+        return ("power_instant_mw" if (major, minor) <= _GA100 else "power_average_mw",)
 
     def _widen_pcie(self, visit: Visit) -> None:
         if not self._began and any(self._fields.is_narrow(column) for column in PCIE_COLUMNS):
@@ -251,4 +282,5 @@ class NvmlDevice:
             self._processes,
         ):
             group.forget()
+        self._power = None
         self._mig_refused = False

@@ -75,10 +75,11 @@ class FieldBatch:
 
     def read(self, handle: Any) -> int:
         """Ask the driver; return its code for the call as a whole."""
-        if not self.fields:
-            return 0
-        code: int = pynvml.nvmlLib.nvmlDeviceGetFieldValues(handle, len(self.fields), self._reference)
-        return code
+        try:
+            ask = pynvml.nvmlLib.nvmlDeviceGetFieldValues
+        except AttributeError:
+            return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return int(ask(handle, len(self.fields), self._reference))
 
     def is_narrow(self, column: str) -> bool:
         """Say whether the last answer for this column was a 32-bit number."""

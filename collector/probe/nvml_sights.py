@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import pynvml
 
 from collector.probe import Sight
-from collector.probe.nvml_codes import OLD_DRIVER_CODES, WRAPS
+from collector.probe.nvml_codes import OLD_DRIVER_CODES, WRAPS, reason_names
 from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_mig import MigInstance
 from collector.probe.nvml_table import Slot
@@ -44,7 +45,6 @@ _GROUPS: Final = (
     _Group("memory temperature", ("memory_temp_c",)),
     _Group("temperature thresholds", ("slowdown_temp_c", "shutdown_temp_c", "memory_max_temp_c")),
     _Group("clocks", ("sm_clock_mhz", "memory_clock_mhz", "sm_clock_max_mhz", "memory_clock_max_mhz", "pstate")),
-    _Group("reasons for lowered clocks", ("clocks_event_reasons",)),
     _Group(
         "time spent throttled",
         (
@@ -69,20 +69,39 @@ _OF_INSTANCES: Final = frozenset({"true utilization (GPM)", "memory", "processes
 """What a MIG instance has of its own."""
 
 
-def describe(
-    slots: Sequence[Slot], unavailable_code: int | None, driver_version: str | None, *, has_events: bool
-) -> tuple[Sight, ...]:
+@dataclass(frozen=True, slots=True)
+class DriverState:
+    """How the probe stands with the driver."""
+
+    code: int | None
+    """NVML's code while there is none to talk to."""
+    opened: bool
+    version: str | None
+    has_events: bool
+
+
+def describe(slots: Sequence[Slot], driver: DriverState) -> tuple[Sight, ...]:
     """Return one sight per group of columns, the driver's and troubled devices' first."""
-    if unavailable_code is not None:
-        return (_no_driver(unavailable_code),)
+    if driver.code is not None:
+        return (_no_driver(driver.code),)
+    if not driver.opened:
+        detail = "not asked, or it has not answered yet"
+        return (
+            Sight(
+                "NVIDIA driver", seen=False, detail=detail, remedy="does nvidia-smi answer? look into the kernel log"
+            ),
+        )
     boards = [slot for slot in slots if slot.board is None]
-    detail = f"{len(boards)} GPUs" + (f", driver {driver_version}" if driver_version else "")
+    detail = f"{len(boards)} GPUs" + (f", driver {driver.version}" if driver.version else "")
     sights = [Sight("NVIDIA driver", seen=True, detail=detail)]
     sights += [_trouble(slot) for slot in slots if slot.trouble is not None]
     read = [slot.device for slot in slots if slot.device is not None]
     if read:
         sights += [_group(group, read) for group in _GROUPS]
-        sights.append(_events([device for device in read if isinstance(device, NvmlDevice)], has_events=has_events))
+        sights.append(_reasons(read))
+        sights.append(
+            _events([device for device in read if isinstance(device, NvmlDevice)], has_events=driver.has_events)
+        )
         sights.append(_mig(slots))
     return tuple(sights)
 
@@ -125,6 +144,19 @@ def _group(group: _Group, devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
     why = "; ".join(dict.fromkeys(_why(code) for code in codes))
     detail = _count(len(whole), len(asked)) + (f" without {', '.join(columns)}" if len(partly) > len(whole) else "")
     return Sight(group.subject, seen=bool(partly), detail=f"{detail}: {why}", remedy=_remedy(codes, group.right))
+
+
+def _reasons(devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
+    sight = _group(_Group("reasons for lowered clocks", ("clocks_event_reasons",)), devices)
+    now: Counter[str] = Counter()
+    for device in devices:
+        if isinstance(device, NvmlDevice) and device.reasons is not None:
+            now.update(reason_names(int(device.reasons)))
+    if not now:
+        return sight
+    return replace(
+        sight, detail=f"{sight.detail}; now: {', '.join(f'{name} on {count}' for name, count in sorted(now.items()))}"
+    )
 
 
 def _count(seen: int, of: int) -> str:

@@ -130,6 +130,46 @@ def test_an_old_driver_is_asked_for_its_temperature_the_old_way(nvml: FakeNvml) 
     assert values_of(node.sweep())["temp_c"] == 55
 
 
+@pytest.mark.parametrize(("capability", "column"), [("8:0", "power_instant_mw"), ("9:0", "power_average_mw")])
+def test_an_old_driver_has_one_power_gauge_whose_meaning_depends_on_the_chip(
+    nvml: FakeNvml, capability: str, column: str
+) -> None:
+    nvml.configure(1, faults=f"field:185:2,field:186:2,capability:{capability}")
+    node = Node(nvml)
+    (other,) = {"power_instant_mw", "power_average_mw"} - {column}
+    sweep = node.sweep()
+    assert [event.detail for event in sweep.events] == [other]
+    assert values_of(sweep)[column] == 300_000
+    assert other not in values_of(node.sweep())
+
+
+def test_a_driver_without_fields_gives_what_has_calls(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="call:nvmlDeviceGetFieldValues:13")
+    node = Node(nvml)
+    node.sweep()
+    values = values_of(node.sweep())
+    assert (values["gpu_util_percent"], values["power_average_mw"]) == (50, 300_000)
+    assert "energy_mj" not in values
+
+
+def test_a_device_that_needs_a_reset_is_lost_until_it_had_one(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="down:1:16@5-60")
+    node = Node(nvml)
+    node.sweep()
+    assert kinds(node.sweep(5.0)) == [(1, "lost", pynvml.NVML_ERROR_RESET_REQUIRED)]
+    assert [event for _ in range(70) for event in kinds(node.sweep())] == [(1, "recovered", None)]
+
+
+def test_a_counter_reset_on_one_device_is_told_for_that_one(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="counter_reset:1@5")
+    node = Node(nvml)
+    node.sweep()
+    sweep = node.sweep(6.0)
+    assert kinds(sweep) == [(1, "counter_reset", None)]
+    assert values_of(sweep, 1)["energy_mj"] == 2 * 301_000  # reset at 5 s, and now it is 7 s
+    assert sweep.epoch.driver_epoch == 4, "the server sees the decrease; the driver is the same"
+
+
 def test_a_lost_device_is_told_once_and_the_others_go_on(nvml: FakeNvml) -> None:
     nvml.configure(3, faults="lost:1@5-100")
     node = Node(nvml)

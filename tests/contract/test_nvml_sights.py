@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from collector.probe import Sight
@@ -56,6 +58,23 @@ def test_without_a_driver_the_way_to_one_is_said(nvml: FakeNvml) -> None:
         False,
         "load the kernel module: modprobe nvidia",
     )
+
+
+def test_a_driver_that_does_not_answer_is_told_from_a_node_without_devices(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="hang:-1:nvmlInitWithFlags@0")
+    node = Node(nvml, patience_s=0.01)
+    (sight,) = sights(node).values()
+    assert (sight.seen, sight.detail) == (False, "not asked, or it has not answered yet")
+    nvml.configure(0)
+    assert sights(Node(nvml))["NVIDIA driver"].detail == "0 GPUs, driver 590.48.01"
+
+
+def test_what_lowers_the_clocks_now_is_named(nvml: FakeNvml, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("".join(f"0,{gpu},300000,50,20000,55,1700,{bits},40\n" for gpu, bits in ((0, 4), (1, 2052))))
+    nvml.configure(2, trace=trace)
+    detail = sights(Node(nvml))["reasons for lowered clocks"].detail
+    assert detail == "all 2 devices; now: power cap on 2, unknown 0x800 on 1"
 
 
 def test_a_lost_device_and_instances_are_named(nvml: FakeNvml) -> None:

@@ -37,6 +37,8 @@ CALLS = (
     "nvmlDeviceGetCurrentClocksEventReasons",
     "nvmlDeviceGetPerformanceState",
     "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetPowerUsage",
+    "nvmlDeviceGetCudaComputeCapability",
     "nvmlDeviceGetCurrPcieLinkGeneration",
     "nvmlDeviceGetMaxPcieLinkGeneration",
     "nvmlDeviceGetCurrPcieLinkWidth",
@@ -80,7 +82,7 @@ FAULTS = st.one_of(
     st.builds("action:{}:{}@{}".format, st.integers(0, 1), st.integers(0, 9), st.integers(0, 9)),
     st.builds("counter_reset:{}@{}".format, st.integers(0, 1), st.integers(0, 9)),
     st.builds("nvlink:{}:{}".format, st.sampled_from((0, 4, 5)), st.integers(0, 60)),
-    st.sampled_from(("pcie32", "process:0:7:m:100:5", "process:1:8:g:1:0@3-6")),
+    st.sampled_from(("field:185:3,field:186:3", "pcie32", "process:0:7:m:100:5", "process:1:8:g:1:0@3-6")),
     st.builds(
         "mig:{}:{}@{}".format,
         st.integers(0, 1),
@@ -123,7 +125,8 @@ def survives(nvml: FakeNvml, faults: list[str], pauses_s: tuple[int, ...] = (1, 
 @pytest.mark.parametrize("code", CODES)
 def test_every_call_may_answer_every_code(nvml: FakeNvml, code: int) -> None:
     for name in CALLS:
-        survives(nvml, [f"call:{name}:{code}", "mig:0:3g.40gb+1g.10gb@0", "mig:0:1g.10gb@4"])
+        instead = ("field:185:3", "field:186:3") if "Power" in name or "Capability" in name else ()
+        survives(nvml, [f"call:{name}:{code}", "mig:0:3g.40gb+1g.10gb@0", "mig:0:1g.10gb@4", *instead])
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -23,6 +23,7 @@
  *     sensor:WINDOW:PERIOD   power gauges see the first WINDOW ms of each PERIOD ms; the default is all of the time
  *     counter:PERIOD         the energy counter moves every PERIOD ms only
  *     pcie:B  pcie32         PCIe bytes per second; and counters of 32 bits
+ *     capability:X:Y         compute capability (9.0, a Hopper)
  *     nvlink:V:N             N links of NVLink version V (4: the default, 18 links; 5: Blackwell's counters; 0: none)
  */
 #include "fake.h"
@@ -43,6 +44,7 @@ int field_types[MAX_FIELD];
 u64 field_values[MAX_FIELD];
 char field_is_set[MAX_FIELD];
 int narrow_pcie, nvlink_version, link_count;
+int capability[2];
 double pcie_bytes_per_s;
 
 static int configured;
@@ -159,6 +161,9 @@ static void read_fault(const char *text) {
         counter_period_s = from / 1e3;
     } else if (sscanf(text, "pcie:%lf", &from) == 1) {
         pcie_bytes_per_s = from;
+    } else if (sscanf(text, "capability:%d:%d", &value, &more) == 2) {
+        capability[0] = value;
+        capability[1] = more;
     } else if (!strcmp(text, "pcie32")) {
         narrow_pcie = 1;
     } else if (sscanf(text, "nvlink:%d:%d", &value, &more) == 2) {
@@ -301,6 +306,8 @@ void fake_nvml_configure(int count, const char *trace, const char *text) {
     fault_count = init_count = open_objects = narrow_pcie = released = 0;
     nvlink_version = 4;
     link_count = 18;
+    capability[0] = 9;
+    capability[1] = 0;
     pcie_bytes_per_s = 1e6;
     set_time_s = -1;
     started_s = clock_s(CLOCK_MONOTONIC);
