@@ -231,7 +231,7 @@ class DcgmProbe:
 
     def _reading(self, slot: _Slot, device: Device, at: Instant) -> DeviceReading | None:
         at_us = self._instant(device, at)
-        if at_us is None or at_us <= slot.at_us:
+        if at_us is None or at_us == slot.at_us:
             self._errors["dcgm:stale" if at_us is None else "dcgm:same_again"] += 1
             return None
         values: Values = {}

@@ -174,9 +174,13 @@ class ViolationUnit:
         """Take in one reading: the counter, its growth since the last, and whether a reason bit said so all along."""
         if self.per_count_ns is not None:
             return
-        if (uptime_us is not None and value > uptime_us) or (grown is not None and grown > 1.5 * elapsed_us):
+        if uptime_us is not None and value > uptime_us:
             self.per_count_ns = 1
-        elif throttled and grown is not None and elapsed_us > 0 and 0.2 * elapsed_us <= grown <= 1.05 * elapsed_us:
+        elif grown is None or elapsed_us <= 0:  # the first reading, or the wall clock was set back
+            return
+        elif grown > 1.5 * elapsed_us:
+            self.per_count_ns = 1
+        elif throttled and 0.2 * elapsed_us <= grown <= 1.05 * elapsed_us:
             self._signs_of_us += 1
             if self._signs_of_us >= _SIGNS_OF_US:
                 self.per_count_ns = 1_000

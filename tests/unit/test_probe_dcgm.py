@@ -330,6 +330,14 @@ def test_violations_that_grow_with_the_clock_are_microseconds(stand: Stand) -> N
 
 
 @pytest.mark.unit
+def test_a_clock_that_was_set_back_costs_no_reading_and_proves_no_unit(stand: Stand) -> None:
+    stand.read(lines(DEV_TOTAL_ENERGY_CONSUMPTION=5000, DEV_POWER_VIOLATION=10))
+    stand.clock.step(-3_600)
+    values = stand.values(lines(DEV_TOTAL_ENERGY_CONSUMPTION=5100, DEV_POWER_VIOLATION=20))
+    assert values == {"energy_mj": 5_100, "throttle_power_cap_ns": None}
+
+
+@pytest.mark.unit
 def test_a_violation_unit_that_was_set_is_not_guessed() -> None:
     unit = ViolationUnit("us")
     unit.learn(10**15, uptime_us=1, grown=None, elapsed_us=1, throttled=False)
