@@ -25,6 +25,8 @@ from collector.wire import Stream
 MOST_W: Final = 1_000
 """No package draws more: what would be more is no wrap but a counter that was reset, and the time it takes to wrap at this
 power is how long a reading may be late."""
+MOST_PSYS_W: Final = 5_000
+"""The same for psys, which is the platform with all its packages."""
 _UJ_PER_J: Final = 1_000_000
 _UJ_PER_MJ: Final = 1_000
 _LOOK_AGAIN_S: Final = 60.0
@@ -39,6 +41,7 @@ class _Zone:
     folder: Path
     meter: str
     range_uj: int
+    most_w: int
     last_uj: int | None = None
 
 
@@ -137,7 +140,9 @@ class RaplSource:
                 continue
             if range_uj > 0:
                 seen.add((parent, name))
-                zones.append(_Zone(folder, _PSYS if name == "psys" else _METER, range_uj))
+                platform = name == "psys"
+                meter, most_w = (_PSYS, MOST_PSYS_W) if platform else (_METER, MOST_W)
+                zones.append(_Zone(folder, meter, range_uj, most_w))
         return zones
 
     def _read_meter(self, name: str, now_s: float, errors: Counter[str]) -> Row | None:
@@ -176,14 +181,14 @@ class RaplSource:
 
 def _grown(zone: _Zone, value_uj: int, elapsed_s: float) -> int | None:
     """Return how much the zone used since it was read last; None where that cannot be told."""
-    most_uj = elapsed_s * MOST_W * _UJ_PER_J
+    most_uj = elapsed_s * zone.most_w * _UJ_PER_J
     if zone.last_uj is None or most_uj >= zone.range_uj:
         return None
     grown_uj = value_uj - zone.last_uj
     if grown_uj < 0:
         grown_uj += zone.range_uj
     # Half a second of leave, as the counter and our clock are not read at the same instant.
-    return grown_uj if 0 <= grown_uj <= most_uj + MOST_W * _UJ_PER_J // 2 else None
+    return grown_uj if 0 <= grown_uj <= most_uj + zone.most_w * _UJ_PER_J // 2 else None
 
 
 def _name(folder: Path) -> str | None:

@@ -99,6 +99,8 @@ def test_psys_is_a_meter_of_its_own(node: Node) -> None:
     node.zone("intel-rapl:0", "package-0", 0)
     node.zone("intel-rapl:1", "psys", 0)
     assert sorted(node.read()) == ["rapl", "rapl/psys"]
+    node.zone("intel-rapl:1", "psys", 40_000_000_000)  # 4 kW for 10 s: no package draws that, a platform may
+    assert node.read()["rapl/psys"]["energy_mj"] == 40_000_000
 
 
 @pytest.mark.unit
