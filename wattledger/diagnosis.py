@@ -29,6 +29,7 @@ UNMAPPED_WARNING_RATIO: Final = 0.05
 OVERDUE_AFTER: Final = timedelta(minutes=25)
 """15 minutes of lateness allowance, and ten for the worker to get to it."""
 API_ROLE: Final = "wattledger_api"
+_COMMANDS_NAMED: Final = 3
 
 
 class Verdict(StrEnum):
@@ -265,27 +266,44 @@ def check_agents(nodes: Iterable[NodeStatus]) -> Check:
 
 def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapped: Iterable[Mapped]) -> list[Check]:
     """What has no price stays unpriced in the books; it never becomes 0."""
-    gaps = []
     known = list(sites)
-    for site in known:
-        lacks = []
-        if not site.has_tariff:
-            lacks.append("no tariff")
-        if site.grid_zone is None:
-            lacks.append("no grid zone, so no carbon")
-        elif not site.has_intensity:
-            lacks.append(f"no carbon intensity for zone {site.grid_zone} now")
-        if not site.has_facility_factor:
-            lacks.append("no facility factor, so IT energy only")
-        if lacks:
-            gaps.append(f"{site.site}: {', '.join(lacks)}")
+    gaps = {site.site: lacks for site in known if (lacks := _lacking(site))}
+    commands = list(dict.fromkeys(command for lacks in gaps.values() for _, command in lacks))
+    more = f" and {len(commands) - _COMMANDS_NAMED} more" if len(commands) > _COMMANDS_NAMED else ""
     checks = [
-        warning("tariffs and intensity", "; ".join(gaps), "load them with `wattledger import tariffs | intensity`")
+        warning(
+            "tariffs and intensity",
+            "; ".join(f"{site}: {', '.join(what for what, _ in lacks)}" for site, lacks in gaps.items()),
+            ", ".join(f"`{command}`" for command in commands[:_COMMANDS_NAMED]) + more,
+        )
         if gaps
         else fine("tariffs and intensity", "every site has them" if known else "no site yet that would need them")
     ]
     checks.append(_check_prices(list(unpriced_models), list(mapped)))
+    on_utc = [site.site for site in known if site.time_zone == "UTC"]
+    if on_utc:
+        # What a new site begins with, so nobody may have chosen it; tariffs and days of a budget go by it.
+        found = f"{', '.join(on_utc)}: UTC, as every new site"
+        checks.append(
+            note("time zones", found, f"`wattledger sites set {on_utc[0]} --time-zone ZONE`, if it stands elsewhere")
+        )
     return checks
+
+
+def _lacking(site: SiteRates) -> list[tuple[str, str]]:
+    """Return what a site lacks for a whole bill, each with the command that gives it."""
+    lacks = []
+    if not site.has_tariff:
+        lacks.append(("no tariff", f"wattledger import tariffs FILE --site {site.site}"))
+    if site.grid_zone is None:
+        lacks.append(("no grid zone, so no carbon", f"wattledger sites set {site.site} --grid-zone ZONE"))
+    elif not site.has_intensity:
+        found = f"no carbon intensity for zone {site.grid_zone} now"
+        lacks.append((found, f"wattledger import intensity FILE --zone {site.grid_zone}"))
+    if not site.has_facility_factor:
+        factor = f"wattledger import facility-factors FILE --site {site.site}"
+        lacks.append(("no facility factor, so IT energy only", factor))
+    return lacks
 
 
 def _check_prices(models: list[str], mapped: list[Mapped]) -> Check:

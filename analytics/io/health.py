@@ -51,7 +51,7 @@ SELECT stream || ': ' || reason, sum(rows)::bigint FROM rejections WHERE day_at 
 _SITE_RATES: Final = """
 SELECT sites.name,
     EXISTS (SELECT FROM tariffs WHERE site_id = sites.id AND {in_force}) AS has_tariff,
-    sites.grid_zone,
+    sites.grid_zone, sites.time_zone,
     EXISTS (SELECT FROM intensity WHERE grid_zone = sites.grid_zone AND basis = 'location' AND {in_force}) AS has_intensity,
     EXISTS (SELECT FROM facility_factors WHERE site_id = sites.id AND {in_force}) AS has_facility_factor
 FROM sites WHERE EXISTS (SELECT FROM nodes WHERE nodes.site_id = sites.id) ORDER BY sites.name
@@ -102,6 +102,7 @@ class SiteRates:
     site: str
     has_tariff: bool
     grid_zone: str | None
+    time_zone: str
     has_intensity: bool
     has_facility_factor: bool
 

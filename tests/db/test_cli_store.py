@@ -15,6 +15,7 @@ from ingest.store import identities, tokens
 from ingest.store.engine import Database
 from ingest.store.tables import books
 from wattledger.cli import cli
+from wattledger.cli.processes import _about_sites
 from wattledger.examination import examine
 from wattledger.home import Home, resolve_home
 
@@ -154,3 +155,14 @@ def test_the_doctor_as_json_names_verdict_and_remedy(run: Run) -> None:
     checks = json.loads(run("doctor", "--format", "json").stdout)
     assert {check["verdict"] for check in checks} <= {"fine", "note", "warning", "broken", "unanswered"}
     assert all(check["remedy"] for check in checks if check["verdict"] in {"warning", "broken"})
+
+
+def test_up_says_which_site_lacks_a_zone_and_the_command_that_gives_it(run: Run, db: Database) -> None:
+    assert list(_about_sites(db)) == [
+        "none yet; `wattledger sites set NAME --time-zone ZONE --grid-zone ZONE` makes one"
+    ]
+    run("token", "create", "n", "--scope", "agent", "--site", "attic", "--node", "n1")
+    run("sites", "set", "berlin", "--time-zone", "Europe/Berlin", "--grid-zone", "DE")
+    assert list(_about_sites(db)) == [
+        "attic: time zone UTC, no grid zone, so no carbon; `wattledger sites set attic --time-zone ZONE --grid-zone ZONE`"
+    ]

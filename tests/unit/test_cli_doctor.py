@@ -152,15 +152,37 @@ def test_dead_letters_and_rejected_rows_are_told_by_reason() -> None:
 
 def test_a_site_without_tariff_or_intensity_is_named_with_what_it_lacks() -> None:
     sites = [
-        SiteRates("lab", has_tariff=True, grid_zone="FR", has_intensity=True, has_facility_factor=True),
-        SiteRates("attic", has_tariff=False, grid_zone=None, has_intensity=False, has_facility_factor=True),
-        SiteRates("cellar", has_tariff=True, grid_zone="DE", has_intensity=False, has_facility_factor=False),
+        SiteRates(
+            "lab",
+            has_tariff=True,
+            grid_zone="FR",
+            time_zone="Europe/Paris",
+            has_intensity=True,
+            has_facility_factor=True,
+        ),
+        SiteRates(
+            "attic", has_tariff=False, grid_zone=None, time_zone="UTC", has_intensity=False, has_facility_factor=True
+        ),
+        SiteRates(
+            "cellar",
+            has_tariff=True,
+            grid_zone="DE",
+            time_zone="Europe/Berlin",
+            has_intensity=False,
+            has_facility_factor=False,
+        ),
     ]
-    rates, prices = diagnosis.check_rates(sites, ["NVIDIA H100"], [Mapped("api", 10, 0, 7, 3)])
+    rates, prices, zones = diagnosis.check_rates(sites, ["NVIDIA H100"], [Mapped("api", 10, 0, 7, 3)])
     assert rates.found == (
         "attic: no tariff, no grid zone, so no carbon; "
         "cellar: no carbon intensity for zone DE now, no facility factor, so IT energy only"
     )
+    assert rates.remedy == (
+        "`wattledger import tariffs FILE --site attic`, `wattledger sites set attic --grid-zone ZONE`, "
+        "`wattledger import intensity FILE --zone DE` and 1 more"
+    )
+    assert (zones.verdict, zones.found) == (Verdict.NOTE, "attic: UTC, as every new site")
+    assert zones.remedy == "`wattledger sites set attic --time-zone ZONE`, if it stands elsewhere"
     assert prices.found == "no rate for NVIDIA H100; 7 ledger lines of the last day without a price"
     assert [check.verdict for check in diagnosis.check_rates(sites[:1], [], [])] == [Verdict.FINE, Verdict.FINE]
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from wattledger.cli import chosen_home
+
+if TYPE_CHECKING:
+    from ingest.store.engine import Database
 
 
 @click.command(
@@ -42,10 +47,30 @@ def up(ctx: click.Context, host: str, port: int, dashboard_port: int, enforced: 
         click.echo(f"dashboard       {installation.dashboard_url}")
         click.echo(f"budgets         {'enforced: those armed act' if enforced else 'dry run: nothing is acted on'}")
         click.echo(f"state           {home.root}")
+        for line in _about_sites(installation.database):
+            click.echo(f"sites           {line}")
         if once:
             return
         click.echo("running; Ctrl-C stops everything")
         supervisor.run()
+
+
+def _about_sites(database: Database) -> Iterator[str]:
+    """Say what no agent can tell of the sites, and the command that does: without a grid zone there is no carbon."""
+    from ingest.store.sites import listed
+
+    engine = database.create_engine("worker", pool_size=1, application="wattledger-up")
+    with engine.connect() as connection:
+        sites = listed(connection)
+    engine.dispose()
+    if not sites:
+        yield "none yet; `wattledger sites set NAME --time-zone ZONE --grid-zone ZONE` makes one"
+    for site in sites:
+        if site.grid_zone is None:
+            yield (
+                f"{site.name}: time zone {site.time_zone}, no grid zone, so no carbon; "
+                f"`wattledger sites set {site.name} --time-zone ZONE --grid-zone ZONE`"
+            )
 
 
 @click.command(epilog="\b\nExample:\n  wattledger --home /srv/wl down")
