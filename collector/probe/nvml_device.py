@@ -164,7 +164,8 @@ class NvmlDevice:
         visit = self.exact(clock)
         at = visit.at
         if self._retry_pace.due(at.monotonic_us) and self._began:
-            self._forget()
+            self._health.forget()
+            self._forget_measured()
         if self._fields.unsupported.keys() >= _POWER_FIELDS:
             self._read_power(visit)
         self._calls.read(visit.values, visit.errors)
@@ -258,7 +259,7 @@ class NvmlDevice:
         if mig_enabled != self.mig_enabled:
             self.mig_enabled = mig_enabled
             visit.instances = ()  # replaced below, where MIG is on
-            self._forget()  # another mode, other things supported
+            self._forget_measured()  # another mode, other things supported
             self._instances_pace.hurry()
 
     def _find_instances(self, visit: Visit) -> None:
@@ -271,16 +272,8 @@ class NvmlDevice:
             visit.errors[f"instances:{error.value}"] += 1
             self._mig_refused = error.value in UNSUPPORTED_CODES
 
-    def _forget(self) -> None:
-        for group in (
-            self._fields,
-            self._calls,
-            self._slow_calls,
-            self._gpm,
-            self._health,
-            self._links,
-            self._processes,
-        ):
+    def _forget_measured(self) -> None:
+        for group in (self._fields, self._calls, self._slow_calls, self._gpm, self._links, self._processes):
             group.forget()
         self._power = None
         self._mig_refused = False

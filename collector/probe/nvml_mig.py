@@ -50,6 +50,8 @@ def find_instances(board: Any, board_uuid: str, model: str) -> tuple[InstanceFou
         except pynvml.NVMLError as error:
             if error.value in FATAL_CODES:
                 raise
+        except UnicodeDecodeError:
+            continue  # the binding decodes what the driver says; one without a name is left out
     return tuple(found)
 
 

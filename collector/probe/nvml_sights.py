@@ -65,8 +65,10 @@ _GROUPS: Final = (
     _Group("processes and their memory", ("nvmlDeviceGetComputeRunningProcesses_v3",)),
     _Group("utilization per process", ("nvmlDeviceGetProcessUtilization",)),
 )
-_OF_INSTANCES: Final = frozenset({"true utilization (GPM)", "memory", "processes and their memory"})
-"""What a MIG instance has of its own."""
+_PROCESSES: Final = frozenset({"processes and their memory", "utilization per process"})
+"""What is asked of the instances instead of their board."""
+_OF_INSTANCES: Final = frozenset({"true utilization (GPM)", "memory"}) | _PROCESSES
+"""What a MIG instance is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _trouble(slot: Slot) -> Sight:
 
 
 def _group(group: _Group, devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
-    asked = [device for device in devices if isinstance(device, NvmlDevice) or group.subject in _OF_INSTANCES]
+    asked = [device for device in devices if _is_asked(group, device)]
     missing: Counter[tuple[str, int]] = Counter(
         (column, device.unsupported[column])
         for device in asked
@@ -136,7 +138,7 @@ def _group(group: _Group, devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
         if column in device.unsupported
     )
     if not missing:
-        return Sight(group.subject, seen=True, detail=_count(len(asked), len(asked)))
+        return Sight(group.subject, seen=bool(asked), detail=_count(len(asked), len(asked)))
     whole = [device for device in asked if not device.unsupported.keys() & set(group.columns)]
     partly = [device for device in asked if set(group.columns) - device.unsupported.keys()]
     codes = sorted({code for _, code in missing})
@@ -144,6 +146,12 @@ def _group(group: _Group, devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
     why = "; ".join(dict.fromkeys(_why(code) for code in codes))
     detail = _count(len(whole), len(asked)) + (f" without {', '.join(columns)}" if len(partly) > len(whole) else "")
     return Sight(group.subject, seen=bool(partly), detail=f"{detail}: {why}", remedy=_remedy(codes, group.right))
+
+
+def _is_asked(group: _Group, device: NvmlDevice | MigInstance) -> bool:
+    if isinstance(device, MigInstance):
+        return group.subject in _OF_INSTANCES
+    return not (device.mig_enabled and group.subject in _PROCESSES)
 
 
 def _reasons(devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
@@ -160,7 +168,9 @@ def _reasons(devices: Sequence[NvmlDevice | MigInstance]) -> Sight:
 
 
 def _count(seen: int, of: int) -> str:
-    return f"{seen} of {of} devices" if seen != of else f"all {of} devices" if of > 1 else "the device"
+    if seen != of or not of:
+        return f"{seen} of {of} devices"
+    return f"all {of} devices" if of > 1 else "the device"
 
 
 def _why(code: int) -> str:

@@ -98,6 +98,8 @@ def identify(index: int) -> Answer:
         model = pynvml.nvmlDeviceGetName(handle)
     except pynvml.NVMLError as error:
         return Failure(error.value)
+    except UnicodeDecodeError:  # the binding decodes what a broken board says
+        return Failure(pynvml.NVML_ERROR_UNKNOWN)
     memory_bytes: int | None = None
     bus_id: Any = None
     try:

@@ -85,3 +85,6 @@ def test_a_lost_device_and_instances_are_named(nvml: FakeNvml) -> None:
     assert (lost.seen, lost.detail) == (False, "lost")
     assert seen["MIG instances"].detail == "2 on 1 boards; power and energy exist for whole boards only"
     assert "1 of 2 devices" in seen["utilization"].detail
+    assert seen["retired pages"].detail.startswith("0 of 2 devices")
+    # Device 2, and the instance that holds a process, which nobody can say how much of it used.
+    assert seen["utilization per process"].detail.startswith("2 of 3 devices")
