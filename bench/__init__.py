@@ -6,5 +6,6 @@ BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
     "history": "bench.history",
+    "agent.cost": "bench.agent_cost",
 }
 """Name to module; each module has ``run() -> list[bench.report.Result]`` and is imported only when it runs."""
