@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LEAST_PERIOD_S: Final = 30.0
 _METER: Final = "redfish"
 _MAX_BYTES: Final = 1_048_576
-_MAX_CHASSIS: Final = 16
+_MAX_CHASSIS: Final = 96
 _MAX_SENSORS: Final = 64
 _LONGEST_PAUSE_S: Final = 900.0
 _LOCKED_OUT_PAUSE_S: Final = 3_600.0
@@ -42,6 +42,7 @@ _MJ_PER_J: Final = 1_000
 _FINE_KWH_PLACES: Final = -3
 """A counter in whole kWh would put an hour's energy into another hour: only one in Wh or finer is used."""
 _TOTAL: Final = re.compile(r"total_?power|power_?consum|(?:sys|system|chassis|node)_?(?:input_?)?power", re.IGNORECASE)
+_WHOLE_NODES: Final = frozenset({"RackMount", "Blade", "Sled", "StandAlone", "Enclosure"})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Credentials = Callable[[], tuple[str, str] | None]
@@ -172,27 +173,35 @@ class RedfishSource:
         give_up_at = self._monotonic() + _DISCOVER_S
         root = self._get("/redfish/v1/")
         collection = self._get(_link(root.get("Chassis")) or "/redfish/v1/Chassis")
-        chassis = []
+        others: list[tuple[bool, dict[str, Any]]] = []
+        # The chassis that holds the computer and is inside no other: trays and boards (an HGX has dozens) count what it counts.
         for member in _links(collection.get("Members"))[:_MAX_CHASSIS]:
             resource = self._get(member)
             links = resource.get("Links")
             contained = isinstance(links, dict) and links.get("ContainedBy") is not None
-            computes = isinstance(links, dict) and bool(links.get("ComputerSystems"))
-            # The one that holds the computer and is inside no other: trays and boards count what it counts.
-            chassis.append((contained, not computes, resource))
-        for _, _, resource in sorted(chassis, key=lambda entry: entry[:2]):
-            for name in ("EnvironmentMetrics", "Power"):
-                path = _link(resource.get(name))
-                power = None if path is None else self._try(path)
-                if path is not None and power is not None:
-                    return path, power
-            for path in self._sensors(resource):
-                if self._monotonic() > give_up_at:
-                    raise FetchError("timeout", f"no power reading found within {_DISCOVER_S} s")
-                power = self._try(path)
-                if power is not None:
-                    return path, power
+            if contained or not (isinstance(links, dict) and links.get("ComputerSystems")):
+                others.append((contained, resource))
+                continue
+            found = self._power_of(resource, give_up_at)
+            if found is not None:
+                return found
+        for _, resource in sorted(others, key=lambda entry: entry[0]):
+            if resource.get("ChassisType") not in _WHOLE_NODES:
+                continue  # one board's power would pass for the node's
+            found = self._power_of(resource, give_up_at)
+            if found is not None:
+                return found
         raise FetchError("no_reading", f"no chassis of {self._host} tells its power")
+
+    def _power_of(self, chassis: dict[str, Any], give_up_at: float) -> tuple[str, NodePower] | None:
+        paths = [path for name in ("EnvironmentMetrics", "Power") if (path := _link(chassis.get(name))) is not None]
+        for path in (*paths, *self._sensors(chassis)):
+            if self._monotonic() > give_up_at:
+                raise FetchError("timeout", f"no power reading found within {_DISCOVER_S} s")
+            power = self._try(path)
+            if power is not None:
+                return path, power
+        return None
 
     def _sensors(self, chassis: dict[str, Any]) -> list[str]:
         path = _link(chassis.get("Sensors"))

@@ -146,6 +146,29 @@ def test_a_controller_with_bare_sensors_is_read_at_its_total() -> None:
 
 
 @pytest.mark.unit
+def test_among_the_many_chassis_of_an_hgx_the_one_with_the_computer_is_taken() -> None:
+    boards = [f"{CHASSIS}/HGX_GPU_SXM_{number}" for number in range(40)]
+    controller = Controller(
+        {
+            CHASSIS: collection(*boards, f"{CHASSIS}/1"),
+            **{
+                board: chassis(board, computes=False, EnvironmentMetrics=f"{board}/EnvironmentMetrics")
+                for board in boards
+            },
+            **{f"{board}/EnvironmentMetrics": {"PowerWatts": {"Reading": 700}} for board in boards},
+            f"{CHASSIS}/1": chassis("1", Power=f"{CHASSIS}/1/Power"),
+            f"{CHASSIS}/1/Power": {"PowerControl": [{"PowerConsumedWatts": 10200}]},
+        }
+    )
+    assert Stand(controller).row()["power_mw"] == 10_200_000
+    assert not any("EnvironmentMetrics" in path for path in controller.asked)
+    del controller.resources[f"{CHASSIS}/1/Power"]
+    assert Stand(controller).read().errors == {"redfish:no_reading": 1}  # one board is not the node
+    controller.resources[boards[7]]["ChassisType"] = "Sled"
+    assert Stand(controller).row()["power_mw"] == 700_000
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("resource", "power"),
     [
