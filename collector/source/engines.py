@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collector.http import httpx
 
 _LONGEST_PAUSE_S: Final = 60.0
+_MOVED: Final = frozenset({"status_301", "status_307", "status_308"})
 _HEADERS: Final = {"Accept": "text/plain;version=0.0.4"}
 
 
@@ -94,6 +95,8 @@ class EngineSource:
         except FetchError as error:
             errors[f"{self.name}:{error.kind}"] += 1
             self._failed(endpoint, now_s, str(error))
+            if error.kind in _MOVED and not endpoint.url.endswith("/"):
+                endpoint.url += "/"  # older servers mount their metrics there; redirects are not followed anywhere else
             return []
         scrape = parse(body.decode("utf-8", "replace"), WANTED)
         if scrape.malformed or scrape.truncated:

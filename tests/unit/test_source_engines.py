@@ -202,6 +202,20 @@ def test_an_engine_that_does_not_answer_gives_no_row_and_delays_no_other() -> No
 
 
 @pytest.mark.unit
+def test_a_server_that_wants_a_slash_gets_it_at_the_next_turn() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/metrics":
+            return httpx.Response(307, headers={"Location": "/metrics/"})
+        return httpx.Response(200, text="vllm:num_requests_running 1\n")
+
+    now_s = [0.0]
+    source = EngineSource(["http://a:1"], transport=httpx.MockTransport(answer), monotonic=lambda: now_s[0])
+    assert source.read().errors == {"engines:status_307": 1}
+    now_s[0] = 10.0
+    assert source.read().rows[Stream.ENGINE][0]["engine"] == "http://a:1"
+
+
+@pytest.mark.unit
 def test_a_page_without_a_known_metric_is_no_idle_engine() -> None:
     observation = Stand().read("up 1\n")
     assert (observation.rows, observation.errors) == ({}, {"engines:no_known_metric": 1})
