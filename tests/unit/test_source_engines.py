@@ -235,3 +235,5 @@ def test_without_addresses_it_is_off_and_a_bad_one_is_refused() -> None:
     assert source.sights()[0].remedy == "name the engines' addresses, e.g. http://127.0.0.1:8000"
     with pytest.raises(ValueError, match="like http://"):
         EngineSource(["localhost:8000"])
+    with pytest.raises(ValueError, match="must not hold a password"):
+        EngineSource(["http://user:secret@localhost:8000"])

@@ -264,6 +264,8 @@ def test_a_password_is_not_sent_in_the_open() -> None:
         RedfishSource("http://10.0.0.1")
     with pytest.raises(ValueError, match="https"):
         RedfishSource("bmc")
+    with pytest.raises(ValueError, match="must not hold a password"):
+        RedfishSource("https://root:calvin@bmc")
 
 
 @pytest.mark.unit
