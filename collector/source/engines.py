@@ -128,7 +128,7 @@ class EngineSource:
 
 def _asked(url: str) -> str:
     parts = urlsplit(url)
-    if parts.username or parts.password:
+    if parts.password:
         raise ValueError("an engine's address must not hold a password: it names the engine wherever it shows")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"an engine's address must be like http://127.0.0.1:8000, got {url!r}")

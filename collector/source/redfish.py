@@ -105,7 +105,7 @@ class RedfishSource:
         self._failures = 0
         self._failure: str | None = None
         parts = urlsplit(self._url)
-        if parts.username or parts.password:
+        if parts.password:
             raise ValueError("the controller's address must not hold a password; give it as credentials")
         if self._url and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError(f"the controller's address must be like https://host, got {url!r}")
