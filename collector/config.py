@@ -66,6 +66,7 @@ class Settings:
     engine_urls: str = _setting(
         "", "metrics of vLLM and SGLang servers, e.g. http://127.0.0.1:8000,http://127.0.0.1:8001"
     )
+    cloud: str = _setting("", "ask the metadata service of aws, gcp or azure what this node is; empty: never")
     redfish_url: str = _setting("", "this node's management controller, e.g. https://10.0.0.7; empty: none")
     redfish_user: str = _setting("", "user of the management controller")
     redfish_password_file: str = _setting("", "file whose first line is that user's password")

@@ -83,6 +83,8 @@ def _impossible_sources(settings: Settings) -> list[str]:
     faults = []
     if settings.dcgm_url and not _is_http_url(settings.dcgm_url):
         faults.append(f"dcgm_url must be like http://127.0.0.1:9400/metrics, got {settings.dcgm_url!r}")
+    if settings.cloud not in ("", "aws", "gcp", "azure"):
+        faults.append(f"cloud must be aws, gcp, azure or empty, got {settings.cloud!r}")
     if settings.environ not in ("hint", "never"):
         faults.append(f"environ must be hint or never, got {settings.environ!r}")
     if not settings.cluster or len(settings.cluster) > 255 or not settings.cluster.isprintable():

@@ -155,6 +155,10 @@ def _remote_sources(settings: Settings) -> list[Source]:
                 period_s=settings.node_power_s,
             )
         )
+    if settings.cloud:
+        from collector.source.cloud import CloudSource, Provider  # noqa: PLC0415
+
+        found.append(CloudSource(cast("Provider", settings.cloud)))
     if settings.engine_urls:
         from collector.source.engines import EngineSource  # noqa: PLC0415
 

@@ -321,10 +321,15 @@ def _python() -> list[str]:
     return [sys.executable, "-m", "collector"]
 
 
-def test_a_signed_order_is_checked_against_the_node_s_own_bounds(library: Path, server: Server, tmp_path: Path) -> None:
+def test_a_signed_order_is_carried_out_within_the_node_s_bounds_and_undone_at_the_end(
+    library: Path, server: Server, tmp_path: Path
+) -> None:
     now_us = time.time_ns() // 1_000
-    order = Command(6, "gpu-01", "power_limit", {"device": "*", "watts": 90}, "m" * 20, now_us, now_us + 600_000_000)
-    server.orders = [vars_of(replace(order, signature=order.sign(bytes.fromhex(KEY))))]
+    too_low, fine = (
+        Command(6, "gpu-01", "power_limit", {"device": "*", "watts": watts}, letter * 20, now_us, now_us + 600_000_000)
+        for letter, watts in (("l", 90), ("f", 300))
+    )
+    server.orders = [vars_of(replace(order, signature=order.sign(bytes.fromhex(KEY)))) for order in (too_low, fine)]
     key, token = tmp_path / "key", tmp_path / "token"
     key.write_text(KEY)
     key.chmod(0o600)
@@ -332,7 +337,10 @@ def test_a_signed_order_is_checked_against_the_node_s_own_bounds(library: Path, 
     flags = (*FAST, "--server-url", server.url, "--token-file", str(token), "--release-file", "", "--commands")
     bounds = ("--command-key-file", str(key), "--command-poll-s", "1", "--power-limit-min-w", "200")
     agent = start_agent(library, tmp_path / "spool.db", *flags, *bounds, "--power-limit-max-w", "700", gpus=1)
-    until(lambda: "order_refused" in kinds(server))
+    until(lambda: "order_applied" in kinds(server))
+    took_s, log = stopped(agent)
+    assert took_s < 5.0, log
     (refused,) = [row for row in server.events() if row["kind"] == "order_refused"]
     assert "90 W is outside of [200, 700] W" in refused["detail"]
-    stopped(agent)
+    told = [(row["kind"], row["code"]) for row in server.events() if row["kind"] in ("order_applied", "order_undone")]
+    assert told == [("order_applied", 300_000), ("order_undone", 700_000)]

@@ -21,6 +21,7 @@ EVERYTHING = {
     "redfish_url": "https://192.0.2.1",
     "engine_urls": "http://127.0.0.1:8000",
     "ipmi": True,
+    "cloud": "aws",
 }
 
 
@@ -37,7 +38,7 @@ def test_by_default_the_node_itself_is_read_and_nobody_is_asked_over_a_network()
 
 
 def test_each_source_can_be_switched_on_and_off() -> None:
-    assert names(**EVERYTHING)[-3:] == ["ipmi", "redfish", "engines"]
+    assert names(**EVERYTHING)[-4:] == ["ipmi", "redfish", "cloud", "engines"]
     off = dict.fromkeys(("jobs", "host", "rapl", "infiniband", "kernel_log"), False)
     assert names(**off) == []
 
