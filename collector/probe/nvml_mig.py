@@ -1,7 +1,8 @@
 """The MIG instances of a board: finds them, and reads what one of them has of its own.
 
 An instance has memory, processes and GPM. Power, energy, clocks and temperatures exist for the whole board only, and the
-driver has no utilization for either of them while MIG is on. Handles die when the instances are rearranged and may be given to
+driver has no utilization for either of them while MIG is on. Compute instances that share a GPU instance share its memory and its
+GPM: each of them reports those of the whole GPU instance. Handles die when the instances are rearranged and may be given to
 others afterwards, so that an instance is known by its UUID only and looked for again at each enumeration.
 """
 
@@ -34,6 +35,7 @@ class InstanceFound:
     handle: Any
     handle_value: int | None
     gpu_instance: int
+    compute_instance: int
 
 
 def find_instances(board: Any, board_uuid: str, model: str) -> tuple[InstanceFound, ...]:
@@ -71,7 +73,11 @@ def _describe(handle: Any, board_uuid: str, model: str, slices: int) -> Instance
         memory_bytes=attributes.memorySizeMB * _BYTES_PER_MIB,
     )
     return InstanceFound(
-        ref, handle, ctypes.cast(handle, ctypes.c_void_p).value, pynvml.nvmlDeviceGetGpuInstanceId(handle)
+        ref=ref,
+        handle=handle,
+        handle_value=ctypes.cast(handle, ctypes.c_void_p).value,
+        gpu_instance=pynvml.nvmlDeviceGetGpuInstanceId(handle),
+        compute_instance=pynvml.nvmlDeviceGetComputeInstanceId(handle),
     )
 
 
@@ -84,7 +90,7 @@ class MigInstance:
         self.gpu_instance = found.gpu_instance
         self._handle = found.handle
         self._gpm = Gpm(board, wanted=gpm, gpu_instance=found.gpu_instance)
-        self._processes = Processes(found.handle, found.ref.uuid)
+        self._processes = Processes(found.handle, found.ref.uuid, instance=(found.gpu_instance, found.compute_instance))
         self._slow = Pace(PROCESSES_US, share)
         self._retry = Pace(RETRY_UNSUPPORTED_US, share)
 

@@ -35,8 +35,8 @@ _UTILIZATION: Final = "nvmlDeviceGetProcessUtilization"
 class Processes:
     """Reads one device, which may be a MIG instance."""
 
-    def __init__(self, handle: Any, uuid: str) -> None:
-        """Assume that all lists are supported."""
+    def __init__(self, handle: Any, uuid: str, *, instance: tuple[int, int] | None = None) -> None:
+        """Assume that all lists are supported. ``instance`` are MIG's numbers of the GPU and the compute instance."""
         self.unsupported: dict[str, int] = {}
         """The driver functions that are not, with NVML's code for why."""
         self._handle = handle
@@ -44,6 +44,7 @@ class Processes:
         self._lists = {kind: _List(name, pynvml.c_nvmlProcessInfo_v3_t) for kind, name in _LISTS}
         self._utilization = _List(_UTILIZATION, pynvml.c_nvmlProcessUtilizationSample_t)
         self._seen_us = 0
+        self._instance = instance
 
     @property
     def counts_compute(self) -> bool:
@@ -64,13 +65,20 @@ class Processes:
         for kind, processes in self._lists.items():
             entries = self._ask(processes, errors)
             if entries is not None:
-                found.update({entry.pid: (kind, entry) for entry in entries})
+                found.update({entry.pid: (kind, entry) for entry in entries if self._is_here(entry)})
             elif kind == "compute":
                 complete = False
         if not complete:
             return None
         shares = self._shares(errors) if found else None
         return tuple(self._reading(found[pid], at.wall_us, shares) for pid in sorted(found))
+
+    def _is_here(self, entry: Any) -> bool:
+        """Leave out what a driver lists of a neighbour, so that nobody is counted on two instances."""
+        if self._instance is None:
+            return True
+        numbers = (entry.gpuInstanceId, entry.computeInstanceId)
+        return all(number in (mine, _NO_INSTANCE) for number, mine in zip(numbers, self._instance, strict=True))
 
     def _reading(
         self, found: tuple[_Kind, Any], at_us: int, shares: dict[int, tuple[int, int]] | None

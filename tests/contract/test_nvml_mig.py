@@ -30,6 +30,16 @@ def test_instances_are_devices_with_parent_profile_and_slice(nvml: FakeNvml) -> 
     assert health_of(first)["mig_enabled"] == 1
 
 
+def test_a_whole_board_cut_up_is_a_whole_board(nvml: FakeNvml) -> None:
+    # The layout of a real H200 (nvidia-smi -L): two compute instances that share a GPU instance, and three instances.
+    nvml.configure(1, faults="mig:0:1c.3g.71gb+2c.3g.71gb+2g.35gb+1g.18gb+1g.18gb@0")
+    node = Node(nvml)
+    node.sweep()
+    found = instances(node.sweep())
+    assert [profile for profile, _ in found] == ["1c.3g.71gb", "2c.3g.71gb", "2g.35gb", "1g.18gb", "1g.18gb"]
+    assert sum(ratio for _, ratio in found) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_power_is_the_boards_and_use_the_instances(nvml: FakeNvml) -> None:
     nvml.configure(1, faults="mig:0:1g.10gb+3g.40gb@0,process:0:31:c:700:9:2")
     node = Node(nvml)

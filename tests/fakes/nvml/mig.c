@@ -32,6 +32,13 @@ code_t nvmlDeviceGetGpuInstanceId(handle_t *h, u32 *id) {
     return OK;
 }
 
+code_t nvmlDeviceGetComputeInstanceId(handle_t *h, u32 *id) {
+    DEVICE(h);
+    if (h->instance < 0) return INVALID_ARGUMENT;
+    *id = 0;
+    return OK;
+}
+
 typedef struct {
     u32 multiprocessors, copy_engines, decoders, encoders, jpegs, ofas, gpu_slices, compute_slices;
     u64 memory_mib;

@@ -33,9 +33,11 @@ static code_t list(const handle_t *h, char kind, u32 *count, process_info_t *pro
     for (u32 i = 0; i < total; i++) {
         /* clients of MPS are in the list of compute processes as well */
         if (found[i].kind != kind && !(kind == 'c' && found[i].kind == 'm')) continue;
-        u32 instance = mig_of(h->index) ? (u32)(h->instance >= 0 ? h->instance + 1 : found[i].instance) : NO_INSTANCE;
+        int mig = mig_of(h->index) != 0;
+        u32 instance = mig ? (u32)(h->instance >= 0 ? h->instance + 1 : found[i].instance) : NO_INSTANCE;
         if (used < room)
-            processes[used] = (process_info_t){found[i].pid, (u64)found[i].memory_mib << 20, instance, NO_INSTANCE};
+            processes[used] =
+                (process_info_t){found[i].pid, (u64)found[i].memory_mib << 20, instance, mig ? 0 : NO_INSTANCE};
         used++;
     }
     *count = used;
