@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from collector.clock import US_PER_S, Clock
+from collector.clock import US_PER_S, Clock, Instant
 from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, Row, Sight, Sweep, out_of_range, rocm_smi
 from collector.probe.amd_library import AmdLibrary, LibraryUnavailableError, load_library
 from collector.probe.amd_readings import Accumulator, AmdReading, without_repeats
@@ -159,7 +159,7 @@ class AmdProbe:
         if not self._has_driver():
             return
         try:
-            self._library = AmdLibrary(self._load())
+            self._library = AmdLibrary(self._load(), self._clock)
             self._way = "amdsmi"
         except LibraryUnavailableError as error:
             if self._why is None:
@@ -191,15 +191,16 @@ class AmdProbe:
     def _take_rocm_smi(self) -> list[AmdReading]:
         if self._way != "rocm-smi":
             return []
-        text = self._latest.take()
+        answer = self._latest.take()
         failure, self._command_failure = self._command_failure, None
         if failure is not None:
             self._errors[f"amd:rocm_smi:{getattr(failure, 'kind', 'parse')}"] += 1
             self._why = str(failure)
-        if text is None:
+        if answer is None:
             return []
+        text, at = answer
         try:
-            readings = rocm_smi.parse(text)
+            readings = [replace(reading, at=at) for reading in rocm_smi.parse(text)]
         except rocm_smi.RocmSmiError as error:
             self._errors["amd:rocm_smi:parse"] += 1
             self._why = str(error)
@@ -207,7 +208,7 @@ class AmdProbe:
         self._take_slots(readings)
         return readings
 
-    def _run_rocm_smi(self) -> str | None:
+    def _run_rocm_smi(self) -> tuple[str, Instant] | None:
         name = rocm_smi.COMMAND[0] if self._run is not None else find(rocm_smi.COMMAND[0])
         if name is None:
             self._command_failure = CommandError("missing", "rocm-smi is not installed any more")
@@ -215,11 +216,13 @@ class AmdProbe:
         command = (name, *rocm_smi.COMMAND[1:])
         try:
             if self._run is not None:
-                return self._run(command, self._timeout_s)
-            return output_of(command, timeout_s=self._timeout_s, max_bytes=_MOST_BYTES)
+                text = self._run(command, self._timeout_s)
+            else:
+                text = output_of(command, timeout_s=self._timeout_s, max_bytes=_MOST_BYTES)
         except CommandError as error:
             self._command_failure = error
             return None
+        return text, self._clock.now()
 
     def _take_slots(self, readings: Sequence[AmdReading]) -> None:
         """Give new devices a place, and tell of those that went away."""
@@ -244,7 +247,7 @@ class AmdProbe:
     def _readings(self, told: Sequence[AmdReading]) -> tuple[DeviceReading, ...]:
         readings = []
         for reading in told:
-            at = self._clock.now()
+            at = reading.at or self._clock.now()
             slot = self._slots[reading.ref.uuid]
             values = dict(reading.values)
             power_mw = values.get("power_instant_mw") or values.get("power_average_mw")

@@ -10,15 +10,17 @@ import contextlib
 import importlib
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from collector.clock import US_PER_S
+from collector.clock import US_PER_S, Clock
 from collector.probe import Row, Values
 from collector.probe.amd_readings import AmdReading, device_uuid, number, scaled, step_mj, whole
 from collector.wire import DeviceRef
 
+SLOW_READ_US: Final = 5 * US_PER_S
+"""What changes slowly is asked this often only: each call reads files of the driver."""
 _RETRY_US: Final = 3_600 * US_PER_S
 _BYTES_PER_MB: Final = 1_048_576
 _MW_PER_W: Final = 1_000
@@ -46,9 +48,12 @@ def load_library() -> Any:
 class AmdLibrary:
     """The devices amdsmi gives, opened until :meth:`close`."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, clock: Clock) -> None:
         """Initialise the library. Raises LibraryUnavailableError."""
         self._smi = library
+        self._clock = clock
+        self._slow_at_us: int | None = None
+        self._health: dict[str, Row] = {}
         self._refused: dict[tuple[str, str], int] = {}
         self._newly_refused: list[tuple[str, str]] = []
         try:
@@ -59,13 +64,12 @@ class AmdLibrary:
 
     def read(self, errors: Counter[str], now_us: int) -> list[AmdReading]:
         """Return a reading of each device that answers anything; failed calls are counted."""
-        readings = []
-        for handle, ref in self._devices:
-            answered = Counter[str]()
-            reading = self._read_device(handle, ref, errors, answered, now_us)
-            if answered["fine"]:
-                readings.append(reading)
-        return readings
+        slow = self._slow_at_us is None or now_us - self._slow_at_us >= SLOW_READ_US
+        if slow:
+            self._slow_at_us = now_us
+        calls = _CALLS if slow else _QUICK_CALLS
+        read = (self._read_device(handle, ref, errors, calls, now_us) for handle, ref in self._devices)
+        return [reading for reading in read if reading is not None]
 
     def newly_refused(self) -> list[tuple[str, str]]:
         """Return (device UUID, what) found unsupported since the last call."""
@@ -95,12 +99,12 @@ class AmdLibrary:
         return DeviceRef(uuid, model, vendor="amd", pci_bus_id=bus, memory_bytes=memory_bytes)
 
     def _read_device(
-        self, handle: Any, ref: DeviceRef, errors: Counter[str], answered: Counter[str], now_us: int
-    ) -> AmdReading:
+        self, handle: Any, ref: DeviceRef, errors: Counter[str], calls: Sequence[_Call], now_us: int
+    ) -> AmdReading | None:
         values: Values = {}
-        health: Row = {"memory_total_bytes": ref.memory_bytes}
-        accumulator, step = None, step_mj(None)
-        for what, call in _CALLS:
+        health = self._health.setdefault(ref.uuid, {"memory_total_bytes": ref.memory_bytes})
+        accumulator, step, at, answered = None, step_mj(None), None, False
+        for what, call, _ in calls:
             refused_at_us = self._refused.get((ref.uuid, what))
             if refused_at_us is not None and now_us - refused_at_us < _RETRY_US:
                 continue
@@ -115,14 +119,15 @@ class AmdLibrary:
                     self._newly_refused.append((ref.uuid, what))
                 self._refused[ref.uuid, what] = now_us
                 continue
-            answered["fine"] += 1
+            answered = True
             values.update(
                 {name: value for name, value in told.values.items() if value is not None or name not in values}
             )
-            health |= told.health
+            health.update(told.health)
             if told.accumulator is not None:
                 accumulator, step = told.accumulator
-        return AmdReading(ref, values, accumulator, step, health)
+                at = self._clock.now()  # the counter's own instant, not that of the slowest call after it
+        return AmdReading(ref, values, accumulator, step, dict(health), at) if answered else None
 
 
 class _Told(NamedTuple):
@@ -209,21 +214,32 @@ def _ecc(smi: Any, handle: Any) -> _Told:
 
 
 _Ask = Callable[[Any, Any], _Told]
-_CALLS: Final[tuple[tuple[str, _Ask], ...]] = (
-    ("energy_mj", _energy),
-    ("power", _power),
-    ("activity", _activity),
-    ("memory_used_bytes", _memory),
+
+
+class _Call(NamedTuple):
+    """One call: its name in counts and events, and whether it may be asked less often."""
+
+    what: str
+    ask: _Ask
+    slow: bool = False
+
+
+_CALLS: Final = (
+    _Call("energy_mj", _energy),
+    _Call("power", _power),
+    _Call("activity", _activity),
+    _Call("memory_used_bytes", _memory),
     # The edge sensor is what others call the GPU's temperature; MI300 has none and gives its hotspot.
-    ("temperature hotspot", _temperature("temp_c", "HOTSPOT")),
-    ("temperature edge", _temperature("temp_c", "EDGE")),
-    ("memory_temp_c", _temperature("memory_temp_c", "VRAM")),
-    ("sm_clock_mhz", _clock("sm_clock_mhz", "sm_clock_max_mhz", "GFX")),
-    ("memory_clock_mhz", _clock("memory_clock_mhz", "memory_clock_max_mhz", "MEM")),
-    ("power_limit_mw", _power_cap),
-    ("pcie_replays", _pcie),
-    ("ecc", _ecc),
+    _Call("temperature hotspot", _temperature("temp_c", "HOTSPOT")),
+    _Call("temperature edge", _temperature("temp_c", "EDGE")),
+    _Call("memory_temp_c", _temperature("memory_temp_c", "VRAM")),
+    _Call("sm_clock_mhz", _clock("sm_clock_mhz", "sm_clock_max_mhz", "GFX")),
+    _Call("memory_clock_mhz", _clock("memory_clock_mhz", "memory_clock_max_mhz", "MEM"), slow=True),
+    _Call("power_limit_mw", _power_cap, slow=True),
+    _Call("pcie_replays", _pcie, slow=True),
+    _Call("ecc", _ecc, slow=True),
 )
+_QUICK_CALLS: Final = tuple(call for call in _CALLS if not call.slow)
 
 
 def _milliwatts(microwatts: object) -> int | None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final
 
-from collector.clock import US_PER_S
+from collector.clock import US_PER_S, Instant
 from collector.probe import Row, Values
 from collector.wire import DeviceRef
 
@@ -33,6 +33,8 @@ class AmdReading:
     step_mj: Fraction
     """What one count of the accumulator is, in millijoules."""
     health: Row = field(default_factory=dict)
+    at: Instant | None = None
+    """When the counter was read; None where only the whole answer can be dated."""
 
 
 def number(value: object) -> int | float | None:
@@ -125,7 +127,7 @@ def without_repeats(readings: Sequence[AmdReading]) -> tuple[list[AmdReading], i
         if board in boards or same_counter:
             repeats += 1
             values = {name: value for name, value in reading.values.items() if not name.startswith("power_")}
-            kept.append(AmdReading(reading.ref, values, None, reading.step_mj, reading.health))
+            kept.append(replace(reading, values=values, accumulator=None))
             continue
         if reading.accumulator:
             counters.add(reading.accumulator)

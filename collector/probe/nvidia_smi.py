@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from collector.clock import US_PER_S, Clock
+from collector.clock import US_PER_S, Clock, Instant
 from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, Row, Sight, Sweep, Values, out_of_range
 from collector.probe.latest import Latest
 from collector.probe.nvidia_smi_text import QUERY, SmiDevice, SmiTextError, parse_csv, parse_xml
@@ -110,15 +110,16 @@ class NvidiaSmiProbe:
     def read(self) -> Sweep:
         """Return what the last run printed, once; no readings in between, and none where it is not installed."""
         self._events, self._errors = [], Counter()
-        devices = self._latest.take()
+        answer = self._latest.take()
         kind, self._failed_kind = self._failed_kind, None
         if kind is not None:
             self._errors[f"nvidia_smi:{kind}"] += 1
         readings: tuple[DeviceReading, ...] = ()
         rows: dict[Stream, tuple[Row, ...]] = {}
-        if devices is not None:
+        if answer is not None:
+            devices, at = answer
             self._take_slots(devices)
-            readings, rows = self._readings(devices), self._health(devices)
+            readings, rows = self._readings(devices, at), self._health(devices)
         return Sweep(
             epoch=self._epoch,
             devices=tuple(slot.ref for slot in self._slots.values()),
@@ -146,7 +147,7 @@ class NvidiaSmiProbe:
         """Run it no more; the next read begins again."""
         self._latest.close()
 
-    def _ask(self) -> list[SmiDevice] | None:
+    def _ask(self) -> tuple[list[SmiDevice], Instant] | None:
         program = _PROGRAM if self._run is not None else find(_PROGRAM)
         if program is None:
             self._failure = "nvidia-smi is not installed"
@@ -170,7 +171,7 @@ class NvidiaSmiProbe:
             self._failure = str(error)
             return None
         self._failure = None
-        return devices
+        return devices, self._clock.now()
 
     def _output(self, command: Sequence[str]) -> str:
         if self._run is not None:
@@ -195,8 +196,7 @@ class NvidiaSmiProbe:
                 slot.lost = True
                 self._event(uuid, "lost")
 
-    def _readings(self, devices: Sequence[SmiDevice]) -> tuple[DeviceReading, ...]:
-        at = self._clock.now()
+    def _readings(self, devices: Sequence[SmiDevice], at: Instant) -> tuple[DeviceReading, ...]:
         readings: dict[str, DeviceReading] = {}
         for device in devices:
             uuid = device.ref.uuid

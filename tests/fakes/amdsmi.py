@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class FakeAmdSmi:
         self.open = 0
         self.fails_to_start = False
         self.calls = 0
+        self.on_call: Callable[[str], None] = lambda _what: None
 
     def amdsmi_init(self) -> None:
         if self.fails_to_start:
@@ -61,6 +63,7 @@ class FakeAmdSmi:
 
     def _ask(self, card: Card, what: str) -> None:
         self.calls += 1
+        self.on_call(what)
         code = card.refuses.get(what, card.refuses.get("*"))
         if code is not None:
             raise AmdSmiException(code)

@@ -81,12 +81,9 @@ def test_what_amdsmi_tells_becomes_the_same_columns(tmp_path: Path) -> None:
         "temp_c": 60,  # no edge sensor: the hotspot
         "memory_temp_c": 53,
         "sm_clock_mhz": 2_100,
-        "memory_clock_mhz": None,  # 0xFFFFFFFF
-        "power_limit_mw": 750_000,
-        "pcie_replays": 7,
-        "ecc_corrected": 3,
-        "ecc_uncorrected": 0,
     }
+    slowly = ("memory_clock_mhz", "power_limit_mw", "pcie_replays", "ecc_corrected", "ecc_uncorrected")
+    assert [first.readings[0].values[name] for name in slowly] == [None, 750_000, 7, 3, 0]  # 0xFFFFFFFF MHz are none
     (health,) = first.rows[Stream.DEVICE_HEALTH]
     assert (health["memory_total_bytes"], health["power_limit_max_mw"], health["power_limit_min_mw"]) == (
         206_141_652_992,
@@ -108,10 +105,28 @@ def test_what_a_device_refuses_is_told_once_and_not_asked_for_an_hour(tmp_path: 
     assert first.errors == {"amd:pcie_replays:15": 1}  # 15 is no refusal: it is asked again
     calls = library.calls
     assert stand.read().events == ()
-    assert library.calls - calls == 10
+    assert library.calls - calls == 7  # of eight that are asked each second all but the refused edge sensor
     assert "ecc_corrected" not in stand.read().readings[0].values
     stand.read(3_600)
-    assert library.calls - calls == 10 + 10 + 12
+    assert library.calls - calls == 7 + 7 + 12
+
+
+@pytest.mark.unit
+def test_what_changes_slowly_is_asked_each_five_seconds(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, FakeAmdSmi(Card()))
+    told = ["ecc_corrected" in stand.read().readings[0].values for _ in range(11)]
+    assert told == [True, *[False] * 4, True, *[False] * 4, True]
+
+
+@pytest.mark.unit
+def test_a_reading_is_dated_when_its_counter_was_read(tmp_path: Path) -> None:
+    library = FakeAmdSmi(Card(), Card(serial="0x2", bus="0000:84:00.0"))
+    stand = Stand(tmp_path, library)
+    library.on_call = lambda _what: stand.clock.advance(0.01)  # each call of the driver takes 10 ms
+    began_us = stand.clock.wall_us + 1_000_000
+    first, second = stand.read().readings
+    assert first.at_us == began_us + 10_000
+    assert second.at_us == began_us + 10_000 + 12 * 10_000  # eleven more calls on the first, and its own
 
 
 @pytest.mark.unit
