@@ -169,7 +169,7 @@ class NvmlProbe:
         if self._shutdown_owed and not self._reader.hanging:
             actions, event_set, self._event_set = self._table.take_actions(), self._event_set, None
             answer = self._ask("close", partial(close_library, actions, event_set))
-            self._shutdown_owed = not isinstance(answer, Done)
+            self._shutdown_owed = answer is NoAnswer.OVERDUE
         if self._shutdown_owed:
             _LOG.warning("a driver call hangs: NVML stays open until it returns")
         self._reader.stop()
@@ -250,7 +250,7 @@ class NvmlProbe:
         answer = self._ask("init", task, self._patience_s * _FIRST_OPEN_PATIENCE if first else None)
         if isinstance(answer, NoAnswer):
             self._init_overdue = answer is NoAnswer.OVERDUE
-            self._errors["init:late"] += 1
+            self._errors["init:broken" if answer is NoAnswer.RAISED else "init:late"] += 1
         return answer
 
     def _opened(self) -> None:
@@ -311,6 +311,8 @@ class NvmlProbe:
                     raise _DriverGoneError(answer.code)
                 if what == "visit" and self._failed(position, answer):
                     failed.append(answer.code)
+            elif answer is NoAnswer.RAISED:
+                self._errors[f"{what}:broken"] += 1
             elif answer is NoAnswer.OVERDUE and what == "visit":
                 self._errors["device:late"] += 1
                 self._table.hangs(position)

@@ -6,6 +6,7 @@ number of threads given up is bounded; beyond it nothing is asked until one come
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from enum import Enum, auto
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVar
+
+_LOG = logging.getLogger(__name__)
 
 MAX_HANGING: Final = 8
 """Threads given up at a time: each takes some kB, and a driver that hangs in so many places hangs in all."""
@@ -39,6 +42,8 @@ class NoAnswer(Enum):
     """It did not come back in time; :meth:`Reader.returned` tells when it does."""
     NOT_ASKED = auto()
     """It was not begun, because too many had not come back."""
+    RAISED = auto()
+    """It raised what no task should: a mistake of ours, which is logged once and must not cost the other tasks."""
 
 
 class Reader(Generic[T]):
@@ -49,6 +54,7 @@ class Reader(Generic[T]):
         self._patience_s = patience_s
         self._lane: _Lane[T] | None = None
         self._given_up: list[_Lane[T]] = []
+        self._complained: set[tuple[str, int]] = set()
 
     @property
     def hanging(self) -> int:
@@ -56,21 +62,20 @@ class Reader(Generic[T]):
         return sum(lane.late is None for lane in self._given_up)
 
     def run(self, tasks: Sequence[Task[T]], *, patience_s: float | None = None) -> list[T | NoAnswer]:
-        """Return the answers in the order of the tasks. What a task raises is raised here once all were asked.
+        """Return the answers in the order of the tasks.
 
         A task must not change what others see but through its answer: an overdue one goes on at some time, beside its
         successors.
         """
         answers: list[T | NoAnswer] = [NoAnswer.NOT_ASKED] * len(tasks)
-        raised: list[BaseException] = []
         begin = 0
         patience_s = self._patience_s if patience_s is None else patience_s
         while begin < len(tasks):
             if self._lane is None:
                 if self.hanging >= MAX_HANGING:
                     break
-                self._lane = _Lane()
-            overdue = self._lane.work(tasks, begin, answers, raised, patience_s)
+                self._lane = _Lane(self._complained)
+            overdue = self._lane.work(tasks, begin, answers, patience_s)
             if overdue is None:
                 break
             answers[overdue] = NoAnswer.OVERDUE
@@ -78,8 +83,6 @@ class Reader(Generic[T]):
             self._lane = None
             begin = overdue + 1
             patience_s = min(patience_s, self._patience_s * _LATER_PATIENCE)
-        if raised:
-            raise raised[0]
         return answers
 
     def returned(self) -> list[tuple[Key, T | None]]:
@@ -100,7 +103,8 @@ class Reader(Generic[T]):
 class _Lane(Generic[T]):
     """One thread and what it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, complained: set[tuple[str, int]]) -> None:
+        self._complained = complained
         self.late: tuple[Key, T | None] | None = None
         """Set once a lane that was given up has come back."""
         self._inbox: SimpleQueue[_Round[T] | None] = SimpleQueue()
@@ -115,11 +119,10 @@ class _Lane(Generic[T]):
         tasks: Sequence[Task[T]],
         begin: int,
         answers: list[T | NoAnswer],
-        raised: list[BaseException],
         patience_s: float,
     ) -> int | None:
         """Have the tasks from ``begin`` on done; return the position of the one that hangs, after which this lane is lost."""
-        turn = _Round(tasks, begin, answers, raised)
+        turn = _Round(tasks, begin, answers)
         self._inbox.put(turn)
         wait_s = patience_s
         spent_ns: dict[int, int] = {}
@@ -175,32 +178,35 @@ class _Lane(Generic[T]):
                 key, task = turn.tasks[position]
                 turn.since_s = time.monotonic()  # before the position: a new task must never be seen with an old begin
                 turn.at = position
-                answer: list[T] = []
+                answer: T | NoAnswer
                 try:
-                    answer.append(task())
-                except BaseException as error:  # noqa: BLE001  carried to the thread that asked, as a future does
-                    turn.raised.append(error)
+                    answer = task()
+                except Exception as error:  # noqa: BLE001  the outermost loop of this thread
+                    answer = NoAnswer.RAISED
+                    self._complain(key, error)
                 with self._lock:
                     if turn.given_up:
-                        self.late = (key, answer[0] if answer else None)
+                        self.late = (key, None if isinstance(answer, NoAnswer) else answer)
                         return
-                    turn.answers[position : position + len(answer)] = answer
+                    turn.answers[position] = answer
                     turn.done = position == len(turn.tasks) - 1
             self._finished.put(None)
+
+    def _complain(self, key: Key, error: Exception) -> None:
+        if (key[0], key[2]) not in self._complained:
+            self._complained.add((key[0], key[2]))
+            _LOG.error("asking %s of position %d failed; going on without", key[0], key[2], exc_info=error)
 
 
 class _Round(Generic[T]):
     """One call of :meth:`Reader.run`, or what is left of it after a task hung."""
 
-    __slots__ = ("answers", "at", "begin", "done", "given_up", "raised", "since_s", "tasks")
+    __slots__ = ("answers", "at", "begin", "done", "given_up", "since_s", "tasks")
 
-    def __init__(
-        self, tasks: Sequence[Task[T]], begin: int, answers: list[T | NoAnswer], raised: list[BaseException]
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task[T]], begin: int, answers: list[T | NoAnswer]) -> None:
         self.tasks = tasks
         self.begin = begin
         self.answers = answers
-        self.raised = raised
         self.at = begin
         self.since_s = time.monotonic()
         self.given_up = False

@@ -262,3 +262,21 @@ def test_closing_lets_go_of_the_driver_and_reading_takes_it_up_again(nvml: FakeN
     with pytest.raises(pynvml.NVMLError):
         pynvml.nvmlDeviceGetCount()
     assert len(node.sweep().readings) == 1
+
+
+def test_a_mistake_about_one_device_costs_that_one(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.configure(3)
+    node = Node(nvml)
+    node.sweep()
+
+    utilization = pynvml.nvmlDeviceGetUtilizationRates
+
+    def stumble(handle: object) -> object:
+        if pynvml.nvmlDeviceGetUUID(handle).endswith("1"):
+            raise ZeroDivisionError
+        return utilization(handle)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", stumble)
+    sweep = node.sweep()
+    assert [reading.device for reading in sweep.readings] == [0, 2]
+    assert sweep.errors == {"visit:broken": 1}

@@ -103,6 +103,7 @@ def survives(nvml: FakeNvml, faults: list[str], pauses_s: tuple[int, ...] = (1, 
         except LibraryReplacedError:
             assert any(fault.endswith((":18", "@")) or ":18@" in fault for fault in faults)
             break
+        assert not [kind for kind in sweep.errors if kind.endswith(":broken")]
         known = {device.uuid for device in sweep.devices}
         assert len(known) == len(sweep.devices)
         assert all(0 <= event.device < len(sweep.devices) for event in sweep.events)

@@ -80,20 +80,15 @@ def test_threads_given_up_are_bounded(reader: Reader[int], gate: threading.Event
     assert reader.run([answers(1)]) == [1]
 
 
-def test_what_a_task_raises_is_raised_after_the_others_were_asked(reader: Reader[int]) -> None:
-    asked = []
-
+def test_a_task_that_raises_is_logged_once_and_costs_no_other(
+    reader: Reader[int], caplog: pytest.LogCaptureFixture
+) -> None:
     def fail() -> int:
         raise ValueError("broken")
 
-    def note() -> int:
-        asked.append(1)
-        return 1
-
-    with pytest.raises(ValueError, match="broken"):
-        reader.run([(("test", 0, 0), fail), (("test", 0, 1), note)])
-    assert asked == [1]
-    assert reader.run([answers(1)]) == [1]
+    for _ in range(3):
+        assert reader.run([answers(1), (("test", 0, 7), fail), answers(3)]) == [1, NoAnswer.RAISED, 3]
+    assert [record.getMessage() for record in caplog.records] == ["asking test of position 7 failed; going on without"]
 
 
 def test_what_raises_too_late_is_told_as_no_answer(reader: Reader[int], gate: threading.Event) -> None:
