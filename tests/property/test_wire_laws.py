@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from collector import wire
 from collector.batch import Rows, encode_body
-from collector.probe import DeviceReading
-from collector.sampler import Row, RowBuilder
+from collector.probe import DeviceReading, Row
+from collector.sampler import RowBuilder
 from collector.wire import BatchMeta, Column, Feed, Origin, Stream, WireError, cleaned
 from ingest.receivers.texts import check_texts
 

@@ -37,7 +37,9 @@ def test_the_table_of_settings_is_what_the_agent_has() -> None:
 
 def test_every_event_the_agent_tells_is_in_the_guide() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
-    sources = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (agent, run, channel, orders))
+    sources = "".join(
+        Path(str(module.__file__)).read_text(encoding="utf-8") for module in (agent, run, channel, orders)
+    )
     told = set(re.findall(r'\btell\(\s*"([a-z_]+)"', sources)) | set(re.findall(r'kind = "([a-z_]+)"', sources))
     assert len(told) >= 8
     assert {kind for kind in told if not kind.startswith(("order", "commands"))} <= set(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from collector.probe import DeviceReading, Values
-from collector.sampler import Cadence, Row, RowBuilder, exact_row
+from collector.probe import DeviceReading, Row, Values
+from collector.sampler import Cadence, RowBuilder, exact_row
 from collector.wire import Reading
 from tests.fakes.clock import FixedClock
 
