@@ -206,7 +206,7 @@ COLUMNS: Final[dict[Stream, tuple[Column, ...]]] = {
         prefix_cache_queries="i64",
         requests_finished="i64",
         preemptions="i64",
-        # Histograms as the engine keeps them, JSON {"le": [seconds, …], "n": [cumulative, …], "sum": seconds}.
+        # Histograms as the engine keeps them, JSON {"le": [seconds, …], "n": [cumulative, …, all], "sum": seconds}.
         ttft_histogram="utf8",  # time to first token
         itl_histogram="utf8",  # inter-token latency
         request_histogram="utf8",  # end to end
