@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,6 +47,33 @@ def test_a_batch_sent_five_times_at_once_is_kept_once(db: Database) -> None:
     run(Settings(db, writers=4, linger_ms=0), scenario)
     assert query(db, "SELECT count(*) FROM device_samples") == [(2,)]
     assert query(db, "SELECT received::text FROM spools") == [("{[1,2)}",)]
+
+
+def test_a_steady_senders_repetition_beside_new_batches_is_counted_once(db: Database) -> None:
+    site = make_site(db)
+    at = now_us()
+    metas = [batch_meta(sequence=number) for number in range(1, 7)]
+    bodies = [body_of(meta, device_row(at, temp_c=60), device_row(at, 1, temp_c=61)) for meta in metas]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        secret = site.node_tokens["node-1"]
+        assert (await send(client, bodies[2], secret)).json()["accepted_rows"] == 2
+        answers = await asyncio.gather(*(send(client, body, secret) for body in bodies))
+        assert [answer.json()["duplicate"] for answer in answers] == [False, False, True, False, False, False]
+
+    run(Settings(db, writers=1, linger_ms=200), scenario)
+    assert query(db, "SELECT temp_c, count(*) FROM device_samples GROUP BY 1 ORDER BY 1") == [(60, 6), (61, 6)]
+
+
+def test_the_collector_is_left_as_it_was_found(db: Database) -> None:
+    before = gc.get_threshold()
+
+    async def scenario(_: httpx.AsyncClient) -> None:
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold() != before
+
+    run(Settings(db), scenario)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
 def test_refused_rows_are_counted_and_the_rest_is_kept(db: Database) -> None:
