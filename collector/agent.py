@@ -39,7 +39,11 @@ _LOG = logging.getLogger(__name__)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _PATIENCE_SHARE: Final = 0.8  # of a period: the longest that the loop waits for the devices
 _LONGEST_PATIENCE_S: Final = 2.0
+# Together with what sending gets (collector.ship.DRAIN_S) less than the five seconds in which the agent must end.
+_BESIDE_CLOSE_S: Final = 1.0
 _SOURCES_CLOSE_S: Final = 0.5
+_DEVICES_CLOSE_S: Final = 0.7
+_LONGEST_WAIT_S: Final = 5.0
 _MAX_DETAIL_CHARACTERS: Final = 250
 
 
@@ -140,7 +144,8 @@ class Agent:
         self._service.ready()
         try:
             while self._goes_on(stop):
-                self._clock.wait(self._cadence.wait_s(self._clock.now()))
+                # Not longer, however slow the cadence: the service manager wants a sign of life.
+                self._clock.wait(min(_LONGEST_WAIT_S, self._cadence.wait_s(self._clock.now())))
                 if self._goes_on(stop):
                     self._turn()
         finally:
@@ -183,8 +188,12 @@ class Agent:
             elif number == signal.SIGUSR1:
                 self._release.toggle()
                 self._follow_release()
-            elif number == signal.SIGHUP and self._ending is None and self._reload():
-                self._ending = Ending.RELOAD
+            elif number == signal.SIGHUP and self._ending is None:
+                self._service.reloading(self._clock.now().monotonic_us)
+                if self._reload():
+                    self._ending = Ending.RELOAD
+                else:
+                    self._service.ready()
 
     def _take_in(self) -> None:
         """Take over what sources and other threads have to say, once it is known which devices there are."""
@@ -326,15 +335,17 @@ class Agent:
 
     def _close(self) -> None:
         """Let go of everything in bounded time, and store what there is. The spool and the sending are closed elsewhere."""
-        for helper in self.beside:
-            try:
-                helper.close()
-            except Exception:  # noqa: BLE001  the others must be closed whatever happens here
-                _LOG.exception("%s could not be closed", type(helper).__name__)
+        # Orders are undone through the driver, which may hang: in a thread that may be left behind.
+        closing = threading.Thread(target=self._close_beside, name="close", daemon=True)
+        closing.start()
+        closing.join(_BESIDE_CLOSE_S)
         self.tell("agent_stopped", detail=self._ending.value if self._ending else None)
-        self._sources.close(_SOURCES_CLOSE_S)
         for device in self._devices:
-            if not device.close():
+            device.begin_close()
+        self._sources.close(_SOURCES_CLOSE_S)
+        until_s = time.monotonic() + _DEVICES_CLOSE_S
+        for device in self._devices:
+            if not device.closed(max(0.0, until_s - time.monotonic())):
                 self.tell("released", device.name, code=0, detail="at the end; a driver call does not come back")
         self._read_once = True
         try:
@@ -343,6 +354,13 @@ class Agent:
         except Exception:  # noqa: BLE001  the rows before must be stored whatever happens here
             _LOG.exception("the last words of the agent failed")
         self.recorder.flush()
+
+    def _close_beside(self) -> None:
+        for helper in self.beside:
+            try:
+                helper.close()
+            except Exception:  # noqa: BLE001  the others must be closed whatever happens here
+                _LOG.exception("%s could not be closed", type(helper).__name__)
 
 
 _TOLD_SKEW_US: Final = 2 * US_PER_S

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -126,7 +127,8 @@ class ProbeThread:
     def release(self) -> bool:
         """Have the probe let go of the driver; say whether it did in time."""
         self.released = True
-        return self._closed()
+        self._closing = self._submit(self.probe.close)
+        return self.closed()
 
     def let_go(self) -> bool:
         """Say whether a released probe has let go by now; where it still owes that to a call that hung, it is asked again."""
@@ -137,17 +139,19 @@ class ProbeThread:
         self._closing = self._submit(self.probe.close)
         return False
 
-    def close(self) -> bool:
-        """Let go of the driver and end the thread; a call that never returns is left behind with it."""
-        closed = self._closed()
+    def begin_close(self) -> None:
+        """Let go of the driver and end the thread, without waiting for either; a call that never returns is left behind."""
+        self._closing = self._submit(self.probe.close)
         self._calls.put(None)
-        return closed
 
-    def _closed(self) -> bool:
-        call = self._closing = self._submit(self.probe.close)
-        call.result(_CLOSE_PATIENCE_S)
+    def closed(self, patience_s: float = _CLOSE_PATIENCE_S) -> bool:
+        """Say whether the driver is let go of, after waiting for it so long."""
+        if self._closing is None:
+            return False
+        with suppress(Exception):  # a probe that cannot close has let go of nothing, which is the answer
+            self._closing.result(patience_s)
         self._sweep, self._stale = None, False
-        return call.done and bool(getattr(self.probe, "released", True))
+        return self._closing.done and bool(getattr(self.probe, "released", True))
 
     def _submit(self, ask: Callable[[], T]) -> _Call[T]:
         call = _Call(ask)

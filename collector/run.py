@@ -20,7 +20,7 @@ from collector.agent import Agent, Ending, epoch_fact
 from collector.clock import Clock, SystemClock
 from collector.config import Settings
 from collector.doorbell import Doorbell
-from collector.errors import AgentError, ConfigError
+from collector.errors import AgentError, ConfigError, LibraryReplacedError
 from collector.http import httpx
 from collector.look import Looked, look
 from collector.placement import pin, step_back
@@ -61,17 +61,22 @@ class Runner:
         if self._settings.low_priority:
             for fault in step_back():
                 _LOG.warning("%s", fault)
+        before: Settings | None = None
         while True:
-            ending = self._run_once(self._settings)
+            try:
+                ending = self._run_once(self._settings)
+            except LibraryReplacedError:
+                raise
+            except AgentError as error:
+                if before is None:
+                    raise
+                self._refused = f"kept the settings before: {error}"
+                _LOG.error("%s", self._refused)
+                self._settings, before = before, None
+                continue
             if ending is Ending.STOPPED or self._next is None:
                 return
             before, self._settings, self._next = self._settings, self._next, None
-            try:
-                self._check_start(self._settings)
-            except AgentError as error:
-                self._refused = f"kept the settings before: {error}"
-                _LOG.error("%s", self._refused)
-                self._settings = before
 
     def _run_once(self, settings: Settings) -> Ending:
         logging.getLogger().setLevel(settings.log_level.upper())
@@ -86,10 +91,13 @@ class Runner:
             self._agent = None
             probes = self._probes(settings, spool, clock, boot_id)
             around = Around(clock, boot_id, dict(probes), spool, self._devices)
+            # Readings of now beside a trace of then would be neither.
+            sources = make_sources(settings, around) if self._replay is None else []
+            devices = [ProbeThread(name, probe) for name, probe in probes]
             agent = self._agent = Agent(
                 settings,
-                [ProbeThread(name, probe) for name, probe in probes],
-                SourceThreads(make_sources(settings, around), clock, ring=self._doorbell.ring),
+                devices,
+                SourceThreads(sources, clock, ring=self._doorbell.ring),
                 spool,
                 clock,
                 shipper,
@@ -98,7 +106,13 @@ class Runner:
                 service=self._service,
                 reload=self._reload,
             )
-            self._add_helpers(agent, settings, spool, clock)
+            try:
+                self._add_helpers(agent, settings, spool, clock)
+            except AgentError:
+                for device in devices:
+                    device.begin_close()
+                spool.close()
+                raise
             if self._refused:
                 agent.tell("settings_refused", detail=self._refused)
                 self._refused = None
@@ -151,12 +165,6 @@ class Runner:
         agent.tell("settings_reloaded")
         self._next = found
         return True
-
-    @staticmethod
-    def _check_start(settings: Settings) -> None:
-        """Try what can only be known by trying. Raises AgentError."""
-        with _only_one(settings), open_client(settings):
-            open_spool(settings).close()
 
 
 def look_around(settings: Settings, clock: Clock, stop: threading.Event, *, replay: Path | None) -> Looked:

@@ -168,6 +168,12 @@ def test_sighup_takes_new_settings_and_keeps_the_old_where_the_new_are_impossibl
     file.write_text('labels = "rack=r2"\n')
     agent.send_signal(signal.SIGHUP)
     until(lambda: bool(server.decoded()[-1].meta.labels == {"rack": "r2"}))
+    # What only shows when it is tried is refused as well: this port is the server's.
+    file.write_text(f'labels = "rack=r3"\notlp_listen = "127.0.0.1:{server.server_port}"\n')
+    agent.send_signal(signal.SIGHUP)
+    until(lambda: kinds(server).count("settings_refused") == 2)
+    assert "cannot listen for traces" in str(server.events())
+    assert server.decoded()[-1].meta.labels == {"rack": "r2"}
     _, log = stopped(agent)
     assert "settings_reloaded" in kinds(server), log
     labels = [body.meta.labels["rack"] for body in server.decoded()]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from collector.agent import Agent, Ending
+from collector.agent import Agent, Beside, Ending
 from collector.config import Settings
 from collector.doorbell import Doorbell
 from collector.probe import DeviceReading, Epoch, Observation, Probe, Sight, Source, Sweep
@@ -91,6 +91,7 @@ class Stand:
         self.doorbell = Doorbell()
         self.probes: dict[str, Probe] = {}
         self.sources: list[Source] = []
+        self.beside: list[Beside] = []
         self.shipper: Shipper | None = None
         self.agent: Agent | None = None
         self.reload: Callable[[], bool] = lambda: False
@@ -109,6 +110,7 @@ class Stand:
             doorbell=self.doorbell,
             reload=self.reload,
         )
+        self.agent.beside += self.beside
         return self.agent.run(threading.Event())
 
     def bodies(self) -> list[Body]:

@@ -326,3 +326,29 @@ def test_a_sweep_s_own_rows_travel_with_their_device(stand: Stand) -> None:
     stand.run()
     (health,) = rows(stand, Stream.DEVICE_HEALTH)
     assert (health["device"], health["power_limit_max_mw"]) == (1, 700_000)
+
+
+def test_with_a_slow_cadence_the_loop_still_turns_often_enough_for_a_watchdog(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, sample_s=300.0, row_s=300.0, batch_s=300.0)
+    stand.probes["nvml"] = ScriptedProbe(stand.clock, readings=2)
+    stand.run()
+    assert max(stand.clock.waits_s) <= 5.0
+    assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) == 4
+    stand.spool.close()
+
+
+def test_something_beside_the_loop_that_cannot_be_closed_delays_the_end_by_a_second_at_most(stand: Stand) -> None:
+    class Stuck:
+        def start(self) -> None: ...
+
+        def close(self) -> None:
+            never.wait(20)
+
+    never = threading.Event()
+    stand.beside.append(Stuck())
+    stand.probes["nvml"] = ScriptedProbe(stand.clock, readings=3)
+    began_s = time.monotonic()
+    stand.run()
+    never.set()
+    assert time.monotonic() - began_s < 3.0
+    assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) == 6

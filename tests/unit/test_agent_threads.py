@@ -39,7 +39,7 @@ def test_a_probe_is_asked_once_however_often_while_it_does_not_answer() -> None:
     assert sweep is not None
     assert probe.left == 9
     assert device.sweep(0.0) is None
-    device.close()
+    device.begin_close()
 
 
 def test_a_released_probe_is_not_opened_by_a_question() -> None:
@@ -56,7 +56,7 @@ def test_a_released_probe_is_not_opened_by_a_question() -> None:
     assert device.ask()
     assert device.sweep(1.0) is not None
     assert probe.opened == 2
-    device.close()
+    device.begin_close()
 
 
 def test_closing_a_probe_that_hangs_takes_a_bounded_time_and_says_so() -> None:
@@ -66,7 +66,8 @@ def test_closing_a_probe_that_hangs_takes_a_bounded_time_and_says_so() -> None:
     device = ProbeThread("nvml", probe)
     device.ask()
     began_s = time.monotonic()
-    assert not device.close()
+    device.begin_close()
+    assert not device.closed(1.0)
     assert time.monotonic() - began_s < 2.0
     gate.set()
 
