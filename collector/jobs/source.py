@@ -88,7 +88,7 @@ class JobSource:
     hook has run, so that the counters can be read at that moment; and :meth:`stop`, which ends a wait from another thread.
     """
 
-    name: Final = "jobs"
+    name: str = "jobs"
     period_s: float = PERIOD_S
 
     def __init__(
@@ -125,6 +125,7 @@ class JobSource:
         self._undeletable: set[str] = set()
         """Files this user may not delete; the hooks' own limit takes them away some day."""
         self._watch: FolderWatch | None = None
+        self._stopped = False
         self._recalled = False
         self._looks = 0
         self._looked_us: int | None = None
@@ -152,14 +153,18 @@ class JobSource:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a hook has run (True), or for ``timeout_s`` (False)."""
+        if self._stopped:
+            return False
         if self._watch is None:
             self._watch = FolderWatch([self._folder.path, *(folder.path for folder in self._mappings)])
         return self._watch.wait(timeout_s)
 
     def stop(self) -> None:
         """End the present wait and all later ones; from any thread."""
-        if self._watch is not None:
-            self._watch.stop()
+        self._stopped = True
+        watch = self._watch
+        if watch is not None:
+            watch.stop()
 
     def sights(self) -> tuple[Sight, ...]:
         """Say which evidence of jobs this node gives, and which right or file would add what is missing."""
