@@ -12,7 +12,6 @@ from typing import Any, Final
 import pynvml
 
 from collector.clock import Clock
-from collector.probe import Row
 from collector.probe.nvml_ask import Call, Calls, Fields
 from collector.probe.nvml_codes import FATAL_CODES, UNSUPPORTED_CODES, WRAPS
 from collector.probe.nvml_fields import FIELDS
@@ -179,7 +178,7 @@ class NvmlDevice:
         if self._slow_pace.due(at.monotonic_us):
             self._read_slow(visit)
         if self._links_pace.due(at.monotonic_us):
-            visit.rows += [(Stream.FABRIC, row) for row in self._links.read(at, visit.errors)]
+            self._read_links(visit)
         visit.drop_out_of_range()
         unsupported = self._measured_unsupported().keys()
         if not unsupported <= self._noticed:
@@ -230,9 +229,7 @@ class NvmlDevice:
         try:
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(self.handle)
         except pynvml.NVMLError as error:
-            if error.value in FATAL_CODES:
-                raise
-            visit.errors[f"power:{error.value}"] += 1
+            _count_unless_fatal(visit, "power", error)
             return ()  # a gauge of unknown meaning is none
         return ("power_instant_mw" if (major, minor) <= _GA100 else "power_average_mw",)
 
@@ -252,8 +249,20 @@ class NvmlDevice:
         if visit.processes is not None:
             visit.values["processes"] = sum(entry.kind != "graphics" for entry in visit.processes)
 
+    def _read_links(self, visit: Visit) -> None:
+        try:
+            rows = self._links.read(visit.at, visit.errors)
+        except pynvml.NVMLError as error:
+            _count_unless_fatal(visit, "links", error)
+            return
+        visit.rows += [(Stream.FABRIC, row) for row in rows]
+
     def _read_health(self, visit: Visit) -> None:
-        row: Row = self._health.read(visit.errors)
+        try:
+            row = self._health.read(visit.errors)
+        except pynvml.NVMLError as error:
+            _count_unless_fatal(visit, "health", error)
+            return
         visit.rows.append((Stream.DEVICE_HEALTH, row | {"at_us": visit.at.wall_us, "device_uuid": self._uuid}))
         mig_enabled = row.get("mig_enabled") == 1
         if mig_enabled != self.mig_enabled:
@@ -266,10 +275,8 @@ class NvmlDevice:
         try:
             visit.instances = find_instances(self.handle, self._uuid, self._model)
         except pynvml.NVMLError as error:
-            if error.value in FATAL_CODES:
-                raise
+            _count_unless_fatal(visit, "instances", error)
             visit.instances = None
-            visit.errors[f"instances:{error.value}"] += 1
             self._mig_refused = error.value in UNSUPPORTED_CODES
 
     def _forget_measured(self) -> None:
@@ -277,3 +284,10 @@ class NvmlDevice:
             group.forget()
         self._power = None
         self._mig_refused = False
+
+
+def _count_unless_fatal(visit: Visit, group: str, error: Any) -> None:
+    """Take the failure of a group that is not the device's or the driver's for that group's alone."""
+    if error.value in FATAL_CODES:
+        raise error
+    visit.errors[f"{group}:{error.value}"] += 1

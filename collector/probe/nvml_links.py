@@ -56,17 +56,13 @@ class Links:
         """Why there are no links or not all columns of them, by column; ``nvlink`` stands for all."""
         self._handle = handle
         self._uuid = uuid
-        self._forget()
-
-    def _forget(self) -> None:
         self._fields: Fields | None = None
         self._last_us: int | None = None
 
     def forget(self) -> None:
         """Count the links again and ask for everything of them."""
-        if self.unsupported:
-            self.unsupported = {}
-            self._forget()
+        self.unsupported = {}
+        self._fields = None
 
     def read(self, at: Instant, errors: Counter[str]) -> list[Row]:
         """Return one row per link. Raises pynvml.NVMLError for a lost device or driver."""
@@ -76,9 +72,10 @@ class Links:
             count = self._count(errors)
             if count is None:
                 return []
+            given = self._given(count, errors)
             self._fields = Fields(
                 self._handle,
-                [Field(number, link, f"{link} {column}") for link in range(count) for column, number in _PER_LINK],
+                [Field(number, link, f"{link} {column}") for link in range(count) for column, number in given],
             )
         values: Values = {}
         self._fields.read(values, errors)
@@ -94,6 +91,20 @@ class Links:
         span_us = 0 if self._last_us is None else at.monotonic_us - self._last_us
         self._last_us = at.monotonic_us
         return [self._row(link, counts, at.wall_us, span_us, errors) for link, counts in by_link.items()]
+
+    def _given(self, count: int, errors: Counter[str]) -> list[tuple[str, int]]:
+        """Find out which fields this generation of links has, from the first link that counts: not all need be connected.
+
+        The driver is then asked for those of all links in one call, and not for hundreds it does not have.
+        """
+        given: list[tuple[str, int]] = []
+        for link in range(count):
+            values: Values = {}
+            Fields(self._handle, [Field(number, link, str(number)) for _, number in _PER_LINK]).read(values, errors)
+            given = [(column, number) for column, number in _PER_LINK if str(number) in values]
+            if any(column not in ("state", "rate_mbps") for column, _ in given):
+                break
+        return given
 
     def _row(self, link: str, row: Row, at_us: int, span_us: int, errors: Counter[str]) -> Row:
         for column in ("tx_bytes", "rx_bytes"):

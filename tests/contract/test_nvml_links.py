@@ -78,3 +78,21 @@ def test_all_links_cost_one_driver_call(nvml: FakeNvml) -> None:
     plain = nvml.calls - before
     node.sweep(8.0)  # the links are due, and the processes: three lists and the utilization, and two slow calls
     assert nvml.calls - before - plain == plain + 1 + 4 + 2
+
+
+def test_a_link_that_is_not_connected_has_its_state_and_no_more(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="nvlink:4:4,idle_links:2")
+    node = Node(nvml)
+    rows = node.sweep(10.0).rows[Stream.FABRIC]
+    assert [row["state"] for row in rows] == [0, 0, 1, 1]
+    assert ["tx_bytes" in row for row in rows] == [False, False, True, True]
+    assert rows[3]["integrity_errors"] == 3
+
+
+def test_links_that_cannot_be_read_leave_the_device(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="many_fields:40:2")  # a driver that refuses calls for more than forty fields
+    node = Node(nvml)
+    sweeps = [node.sweep() for _ in range(15)]
+    assert [len(sweep.readings) for sweep in sweeps] == [1] * 15
+    assert sweeps[0].errors == {"links:2": 1}
+    assert all(Stream.FABRIC not in sweep.rows for sweep in sweeps)

@@ -21,12 +21,13 @@ static code_t link_field(field_value_t *v) {
     int sum = v->scope == ALL_LINKS, modern = nvlink_version >= 5;
     if (!nvlink_version) return NOT_SUPPORTED;
     if (!sum && v->scope >= (u32)link_count) return INVALID_ARGUMENT;
+    if (!sum && v->scope < (u32)idle_links && v->field != 165) return NOT_SUPPORTED;
     double link = sum ? 0 : v->scope, bytes_per_s = 1024e4 * (link + 1);
     switch (v->field) {
     case 138: case 139: v->value.large = (u64)(now_s() * bytes_per_s / 1024); return modern && !sum ? NOT_SUPPORTED : OK;
     case 202: case 204: v->value.large = (u64)(now_s() * bytes_per_s); return modern ? OK : NOT_SUPPORTED;
     case 164: v->type = UNSIGNED_INT; v->value.small = modern ? 53125 : 26562; return OK;
-    case 165: v->type = UNSIGNED_INT; v->value.small = 1; return OK;
+    case 165: v->type = UNSIGNED_INT; v->value.small = v->scope >= (u32)idle_links; return OK;
     case 161: case 162: case 163: v->value.large = link; return modern ? NOT_SUPPORTED : OK;
     case 206: case 207: case 208: case 209: case 211: case 212: case 215: case 221:
         v->value.large = link;
@@ -69,6 +70,7 @@ static code_t answer(const handle_t *h, const state_t *state, field_value_t *v) 
 
 code_t nvmlDeviceGetFieldValues(handle_t *h, int count, field_value_t *values) {
     BOARD(h);
+    if (count > most_fields) return most_fields_code;
     for (int i = 0; i < count; i++) {
         field_value_t *v = &values[i];
         v->timestamp_us = (int64_t)wall_us();

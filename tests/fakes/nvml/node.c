@@ -25,6 +25,8 @@
  *     pcie:B  pcie32         PCIe bytes per second; and counters of 32 bits
  *     capability:X:Y         compute capability (9.0, a Hopper)
  *     nvlink:V:N             N links of NVLink version V (4: the default, 18 links; 5: Blackwell's counters; 0: none)
+ *     idle_links:N           the first N links are not connected
+ *     many_fields:N:C        a call for more than N fields at once answers C
  */
 #include "fake.h"
 
@@ -43,7 +45,7 @@ code_t field_codes[MAX_FIELD];
 int field_types[MAX_FIELD];
 u64 field_values[MAX_FIELD];
 char field_is_set[MAX_FIELD];
-int narrow_pcie, nvlink_version, link_count;
+int narrow_pcie, nvlink_version, link_count, idle_links, most_fields, most_fields_code;
 int capability[2];
 double pcie_bytes_per_s;
 
@@ -164,6 +166,11 @@ static void read_fault(const char *text) {
     } else if (sscanf(text, "capability:%d:%d", &value, &more) == 2) {
         capability[0] = value;
         capability[1] = more;
+    } else if (sscanf(text, "idle_links:%d", &value) == 1) {
+        idle_links = value;
+    } else if (sscanf(text, "many_fields:%d:%d", &value, &more) == 2) {
+        most_fields = value;
+        most_fields_code = more;
     } else if (!strcmp(text, "pcie32")) {
         narrow_pcie = 1;
     } else if (sscanf(text, "nvlink:%d:%d", &value, &more) == 2) {
@@ -303,7 +310,8 @@ void fake_nvml_configure(int count, const char *trace, const char *text) {
     memset(field_is_set, 0, sizeof field_is_set);
     reload_at = version_at = gone_from = gone_until = NEVER;
     sensor_window_s = sensor_period_s = counter_period_s = trace_s = 0;
-    fault_count = init_count = open_objects = narrow_pcie = released = 0;
+    fault_count = init_count = open_objects = narrow_pcie = idle_links = released = 0;
+    most_fields = 1 << 20;
     nvlink_version = 4;
     link_count = 18;
     capability[0] = 9;
