@@ -58,6 +58,8 @@ _COUNTERS: Final = frozenset(
         "oldest_unsent_us",
     )
 )
+_LEAST_SHARE: Final = 6e-7
+"""Shares are kept to six places; what is less would be kept as none."""
 _NOT_NEGATIVE_SUFFIXES: Final = ("_mw", "_mhz", "_mbps")
 
 
@@ -101,6 +103,8 @@ def accept(stream: Stream, rows: pl.DataFrame, facts: Sequence[BodyFacts], now_u
     """
     rows = _with_ids(rows, facts)
     refusals: list[Refusal] = []
+    if stream is Stream.ALLOCATION:
+        rows, refusals = _with_real_shares(rows)
     # Nearly always nothing is wrong: a minimum and a maximum per column tell, and no row is touched. Plain calls on
     # columns, as one lazy query over forty of them takes four times as long to plan as they take to run.
     for bounds in (*row_bounds(stream, now_us), *value_bounds(stream)):
@@ -151,6 +155,16 @@ class Bounds:
         low = pl.lit(value=False) if self.low is None else value < self.low
         high = pl.lit(value=False) if self.high is None else value > self.high
         return (low | high).fill_null(value=False)
+
+
+def _with_real_shares(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Refusal]]:
+    """Refuse rows whose share is none. Null is the whole device, so it cannot stand for a number that makes no sense.
+
+    One such row would keep its hour, and the whole site's, from closing.
+    """
+    bad = pl.col("share_ratio").is_between(_LEAST_SHARE, 1).not_().fill_null(value=False)  # NaN is between nothing
+    refusals = _count(rows, Stream.ALLOCATION, "impossible_share", bad)
+    return (rows.filter(~bad) if refusals else rows), refusals
 
 
 def _with_ids(rows: pl.DataFrame, facts: Sequence[BodyFacts]) -> pl.DataFrame:

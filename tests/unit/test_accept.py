@@ -92,3 +92,22 @@ def test_a_device_refused_on_this_node_loses_its_rows() -> None:
 def test_no_rows_are_no_problem() -> None:
     rows = with_body([frame().clear()], [[(0, 0)]])
     assert accept(Stream.DEVICE, rows, [BodyFacts(7, (10,))], NOW_US).rows.is_empty()
+
+
+def shares(*given: float | None) -> pl.DataFrame:
+    schema = {column.name: KINDS[column.type] for column in COLUMNS[Stream.ALLOCATION]}
+    row = {"at_us": NOW_US, "device": 0, "action": 1, "job_started_at_us": NOW_US}
+    frame = pl.DataFrame([row | {"share_ratio": share} for share in given], schema=schema)
+    return with_body([frame], [[(0, len(given))]])
+
+
+def test_a_share_is_more_than_nothing_and_at_most_the_whole() -> None:
+    taken = accept(Stream.ALLOCATION, shares(None, 1.0, 0.25, 1e-6), [BodyFacts(7, (10,))], NOW_US)
+    assert (taken.rows.height, taken.refusals) == (4, ())
+
+
+@pytest.mark.parametrize("share", [1e-7, 0.0, -1.0, 1.001, 1e30, float("inf"), float("nan")])
+def test_a_share_that_is_none_refuses_its_row_and_never_becomes_the_whole_device(share: float) -> None:
+    taken = accept(Stream.ALLOCATION, shares(share, None), [BodyFacts(7, (10,))], NOW_US)
+    assert taken.rows["share_ratio"].to_list() == [None]
+    assert taken.refusals == (Refusal(0, Stream.ALLOCATION, "impossible_share", 1),)
