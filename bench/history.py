@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from analytics.jobs import HourCloser, WorkerSettings
 from bench.report import Result
 from bench.stand import Stand, ingest_process, stand
 from ingest.store.engine import Database
 from wattledger.demo import furnish
 from wattledger.runtime import Secret
-from wattledger.simulate.feed import Feed
-from wattledger.simulate.fleet import Fleet
 from wattledger.simulate.spec import BLOCK_US, FleetSpec
 
 HOURS: Final = 48
@@ -52,7 +48,7 @@ def run() -> list[Result]:
         furnish(on.database, spec, token, now=datetime.now(UTC))
         with ingest_process(on) as server_pid:
             url = f"http://127.0.0.1:{on.port}"
-            fed = _child("feed", str(spec.start_at_us), url, str(token.path))
+            fed = _child("feed", str(spec.start_at_us), str(NODES), str(HOURS), url, str(token.path))
             closed = _child("close", str(on.socket_dir))
             peaks = {"feed": fed["peak_kib"], "worker": closed["peak_kib"], "ingest": _peak_kib(server_pid)}
             peaks["postgres"] = max(_peak_kib(pid) for pid in _backends(on))
@@ -86,10 +82,10 @@ def _kept_hot() -> Iterator[None]:
             os.environ[_RETENTION] = before
 
 
-def _child(*words: str) -> dict[str, Any]:
+def _child(part: str, *words: str) -> dict[str, Any]:
     """Run one part in a process of its own; return what it reports. Its start counts: a user waits for it."""
     started_s = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "bench.history", *words], check=True, stdout=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-m", f"bench.history_{part}", *words], check=True, stdout=subprocess.PIPE)
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts | {"seconds": round(time.perf_counter() - started_s, 2)}
 
@@ -131,30 +127,3 @@ def _check(database: Database) -> None:
         (hours,) = connection.execute("SELECT count(*) FROM ledger_hours WHERE status = 'closed'").fetchone() or (0,)
     if metered != books or int(str(hours)) < HOURS:
         raise RuntimeError(f"{hours} hours closed; the books say {books} mJ, the meters {metered} mJ")
-
-
-def _feed(start_us: int, url: str, token: Path) -> dict[str, Any]:
-    fleet = Fleet(FleetSpec(start_at_us=start_us, nodes=NODES))
-    with Feed(fleet, url, Secret(token).read()) as feed:
-        progress = feed.catch_up(start_us + HOURS * BLOCK_US)
-    return {"rows": progress.rows, "spans": progress.spans, "sent_bytes": progress.sent_bytes}
-
-
-def _close(socket_dir: Path) -> dict[str, Any]:
-    closer = HourCloser(Database.on_socket(socket_dir), WorkerSettings(code_version="bench"))
-    hours = 0
-    while True:
-        done = closer.run(datetime.now(UTC))
-        if done.failed or done.lost_races:
-            raise RuntimeError(f"the worker did not close: {done}")
-        hours += done.closed
-        if not done.closed and not done.restated:
-            return {"hours": hours}
-
-
-if __name__ == "__main__":
-    part, *rest = sys.argv[1:]
-    facts = _feed(int(rest[0]), rest[1], Path(rest[2])) if part == "feed" else _close(Path(rest[0]))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    facts |= {"peak_kib": used.ru_maxrss, "cpu_s": used.ru_utime + used.ru_stime}
-    sys.stdout.write(json.dumps(facts))
