@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(loaded.describe())
             return EXIT_OK
         return _command(options, loaded, load)
+    except BrokenPipeError:
+        # Whoever read our answer has seen enough (`| head`); what Python still holds of it must not raise at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except LibraryReplacedError as error:
         print(f"wattledger-agent: {error}", file=sys.stderr)
         return EXIT_RESTART

@@ -18,6 +18,7 @@ _SUBJECT: Final = 32
 _ALIKE: Final = 4
 """So many things that are seen with the same words are told as one."""
 _SIGNS: Final = "✓✗→·\u2013°"
+_NO_BREAK: Final = "\u00a0"
 _PLAIN_SIGNS: Final = "+->*- "
 _MW_PER_W: Final = 1_000
 _MJ_PER_J: Final = 1_000
@@ -103,17 +104,24 @@ def _section(section: Section, style: Style) -> str:
         elif sight.detail not in told:
             told.add(sight.detail)
             subjects = [other.subject for other in section.sights if other.seen and other.detail == sight.detail]
-            lines += _sight(Sight(sight.detail, seen=True, detail=f" {style.dot} ".join(subjects)), style)
+            lines += _sight(Sight(sight.detail, seen=True, detail=_listed(subjects, style)), style)
     if section.errors:
         failed = ", ".join(f"{kind} x{count}" for kind, count in sorted(section.errors.items()))
         lines += _wrapped(f"  {style.dot} ", f"failed reads: {failed}", 4)
     return "\n".join(lines)
 
 
+def _listed(subjects: list[str], style: Style) -> str:
+    """Join names so that a line is broken between two of them only: spaces inside are no places to break."""
+    kept = [subject.replace(" ", _NO_BREAK) for subject in subjects]
+    return f"{_NO_BREAK}{style.dot} ".join(kept)
+
+
 def _sight(sight: Sight, style: Style) -> list[str]:
     mark = style.paint(style.yes, _GREEN) if sight.seen else style.paint(style.no, _RED)
     indent = 4 + _SUBJECT
-    detail = textwrap.wrap(sight.detail, WIDTH - indent) or [""]
+    wrapped = textwrap.wrap(sight.detail, WIDTH - indent, break_on_hyphens=False) or [""]
+    detail = [line.replace(_NO_BREAK, " ") for line in wrapped]
     if len(sight.subject) < _SUBJECT:
         lines = [f"  {mark} {sight.subject:<{_SUBJECT}}{detail[0]}".rstrip()]
         lines += [" " * indent + line for line in detail[1:]]
