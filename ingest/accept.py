@@ -58,6 +58,8 @@ _COUNTERS: Final = frozenset(
         "oldest_unsent_us",
     )
 )
+_MOST_MW: Final = 2**31 - 1
+"""2.1 MW: more than any node draws, and the most that a close reads as milliwatts."""
 _LEAST_SHARE: Final = 6e-7
 """Shares are kept to six places; what is less would be kept as none."""
 _NOT_NEGATIVE_SUFFIXES: Final = ("_mw", "_mhz", "_mbps")
@@ -227,7 +229,7 @@ def value_bounds(stream: Stream) -> tuple[Bounds, ...]:
         elif column.name in _COUNTERS or column.name.endswith(_COUNTER_SUFFIXES):
             bounds.append(Bounds("negative_counter", column.name, 0, None))
         elif column.name.endswith(_NOT_NEGATIVE_SUFFIXES):
-            bounds.append(Bounds("out_of_range", column.name, 0, None))
+            bounds.append(Bounds("out_of_range", column.name, 0, _MOST_MW if column.name.endswith("_mw") else None))
         elif column.name.endswith("_percent"):
             bounds.append(Bounds("out_of_range", column.name, 0, 100))
     return tuple(bounds)

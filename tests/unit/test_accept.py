@@ -111,3 +111,12 @@ def test_a_share_that_is_none_refuses_its_row_and_never_becomes_the_whole_device
     taken = accept(Stream.ALLOCATION, shares(share, None), [BodyFacts(7, (10,))], NOW_US)
     assert taken.rows["share_ratio"].to_list() == [None]
     assert taken.refusals == (Refusal(0, Stream.ALLOCATION, "impossible_share", 1),)
+
+
+def test_a_node_that_draws_more_than_two_megawatts_has_no_reading() -> None:
+    schema = {column.name: KINDS[column.type] for column in COLUMNS[Stream.NODE]}
+    row = {"at_us": NOW_US, "meter": "ac", "span_us": 1}
+    frame = pl.DataFrame([row | {"power_mw": power_mw} for power_mw in (2**31 - 1, 2**31)], schema=schema)
+    taken = accept(Stream.NODE, with_body([frame], [[(0, 2)]]), [BodyFacts(7, ())], NOW_US)
+    assert taken.rows["power_mw"].to_list() == [2_147_483_647, None]
+    assert taken.refusals == (Refusal(0, Stream.NODE, "out_of_range", 1),)
