@@ -26,7 +26,7 @@ def show(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
     monkeypatch.setenv("WATTLEDGER_API_TOKEN_FILE", str(token))
 
     def run() -> AppTest:
-        page = AppTest.from_file(str(files("dashboard") / "app.py"), default_timeout=30).run()
+        page = AppTest.from_file(str(files("dashboard") / "app.py"), default_timeout=180).run()
         assert not page.exception
         return page
 
