@@ -106,6 +106,10 @@ class Ledger:
         """Say whether a job has any device by a hook's word."""
         return any(key in device.hooks for device in self.devices.values())
 
+    def held(self) -> set[JobKey]:
+        """Return the runs that hold or were given any device."""
+        return {key for device in self.devices.values() for key in (*device.open, *device.hooks)}
+
     def _device(self, uuid: str) -> Device:
         return self.devices.setdefault(uuid, Device())
 

@@ -6,6 +6,7 @@ run decides what it is called, and later ones only add what they know of it. Pur
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,6 +17,8 @@ Ref = tuple[str, str]
 """(slurm | pod | pod-name | container, what the source calls it)."""
 
 MAX_RUNS: Final = 4_096
+ENDED_KEPT_US: Final = 3_600_000_000
+SILENT_KEPT_US: Final = 86_400_000_000
 POD_GONE_US: Final = 60_000_000
 """A pod of the same namespace and name that comes back later than this is another pod."""
 _US_PER_S: Final = 1_000_000
@@ -128,6 +131,14 @@ class Roster:
     def knows(self, ref: Ref) -> Run | None:
         """Return a run by name."""
         return self.runs.get(ref)
+
+    def forget(self, now_us: int, held: Collection[JobKey]) -> None:
+        """Drop runs that ended an hour ago, or that nobody spoke of for a day, unless they hold a device."""
+        for run in {id(run): run for run in self.runs.values()}.values():
+            over = run.ended_us is not None and now_us - run.ended_us > ENDED_KEPT_US
+            if (over or now_us - run.seen_us > SILENT_KEPT_US) and run.job.key not in held:
+                for ref in run.refs:
+                    del self.runs[ref]
 
     def enter_again(self, run: Run) -> None:
         """Put a remembered run back."""

@@ -256,6 +256,7 @@ class JobSource:
     def _look(self, now_us: int, errors: Counter[str]) -> list[Row]:
         """Ask everything that is not told by hooks; return the rows of shares."""
         self._looks += 1
+        self._roster.forget(now_us, self._ledger.held())
         mapped = mapped_grants(self._mappings, self._names, self._roster, now_us, errors)
         if mapped is not None:
             self._ledger.stated(now_us, Evidence.JOB_MAPPING, mapped)

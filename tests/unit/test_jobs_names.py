@@ -150,6 +150,19 @@ def test_the_roster_is_bounded_and_forgets_who_was_silent_longest() -> None:
     assert roster.knows(("slurm", "10")) is not None
 
 
+def test_runs_are_forgotten_an_hour_after_their_end_or_a_day_of_silence_unless_they_hold_a_device() -> None:
+    roster = Roster("lab")
+    ended, silent, holding = (roster.hooked(event("start", 10, job)) for job in ("1", "2", "3"))
+    roster.hooked(event("end", 20, "1"))
+    roster.forget(ended.seen_us + 3_600 * S, {holding.job.key})
+    assert roster.knows(("slurm", "1")) is ended
+    roster.forget(ended.seen_us + 3_600 * S + 1, {holding.job.key})
+    assert roster.knows(("slurm", "1")) is None
+    roster.forget(silent.seen_us + 86_400 * S + 1, {holding.job.key})
+    assert roster.knows(("slurm", "2")) is None
+    assert roster.knows(("slurm", "3")) is holding
+
+
 def test_pods_are_found_by_the_names_of_their_log_folders(tmp_path: Path) -> None:
     uid, other, third = ("2fc932ce-fdcc-454b-97bd-aadfdeb4c34" + digit for digit in "012")
     names = PodNames(tmp_path / "pods")
