@@ -39,6 +39,7 @@ from collector.probe.nvml_tasks import (
     identify,
     open_library,
     read_exactly,
+    renew_event_set,
     run_all,
     take_events,
     visit_board,
@@ -57,6 +58,7 @@ _FIRST_BACKOFF_US: Final = US_PER_S
 _LONGEST_BACKOFF_US: Final = 60 * US_PER_S
 _FAILURES_BEFORE_LOST: Final = 3
 _MAX_DEVICES: Final = 256
+_RENEW_EVENTS_US: Final = 10 * US_PER_S
 
 
 class _DriverGoneError(Exception):
@@ -87,6 +89,8 @@ class NvmlProbe:
         self._shutdown_owed = False
         self._new_epoch_on_open = False
         self._event_set: EventSet | None = None
+        self._events_hang = False
+        self._renew_events_us: int | None = None
         self._driver_version: str | None = None
         self._retry_at_us = 0
         self._backoff_us = _FIRST_BACKOFF_US
@@ -191,6 +195,10 @@ class NvmlProbe:
                 self._late_init = answer
             elif what == "close":
                 self._shutdown_owed = False
+            elif what == "events":
+                self._events_hang = False
+                if isinstance(answer, Happened):
+                    self._take_events(answer)
             elif what == "index" and opening == self._opening and self._open and isinstance(answer, Identified):
                 self._table.add(answer)
 
@@ -201,6 +209,13 @@ class NvmlProbe:
         if isinstance(answer, Visited):
             answer.visit.at = self._clock.now()
             self._take_visit(position, answer)
+
+    def _take_events(self, answer: Happened) -> None:
+        self._errors.update(answer.errors)
+        self._table.happened(answer.events)
+        if answer.spoiled and self._renew_events_us is None:
+            # A lost device among those registered answers for all of them. Soon it is seen to be lost, and not registered again.
+            self._renew_events_us = self._clock.now().monotonic_us + _RENEW_EVENTS_US
 
     def _take_visit(self, position: int, answer: Visited) -> list[DeviceReading]:
         readings = [self._table.visited(position, answer, self._errors)]
@@ -282,7 +297,8 @@ class NvmlProbe:
         tasks: list[Task[Answer]] = [
             (("index", self._opening, index), partial(identify, index)) for index in range(min(count, _MAX_DEVICES))
         ]
-        tasks.append((("events", self._opening, 0), create_event_set))
+        if self._event_set is None:  # it outlives a closing during which a call hung
+            tasks.append((("event set", self._opening, 0), create_event_set))
         for answer in self._reader.run(tasks):
             if isinstance(answer, Identified):
                 self._table.add(answer)
@@ -300,12 +316,18 @@ class NvmlProbe:
         readings: list[DeviceReading] = []
         failed: list[int] = []
         tasks = self._tasks()
-        for ((what, _, position), _), answer in zip(tasks, self._reader.run(tasks), strict=True):
+        answers = self._reader.run(tasks)
+        for ((what, _, position), _), answer in zip(tasks, answers, strict=True):
+            if answer is NoAnswer.OVERDUE:
+                self._overdue(what, position)
+        for ((what, _, position), _), answer in zip(tasks, answers, strict=True):
             if isinstance(answer, Visited):
                 readings += self._take_visit(position, answer)
             elif isinstance(answer, Happened):
-                self._errors.update(answer.errors)
-                self._table.happened(answer.events)
+                self._take_events(answer)
+            elif isinstance(answer, Done) and what == "event set":
+                self._event_set = answer.event_set
+                self._table.register_again()
             elif isinstance(answer, Failure):
                 if answer.code in DRIVER_CODES:
                     raise _DriverGoneError(answer.code)
@@ -313,16 +335,18 @@ class NvmlProbe:
                     failed.append(answer.code)
             elif answer is NoAnswer.RAISED:
                 self._errors[f"{what}:broken"] += 1
-            elif answer is NoAnswer.OVERDUE and what == "visit":
-                self._errors["device:late"] += 1
-                self._table.hangs(position)
-            elif answer is NoAnswer.OVERDUE and what == "events":
-                self._errors["events:late"] += 1
-                self._event_set = None  # the thread that hangs has it; the kernel log goes on telling XIDs
         if failed and not readings:
             # A reloaded driver answers the handles of the one before with all sorts of codes, for every device at once.
             raise _DriverGoneError(failed[0])
         return readings
+
+    def _overdue(self, what: str, position: int) -> None:
+        if what == "visit":
+            self._errors["device:late"] += 1
+            self._table.hangs(position)
+        elif what in ("events", "event set"):
+            self._errors["events:late"] += 1
+            self._events_hang = True  # meanwhile the kernel log tells XIDs
 
     def _tasks(self) -> list[Task[Answer]]:
         now_us = self._clock.now().monotonic_us
@@ -337,14 +361,20 @@ class NvmlProbe:
                     visit_board,
                     slot.ref,
                     slot.device,
-                    self._table.instances_of(position),
+                    self._table.instances_of(position) if slot.device is not None and slot.device.mig_enabled else (),
                     event_set=self._event_set,
                     clock=self._clock,
                     gpm=self._gpm,
                     share=share_of(position),
                 )
                 tasks.append((key, visit))
-        if self._event_set is not None:
+        if self._event_set is None or self._events_hang:
+            return tasks
+        if self._renew_events_us is not None and now_us >= self._renew_events_us:
+            self._renew_events_us = None
+            event_set, self._event_set = self._event_set, None
+            tasks.append((("event set", self._opening, 0), partial(renew_event_set, event_set)))
+        else:
             tasks.append((("events", self._opening, 0), partial(take_events, self._event_set)))
         return tasks
 

@@ -24,6 +24,8 @@ _LOOK_FOR_LOST_US: Final = 30 * US_PER_S
 _HUNG_AFTER_US: Final = 5 * US_PER_S
 """Drivers stall for a second or two while large jobs begin or end: that is late, and no event."""
 _LONGEST_PAUSE_US: Final = 60 * US_PER_S
+_MAX_POSITIONS: Final = 1_024
+"""Positions are never given up; a board that is cut anew for ever must not fill the memory and the wire."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class Slot:
 
     ref: DeviceRef
     device: NvmlDevice | MigInstance | None = None
+    handle_value: int | None = None
+    """Kept when the device is lost: the event that tells why may come after."""
     board: int | None = None
     """The position of the board of a MIG instance."""
     failures: int = 0
@@ -102,6 +106,7 @@ class Table:
             return
         slot.look_again_us = 0
         slot.device = NvmlDevice(found.handle, slot.ref.uuid, slot.ref.model, gpm=self._gpm, share=share_of(position))
+        slot.handle_value = slot.device.handle_value
         slot.failures = 0
 
     def instances_of(self, board: int) -> list[tuple[int, MigInstance]]:
@@ -118,6 +123,7 @@ class Table:
         slot.failures = 0
         if slot.board is None:
             slot.device = answer.device  # an instance may have been given another handle since it was asked
+            slot.handle_value = answer.device.handle_value
         at_us = visit.at.wall_us
         errors.update(visit.errors)
         if slot.trouble is not None:
@@ -139,21 +145,25 @@ class Table:
             if stream is Stream.DEVICE_HEALTH:
                 self._notice_recovery_action(position, row, at_us)
         if isinstance(answer.device, NvmlDevice):
-            self._rearrange(position, answer.device, visit)
+            self._rearrange(position, answer.device, visit, errors)
         return DeviceReading(position, at_us, visit.values)
 
     def happened(self, events: Sequence[DriverEvent]) -> None:
         """Take in the driver's own events."""
         for event in events:
             for position, slot in enumerate(self.slots):
-                device = slot.device
-                if not isinstance(device, NvmlDevice) or event.handle_value is None:
+                if slot.board is not None or slot.handle_value != event.handle_value or event.handle_value is None:
                     continue
-                if device.handle_value == event.handle_value:
-                    if event.kind == "recovery_action":
-                        device.hurry_health()  # which tells it, with its number
-                    else:
-                        self._event(position, "xid", code=event.code, detail=self._instance(position, event))
+                if event.kind == "xid":
+                    self._event(position, "xid", code=event.code, detail=self._instance(position, event))
+                elif isinstance(slot.device, NvmlDevice):
+                    slot.device.hurry_health()  # which tells what the driver asks for
+
+    def register_again(self) -> None:
+        """Have all boards registered with a new event set."""
+        for slot in self.slots:
+            if isinstance(slot.device, NvmlDevice):
+                slot.device.registered = False
 
     def lost(self, position: int, code: int) -> None:
         """Let go of a device and look for it again later."""
@@ -242,7 +252,7 @@ class Table:
                 self._event(position, "recovery_action", code=action, at_us=at_us)
             slot.recovery_action = action
 
-    def _rearrange(self, position: int, board: NvmlDevice, visit: Visit) -> None:
+    def _rearrange(self, position: int, board: NvmlDevice, visit: Visit, errors: Counter[str]) -> None:
         """Follow what became of the MIG instances of a board."""
         slot = self.slots[position]
         if visit.instances is None:
@@ -251,10 +261,13 @@ class Table:
         before = slot.instances
         slot.instances = frozenset(found.ref.uuid for found in visit.instances)
         for found in visit.instances:
-            self._open_instance(position, board, found)
+            if found.ref.uuid not in self._positions and len(self.slots) >= _MAX_POSITIONS:
+                errors["instances:too_many"] += 1
+            else:
+                self._open_instance(position, board, found)
         if before is None or before == slot.instances:
             return
-        for uuid in sorted(before - slot.instances):
+        for uuid in sorted((before - slot.instances) & self._positions.keys()):
             self._detach(self._positions[uuid])
             self._event(self._positions[uuid], "removed", at_us=visit.at.wall_us)
         profiles = Counter(found.ref.mig_profile for found in visit.instances)

@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 
 from collector.clock import Clock
-from collector.probe.nvml_codes import FATAL_CODES
+from collector.probe.nvml_codes import FATAL_CODES, LOST_CODES
 from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_events import DriverEvent, EventSet
 from collector.probe.nvml_mig import MigInstance
@@ -59,10 +59,11 @@ class Visited:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """The driver events that waited."""
+    """The driver events that waited; ``spoiled`` where a lost device keeps the set from telling those of the others."""
 
     events: tuple[DriverEvent, ...]
     errors: Counter[str]
+    spoiled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,15 @@ def create_event_set() -> Answer:
         return Failure(error.value)
 
 
+def renew_event_set(old: EventSet) -> Answer:
+    """Put a new one in the place of an event set that is spoiled."""
+    try:
+        old.free()
+    except pynvml.NVMLError as error:
+        _LOG.info("the event set could not be freed: %s", error)
+    return create_event_set()
+
+
 def visit_board(
     ref: DeviceRef,
     device: NvmlDevice | None,
@@ -156,7 +166,8 @@ def take_events(event_set: EventSet) -> Answer:
     """Take the driver events that wait."""
     errors: Counter[str] = Counter()
     try:
-        return Happened(tuple(event_set.take(errors)), errors)
+        events = tuple(event_set.take(errors))
+        return Happened(events, errors, spoiled=any(f"events:{code}" in errors for code in LOST_CODES))
     except pynvml.NVMLError as error:
         return Failure(error.value)
 

@@ -245,6 +245,25 @@ def test_xid_events_name_the_device_and_the_code(nvml: FakeNvml) -> None:
     assert node.sweep().events == ()
 
 
+def test_the_xid_of_a_device_that_is_lost_with_it_is_told(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="xid:1:79@5,lost:1@5")
+    node = Node(nvml)
+    node.sweep()
+    assert kinds(node.sweep(5.0)) == [(1, "lost", pynvml.NVML_ERROR_GPU_IS_LOST), (1, "xid", 79)]
+
+
+def test_a_lost_device_does_not_keep_the_events_of_the_others_for_long(nvml: FakeNvml) -> None:
+    # Registered, it makes the driver answer GPU_IS_LOST for the whole set.
+    nvml.configure(3, faults="lost:1@5,xid:2:31@30,spoiling")
+    node = Node(nvml)
+    node.sweep()
+    assert node.sweep(5.0).errors == {"events:15": 1}
+    errors = [kind for _ in range(20) for kind in node.sweep().errors]
+    assert 0 < errors.count("events:15") < 15
+    assert kinds(node.sweep(6.0)) == [(2, "xid", 31)]
+    assert nvml.held == (1, 1 + 2 * 2), "the old set is freed"
+
+
 def test_a_counter_that_goes_back_is_an_event(nvml: FakeNvml) -> None:
     nvml.configure(1)
     node = Node(nvml)

@@ -127,11 +127,14 @@ def test_a_device_that_hangs_when_it_is_looked_for_is_added_once_it_answers(nvml
 
 
 def test_an_event_set_that_hangs_leaves_the_readings(nvml: FakeNvml) -> None:
-    nvml.configure(2, faults="hang:-1:nvmlEventSetWait_v2@5")
+    nvml.configure(2, faults="hang:-1:nvmlEventSetWait_v2@5,xid:1:31@15")
     node = Node(nvml, patience_s=PATIENCE_S)
     node.sweep()
     assert node.sweep(5.0).errors == {"events:late": 1}
     assert (len(node.sweep().readings), node.sweep().errors) == (2, {})
+    nvml.release()
+    node.wait_for_calls()
+    assert kinds(node.sweep(10.0)) == [(1, "xid", 31)], "what comes back goes on"
 
 
 def test_an_exact_reading_gives_up_on_who_hangs_and_the_next_sweep_tells(nvml: FakeNvml) -> None:

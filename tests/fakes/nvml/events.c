@@ -52,6 +52,7 @@ code_t nvmlEventSetWait_v2(event_set_t *set, event_t *event, u32 timeout_ms) {
     for (int i = 0; i < gpu_count; i++) {
         gpu_t *g = &gpus[i];
         if (!set->watched[i]) continue;
+        if (spoiling && now_s() >= g->down_from && now_s() < g->down_until) return g->down_code;
         if (!g->xid_told && now_s() >= g->xid_at && set->types[i] & XID) {
             g->xid_told = 1;
             *event = (event_t){set->watched[i], XID, g->xid, (u32)g->xid_instance, NO_INSTANCE};

@@ -82,7 +82,7 @@ extern code_t field_codes[MAX_FIELD];
 extern int field_types[MAX_FIELD];
 extern u64 field_values[MAX_FIELD];
 extern char field_is_set[MAX_FIELD];
-extern int narrow_pcie, nvlink_version, link_count, idle_links, most_fields, most_fields_code;
+extern int spoiling, narrow_pcie, nvlink_version, link_count, idle_links, most_fields, most_fields_code;
 extern int capability[2];
 extern double pcie_bytes_per_s;
 

@@ -20,6 +20,7 @@
  *     version@T              the library does not match the driver
  *     mig:G:P+P+...@T        from T on G is cut into these profiles (1g.10gb and so on), or "none" under MIG, or "off"
  *     process:G:PID:K:MIB:SM[:I]@T[-U]   a process of kind c, g or m, on instance I; the first one replaces the default
+ *     spoiling               an event set with a device that is down answers its code
  *     sensor:WINDOW:PERIOD   power gauges see the first WINDOW ms of each PERIOD ms; the default is all of the time
  *     counter:PERIOD         the energy counter moves every PERIOD ms only
  *     pcie:B  pcie32         PCIe bytes per second; and counters of 32 bits
@@ -45,7 +46,7 @@ code_t field_codes[MAX_FIELD];
 int field_types[MAX_FIELD];
 u64 field_values[MAX_FIELD];
 char field_is_set[MAX_FIELD];
-int narrow_pcie, nvlink_version, link_count, idle_links, most_fields, most_fields_code;
+int spoiling, narrow_pcie, nvlink_version, link_count, idle_links, most_fields, most_fields_code;
 int capability[2];
 double pcie_bytes_per_s;
 
@@ -171,6 +172,8 @@ static void read_fault(const char *text) {
     } else if (sscanf(text, "many_fields:%d:%d", &value, &more) == 2) {
         most_fields = value;
         most_fields_code = more;
+    } else if (!strcmp(text, "spoiling")) {
+        spoiling = 1;
     } else if (!strcmp(text, "pcie32")) {
         narrow_pcie = 1;
     } else if (sscanf(text, "nvlink:%d:%d", &value, &more) == 2) {
@@ -310,7 +313,7 @@ void fake_nvml_configure(int count, const char *trace, const char *text) {
     memset(field_is_set, 0, sizeof field_is_set);
     reload_at = version_at = gone_from = gone_until = NEVER;
     sensor_window_s = sensor_period_s = counter_period_s = trace_s = 0;
-    fault_count = init_count = open_objects = narrow_pcie = idle_links = released = 0;
+    fault_count = init_count = open_objects = spoiling = narrow_pcie = idle_links = released = 0;
     most_fields = 1 << 20;
     nvlink_version = 4;
     link_count = 18;
