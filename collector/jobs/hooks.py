@@ -56,6 +56,8 @@ class HookEvent:
     job_name: str | None = None
     node: str | None = None
     """The name slurmd goes by: several may share a host."""
+    boot_id: str | None = None
+    """The kernel's id of the boot it happened in."""
     shards: int | None = None
     """Slurm shards the job has on this node, where the hook was told; its devices are then shared."""
 
@@ -105,6 +107,7 @@ def parse_event(name: str, text: str, written_at_ns: int) -> HookEvent:
         qos=_text(values, "qos"),
         job_name=_text(values, "name"),
         node=_text(values, "node"),
+        boot_id=_text(values, "boot"),
         shards=_number(values, "shards"),
     )
 

@@ -51,11 +51,12 @@ class Ledger:
                 self._find(at_us, "job_end_missing", uuid, f"job {other.native_id} held it when {key.native_id} began")
                 device.released[lost.job.key] = at_us
             device.hooks[key] = grant
+            if key in device.open:
+                device.open[key].job = grant.job
             self._hook_spoke(uuid, device, at_us)
 
-    def released(self, at_us: int, key: JobKey) -> list[str]:
-        """Take in that a hook told the end of a job at ``at_us``; return the devices it held."""
-        found = []
+    def released(self, at_us: int, key: JobKey) -> None:
+        """Take in that a hook told the end of a job at ``at_us``."""
         for uuid, device in self.devices.items():
             if key not in device.hooks and key not in device.open and key not in device.uses:
                 continue
@@ -63,8 +64,6 @@ class Ledger:
             device.released[key] = at_us
             self._forget_uses(device, key, at_us)
             self._hook_spoke(uuid, device, at_us)
-            found.append(uuid)
-        return found
 
     def stated(self, at_us: int, source: Evidence, grants: Mapping[str, Iterable[Grant]]) -> None:
         """Take in all that a source says at ``at_us``: a device that is missing was given to nobody."""
@@ -76,6 +75,7 @@ class Ledger:
             for grant in stated:
                 held = device.open.get(grant.job.key)
                 if held is not None:
+                    held.job = grant.job  # what is known of it by now travels with its end
                     held.seen_us = max(held.seen_us, at_us)
             self._judge(uuid, device, at_us)
             self._settle(uuid, device, at_us)

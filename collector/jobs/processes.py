@@ -93,10 +93,6 @@ class ProcessTable:
         except OSError:
             return True  # not a live /proc; then it was put there on purpose
 
-    def booted_at_us(self) -> int:
-        """Return the wall-clock instant at which the machine's own clock was 0."""
-        return self._boot_at_us()
-
     def standing(self, pid: int, seen_at_us: int, *, hints: bool = False) -> Standing | None:
         """Return whom ``pid`` runs for; None where it is gone, or was not yet this process when it was seen.
 

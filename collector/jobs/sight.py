@@ -46,7 +46,10 @@ def _hooks(hooks: HookFolder) -> Sight:
     why = hooks.distrust()
     if why is None:
         return Sight(subject, seen=True, detail=f"{hooks.path}: allocations begin and end at the hooks' instants")
-    remedy = "install deploy/slurm/prolog.sh and epilog.sh: without them an allocated GPU without a process is not seen"
+    remedy = (
+        "if this is a Slurm node, install deploy/slurm/prolog.sh and epilog.sh: without them an allocated GPU without a process "
+        "is not seen"
+    )
     if hooks.path.exists():
         remedy = f"make {hooks.path} root's, with mode 0755"
     return Sight(subject, seen=False, detail=why, remedy=remedy)

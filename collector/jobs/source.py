@@ -39,8 +39,6 @@ PERIOD_S: Final = 5.0
 _EARLY_US: Final = 500_000
 _KUBELET_EVERY: Final = 2
 _HEARTBEAT_US: Final = 60_000_000
-_BOOT_SLACK_US: Final = 60_000_000
-_TOLD_STREAMS: Final = (Stream.ALLOCATION, Stream.NODE_EVENT)
 
 
 class Facts(Protocol):
@@ -202,13 +200,12 @@ class JobSource:
         boot_id, self._memory = self._memory.boot_id, memory
         for name in memory.unplaced:
             memory.files.pop(name, None)
-        for told in memory.told:
-            rows[Stream(told.stream)].append(told.row)
+        rows[Stream.ALLOCATION] += [told.row for told in memory.told]
         if memory.boot_id != boot_id:
             self._ledger.rebooted(memory.at_us)
             self._memory.boot_id = boot_id
             self._memory.files = {}
-        self._memory.told = [state.Told(now_us, told.stream, told.row) for told in memory.told]
+        self._memory.told = [state.Told(now_us, told.row) for told in memory.told]
 
     def _find_devices(self) -> None:
         devices = self._devices()
@@ -222,11 +219,10 @@ class JobSource:
             self._undeletable.discard(name)
         for kind, count in self._folder.errors.items():
             errors[f"jobs:{kind}"] += count
-        booted_us = self._table.booted_at_us() - _BOOT_SLACK_US
         for event in events:
             self._memory.files[event.name] = event.job_id
-            if event.at_us < booted_us:
-                continue  # of an earlier boot, whose jobs are gone
+            if event.boot_id is not None and self._memory.boot_id and event.boot_id != self._memory.boot_id:
+                continue  # of an earlier boot, whose jobs are gone; the folder is not on a tmpfs
             run = self._roster.hooked(event)
             if event.action == "end":
                 self._unplaced.pop(event.job_id, None)
@@ -247,7 +243,9 @@ class JobSource:
             self._unplaced.pop(event.job_id, None)
             return
         found = [self._names.find(name) for name in event.gpus]
-        weight = event.shards if event.shards is not None else 1 if self._settings.slurm_shared else None
+        weight = 1 if self._settings.slurm_shared else None
+        if event.shards is not None:
+            weight = max(1, event.shards // max(1, len(event.gpus)))  # told for the node, spread over its boards
         grant = Grant(run.job, Evidence.HOOK, event.at_us, None, weight)
         self._ledger.granted(event.at_us, [uuid for uuid in found if uuid is not None], grant)
         if None not in found:
@@ -265,7 +263,7 @@ class JobSource:
             if granted is not None:
                 self._ledger.stated(now_us, Evidence.POD_RESOURCES, granted)
         readings = self._processes()
-        if readings is self._last_readings and readings:
+        if readings and readings == self._last_readings:
             return []  # the driver was not asked since
         self._last_readings = readings
         uuids = [device.uuid for device in self._names.devices]
@@ -292,9 +290,10 @@ class JobSource:
             Stream.NODE_EVENT: [_finding_row(finding) for finding in findings],
         }
         self._memory.told = state.forget_old(self._memory.told, now_us)
-        for stream in _TOLD_STREAMS:
-            rows[stream] += fresh[stream]
-            self._memory.told += [state.Told(now_us, stream.value, row) for row in fresh[stream]]
+        for stream, found in fresh.items():
+            rows[stream] += found
+        # Events of allocations alone: the server would take a node event that is told twice for two.
+        self._memory.told += [state.Told(now_us, row) for row in fresh[Stream.ALLOCATION]]
         # Backwards too: an operator may have set the clock.
         beat = any(device.open for device in self._ledger.devices.values())
         beat = beat and abs(now_us - self._saved_us) >= _HEARTBEAT_US

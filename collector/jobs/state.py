@@ -26,10 +26,9 @@ MAX_TOLD: Final = 4_096
 
 @dataclass(slots=True)
 class Told:
-    """Rows of allocations and node events and when they were handed on."""
+    """A row of an allocation and when it was handed on."""
 
     at_us: int
-    stream: str
     row: Row
 
 
@@ -67,7 +66,7 @@ def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
             "at": memory.at_us,
             "files": memory.files,
             "unplaced": memory.unplaced,
-            "told": [[entry.at_us, entry.stream, entry.row] for entry in memory.told],
+            "told": [[entry.at_us, entry.row] for entry in memory.told],
             "slurm": roster.slurm_cluster,
             "jobs": [[list(job.key), *astuple(job)[1:]] for job in jobs.values()],
             "runs": [[number[r.job.key], r.seen_us, r.refs, r.ended_us, r.pod_uid, r.uid] for r in runs],

@@ -29,6 +29,7 @@ trap 'exit 0' 0 # even where not one more process can be had
     [ ${#value} -le 1024 ] || return 0
     text="$text$1=$value$nl"
   }
+  read -r boot </proc/sys/kernel/random/boot_id && put boot "$boot"
   put gpus "${SLURM_JOB_GPUS:-${SLURM_STEP_GPUS:-}}"
   put cluster "${SLURM_CLUSTER_NAME:-}"
   put started "${SLURM_JOB_START_TIME:-}"

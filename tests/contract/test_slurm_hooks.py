@@ -94,6 +94,7 @@ def test_a_start_and_an_end_are_told_with_their_instants(folder: Path, shell: st
     assert before_us - slack_us <= start.at_us <= end.at_us <= time.time_ns() // 1_000
     assert (start.job_id, start.native_id, start.gpus) == ("31", "31", ("0", "1"))
     assert (start.cluster, start.uid, start.user) == ("lab", 1000, "ada")
+    assert start.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert (start.account, start.partition, start.job_name) == ("research", "train", "a=b c")
     assert start.started_at_us == 1_700_000_000_000_000
     assert sorted(path.name[0] for path in folder.iterdir()) == ["1", "1"]  # nothing half written is left

@@ -53,7 +53,6 @@ class JobNode:
         self.socket = root / "kubelet.sock"
         self.devices: tuple[DeviceRef, ...] = GPUS
         self.boot_id = "boot-1"
-        self.boot_at_us = BOOT_AT_US
         self.list: list[ProcessReading] = []
         self.rows: dict[Stream, list[Row]] = {}
         self.errors: dict[str, int] = {}
@@ -78,7 +77,7 @@ class JobNode:
             table=ProcessTable(
                 proc_root=self.proc.root,
                 environ=self.settings.environ,
-                boot_at_us=lambda: self.boot_at_us,
+                boot_at_us=lambda: BOOT_AT_US,
                 ticks_per_s=TICKS_PER_S,
             ),
         )
@@ -89,7 +88,15 @@ class JobNode:
         self.hooks.mkdir(exist_ok=True, mode=0o755)
         self.pids += 1
         at_ns = (self.clock.wall_us - round(ago_s * S)) * 1_000
-        lines = {"wattledger-hook": 1, "event": action, "at_ns": at_ns, "job": job, "cluster": "lab", "uid": 1000}
+        lines = {
+            "wattledger-hook": 1,
+            "event": action,
+            "at_ns": at_ns,
+            "job": job,
+            "cluster": "lab",
+            "uid": 1000,
+            "boot": self.boot_id,
+        }
         path = self.hooks / f"{at_ns}.{self.pids}.{action}.{job}"
         path.write_text("".join(f"{key}={value}\n" for key, value in {**lines, "gpus": gpus, **fields}.items()))
         os.utime(path, ns=(at_ns, at_ns))

@@ -119,11 +119,23 @@ def test_a_reboot_ends_what_ran_and_old_hooks_tell_of_no_job_of_this_boot(node: 
     node.hook("start", 31, "0")
     node.read()
     node.clock.advance(1_000)
-    node.boot_id, node.boot_at_us = "boot-2", node.clock.wall_us - 20 * S
+    node.boot_id = "boot-2"
     node.restart()
     assert node.read()[1:] == ["5 -31 gpu0 hook"]
     assert node.read() == []
     assert list(node.hooks.iterdir()) == []
+
+
+def test_what_a_hook_says_of_a_job_that_was_seen_before_travels_with_its_end(node: JobNode) -> None:
+    node.run(700, 0, JOB_31)
+    node.read()
+    assert node.rows[Stream.ALLOCATION][0]["account"] is None
+    node.hook("start", 31, "0", ago_s=7, account="research")
+    node.read()
+    node.hook("end", 31)
+    node.end(700)
+    assert node.read() == ["10 -31 gpu0 cgroup"]
+    assert node.rows[Stream.ALLOCATION][0]["account"] == "research"
 
 
 def test_a_requeued_job_is_another_run_of_the_same_id(node: JobNode) -> None:
