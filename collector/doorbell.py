@@ -43,6 +43,8 @@ class Doorbell:
         """Collect these signals from now on instead of dying of them. Only the main thread may call this."""
         for number in numbers:
             signal.signal(number, self._note)
+        # The kernel may give a signal to any thread; then nothing interrupts the wait of this one but the pipe.
+        signal.set_wakeup_fd(self._press, warn_on_full_buffer=False)
 
     def take_signals(self) -> list[int]:
         """Return the signals that came since the last call, oldest first."""

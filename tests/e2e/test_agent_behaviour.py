@@ -350,3 +350,31 @@ def test_a_signed_order_is_carried_out_within_the_node_s_bounds_and_undone_at_th
     assert "90 W is outside of [200, 700] W" in refused["detail"]
     told = [(row["kind"], row["code"]) for row in server.events() if row["kind"] in ("order_applied", "order_undone")]
     assert told == [("order_applied", 300_000), ("order_undone", 700_000)]
+
+
+def test_a_driver_call_that_never_comes_back_costs_its_device_alone_and_does_not_hold_up_the_end(
+    library: Path, server: Server, tmp_path: Path
+) -> None:
+    flags = ("--sample-s", "1", "--row-s", "2", "--batch-s", "2", "--no-gpm", "--node", "gpu-01", "--release-file", "")
+    agent = start_agent(library, tmp_path / "spool.db", *flags, "--server-url", server.url, gpus=8, faults="hang:3:*@3")
+    until(lambda: _last_rows(server).count(3) == 0 and len(server.bodies) >= 4)
+    after = len(server.bodies)
+    until(lambda: len(server.bodies) >= after + 2)
+    took_s, log = stopped(agent)
+    assert took_s < 5.0, log
+    for body in server.decoded()[after : after + 2]:
+        rows = body.streams[Stream.DEVICE]
+        assert set(rows["device"]) == {0, 1, 2, 4, 5, 6, 7}
+        assert rows["samples_missed"].sum() == 0, "the healthy devices kept their cadence"
+    hung = [row for body in server.decoded() for row in _device_events(body) if row["kind"] == "hung"]
+    assert [row["device"] for row in hung] == [3]
+
+
+def _last_rows(server: Server) -> list[int]:
+    bodies = [body for body in server.decoded() if Stream.DEVICE in body.streams]
+    return list(bodies[-1].streams[Stream.DEVICE]["device"]) if bodies else [3]
+
+
+def _device_events(body: Body) -> list[dict[str, Any]]:
+    frame = body.streams.get(Stream.DEVICE_EVENT)
+    return [] if frame is None else frame.to_dicts()
