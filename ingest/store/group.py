@@ -25,7 +25,7 @@ from ingest.store import allocations, spools
 from ingest.store.copy import SIGNATURE, TRAILER, check_widths, copy_statement, encode, encode_rows
 from ingest.store.copy_block import BlockEncoder
 from ingest.store.engine import Database
-from ingest.store.hours import DAY_US, HOUR_US, SiteHour, hold_open
+from ingest.store.hours import DAY_US, HOUR_US, SiteHour, array, hold_open
 from ingest.store.partitions import is_missing_partition
 from ingest.store.prepare import HourBounds, Prepared, Submission, prepare
 from ingest.store.registry import Registry
@@ -246,11 +246,16 @@ def _sample_changes(hours: HourBounds) -> list[tuple[int, datetime, datetime, st
 def _record_changes(conn: psycopg.Connection[Any], changes: Iterable[tuple[int, datetime, datetime, str]]) -> None:
     columns = list(zip(*changes, strict=True))
     if columns:
+        sites, starts, ends, kinds = columns
         conn.execute(
             "INSERT INTO changes (site_id, from_at, to_at, kind) "
             "SELECT * FROM unnest(%s::integer[], %s::timestamptz[], %s::timestamptz[], %s::text[])",
-            [list(column) for column in columns],
+            [array(sites), _instants(starts), _instants(ends), list(kinds)],
         )
+
+
+def _instants(instants: Iterable[datetime]) -> str:
+    return "{" + ",".join([f'"{instant.isoformat()}"' for instant in instants]) + "}"
 
 
 def _count_refusals(conn: psycopg.Connection[Any], prepared: Prepared, fresh: frozenset[int], now_us: int) -> None:
