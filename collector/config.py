@@ -63,6 +63,9 @@ class Settings:
         "never", "hint: read job ids from the environment of processes where nothing better is there"
     )
     slurm_shared: bool = _setting(False, "Slurm gives a device to several jobs at once (shards, MPS)")
+    job_mapping_dir: str = _setting(
+        "", "folder of dcgm-exporter's job mapping (--hpc-job-mapping-dir); /run/gpustat is looked into anyway"
+    )
     engine_urls: str = _setting(
         "", "metrics of vLLM and SGLang servers, e.g. http://127.0.0.1:8000,http://127.0.0.1:8001"
     )

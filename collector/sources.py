@@ -92,8 +92,14 @@ def make_sources(settings: Settings, around: Around) -> list[Source]:
 def _job_sources(settings: Settings, around: Around) -> list[Source]:
     if not settings.jobs:
         return []
-    from collector.jobs.source import JobSettings, JobSource  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
 
+    from collector.jobs.mapping import MappingFolder  # noqa: PLC0415
+    from collector.jobs.source import MAPPING_FOLDERS, JobPlaces, JobSettings, JobSource  # noqa: PLC0415
+
+    folders = MAPPING_FOLDERS
+    if settings.job_mapping_dir:
+        folders = (*folders, MappingFolder(Path(settings.job_mapping_dir), "index"))
     jobs = JobSource(
         clock=around.clock,
         processes=around.processes,
@@ -105,6 +111,7 @@ def _job_sources(settings: Settings, around: Around) -> list[Source]:
             environ="hint" if settings.environ == "hint" else "never",
             slurm_shared=settings.slurm_shared,
         ),
+        places=JobPlaces(mapping_folders=folders),
     )
     return [cast("Source", jobs)]  # its name is final, which a protocol's attribute cannot say
 

@@ -33,7 +33,7 @@ from collector.wire import DeviceRef, Stream, cleaned
 _LOG = logging.getLogger(__name__)
 
 HOOK_FOLDER: Final = Path("/run/wattledger/jobs")
-MAPPING_FOLDERS: Final = (MappingFolder(Path("/run/gpustat"), "minor"),)
+MAPPING_FOLDERS: Final[tuple[MappingFolder, ...]] = (MappingFolder(Path("/run/gpustat"), "minor"),)
 FACT: Final = "jobs"
 PERIOD_S: Final = 5.0
 _EARLY_US: Final = 500_000
