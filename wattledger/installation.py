@@ -81,7 +81,7 @@ def bring_up(
     workers = [_worker(installation, enforced=enforced)] if with_worker else []
     # Together: each spends its first seconds on imports, and none asks another for anything while it starts.
     children = [_service(installation), _dashboard(installation), *workers]
-    say(f"starting ingest and API{', the worker' if with_worker else ''} and the dashboard")
+    say(f"starting ingest, API{', worker' if with_worker else ''} and dashboard")
     supervisor.start(*children)
     return installation
 

@@ -58,10 +58,11 @@ def demo(ctx: click.Context, once: bool, nodes: int, seed: int, port: int, dashb
         start_worker(supervisor, installation, interval_s=5.0)
         tended(supervisor, lambda stop: _wait_for_books(installation, stop))
         _print_bill(installation, home)
-        if once:
-            return
-        click.echo("live; Ctrl-C stops everything")
-        _go_on(supervisor, installation, fleet)
+        if not once:
+            click.echo("live; Ctrl-C stops everything")
+            _go_on(supervisor, installation, fleet)
+    if once:
+        click.echo(f"stopped; `wattledger --home {home.root} up` opens these books again, with their dashboard")
 
 
 def _demo_home(ctx: click.Context) -> Home:
