@@ -225,7 +225,30 @@ def _only_one(settings: Settings) -> Iterator[None]:
             raise AgentError(
                 f"another agent holds {path}; stop it first, or give this one its own spool_path"
             ) from error
+        with _only_one_on_the_node(settings):
+            yield
+
+
+@contextmanager
+def _only_one_on_the_node(settings: Settings) -> Iterator[None]:
+    """Hold the folder of the release file, where there is one: an agent with another spool counts every device twice as well.
+
+    The folder itself, as it may be mounted read-only. Where it is not there nobody has installed an agent as a service.
+    """
+    folder = Path(settings.release_file).parent
+    if not settings.release_file or not folder.is_dir():
         yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AgentError(f"another agent runs on this node and holds {folder}; stop it first") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -195,6 +195,16 @@ def test_a_second_agent_on_the_same_spool_is_refused(library: Path, tmp_path: Pa
     stop(agent)
 
 
+def test_a_second_agent_on_the_same_node_is_refused_whatever_its_spool(library: Path, tmp_path: Path) -> None:
+    node = ("--release-file", str(tmp_path / "release"))
+    agent = start_agent(library, tmp_path / "one" / "spool.db", *FAST, *node)
+    until((tmp_path / "one" / "spool.db").exists, agent)
+    second = run(library, "run", "--spool-path", str(tmp_path / "two" / "spool.db"), *node)
+    assert second.returncode == 2
+    assert "another agent runs on this node" in second.stderr
+    stop(agent)
+
+
 def test_an_upgraded_driver_ends_the_process_for_a_new_one_and_loses_nothing(library: Path, tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     agent = start_agent(library, path, *FAST, gpus=1, faults="version@2")
