@@ -24,6 +24,7 @@ _MAX_DATE_DRIFT_NS: Final = 5_000_000_000
 _MAX_DEVICES: Final = 1_024
 _NS_PER_US: Final = 1_000
 _US_PER_S: Final = 1_000_000
+_LONGEST_JOB_US: Final = 400 * 86_400 * _US_PER_S
 _NAME: Final = re.compile(r"([0-9]{19})\.[0-9]{1,10}\.(start|end)\.([0-9]{1,10})")
 _SLUID: Final = re.compile(r"s[0-9A-HJKMNP-TV-Z]{13}")
 _DEVICE: Final = re.compile(r"[A-Za-z0-9-]{1,80}")
@@ -226,8 +227,8 @@ def _gpus(text: str) -> tuple[str, ...]:
 
 
 def _started_at_us(text: str, at_us: int) -> int:
-    """Return Slurm's start of the job; a start after its own prolog, or none, gives the prolog's instant in whole seconds."""
-    if _is_number(text) and 0 < int(text) * _US_PER_S <= at_us + _US_PER_S:
+    """Return Slurm's start of the job; one after its own prolog, or over a year before it, gives the prolog's whole second."""
+    if _is_number(text) and at_us - _LONGEST_JOB_US <= int(text) * _US_PER_S <= at_us + _US_PER_S:
         return int(text) * _US_PER_S
     return at_us // _US_PER_S * _US_PER_S
 

@@ -115,7 +115,9 @@ class ProcessLook:
         if holder.kind == "slurm":
             return self._roster.slurm(holder.id, at_us, first_us, begun.get(holder.id)).job, evidence
         if holder.kind == "pod":
-            return self._roster.pod(holder.id, self._pods.name_of(holder.id), at_us, first_us).job, evidence
+            born_us = self._pods.born_us(holder.id)
+            begun_us = first_us if born_us is None else min(born_us, first_us)
+            return self._roster.pod(holder.id, self._pods.name_of(holder.id), at_us, begun_us).job, evidence
         return self._roster.container(holder.id, at_us, first_us).job, evidence
 
 
@@ -159,7 +161,9 @@ class PodLook:
         grants = []
         whole: list[Job] = []
         for name, devices in pods.items():
-            job = self._roster.pod(self._pods.uid_of(*name), name, now_us, now_us).job
+            uid = self._pods.uid_of(*name)
+            born_us = None if uid is None else self._pods.born_us(uid)
+            job = self._roster.pod(uid, name, now_us, now_us if born_us is None else min(born_us, now_us)).job
             replicas = {device.device for device in devices if is_replica(device.device)}
             if replicas:
                 of = len(self._replicas.get(uuid, ()))

@@ -86,7 +86,7 @@ def test_prolog_and_epilog_differ_in_nothing_but_what_they_say_happened() -> Non
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_start_and_an_end_are_told_with_their_instants(folder: Path, shell: str) -> None:
     before_us = time.time_ns() // 1_000
-    run(folder, shell=shell, **JOB, SLURM_JOB_START_TIME="1700000000", SLURM_JOB_NAME="a=b c")
+    run(folder, shell=shell, **JOB, SLURM_JOB_START_TIME=str(before_us // 1_000_000 - 60), SLURM_JOB_NAME="a=b c")
     run(folder, "epilog.sh", shell, **JOB)
     start, end = events(folder)
     assert (start.action, end.action) == ("start", "end")
@@ -96,7 +96,7 @@ def test_a_start_and_an_end_are_told_with_their_instants(folder: Path, shell: st
     assert (start.cluster, start.uid, start.user) == ("lab", 1000, "ada")
     assert start.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert (start.account, start.partition, start.job_name) == ("research", "train", "a=b c")
-    assert start.started_at_us == 1_700_000_000_000_000
+    assert start.started_at_us == (before_us // 1_000_000 - 60) * 1_000_000
     assert sorted(path.name[0] for path in folder.iterdir()) == ["1", "1"]  # nothing half written is left
 
 

@@ -52,6 +52,7 @@ def test_devices_are_numbers_ranges_or_uuids(gpus: str, devices: tuple[str, ...]
         ("1800000001", 1_800_000_001_000_000),  # Slurm rounds, the prolog does not
         ("1800000900", 1_800_000_000_000_000),  # a start after the prolog is no start
         ("0", 1_800_000_000_000_000),
+        ("1000000000", 1_800_000_000_000_000),  # nor is one of 25 years ago
         ("soon", 1_800_000_000_000_000),
     ],
 )

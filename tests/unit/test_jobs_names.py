@@ -171,6 +171,9 @@ def test_pods_are_found_by_the_names_of_their_log_folders(tmp_path: Path) -> Non
         (tmp_path / "pods" / folder).mkdir(parents=True)
     assert names.look()
     assert names.uid_of("a", "web-0") == uid
+    born_us = names.born_us(uid)  # None on a filesystem that keeps no births
+    assert born_us is None or abs(born_us - (tmp_path / "pods").stat().st_mtime_ns // 1_000) < 60 * S
+    assert names.born_us("unknown") is None
     assert names.name_of(other) == ("a", "db-0")
     assert names.uid_of("a", "db-0") is None  # two of that name: one is on its way out, and who knows which
     (tmp_path / "pods" / f"a_db-0_{third}").rmdir()
