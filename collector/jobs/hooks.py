@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-MAX_FILES: Final = 8_192
-"""Of one look at the folder; the scripts keep it at half of that."""
+MAX_EVENTS: Final = 512
+"""Of one reading: with eight devices each they still fit the memory that the recorder has for rows."""
 MAX_FILE_BYTES: Final = 16_384
 _STALE_TEMP_NS: Final = 3_600_000_000_000
 _MAX_DATE_DRIFT_NS: Final = 5_000_000_000
@@ -125,6 +125,8 @@ class HookFolder:
         self._broken: set[str] = set()
         self.present: frozenset[str] = frozenset()
         """Names that were there at the last :meth:`read`."""
+        self.more = False
+        """Whether the last :meth:`read` left some for the next."""
 
     def distrust(self) -> str | None:
         """Return why the folder cannot be used; None where it can."""
@@ -137,8 +139,9 @@ class HookFolder:
         return None
 
     def read(self, known: Collection[str]) -> list[HookEvent]:
-        """Return the events of files that are not among ``known`` names, oldest first; faults are counted."""
+        """Return the events of files that are not among ``known`` names, the oldest :data:`MAX_EVENTS`; faults are counted."""
         self.errors = Counter()
+        self.more = False
         try:
             names = os.listdir(self.path)  # noqa: PTH208  names are all that is wanted of thousands
         except FileNotFoundError:
@@ -154,7 +157,8 @@ class HookFolder:
         if fresh and self.distrust() is not None:
             self.errors["hooks_distrusted"] += 1
             return []
-        events = [event for name in fresh[:MAX_FILES] if (event := self._event(name)) is not None]
+        self.more = len(fresh) > MAX_EVENTS
+        events = [event for name in fresh[:MAX_EVENTS] if (event := self._event(name)) is not None]
         if len(names) > len(fresh):
             self._sweep(names)
         self._broken &= set(names)

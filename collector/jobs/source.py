@@ -131,18 +131,22 @@ class JobSource:
         self._shares_at_us = 0
         self._last_readings: tuple[ProcessReading, ...] | None = None
         self._last_errors: Counter[str] = Counter()
+        self._found: Sequence[Finding] = ()
 
     def read(self) -> Observation:
         """Take in what is new; look at processes, kubelet and mapping folders where that is due."""
         now = self._clock.now()
         errors: Counter[str] = Counter()
         rows: dict[Stream, list[Row]] = {Stream.ALLOCATION: [], Stream.DEVICE_SHARE: [], Stream.NODE_EVENT: []}
-        if not self._recalled:
-            self._recall(now.wall_us, rows, errors)
+        if not self._recalled and not self._recall(now.wall_us, rows, errors):
+            # To go on without would tell the begins of running jobs anew. Where facts cannot be read nothing can be shipped either.
+            self._last_errors = errors
+            return Observation({}, dict(errors))
         self._find_devices()
         taken = self._take_hooks(errors)
         due = self._looked_us is None or now.monotonic_us - self._looked_us >= round(PERIOD_S * US_PER_S) - _EARLY_US
-        if due and self._names.devices:
+        # While hooks wait to be taken in, a process could be of a job whose begin is not known yet.
+        if due and self._names.devices and not self._folder.more:
             self._looked_us = now.monotonic_us
             rows[Stream.DEVICE_SHARE] = self._look(now.wall_us, errors)
         self._tell(now.wall_us, rows, errors, changed=bool(taken))
@@ -153,8 +157,14 @@ class JobSource:
         """Sleep until a hook has run (True), or for ``timeout_s`` (False)."""
         if self._stopped:
             return False
+        if self._folder.more:
+            return True
         if self._watch is None:
-            self._watch = FolderWatch([self._folder.path, *(folder.path for folder in self._mappings)])
+            try:
+                self._watch = FolderWatch([self._folder.path, *(folder.path for folder in self._mappings)])
+            except OSError:  # no descriptor to be had: then at the pace of the period
+                self._clock.wait(timeout_s)
+                return False
         return self._watch.wait(timeout_s)
 
     def stop(self) -> None:
@@ -182,21 +192,24 @@ class JobSource:
             self._watch.close()
             self._watch = None
 
-    def _recall(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str]) -> None:
-        """Go on where the last agent was: what it told last is told again, what a reboot ended is ended."""
+    def _recall(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str]) -> bool:
+        """Go on where the last agent was: what it told last is told again, what a reboot ended is ended.
+
+        Return whether the facts could be asked.
+        """
         text = None
         if self._facts is not None:
             try:
                 text = self._facts.recall(FACT)
             except AgentError:
                 errors["jobs:state_unreadable"] += 1
-                return  # with the next call again: to go on without would tell the begins of running jobs anew
+                return False
         self._recalled = True
         memory = state.load(text, self._ledger, self._roster)
         if memory is None:
             if text is not None:
                 errors["jobs:state_damaged"] += 1
-            return
+            return True
         boot_id, self._memory = self._memory.boot_id, memory
         for name in memory.unplaced:
             memory.files.pop(name, None)
@@ -206,6 +219,7 @@ class JobSource:
             self._memory.boot_id = boot_id
             self._memory.files = {}
         self._memory.told = [state.Told(now_us, told.row) for told in memory.told]
+        return True
 
     def _find_devices(self) -> None:
         devices = self._devices()
@@ -278,8 +292,6 @@ class JobSource:
             max((sample.reading.at_us for sample in samples), default=self._shares_at_us),
         )
         return share_rows(samples, self._ledger.devices, since_us)
-
-    _found: Sequence[Finding] = ()
 
     def _tell(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str], *, changed: bool) -> None:
         """Put changes into rows, and what is needed to go on after a crash into the facts."""

@@ -21,7 +21,8 @@ from collector.probe import Row
 VERSION: Final = 1
 TOLD_KEPT_US: Final = 900_000_000
 """Far longer than a batch waits in memory before it is in the spool."""
-MAX_TOLD: Final = 4_096
+MAX_TOLD: Final = 20_000
+"""A thousand jobs of eight devices that began and ended while no agent ran."""
 
 
 @dataclass(slots=True)

@@ -78,7 +78,7 @@ def test_any_name_is_a_device_or_none(name: str) -> None:
     st.sampled_from(["stat", "status", "cgroup", "cmdline", "environ"]),
     st.binary(max_size=300),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_node_full_of_nonsense_is_read_to_the_end_and_what_is_told_fits_the_wire(
     fields: dict[str, str], name: str, content: bytes
 ) -> None:

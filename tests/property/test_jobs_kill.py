@@ -69,7 +69,7 @@ def _us(at: datetime) -> int:
 
 
 @given(STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_killed_anywhere_the_books_hold_what_the_hooks_told(steps: list[tuple[str, int, float]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         node, server = JobNode(Path(folder)), Server()

@@ -83,7 +83,7 @@ def restarted(ledger: Ledger) -> Ledger:
 
 
 @given(STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_whatever_is_said_in_whatever_order_no_device_is_held_twice_and_no_end_comes_twice(steps: list[Step]) -> None:
     ledger = Ledger()
     changes: list[Change] = []

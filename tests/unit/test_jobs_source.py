@@ -115,6 +115,18 @@ def test_while_facts_cannot_be_kept_rows_go_out_and_the_hooks_files_stay(node: J
     assert list(node.hooks.iterdir()) == []
 
 
+def test_while_facts_cannot_be_read_nothing_is_told_and_nothing_is_lost(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    node.facts.broken = True
+    node.hook("end", 31)
+    node.restart()
+    assert node.read() == []
+    assert node.errors == {"jobs:state_unreadable": 1}
+    node.facts.broken = False
+    assert node.read() == ["0 +31 gpu0 hook", "5 -31 gpu0 hook"]
+
+
 def test_a_reboot_ends_what_ran_and_old_hooks_tell_of_no_job_of_this_boot(node: JobNode) -> None:
     node.hook("start", 31, "0")
     node.read()
@@ -240,17 +252,22 @@ def test_a_driver_that_has_not_looked_again_ends_nothing(node: JobNode) -> None:
     assert node.rows == {}
 
 
-def test_a_thousand_jobs_of_a_night_without_an_agent_are_one_reading(node: JobNode) -> None:
+def test_a_thousand_jobs_of_a_night_without_an_agent_are_taken_in_by_portions(node: JobNode) -> None:
     node.clock.advance(10_000)
     for number in range(1_000):
         node.hook("start", number + 1, str(number % 4), ago_s=9_000 - number)
         node.hook("end", number + 1, str(number % 4), ago_s=9_000 - number - 0.5)
-    told = node.read()
+    told: list[str] = []
+    for portion in range(4):
+        assert node.source.wait(0.0) is (portion > 0)  # more is there, so it does not sleep
+        told += node.read()
+        assert len(told) == min(2_000, 512 * (portion + 1))
     assert len(told) == 2_000
     assert len({line.split()[1] for line in told}) == 2_000
     assert list(node.hooks.iterdir()) == []
-    assert node.facts.writes == 1
+    assert node.facts.writes == 4
     assert node.read() == []
+    node.source.close()
 
 
 def test_what_the_agent_may_not_delete_it_takes_in_once(node: JobNode, monkeypatch: pytest.MonkeyPatch) -> None:
