@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ingest.store.imports import Stage, at_sql, mark_changed
+from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, mark_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class DatedRows:
         conn.execute(
             sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": f"wattledger.{series.table}"}
         )
+        known_from_here(conn)
         self._sql(
             "CREATE TEMPORARY TABLE import_fresh ON COMMIT DROP AS SELECT "
             f"{at_sql('from_us')} AS valid_from, {at_sql('to_us')} AS valid_to, {keys}, {', '.join(series.values)} "
@@ -122,18 +123,21 @@ class DatedRows:
             "WHERE t.superseded_at IS NULL AND fresh.spans && tstzrange(t.valid_from, t.valid_to)"
         )
         superseded = self._sql(
-            f"UPDATE {series.table} AS t SET superseded_at = now() FROM import_rest AS r WHERE r.id = t.id"
+            f"UPDATE {series.table} AS t SET superseded_at = {KNOWN_AT} FROM import_rest AS r WHERE r.id = t.id"
         )
         named = ", ".join(columns)
         self._sql(
-            f"INSERT INTO {series.table} (valid_from, valid_to, {named}) "
-            f"SELECT lower(part), upper(part), {named} FROM import_rest, unnest(rest) AS part"
+            f"INSERT INTO {series.table} (valid_from, valid_to, {named}, recorded_at) "
+            f"SELECT lower(part), upper(part), {named}, {KNOWN_AT} FROM import_rest, unnest(rest) AS part"
         )
         return superseded
 
     def _insert(self, table: str, source: str) -> int:
         named = ", ".join(["valid_from", "valid_to", *self._series.keys, *self._series.values])
-        statement = sa.text(f"INSERT INTO {self._series.table} ({named}, source) SELECT {named}, :source FROM {table}")
+        statement = sa.text(
+            f"INSERT INTO {self._series.table} ({named}, source, recorded_at) "
+            f"SELECT {named}, :source, {KNOWN_AT} FROM {table}"
+        )
         return self._conn.execute(statement, {"source": source}).rowcount
 
     def _sql(self, statement: str) -> int:

@@ -15,7 +15,15 @@ import sqlalchemy as sa
 from collector.wire import DeviceRef, Feed, Origin
 from ingest.store import identities
 from ingest.store.identities import EpochKey, NodeKey, OnNode
-from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed, refresh_statistics
+from ingest.store.imports import (
+    KNOWN_AT,
+    Stage,
+    at_sql,
+    known_from_here,
+    make_partitions,
+    mark_changed,
+    refresh_statistics,
+)
 
 BOOT_ID: Final = "import"
 """One for all files of a node, so that consecutive files continue each other; a counter that falls starts anew anyway."""
@@ -224,6 +232,7 @@ def extend_placements(conn: sa.Connection, spans_sql: str) -> None:
     nothing beyond, so these placements have an end.
     """
     conn.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.placements', 0))")
+    known_from_here(conn)
     conn.exec_driver_sql(
         "WITH spans AS (" + spans_sql + "), "
         "known AS (SELECT p.device_id, p.node_id, range_agg(tstzrange(p.valid_from, p.valid_to)) AS held "
@@ -231,10 +240,10 @@ def extend_placements(conn: sa.Connection, spans_sql: str) -> None:
         "grown AS (SELECT s.device_id, s.node_id, coalesce(k.held, '{}') + tstzmultirange(s.span) AS held "
         "  FROM spans AS s LEFT JOIN known AS k USING (device_id, node_id) "
         "  WHERE NOT coalesce(k.held @> s.span, false)), "
-        "closed AS (UPDATE placements AS p SET superseded_at = now() FROM grown AS g "
+        "closed AS (UPDATE placements AS p SET superseded_at = " + KNOWN_AT + " FROM grown AS g "
         "  WHERE p.device_id = g.device_id AND p.node_id = g.node_id AND p.superseded_at IS NULL) "
-        "INSERT INTO placements (device_id, node_id, valid_from, valid_to) "
-        "SELECT device_id, node_id, lower(part), upper(part) FROM grown, unnest(held) AS part"
+        "INSERT INTO placements (device_id, node_id, valid_from, valid_to, recorded_at) "
+        "SELECT device_id, node_id, lower(part), upper(part), " + KNOWN_AT + " FROM grown, unnest(held) AS part"
     )
 
 

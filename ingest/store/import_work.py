@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from collector.wire import Origin
 from ingest.store import identities
 from ingest.store.identities import NodeKey
-from ingest.store.imports import Stage, at_sql, make_partitions, mark_changed
+from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, make_partitions, mark_changed
 from ingest.store.pools import make_pool_devices
 
 IMPORT_EVIDENCE: Final = ("import", "sacct")
@@ -142,6 +142,7 @@ class Jobs:
 
     def _hold(self, evidence: str) -> tuple[int, int]:
         conn = self._conn
+        known_from_here(conn)
         names = conn.exec_driver_sql("SELECT DISTINCT node FROM import_holds WHERE node IS NOT NULL").scalars().all()
         node_ids = identities.node_ids(conn, [NodeKey(self._site_id, name) for name in names])
         nodes = Stage(conn, "import_nodes", {"node": "text", "node_id": "integer"})
@@ -165,14 +166,15 @@ class Jobs:
         )
         conn.exec_driver_sql(
             "CREATE TEMPORARY TABLE import_changed ON COMMIT DROP AS WITH old AS (UPDATE allocations AS a "
-            "SET superseded_at = now() WHERE a.job_id IN (SELECT job_id FROM import_wanted) AND a.superseded_at IS NULL "
+            f"SET superseded_at = {KNOWN_AT} WHERE a.job_id IN (SELECT job_id FROM import_wanted) AND a.superseded_at IS NULL "
             f"AND NOT EXISTS (SELECT FROM import_wanted AS w WHERE {same}) RETURNING a.start_at, a.end_at) SELECT * FROM old"
         )
         conn.exec_driver_sql(f"DELETE FROM import_wanted AS w USING allocations AS a WHERE {same}")
         written = conn.execute(
             sa.text(
-                "INSERT INTO allocations (job_id, site_id, node_id, pool, model, accelerators, start_at, end_at, evidence) "
-                "SELECT job_id, :site_id, node_id, pool, model, accelerators, start_at, end_at, :evidence FROM import_wanted"
+                "INSERT INTO allocations (job_id, site_id, node_id, pool, model, accelerators, start_at, end_at, evidence, "
+                "recorded_at) SELECT job_id, :site_id, node_id, pool, model, accelerators, start_at, end_at, :evidence, "
+                f"{KNOWN_AT} FROM import_wanted"
             ),
             {"site_id": self._site_id, "evidence": evidence},
         ).rowcount

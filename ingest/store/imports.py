@@ -79,6 +79,19 @@ def finish(conn: sa.Connection, claimed: Claim, report: Mapping[str, Any]) -> No
     )
 
 
+KNOWN_AT: Final = "current_setting('wattledger.known_at')::timestamptz"
+"""SQL for the instant :func:`known_from_here` noted."""
+
+
+def known_from_here(conn: sa.Connection) -> None:
+    """Note the server's clock as the instant from which what this transaction writes is known. Call it under the lock.
+
+    An import runs for minutes, and its ``now()`` is its beginning: a row would be superseded before it was recorded, and
+    closes made meanwhile would have known what they could not see.
+    """
+    conn.exec_driver_sql("SELECT set_config('wattledger.known_at', clock_timestamp()::text, true)")
+
+
 class Stage:
     """A temporary table of one import and the COPY into it. Column types are PostgreSQL's, given by the importer."""
 

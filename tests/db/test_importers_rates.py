@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,6 +14,7 @@ from ingest.importers.intensity import IntensityOptions, import_intensity
 from ingest.importers.prices import PriceOptions, import_prices
 from ingest.importers.tariffs import TariffOptions, import_tariffs
 from ingest.store.engine import Database
+from ingest.store.import_rates import FACILITY_FACTORS, DatedRows
 
 pytestmark = pytest.mark.db
 Write = Callable[[str, str], Source]
@@ -150,5 +152,31 @@ def test_the_examples_that_are_shipped_come_in(conn: sa.Connection) -> None:
         import_intensity(conn, Source(folder / "intensity.csv"), IntensityOptions("lab")),
         import_facility_factors(conn, Source(folder / "facility-factors.csv"), FacilityOptions("lab")),
     ]
-    assert [report.rows_written for report in reports] == [2, 5, 3, 1]
-    assert reports[2].rejections.by_reason == {"no value, stays missing": 1}
+    assert [report.rows_written for report in reports] == [2, 5, 4, 1]
+    assert [report.rejections.total for report in reports] == [0, 0, 0, 0]  # a newcomer's first imports end with 0
+
+
+def test_an_hour_without_a_value_stays_missing_and_is_counted(conn: sa.Connection, write: Write) -> None:
+    text = "zone,datetime_utc,gco2e_per_kwh\nDE,2026-01-01T00:00,312.4\nDE,2026-01-01T01:00,\n"
+    report = import_intensity(conn, write("i.csv", text), IntensityOptions("lab"))
+    assert (report.rows_written, dict(report.rejections.by_reason)) == (1, {"no value, stays missing": 1})
+
+
+def test_an_import_that_began_first_and_ends_last_replaces_what_was_known_only_from_its_end(
+    conn: sa.Connection, db: Database, write: Write
+) -> None:
+    header = "factor,category,valid_from\n"
+    other = db.create_engine("owner")
+    with other.connect() as early, early.begin():
+        early.execute(sa.text("SELECT 1"))  # now() of this transaction is from here on
+        time.sleep(0.02)
+        import_facility_factors(conn, write("f.csv", header + "1.4,1,2026-01-01T00:00Z\n"), FacilityOptions("lab"))
+        (site_id,) = early.execute(sa.text("SELECT id FROM sites")).one()
+        series = DatedRows(early, FACILITY_FACTORS)
+        series.add([(1, 1_767_225_600_000_000, None, site_id, Decimal("1.2"), 1)])
+        assert series.store("test", until_next=True, site_id=site_id).superseded == 1
+    other.dispose()
+    known = "SELECT old.factor::float8, new.factor::float8, old.recorded_at < old.superseded_at, old.superseded_at = "
+    assert rows(
+        conn, known + "new.recorded_at FROM facility_factors AS old JOIN facility_factors AS new ON new.id > old.id"
+    ) == [(1.4, 1.2, True, True)]
