@@ -120,6 +120,7 @@ def _once(loaded: Loaded, clock: Clock, stop: threading.Event, replay: Path | No
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wattledger-agent",
+        usage="%(prog)s [run | check | enroll] [--once [--pretty]] [--config FILE] [--SETTING VALUE ...]",
         description="Measures the GPUs of this node and ships what it measured to a Wattledger server.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
