@@ -86,7 +86,7 @@ def test_a_node_full_of_nonsense_is_read_to_the_end_and_what_is_told_fits_the_wi
         node = JobNode(Path(folder), environ="hint")
         with suppress(UnicodeEncodeError):  # what no file can hold
             node.hook("start", 31, **{"gpus": "0", **fields})  # type: ignore[arg-type]
-        node.mapping.mkdir()
+        node.mapping.mkdir(mode=0o755)
         (node.mapping / "1").write_bytes(content)
         node.run(700, 2, "0::/")
         (node.proc.root / "700" / name).write_bytes(content)

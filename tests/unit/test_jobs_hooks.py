@@ -15,7 +15,7 @@ TEXT = f"wattledger-hook=1\nevent=start\nat_ns={AT_NS}\njob=31\ngpus=0,1\ncluste
 
 
 def put(folder: Path, name: str = NAME, text: str = TEXT, written_at_ns: int = AT_NS + 4_000_000) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
     path = folder / name
     path.write_text(text)
     os.utime(path, ns=(written_at_ns, written_at_ns))
