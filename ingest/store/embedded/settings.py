@@ -24,6 +24,7 @@ def server_settings(socket_dir: Path) -> dict[str, str]:
         "shared_buffers": f"{shared_buffers_bytes // _MIB}MB",
         "wal_compression": "pglz",  # the wheel has neither lz4 nor zstd
         "max_wal_size": "2GB",  # a minute of full-speed ingest between checkpoints instead of seconds
+        "min_wal_size": "512MB",  # segments are used again instead of being filled with zeros first
         "checkpoint_completion_target": "0.9",
         "timezone": "UTC",
         "log_timezone": "UTC",
