@@ -117,6 +117,26 @@ def test_the_manifest_s_parts_fit_each_other(pod: dict[str, Any], container: dic
     assert pod["terminationGracePeriodSeconds"] > 5
 
 
+def test_the_manifest_has_no_key_that_kubernetes_does_not_know(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    # Of core/v1 PodSpec and Container, what is used here: a misspelt key would be dropped in silence by older servers.
+    pod_keys = (
+        "nodeSelector tolerations priorityClassName automountServiceAccountToken enableServiceLinks containers volumes"
+    )
+    pod_keys += " terminationGracePeriodSeconds hostPID hostNetwork dnsPolicy securityContext"
+    assert pod.keys() <= set(pod_keys.split())
+    assert container.keys() == {"name", "image", "command", "env", "resources", "securityContext", "volumeMounts"}
+    assert all(entry.keys() in ({"name", "value"}, {"name", "valueFrom"}) for entry in container["env"])
+    assert all(isinstance(entry.get("value", ""), str) for entry in container["env"]), (
+        "a value that is no text is refused"
+    )
+    assert all(mount.keys() <= {"name", "mountPath", "readOnly"} for mount in container["volumeMounts"])
+    for volume in pod["volumes"]:
+        assert volume.keys() - {"name"} <= {"hostPath", "secret"}
+        assert volume.get("hostPath", {}).get("type", "Directory") in ("Directory", "DirectoryOrCreate")
+    quantities = [amount for part in container["resources"].values() for amount in part.values()]
+    assert all(re.fullmatch(r"[0-9]+(m|Mi)", amount) for amount in quantities)
+
+
 def test_the_pod_holds_no_power_it_does_not_need(pod: dict[str, Any], container: dict[str, Any]) -> None:
     confined = container["securityContext"]
     assert confined["readOnlyRootFilesystem"] is True
