@@ -24,7 +24,7 @@ from collector.exact import Exact
 from collector.governor import Governor
 from collector.health import Health, cpu_s
 from collector.probe import Row, Sweep
-from collector.probe_thread import ProbeThread
+from collector.probe_thread import ProbeThread, undated
 from collector.recorder import Recorder
 from collector.release import Release
 from collector.sampler import STEP_US, Cadence, Tick
@@ -163,13 +163,13 @@ class Agent:
             self._take_in()
             now = self._clock.now()
             self._service.alive(now.monotonic_us)
+            self._follow_release()
             tick = self._cadence.reached(now)
             if tick is None:
                 return
             if tick.clock_step_us:
                 self._clock_stepped(tick.clock_step_us)
                 return
-            self._follow_release()
             self._read_devices(tick, now)
             self._read_once = True
             self.recorder.complete(tick)
@@ -240,9 +240,10 @@ class Agent:
                 sweeps.append((device.name, sweep))
             elif device.overdue:
                 self.health.probe_errors[f"{device.name}:overdue"] += 1
-        if abs(self._clock.now().offset_us - began.offset_us) > STEP_US:
-            return  # the clock was set while they were read: nobody knows by which one they are dated
-        for name, sweep in sweeps:
+        # Where the clock was set while they were read, nobody knows by which one they are dated.
+        stepped = abs(self._clock.now().offset_us - began.offset_us) > STEP_US
+        for name, found in sweeps:
+            sweep = undated(found) if stepped else found
             self._note(name, sweep)
             self.recorder.record(tick, sweep, name)
 
@@ -284,11 +285,12 @@ class Agent:
                 self.tell("released", device.name, code=int(in_time), detail=f"for {wanted}{late}")
 
     def _read_last(self, device: ProbeThread) -> None:
-        """Take the reading under way, so that none is lost to the release."""
+        """Take what the reading under way tells of events, so that none is lost to the release."""
         with suppress(LibraryReplacedError):  # the next opening finds it out again
             sweep = device.sweep(0.0)
             if sweep is not None:
                 self._note(device.name, sweep)
+                self.recorder.record_exact(sweep, {}, device.name)
 
     def _look_at_itself(self, now: Instant) -> None:
         if self._governor.note(now.monotonic_us, cpu_s()):
@@ -299,7 +301,9 @@ class Agent:
                 self.tell("spool_damaged", str(path), detail="it is kept there and a new one was started")
             self._damaged_told = len(self._spool.damaged_files)
         if now.monotonic_us >= self._health_at_us:
-            self._health_at_us += round(self._settings.health_s * US_PER_S)
+            period_us = round(self._settings.health_s * US_PER_S)
+            # After a machine that slept, once and not once for each minute.
+            self._health_at_us = max(self._health_at_us + period_us, now.monotonic_us)
             self._report(now)
 
     def _change_cadence(self, now: Instant) -> None:

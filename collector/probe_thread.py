@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -25,6 +26,11 @@ class ExactReader(Protocol):
     def read_exact(self, device_uuids: Sequence[str]) -> Sweep:
         """Read the named devices now."""
         ...
+
+
+def undated(sweep: Sweep) -> Sweep:
+    """Return what is left of a sweep during which the clock was set: what happened, and no reading nobody can date."""
+    return replace(sweep, readings=(), rows={})
 
 
 class _Call(Generic[T]):
@@ -99,7 +105,7 @@ class ProbeThread:
         if found is None:
             return None
         stale, self._sweep, self._stale = self._stale, None, False
-        return None if stale else found
+        return undated(found) if stale else found
 
     @property
     def overdue(self) -> bool:
@@ -107,7 +113,7 @@ class ProbeThread:
         return self._sweep is not None and not self._sweep.done
 
     def discard(self) -> None:
-        """Let the reading under way be thrown away: the clock that dates it was set meanwhile."""
+        """Let the readings under way be thrown away: the clock that dates them was set meanwhile. Events are kept."""
         self._stale = self._sweep is not None
 
     def exact(self, device_uuids: Sequence[str], patience_s: float) -> Sweep | None:

@@ -148,10 +148,9 @@ class Recorder:
             for reading in sweep.readings
             if (uuid := sweep.devices[reading.device].uuid) in why
         ]
-        if rows:
-            self._keep(lane, Stream.DEVICE, rows)
         if sweep.events:
             self._add_events(lane, sweep, rows)
+        self._keep(lane, Stream.DEVICE, rows)
 
     def observe(self, rows: Mapping[Stream, Iterable[Row]], at_us: int, since_us: int = 0) -> None:
         """Add rows of any streams; those without an instant or span of their own get these.

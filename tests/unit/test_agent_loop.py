@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from collector.agent import Ending
 from collector.errors import LibraryReplacedError
-from collector.probe import Observation, Row, Sweep
+from collector.probe import DeviceEvent, Observation, Row, Sweep
 from collector.source_thread import Seen
 from collector.wire import DeviceRef, Feed, Reading, Stream
 from tests.fakes.agent import ListedSource, ScriptedProbe, Stand
@@ -351,3 +352,31 @@ def test_something_beside_the_loop_that_cannot_be_closed_delays_the_end_by_a_sec
     never.set()
     assert time.monotonic() - began_s < 3.0
     assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) == 6
+
+
+def test_what_happened_in_a_sweep_during_which_the_clock_was_set_is_told_all_the_same(stand: Stand) -> None:
+    class WithXid(ScriptedProbe):
+        def read(self) -> Sweep:
+            sweep = super().read()
+            if self.left != 14:
+                return sweep
+            stand.clock.step(3_600.0)
+            return replace(sweep, events=(DeviceEvent(1, sweep.readings[1].at_us, "xid", 79),))
+
+    stand.probes["nvml"] = WithXid(stand.clock, readings=20)
+    stand.run()
+    (event,) = rows(stand, Stream.DEVICE_EVENT)
+    # Its counter was read in the same sweep and goes with the other readings.
+    assert (event["device"], event["code"], event["energy_mj"]) == (1, 79, None)
+    assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) == 38
+
+
+def test_after_a_machine_that_slept_the_agent_tells_of_itself_once(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, health_s=5.0)
+    probe = ScriptedProbe(stand.clock, readings=8)
+    probe.before_read = lambda left: stand.clock.advance(3_600.0) if left == 5 else None
+    stand.probes["nvml"] = probe
+    stand.run()
+    # At the waking, at the tick after it, and at the end.
+    assert len(rows(stand, Stream.AGENT)) <= 3
+    stand.spool.close()
