@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
+from tests.fakes.books import FIRST_HOUR, Books, tokens
 from tests.fakes.terminal import Terminal
 
 pytestmark = pytest.mark.db
@@ -112,3 +114,23 @@ def test_a_policy_is_checked_applied_and_shown_with_what_is_spent(
     assert terminal.run("policy", "show", "--tenant", "globex").out.endswith("sets some\n")
     assert terminal.run("policy", "show", "--tenant", "acme").exit_code == 0
     assert terminal.run("policy", "apply", written(tmp_path, "version: 2\n")).exit_code == 2
+
+
+def test_a_budget_that_could_not_count_all_says_so_even_while_it_allows(
+    terminal: Terminal, db: Database, tmp_path: Path
+) -> None:
+    terminal.run("policy", "apply", written(tmp_path, POLICY))
+    (tenant,) = {row["tenant"] for row in terminal.run("policy", "show", "--format", "json").json}
+    admin = db.create_engine("admin")
+    with admin.begin() as conn:
+        books = Books.open(conn)
+        this_hour = (datetime.now(UTC) - FIRST_HOUR) // timedelta(hours=1)
+        books.close(this_hour, [tokens(tenant_id=books.tenant(tenant), count=70, cost=None, unit="request")])
+    admin.dispose()
+    shown = terminal.run("policy", "show", "--format", "json").json
+    assert [(row["verdict"], row["unpriced_lines"], row["usage_unknown_calls"]) for row in shown] == [
+        ("allow", 0, 70),
+        ("allow", 0, 0),
+    ]
+    said = terminal.run("policy", "show").out
+    assert said.count("not counted: 70 API calls that told no usage") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,9 @@ from wattledger.cli.parameters import TenantPath, Text, TextFile
 
 if TYPE_CHECKING:
     from analytics.model.budget import Decision
+
+GAPS: Final = ("unpriced_lines", "usage_unknown_calls", "unmeasured_lines")
+"""What a budget could not count; where one is not 0, more was spent than stands there."""
 
 
 @click.group(
@@ -106,7 +109,7 @@ def show(ctx: click.Context, tenant: str | None, format_: Format) -> None:
     if not rows:
         notes = ["no budget is in force; `wattledger policy apply FILE` sets some"]
     else:
-        notes = [row["reason"] for row in rows if row["verdict"] != "allow"]
+        notes = [row["reason"] for row in rows if row["verdict"] != "allow" or any(row[gap] for gap in GAPS)]
     print_rows(rows, shown, format_, notes=notes)
 
 
@@ -134,6 +137,7 @@ def _row(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "books_as_of_at": None if as_of == "none" else datetime.fromisoformat(as_of),
         "origin": decision.origin.name.lower(),
+        **{gap: int(decision.evidence[gap]) for gap in GAPS},
     }
 
 
