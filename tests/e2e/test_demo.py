@@ -173,7 +173,9 @@ def faults(home: Home) -> list[str]:
     """Return the lines of the processes' logs that tell of trouble."""
     lines = [line for log in home.log.glob("*.log") for line in log.read_text().splitlines()]
     # PostgreSQL tells of clients that were killed and of those that came too early; a Slurm that is installed but not set up is the machine's business.
-    known = re.compile(r"unexpected EOF|Connection reset by peer|synchronization was lost|is starting up|Slurm is installed but does not answer")
+    known = re.compile(
+        r"unexpected EOF|Connection reset by peer|synchronization was lost|is starting up|Slurm is installed but does not answer"
+    )
     trouble = re.compile(r"\b(ERROR|FATAL|PANIC|WARNING|CRITICAL|Traceback)\b")
     return [line for line in lines if trouble.search(line) and not known.search(line)]
 
