@@ -26,7 +26,7 @@ def job_sights(
     """Return one sight for each kind of evidence; ``errors`` are those of the last reading."""
     return (
         _processes(table),
-        _hooks(hooks),
+        _hooks(hooks, errors),
         *(_mapping(folder) for folder in mappings),
         _kubelet(kubelet_socket, errors),
         _environ(environ, errors),
@@ -41,8 +41,11 @@ def _processes(table: ProcessTable) -> Sight:
     return Sight(subject, seen=False, detail="the agent lives in a pid namespace of its own", remedy=remedy)
 
 
-def _hooks(hooks: HookFolder) -> Sight:
+def _hooks(hooks: HookFolder, errors: Mapping[str, int]) -> Sight:
     subject = "Slurm prolog and epilog"
+    if "jobs:hooks_held_by_another_agent" in errors:
+        remedy = "run one agent a node"
+        return Sight(subject, seen=False, detail=f"another agent takes in {hooks.path}", remedy=remedy)
     why = hooks.distrust()
     if why is None:
         return Sight(subject, seen=True, detail=f"{hooks.path}: allocations begin and end at the hooks' instants")

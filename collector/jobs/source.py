@@ -188,6 +188,7 @@ class JobSource:
     def close(self) -> None:
         """Let go of sockets and watches; holdings go on, to be taken up by the next agent."""
         self._pod_look.close()
+        self._folder.close()
         if self._watch is not None:
             self._watch.close()
             self._watch = None

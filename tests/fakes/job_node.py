@@ -60,6 +60,8 @@ class JobNode:
         self.source = self.restart()
 
     def restart(self) -> JobSource:
+        if hasattr(self, "source"):
+            self.source.close()  # as the kernel does for one that was killed
         self.source = JobSource(
             clock=self.clock,
             processes=lambda: tuple(self.list),

@@ -133,3 +133,25 @@ def test_what_a_killed_script_left_is_swept_after_an_hour(tmp_path: Path) -> Non
     os.utime(jobs, ns=(AT_NS + 3_700_000_000_000, AT_NS + 3_700_000_000_000))
     HookFolder(jobs).read(())
     assert [path.name for path in jobs.iterdir()] == [f".{AT_NS}.78.start.32"]
+
+
+def test_a_second_agent_takes_nothing_away_from_the_first(tmp_path: Path) -> None:
+    put(tmp_path / "jobs")
+    first, second = HookFolder(tmp_path / "jobs"), HookFolder(tmp_path / "jobs")
+    assert len(first.read(())) == 1
+    assert second.read(()) == []
+    assert second.errors == {"hooks_held_by_another_agent": 1}
+    first.close()
+    assert len(second.read(())) == 1
+    second.close()
+
+
+def test_a_folder_made_anew_is_held_anew(tmp_path: Path) -> None:
+    path = put(tmp_path / "jobs")
+    folder = HookFolder(tmp_path / "jobs")
+    assert len(folder.read(())) == 1
+    path.unlink()
+    (tmp_path / "jobs").rename(tmp_path / "old")
+    put(tmp_path / "jobs")
+    assert len(folder.read(())) == 1
+    folder.close()
