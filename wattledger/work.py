@@ -31,7 +31,7 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
-from analytics.io.fleet import SILENT_AFTER, raise_silences
+from analytics.io.fleet import SILENT_AFTER, raise_conflicts, raise_silences
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.model.hostlist import fold
@@ -196,7 +196,10 @@ class Worker:
     def _listen_to_the_fleet(self, now: datetime) -> object | None:
         with self._database.connect("worker", application=self._lease.session) as connection:
             silent = raise_silences(connection, now)
-        return f"silent for over {SILENT_AFTER}: {fold(silent)}" if silent else None
+            conflicts = raise_conflicts(connection, now)
+        said = [f"silent for over {SILENT_AFTER}: {fold(silent)}"] if silent else []
+        said += [f"{conflicts} conflicts about who holds a device"] if conflicts else []
+        return "; ".join(said) or None
 
     def _find_slurm(self) -> None:
         """Reach the cluster whose commands are installed here; until it answers its jobs are dry runs."""

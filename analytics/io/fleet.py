@@ -66,6 +66,21 @@ RETURNING evidence ->> 'node', xmax = 0
 """
 
 
+ATTRIBUTION: Final = ("attribution_conflict", "job_end_missing")
+"""What agents tell of evidence that contradicts itself; their node events become findings of the same kinds."""
+_TELL: Final = """
+INSERT INTO findings (dedupe_key, site_id, kind, device_id, start_at, end_at, evidence, confidence, origin)
+SELECT DISTINCT ON (dedupe_key) dedupe_key, site_id, kind, device_id, at, at, evidence, 1.0, origin FROM (
+    SELECT concat_ws('/', events.kind, nodes.id, events.subject, extract(epoch FROM events.at)) AS dedupe_key,
+           nodes.site_id, events.kind, devices.id AS device_id, events.at, epochs.origin,
+           jsonb_build_object('node', nodes.name, 'subject', events.subject, 'detail', events.detail) AS evidence
+    FROM node_events AS events JOIN epochs ON epochs.id = events.epoch_id JOIN nodes ON nodes.id = epochs.node_id
+    LEFT JOIN devices ON devices.uuid = events.subject
+    WHERE events.kind = ANY (%(kinds)s) AND events.at > %(now)s - %(gone_after)s
+) AS told ON CONFLICT (dedupe_key) DO NOTHING
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
     """One node: ``state`` is reporting, late, silent, gone or no_agent (its scheduler uses it, no agent ever spoke).
@@ -111,6 +126,12 @@ def raise_silences(connection: psycopg.Connection[Any], now: datetime) -> list[s
         "imported": int(Feed.IMPORT),
     }
     return sorted(node for node, is_new in connection.execute(_RAISE, given) if is_new)
+
+
+def raise_conflicts(connection: psycopg.Connection[Any], now: datetime) -> int:
+    """Raise what agents told of contradicting evidence as findings, each once; return how many are new."""
+    given = {"kinds": list(ATTRIBUTION), "now": now, "gone_after": GONE_AFTER}
+    return connection.execute(_TELL, given).rowcount
 
 
 def _status(row: dict[str, Any], now: datetime) -> NodeStatus:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from analytics.io.fleet import fleet, raise_silences
+from analytics.io.fleet import fleet, raise_conflicts, raise_silences
 from collector.wire import COMMANDS_PATH, ENROLL_PATH, Command, Origin, Stream
 from ingest.settings import Settings
 from ingest.store import commands, tokens
@@ -152,6 +152,27 @@ def test_an_agent_that_falls_silent_is_a_finding_until_it_speaks_again(db: Datab
     with db.connect("admin") as admin:
         found = admin.execute("SELECT kind, evidence ->> 'node', end_at, origin FROM findings").fetchall()
         assert found == [("agent_silent", "node-2", now + timedelta(minutes=1), int(Origin.LIVE))]
+
+
+def test_evidence_that_contradicts_itself_becomes_a_finding_once(db: Database) -> None:
+    site = make_site(db)
+    event = {"at_us": now_us(), "kind": "attribution_conflict", "subject": "GPU-a", "detail": "job 7 or job 8"}
+    other = {**event, "kind": "clock_step", "subject": None}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = body_of(batch_meta(), device_row(now_us()), node_event=rows(Stream.NODE_EVENT, event, event, other))
+        assert (await send(client, body, site.node_tokens["node-1"])).status_code == 200
+
+    run(Settings(db), scenario)
+    with db.connect("worker", autocommit=True) as connection:
+        assert raise_conflicts(connection, datetime.now(UTC)) == 1
+        assert raise_conflicts(connection, datetime.now(UTC)) == 0
+    with db.connect("admin") as admin:
+        found = admin.execute(
+            "SELECT findings.kind, uuid, evidence FROM findings JOIN devices ON devices.id = device_id"
+        ).fetchall()
+    evidence = {"node": "node-1", "subject": "GPU-a", "detail": "job 7 or job 8"}
+    assert found == [("attribution_conflict", "GPU-a", evidence)]
 
 
 def test_fleet_status_folds_names_and_says_by_exit_code_that_somebody_is_missing(
