@@ -102,6 +102,26 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+def started(library: Path, spool: Path, *flags: str, gpus: int, faults: str = "") -> subprocess.Popen[str]:
+    """Start an agent that does not outlive its test."""
+    agent = start_agent(library, spool, *flags, gpus=gpus, faults=faults)
+    _STARTED.append(agent)
+    return agent
+
+
+@pytest.fixture(autouse=True)
+def _no_agent_is_left() -> Iterator[None]:
+    yield
+    while _STARTED:
+        agent = _STARTED.pop()
+        if agent.poll() is None:
+            agent.kill()
+            agent.communicate()
+
+
 def until(claim: Callable[[], bool], timeout_s: float = 25.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not claim():
@@ -118,6 +138,11 @@ def stopped(agent: subprocess.Popen[str]) -> tuple[float, str]:
     return time.monotonic() - began_s, log
 
 
+def _healths(server: Server) -> list[dict[str, Any]]:
+    found = [body.streams[Stream.AGENT] for body in server.decoded() if Stream.AGENT in body.streams]
+    return [row for frame in found for row in frame.to_dicts()]
+
+
 def kinds(server: Server) -> list[str]:
     return [row["kind"] for row in server.events()]
 
@@ -127,7 +152,7 @@ def test_maintenance_by_signal_and_by_file_closes_the_driver_and_loses_no_row_of
 ) -> None:
     flag = tmp_path / "release"
     flags = (*FAST, "--server-url", server.url, "--release-file", str(flag))
-    agent = start_agent(library, tmp_path / "spool.db", *flags, gpus=1)
+    agent = started(library, tmp_path / "spool.db", *flags, gpus=1)
     until(lambda: len(server.bodies) >= 2)
     agent.send_signal(signal.SIGUSR1)
     until(lambda: "released" in kinds(server))
@@ -138,7 +163,7 @@ def test_maintenance_by_signal_and_by_file_closes_the_driver_and_loses_no_row_of
     # The agent still tells of itself, and no device row comes any more.
     late = [body for body in server.decoded()[quiet_from + 1 :] if Stream.DEVICE in body.streams]
     assert late == []
-    assert server.decoded()[-1].streams[Stream.AGENT]["released"].to_list()[-1] == 1
+    until(lambda: [row["released"] for row in _healths(server)][-1:] == [1])
     agent.send_signal(signal.SIGUSR1)
     until(lambda: "reopened" in kinds(server))
     flag.touch()
@@ -158,7 +183,7 @@ def test_sighup_takes_new_settings_and_keeps_the_old_where_the_new_are_impossibl
     file = tmp_path / "agent.toml"
     file.write_text('labels = "rack=r1"\n')
     flags = (*FAST, "--server-url", server.url, "--config", str(file), "--release-file", "")
-    agent = start_agent(library, tmp_path / "spool.db", *flags, gpus=1)
+    agent = started(library, tmp_path / "spool.db", *flags, gpus=1)
     until(lambda: len(server.bodies) >= 2)
     file.write_text("row_s = 'often'\n")
     agent.send_signal(signal.SIGHUP)
@@ -208,7 +233,7 @@ def test_whatever_a_server_answers_nothing_is_lost_and_sigterm_ends_within_five_
         "never": lambda _handler: never.wait(30),
     }[weather]
     path = tmp_path / "spool.db"
-    agent = start_agent(library, path, *FAST, "--server-url", server.url, "--release-file", "", gpus=1)
+    agent = started(library, path, *FAST, "--server-url", server.url, "--release-file", "", gpus=1)
     until(lambda: server.posts >= 1)
     time.sleep(0.8)
     took_s, log = stopped(agent)
@@ -230,7 +255,7 @@ def test_a_body_the_server_will_never_take_is_set_aside_and_the_rest_goes_on(
     refused = iter([400])
     server.answer = lambda handler: handler.say(next(refused, 204), b"a reason")
     path = tmp_path / "spool.db"
-    agent = start_agent(library, path, *FAST, "--server-url", server.url, "--release-file", "", gpus=1)
+    agent = started(library, path, *FAST, "--server-url", server.url, "--release-file", "", gpus=1)
     until(lambda: len(server.bodies) >= 3)
     stopped(agent)
     spool = Spool(path, max_bytes=1 << 26)
@@ -263,7 +288,7 @@ def test_traces_from_a_neighbour_arrive_as_they_came(library: Path, server: Serv
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = (*FAST, "--server-url", server.url, "--otlp-listen", f"127.0.0.1:{port}", "--release-file", "")
-    agent = start_agent(library, tmp_path / "spool.db", *flags, gpus=1)
+    agent = started(library, tmp_path / "spool.db", *flags, gpus=1)
     until(lambda: len(server.bodies) >= 1)
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/traces", b'{"resourceSpans":[]}', {"Content-Type": "application/json"}
@@ -289,7 +314,7 @@ def test_orders_are_off_until_they_are_wanted_and_a_forged_one_is_told(
     token.write_text("s3cret\n")
     flags = (*FAST, "--server-url", server.url, "--token-file", str(token), "--release-file", "")
     wanted = ("--commands", "--command-key-file", str(key), "--command-poll-s", "1", "--power-limit-min-w", "200")
-    agent = start_agent(library, tmp_path / "spool.db", *flags, *wanted, "--power-limit-max-w", "700", gpus=1)
+    agent = started(library, tmp_path / "spool.db", *flags, *wanted, "--power-limit-max-w", "700", gpus=1)
     until(lambda: "order_refused" in kinds(server))
     (refused,) = [row for row in server.events() if row["kind"] == "order_refused"]
     assert "signature" in refused["detail"]
@@ -342,7 +367,7 @@ def test_a_signed_order_is_carried_out_within_the_node_s_bounds_and_undone_at_th
     token.write_text("s3cret\n")
     flags = (*FAST, "--server-url", server.url, "--token-file", str(token), "--release-file", "", "--commands")
     bounds = ("--command-key-file", str(key), "--command-poll-s", "1", "--power-limit-min-w", "200")
-    agent = start_agent(library, tmp_path / "spool.db", *flags, *bounds, "--power-limit-max-w", "700", gpus=1)
+    agent = started(library, tmp_path / "spool.db", *flags, *bounds, "--power-limit-max-w", "700", gpus=1)
     until(lambda: "order_applied" in kinds(server))
     took_s, log = stopped(agent)
     assert took_s < 5.0, log
@@ -356,7 +381,7 @@ def test_a_driver_call_that_never_comes_back_costs_its_device_alone_and_does_not
     library: Path, server: Server, tmp_path: Path
 ) -> None:
     flags = ("--sample-s", "1", "--row-s", "2", "--batch-s", "2", "--no-gpm", "--node", "gpu-01", "--release-file", "")
-    agent = start_agent(library, tmp_path / "spool.db", *flags, "--server-url", server.url, gpus=8, faults="hang:3:*@3")
+    agent = started(library, tmp_path / "spool.db", *flags, "--server-url", server.url, gpus=8, faults="hang:3:*@3")
     until(lambda: _last_rows(server).count(3) == 0 and len(server.bodies) >= 4)
     after = len(server.bodies)
     until(lambda: len(server.bodies) >= after + 2)
