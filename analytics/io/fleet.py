@@ -19,7 +19,7 @@ LATE_AFTER: Final = timedelta(seconds=60)
 """Two batches in a row are missing."""
 SILENT_AFTER: Final = timedelta(minutes=5)
 GONE_AFTER: Final = timedelta(days=7)
-"""A node that has been away for longer was taken out of service; its silence is history."""
+"""A node that has been away for longer, and that no scheduler uses, was taken out of service; its silence is history."""
 AGENT_SILENT: Final = "agent_silent"
 
 _NODES: Final = """
@@ -33,14 +33,13 @@ WITH heard AS (
     SELECT DISTINCT ON (node_id) node_id, agent_version, origin FROM epochs WHERE feed <> %(imported)s
     ORDER BY node_id, first_seen_at DESC
 ), scheduled AS (
-    SELECT placements.node_id, max(coalesce(allocations.end_at, %(now)s)) AS until
-    FROM allocations JOIN placements USING (device_id)
-    WHERE allocations.superseded_at IS NULL AND placements.superseded_at IS NULL
-    AND coalesce(allocations.end_at, %(now)s) > %(now)s - %(gone_after)s
-    GROUP BY placements.node_id
+    SELECT DISTINCT coalesce(allocations.node_id, placements.node_id) AS node_id
+    FROM allocations LEFT JOIN placements ON placements.device_id = allocations.device_id
+        AND placements.superseded_at IS NULL
+    WHERE allocations.superseded_at IS NULL AND coalesce(allocations.end_at, %(now)s) > %(now)s - %(gone_after)s
 )
 SELECT sites.name AS site, nodes.name AS node, heard.last_seen_at, spoke.agent_version, spoke.origin,
-       scheduled.until IS NOT NULL AS scheduled,
+       scheduled.node_id IS NOT NULL AS scheduled,
        latest.sample_us, latest.samples, latest.samples_missed, latest.probe_errors, latest.probe_errors_by_kind,
        latest.spool_bytes, latest.oldest_unsent_us, latest.dropped_batches, latest.cpu_ratio, latest.rss_bytes,
        latest.durable, latest.released
@@ -139,16 +138,16 @@ def _status(row: dict[str, Any], now: datetime) -> NodeStatus:
     flags = {name: None if row[name] is None else bool(row[name]) for name in ("durable", "released")}
     return NodeStatus(
         **{**row, **flags},
-        state=_state(row["last_seen_at"], now),
+        state=_state(row["last_seen_at"], now, scheduled=row["scheduled"]),
         origin=None if origin is None else Origin(origin).name.lower(),
     )
 
 
-def _state(last_seen_at: datetime | None, now: datetime) -> str:
+def _state(last_seen_at: datetime | None, now: datetime, *, scheduled: bool) -> str:
     if last_seen_at is None:
         return "no_agent"
     age = now - last_seen_at
-    if age > GONE_AFTER:
+    if age > GONE_AFTER and not scheduled:
         return "gone"
     if age > SILENT_AFTER:
         return "silent"

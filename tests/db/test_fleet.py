@@ -154,6 +154,28 @@ def test_an_agent_that_falls_silent_is_a_finding_until_it_speaks_again(db: Datab
         assert found == [("agent_silent", "node-2", now + timedelta(minutes=1), int(Origin.LIVE))]
 
 
+def test_a_node_that_only_a_scheduler_knows_has_no_agent(db: Database) -> None:
+    now = datetime.now(UTC)
+    with db.connect("admin") as admin:
+        admin.execute("INSERT INTO sites (name) VALUES ('s')")
+        admin.execute(
+            "INSERT INTO nodes (site_id, name) SELECT id, unnest(ARRAY['used', 'idle', 'long-ago']) FROM sites"
+        )
+        admin.execute(
+            "INSERT INTO jobs (site_id, cluster, native_id, started_at, origin, source) "
+            "SELECT id, 'c', '1', now() - interval '30 days', 2, 'sacct' FROM sites"
+        )
+        for node, ended in (("used", None), ("long-ago", now - timedelta(days=8))):
+            admin.execute(
+                "INSERT INTO allocations (site_id, job_id, node_id, accelerators, start_at, end_at, evidence) "
+                "SELECT jobs.site_id, jobs.id, nodes.id, 8, jobs.started_at, %s, 'slurmctld' FROM jobs, nodes "
+                "WHERE nodes.name = %s",
+                (ended, node),
+            )
+    with db.connect("worker", autocommit=True) as connection:
+        assert [(node.node, node.state) for node in fleet(connection, now)] == [("used", "no_agent")]
+
+
 def test_evidence_that_contradicts_itself_becomes_a_finding_once(db: Database) -> None:
     site = make_site(db)
     event = {"at_us": now_us(), "kind": "attribution_conflict", "subject": "GPU-a", "detail": "job 7 or job 8"}
