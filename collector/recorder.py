@@ -30,6 +30,10 @@ _LOG = logging.getLogger(__name__)
 MAX_PENDING_ROWS: Final = 5_000
 """Rows kept in memory while the spool fails: at most some 15 MB, an hour and a half of 8 devices."""
 NODE_LANE: Final = "node"
+UNREAD_LANE: Final = "unread"
+MAX_UNREAD_DEVICES: Final = 256
+UNREAD_MODEL: Final = "unknown"
+"""What a device that nobody has read is described as; the store keeps the description it has from before."""
 # What is given up last: rows that cannot be read again and that decide who pays.
 _KEPT_LONGEST: Final = (Stream.ALLOCATION, Stream.DEVICE_EVENT, Stream.NODE_EVENT)
 
@@ -116,6 +120,7 @@ class Recorder:
         self._version = agent_version()
         self._lanes: dict[str, _Lane] = {}
         self._node_epoch = Epoch(boot_id, 0, Feed.NATIVE, Origin.LIVE)
+        self._unread = _Lane(UNREAD_LANE, RowBuilder(period_us=period_us, row_us=row_us), epoch=self._node_epoch)
         self._pending: deque[_Pending] = deque()
         self._pending_rows = 0
         self._last_due_us = 0
@@ -156,7 +161,8 @@ class Recorder:
         """Add rows of any streams; those without an instant or span of their own get these.
 
         Rows of streams with a ``device`` column name it by ``device_uuid``. What does not fit its stream, or belongs to a
-        device nobody has read, is left out and counted.
+        device nobody has read, is left out and counted. But for begins and ends of allocations: those are told once, and after
+        a reboot the ends of all holdings may be known before the driver is there.
         """
         for stream, given in rows.items():
             spans = stream in _SPANNED
@@ -241,7 +247,25 @@ class Recorder:
             if position is not None:
                 row["device"] = position
                 return lane
+        if stream is Stream.ALLOCATION and isinstance(uuid, str) and uuid:
+            return self._place_unread(uuid, row)
         return None
+
+    def _place_unread(self, uuid: str, row: Row) -> _Lane | None:
+        """Put the row's device into the table of those nobody has read; None where that is full."""
+        lane = self._unread
+        position = lane.positions.get(uuid)
+        if position is None:
+            position = len(lane.devices)
+            if position >= MAX_UNREAD_DEVICES or len(uuid) > wire.MAX_META_CHARACTERS or not uuid.isprintable():
+                return None
+            lane.positions[uuid] = position
+            lane.devices = (
+                *lane.devices,
+                DeviceRef(uuid, UNREAD_MODEL, kind="mig" if uuid.startswith("MIG-") else "gpu"),
+            )
+        row["device"] = position
+        return lane
 
     def _node_lane(self) -> _Lane:
         builder = RowBuilder(period_us=self._period_us, row_us=self._row_us)

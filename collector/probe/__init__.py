@@ -125,7 +125,7 @@ class Observation:
 
     Rows are ready for the wire but for one thing: where the stream has a ``device`` column they carry ``device_uuid`` instead,
     and the recorder, which knows the device table, puts the position in (a row of a device nobody has read is counted and left
-    out). A row without ``at_us`` gets the instant of the reading.
+    out, but for begins and ends of allocations). A row without ``at_us`` gets the instant of the reading.
     """
 
     rows: dict[Stream, tuple[Row, ...]] = field(default_factory=dict)

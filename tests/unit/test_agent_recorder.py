@@ -14,8 +14,8 @@ import zstandard
 
 from collector import wire
 from collector.errors import SpoolError
-from collector.probe import DeviceEvent, DeviceReading, Epoch, Sweep
-from collector.recorder import MAX_PENDING_ROWS, Recorder
+from collector.probe import DeviceEvent, DeviceReading, Epoch, Row, Sweep
+from collector.recorder import MAX_PENDING_ROWS, MAX_UNREAD_DEVICES, Recorder
 from collector.sampler import Tick
 from collector.spool import Spool
 from collector.wire import BatchMeta, DeviceRef, Feed, Origin, Stream
@@ -222,6 +222,50 @@ def test_a_row_that_fits_no_column_is_dropped_and_the_next_batch_goes_on(bench: 
     for _ in range(10):
         bench.second()
     assert len(bench.batches()) == 1
+
+
+def an_end(device_uuid: str, job: str) -> Row:
+    return {
+        "device_uuid": device_uuid,
+        "action": 2,
+        "cluster": "c",
+        "native_job_id": job,
+        "job_started_at_us": 5,
+        "evidence": "hook",
+    }
+
+
+def test_an_end_on_a_device_nobody_has_read_yet_travels_with_the_device_s_name_alone(bench: Bench) -> None:
+    ends = (an_end("GPU-1", "7"), an_end("MIG-8", "8"), an_end("GPU-1", "9"))
+    bench.recorder.observe({Stream.ALLOCATION: ends, Stream.DEVICE_HEALTH: ({"device_uuid": "GPU-1"},)}, 1_000_000)
+    for _ in range(10):
+        bench.second()
+    bench.recorder.observe({Stream.ALLOCATION: (an_end("GPU-1", "10"),)}, 2_000_000)
+    bench.recorder.flush()
+    found = [
+        (meta.devices[row["device"]].uuid, meta.devices[row["device"]].kind, row["native_job_id"], len(meta.devices))
+        for meta, streams in bench.batches()
+        for row in streams.get(Stream.ALLOCATION, [])
+    ]
+    assert found == [
+        ("GPU-1", "gpu", "7", 2),
+        ("MIG-8", "mig", "8", 2),
+        ("GPU-1", "gpu", "9", 2),
+        ("GPU-1", "gpu", "10", 2),
+    ]
+    assert dict(bench.recorder.state.refused_rows) == {"device_health:of an unknown device": 1}
+    # What nobody has read is neither a device of this node yet nor to be read at an event.
+    assert bench.recorder.devices() == DEVICES
+    assert bench.recorder.knows("MIG-8") is None
+
+
+def test_names_that_no_device_has_are_bounded(bench: Bench) -> None:
+    ends = tuple(an_end(f"GPU-{number}", "7") for number in range(MAX_UNREAD_DEVICES + 3))
+    bench.recorder.observe({Stream.ALLOCATION: ends}, 1_000_000)
+    bench.recorder.flush()
+    ((meta, streams),) = bench.batches()
+    assert (len(meta.devices), len(streams[Stream.ALLOCATION])) == (MAX_UNREAD_DEVICES, MAX_UNREAD_DEVICES)
+    assert dict(bench.recorder.state.refused_rows) == {"allocation_events:of an unknown device": 3}
 
 
 def test_the_body_is_what_polars_reads(bench: Bench) -> None:
