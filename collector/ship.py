@@ -1,11 +1,13 @@
 """Sends what the spool holds to the server, oldest first, one body at a time.
 
 After an outage the backlog is worked off oldest first, but the newest batch gets its turn in between, so that what is
-shown is live again at once; a byte rate bounds what a returning fleet does to its network. What becomes of a batch depends on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx)
-puts it into quarantine with the reason, so that one bad batch cannot block the rest. Everything else says nothing about
-the batch (a busy or unreachable server, a token or address that is wrong for all batches): it is kept and tried again
-with a jittered, capped backoff. 403 is among these although it is a 4xx: the token is of another node, site or scope,
-which an operator mends without touching the spool. It never looks into a body and never changes one.
+shown is live again at once; a byte rate bounds what a returning fleet does to its network. What becomes of a batch depends
+on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx) puts it into quarantine with the
+reason, so that one bad batch cannot block the rest. Everything else says nothing about the batch (a busy or unreachable
+server, a token or address that is wrong for all batches): it is kept and tried again with a jittered, capped backoff. 403
+is among these although it is a 4xx: the token is of another node, site or scope, which an operator mends without touching
+the spool. Each lane pauses for itself: what is metered here does not wait for a path of others that fails. It never looks
+into a body and never changes one.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ DRAIN_S: Final = 2.0
 """How long it goes on sending once told to stop, while the server answers."""
 BACKLOG_PER_LIVE: Final = 4
 """Bodies of the backlog between two live ones."""
+MAX_FORWARD_TRIES: Final = 10
+"""Server errors on one forwarded body, batches being accepted in between, after which the body is at fault: some minutes."""
 _LIVE_AGE_US: Final = 60 * US_PER_S
 _MAX_ANSWER_BYTES: Final = 2_048
 _RETRIED_CODES: Final = frozenset({408, 425, 429})
@@ -55,6 +59,25 @@ class ShipState:
     last_failure: str | None = None
     clock_skew_us: int | None = None
     """By how much this clock is ahead of the server's, to half a second, as its answers are dated; None while unknown."""
+
+
+@dataclass(slots=True)
+class _Way:
+    """How sending goes: for one lane, or for all of it where no lane is to blame."""
+
+    failures_in_a_row: int = 0
+    again_at_us: int = 0
+    """Monotonic; nothing is tried before."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A forwarded body that the server failed on while it took in batches."""
+
+    sequence: int = 0
+    tries: int = 0
+    accepted_before: int = -1
+    """Batches that had been accepted at the last try."""
 
 
 class Shipper:
@@ -80,14 +103,17 @@ class Shipper:
         self._clock = clock
         self._token = token
         self._jitter = jitter
-        self._failures_in_a_row = 0
+        self._ways = {lane: _Way() for lane in Lane}
+        self._whole = _Way()
+        self._accepted_batches = 0
+        self._suspect = _Suspect()
 
     def run(self, stop: threading.Event) -> None:
         """Send until asked to stop, and a moment longer what is left; the outermost loop of its thread."""
         while not stop.is_set():
             self._clock.wait(self._step_and_survive())
         until_us = self._clock.now().monotonic_us + round(DRAIN_S * US_PER_S)
-        while not self._failures_in_a_row and self._clock.now().monotonic_us < until_us:
+        while not self._ways[Lane.BATCHES].failures_in_a_row and self._clock.now().monotonic_us < until_us:
             if self._step_and_survive() >= IDLE_S:
                 return
 
@@ -95,52 +121,78 @@ class Shipper:
         try:
             return self.step()
         except AgentError as error:
-            return self._failed(str(error))
+            return self._failed(self._whole, str(error))
         except Exception as error:  # noqa: BLE001  the outermost loop of the thread
             _LOG.exception("sending failed in a way nobody foresaw")
-            return self._failed(repr(error))
+            return self._failed(self._whole, repr(error))
 
     def step(self) -> float:
         """Try to send the body whose turn it is; return the seconds to wait before the next step."""
         batch = self._next()
         if batch is None:
-            return IDLE_S
+            return self._idle_s()
+        way = self._ways[batch.lane]
         try:
             code, retry_after, text = self._post(batch)
         except httpx.HTTPError as error:
-            return self._failed(f"{type(error).__name__}: {error}")
+            self._failed(way, f"{type(error).__name__}: {error}")
+            return self._idle_s(beside=batch.lane)
         if 200 <= code < 300:
             self._spool.acknowledge(batch.sequence, batch.lane)
             self.state.sent_batches += 1
             self.state.sent_bytes += len(batch.body)
-            self._recovered()
+            self._accepted_batches += batch.lane is Lane.BATCHES
+            self._recovered(way)
             return len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
         reason = f"HTTP {code}: {text}"
-        if 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES:
+        refused = 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES
+        if refused or (code >= 500 and self._is_at_fault(batch)):
             self._spool.quarantine(batch.sequence, reason, self._clock.now().wall_us, batch.lane)
             self.state.refused_batches += 1
             _LOG.error("the server refused %s %d, it is in quarantine: %s", batch.lane.value, batch.sequence, reason)
-            self._recovered()
+            self._recovered(way)
             return 0.0
-        return self._failed(reason, at_least_s=self._retry_after_s(retry_after))
+        self._failed(way, reason, at_least_s=self._retry_after_s(retry_after))
+        return self._idle_s(beside=batch.lane)
 
     def _next(self) -> Batch | None:
-        """Choose: the oldest of both lanes, and while that one is old, now and then the newest batch instead."""
-        batch, forward = self._spool.oldest(), self._spool.oldest(lane=Lane.FORWARDS)
-        if batch is None or forward is None:
-            oldest = batch or forward
-        else:
-            oldest = forward if forward.stored_at_us < batch.stored_at_us else batch
-        if oldest is None or self._clock.now().wall_us - oldest.stored_at_us < _LIVE_AGE_US:
+        """Choose: the oldest of the lanes that may go, and while that one is old, now and then the newest batch instead."""
+        now = self._clock.now()
+        open_lanes = [lane for lane in Lane if self._ways[lane].again_at_us <= now.monotonic_us]
+        heads = [head for lane in open_lanes if (head := self._spool.oldest(lane=lane)) is not None]
+        oldest = min(heads, key=lambda head: head.stored_at_us, default=None)
+        if oldest is None or now.wall_us - oldest.stored_at_us < _LIVE_AGE_US:
             self._since_live = 0
             return oldest
         self._since_live += 1
-        if self._since_live > BACKLOG_PER_LIVE:
-            live = self._spool.newest(after=max(self._live_sequence, oldest.sequence))
+        if self._since_live > BACKLOG_PER_LIVE and Lane.BATCHES in open_lanes:
+            live = self._spool.newest(after=self._live_sequence)
             if live is not None:
                 self._since_live, self._live_sequence = 0, live.sequence
                 return live
         return oldest
+
+    def _idle_s(self, beside: Lane | None = None) -> float:
+        """Return how long nothing can go; after a failure the other lane may go at once."""
+        now_us = self._clock.now().monotonic_us
+        pauses_us = {lane: way.again_at_us - now_us for lane, way in self._ways.items()}
+        if beside is not None and any(pause_us <= 0 for lane, pause_us in pauses_us.items() if lane is not beside):
+            return 0.0
+        # Not longer: the other lane may have something meanwhile.
+        return min([IDLE_S, *(pause_us / US_PER_S for pause_us in pauses_us.values() if pause_us > 0)])
+
+    def _is_at_fault(self, batch: Batch) -> bool:
+        """Say whether the server fails on this very body: batches were accepted between so many tries of it."""
+        if batch.lane is Lane.BATCHES:
+            return False  # what is metered here is kept until the server says that it is wrong
+        suspect = self._suspect
+        if suspect.sequence != batch.sequence:
+            suspect = self._suspect = _Suspect(batch.sequence)
+        elif self._accepted_batches == suspect.accepted_before:
+            return False
+        suspect.tries += 1
+        suspect.accepted_before = self._accepted_batches
+        return suspect.tries >= MAX_FORWARD_TRIES
 
     def _post(self, batch: Batch) -> tuple[int, str | None, str]:
         sent = self._clock.now()
@@ -175,20 +227,23 @@ class Shipper:
         middle_us = now.wall_us - (now.monotonic_us - sent.monotonic_us) // 2
         self.state.clock_skew_us = middle_us - round(server.timestamp()) * US_PER_S - US_PER_S // 2
 
-    def _recovered(self) -> None:
-        if self._failures_in_a_row:
-            _LOG.info("ingest answers again after %d failed attempts", self._failures_in_a_row)
-        self._failures_in_a_row = 0
+    def _recovered(self, way: _Way) -> None:
+        failures = max(way.failures_in_a_row, self._whole.failures_in_a_row)
+        if failures:
+            _LOG.info("ingest answers again after %d failed attempts", failures)
+        way.failures_in_a_row = self._whole.failures_in_a_row = 0
 
-    def _failed(self, reason: str, at_least_s: float = 0.0) -> float:
+    def _failed(self, way: _Way, reason: str, at_least_s: float = 0.0) -> float:
         """Count a failure and return the pause: half to all of a doubling backoff, so that nodes do not come in step."""
         self.state.failed_attempts += 1
         self.state.last_failure = reason
-        backoff_s: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._failures_in_a_row, 16))
-        if self._failures_in_a_row == 0:
-            _LOG.warning("cannot ship, batches wait in the spool: %s", reason)
-        self._failures_in_a_row += 1
-        return max(backoff_s * (1 + self._jitter()) / 2, at_least_s * (1 + self._jitter() / 10))
+        backoff_s: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(way.failures_in_a_row, 16))
+        if way.failures_in_a_row == 0:
+            _LOG.warning("cannot ship, what is to be sent waits in the spool: %s", reason)
+        way.failures_in_a_row += 1
+        pause_s = max(backoff_s * (1 + self._jitter()) / 2, at_least_s * (1 + self._jitter() / 10))
+        way.again_at_us = self._clock.now().monotonic_us + round(pause_s * US_PER_S)
+        return pause_s
 
     def _retry_after_s(self, header: str | None) -> float:
         """Read a Retry-After header, seconds or an HTTP date; one that makes no sense counts as absent."""

@@ -167,7 +167,7 @@ def test_a_batch_is_sent_until_it_is_answered_and_set_aside_only_when_it_is_refu
                 assert shipper.step() >= 0
         answer[0] = 204
         while spool.oldest() is not None:
-            shipper.step()
+            clock.wait(shipper.step())
         refused = {b"%d" % sequence for sequence, _, _ in spool.refusals()}
         assert refused.isdisjoint(taken)
         assert refused | set(taken) == {b"%d" % number for number in range(1, put + 1)}

@@ -11,8 +11,8 @@ import pytest
 
 from collector import wire
 from collector.errors import AgentError
-from collector.ship import Shipper
-from collector.spool import Envelope, Spool
+from collector.ship import MAX_FORWARD_TRIES, Shipper
+from collector.spool import Envelope, Lane, Spool
 from tests.fakes.clock import FixedClock
 
 Answer = httpx.Response | Exception
@@ -59,6 +59,16 @@ def shipper(server: Server, spool: Spool, clock: FixedClock) -> Iterator[Shipper
     with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
         # Without jitter the pause is its shortest: half of the backoff, all of Retry-After.
         yield Shipper(client, spool, clock, token=lambda: "secret", jitter=lambda: 0.0)
+
+
+def attempt(shipper: Shipper, server: Server, clock: FixedClock) -> float:
+    """Go on until the next request was answered; return the seconds that passed before it."""
+    began_us, answered = clock.monotonic_us, len(server.requests)
+    while True:
+        pause_s = shipper.step()
+        if len(server.requests) > answered:
+            return (clock.monotonic_us - began_us) / 1_000_000
+        clock.wait(pause_s)
 
 
 def waiting(spool: Spool) -> list[int]:
@@ -115,41 +125,42 @@ def test_a_refused_batch_is_set_aside_with_the_reason_and_the_next_goes_on(
     ids=str,
 )
 def test_what_says_nothing_about_the_batch_keeps_it(
-    answer: Answer, shipper: Shipper, server: Server, spool: Spool
+    answer: Answer, shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
 ) -> None:
     server.answers = [answer]
-    assert shipper.step() > 0
+    attempt(shipper, server, clock)
     assert waiting(spool) == [1, 2, 3]
     assert spool.refusals() == []
     assert shipper.state.failed_attempts == 1
-    shipper.step()
+    assert attempt(shipper, server, clock) == 0.5
     assert server.bodies == [b"body 1", b"body 1"]
 
 
 def test_a_token_of_another_node_empties_nothing_and_the_right_one_sends_all(
-    shipper: Shipper, server: Server, spool: Spool
+    shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
 ) -> None:
     server.answers = [httpx.Response(403, text="the token is of node-2") for _ in range(2)]
-    assert [shipper.step(), shipper.step()] == [0.5, 1.0]
+    assert [attempt(shipper, server, clock) for _ in range(2)] == [0, 0.5]
     assert (waiting(spool), spool.refusals()) == ([1, 2, 3], [])
     assert shipper.state.last_failure == "HTTP 403: the token is of node-2"
-    assert [shipper.step() for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert [attempt(shipper, server, clock) for _ in range(3)] == [1, 0, 0]
     assert waiting(spool) == []
 
 
-def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_success(shipper: Shipper, server: Server) -> None:
+def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_success(
+    shipper: Shipper, server: Server, clock: FixedClock
+) -> None:
     server.answers = [httpx.Response(503) for _ in range(8)]
-    assert [shipper.step() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert shipper.step() == 0.0
+    assert [attempt(shipper, server, clock) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
     server.answers = [httpx.Response(503)]
-    assert shipper.step() == 0.5
+    assert [attempt(shipper, server, clock) for _ in range(2)] == [0, 0.5]
 
 
 def test_jitter_spreads_the_pause_over_its_upper_half(server: Server, spool: Spool, clock: FixedClock) -> None:
     with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
         shipper = Shipper(client, spool, clock, token=lambda: None, jitter=lambda: 1.0)
         server.answers = [httpx.Response(503), httpx.Response(503)]
-        assert [shipper.step(), shipper.step()] == [1.0, 2.0]
+        assert [attempt(shipper, server, clock) for _ in range(3)] == [0, 1, 2]
     assert "Authorization" not in server.requests[0].headers
 
 
@@ -164,9 +175,11 @@ def test_jitter_spreads_the_pause_over_its_upper_half(server: Server, spool: Spo
         ("-3", 0.5),
     ],
 )
-def test_retry_after_is_honoured_within_reason(header: str, pause_s: float, shipper: Shipper, server: Server) -> None:
+def test_retry_after_is_honoured_within_reason(
+    header: str, pause_s: float, shipper: Shipper, server: Server, clock: FixedClock
+) -> None:
     server.answers = [httpx.Response(429, headers={"Retry-After": header})]
-    assert shipper.step() == pause_s
+    assert [attempt(shipper, server, clock) for _ in range(2)] == [0, pause_s]
 
 
 def test_an_endless_answer_is_cut_off(shipper: Shipper, server: Server, spool: Spool) -> None:
@@ -265,6 +278,66 @@ def test_a_forwarded_body_goes_to_its_own_path_as_it_came(server: Server, spool:
     assert (second.headers["Content-Type"], "Content-Encoding" in second.headers) == ("application/json", False)
     assert waiting(spool) == [1, 2, 3]
     assert [reason for _, _, reason in spool.refusals()] == ["HTTP 400: no spans"]
+
+
+class TracesFail:
+    """An ingest that takes batches and answers every trace with one code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.posts: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.posts.append(request.url.path)
+        return httpx.Response(self.code if request.url.path == "/v1/traces" else 204)
+
+
+def _ten_minutes_of(code: int, spool: Spool, clock: FixedClock) -> TracesFail:
+    """Send for ten minutes, a batch stored each ten seconds, beside one trace that is never taken."""
+    answers = TracesFail(code)
+    # Numbers of the two lanes have nothing to do with each other: this trace's is far above those of the batches.
+    for number in range(1, 201):
+        spool.put_forward(b"spans", Envelope("/v1/traces", "application/json"), clock.wall_us)
+        if number < 200:
+            spool.acknowledge(number, Lane.FORWARDS)
+    with httpx.Client(transport=httpx.MockTransport(answers), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None, jitter=lambda: 0.0)
+        until_us = clock.monotonic_us + 600_000_000
+        due_us = clock.monotonic_us
+        while clock.monotonic_us < until_us:
+            if clock.monotonic_us >= due_us:
+                spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), clock.wall_us)
+                due_us += 10_000_000
+            clock.wait(max(0.001, shipper.step()))
+    return answers
+
+
+@pytest.mark.parametrize("code", [403, 404, 429, 503])
+def test_a_trace_that_is_not_taken_holds_up_no_batch(code: int, spool: Spool, clock: FixedClock) -> None:
+    posts = _ten_minutes_of(code, spool, clock).posts
+    assert posts.count("/v1/samples") == 63  # the 60 of these ten minutes and the 3 from before
+    assert waiting(spool) == []
+    assert 10 <= posts.count("/v1/traces") <= 26  # the pauses are 0.5 s doubled up to 30 s
+
+
+def test_a_trace_the_server_fails_on_ten_times_while_it_takes_batches_is_set_aside(
+    spool: Spool, clock: FixedClock
+) -> None:
+    answers = _ten_minutes_of(500, spool, clock)
+    assert [reason for _, _, reason in spool.refusals()] == ["HTTP 500: "]
+    assert answers.posts.count("/v1/samples") == 63
+    assert spool.oldest(lane=Lane.FORWARDS) is None
+
+
+def test_in_an_outage_of_the_server_no_trace_is_blamed(
+    shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
+) -> None:
+    spool.put_forward(b"spans", Envelope("/v1/traces", "application/json"), 0)
+    server.answers = [httpx.Response(500) for _ in range(60)]
+    for _ in range(60):
+        attempt(shipper, server, clock)
+    assert spool.refusals() == []
+    assert server.bodies.count(b"spans") > MAX_FORWARD_TRIES
 
 
 def test_the_distance_to_the_server_s_clock_is_measured_from_its_answers(
