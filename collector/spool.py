@@ -117,14 +117,16 @@ class Spool:
     def put_forward(self, body: bytes, envelope: Envelope, now_us: int) -> int:
         """Store a body of another's for another path; durable when this returns its number.
 
-        Raises SpoolError where nothing was stored, SpoolFullError where such bodies have their share of the bound already.
+        Raises SpoolError where nothing was stored, SpoolFullError where such bodies have their share of the bound already or
+        the spool is full: what is metered here is never dropped for them.
         """
         with self._transaction() as db:
             (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM forwards").fetchone()
             share = self.max_bytes // _FORWARDS_SHARE
             if held + len(body) > share:
                 raise SpoolFullError(f"{held} bytes wait to be forwarded already; the spool keeps at most {share}")
-            self._make_room(db, len(body))
+            if self._held(db) + len(body) > self.max_bytes:
+                raise SpoolFullError("the spool is full of batches that wait for the server")
             cursor = db.execute(
                 "INSERT INTO forwards (stored_at_us, bytes, path, content_type, content_encoding, body) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -235,20 +237,26 @@ class Spool:
                 self._db.executescript(f"PRAGMA incremental_vacuum({free_pages})")
 
     def _make_room(self, db: sqlite3.Connection, needed: int) -> None:
+        excess = self._held(db) + needed - self.max_bytes
+        for lane in (Lane.FORWARDS, Lane.BATCHES):  # bodies of others go first
+            if excess <= 0:
+                return
+            dropped = freed = last = 0
+            ordered = f"SELECT sequence, bytes FROM {lane.value} WHERE bytes > 0 ORDER BY sequence"  # noqa: S608  an enum's value
+            for sequence, size in db.execute(ordered):
+                dropped, freed, last = dropped + 1, freed + size, sequence
+                if freed >= excess:
+                    break
+            db.execute(f"DELETE FROM {lane.value} WHERE sequence <= ?", (last,))  # noqa: S608  an enum's value
+            self._add(db, "dropped_batches", dropped)
+            self._add(db, "dropped_bytes", freed)
+            excess -= freed
+
+    def _held(self, db: sqlite3.Connection) -> int:
         (held,) = db.execute(
             "SELECT (SELECT coalesce(sum(bytes), 0) FROM batches) + (SELECT coalesce(sum(bytes), 0) FROM forwards)"
         ).fetchone()
-        excess = held + needed - self.max_bytes
-        if excess <= 0:
-            return
-        dropped = freed = last = 0
-        for sequence, size in db.execute("SELECT sequence, bytes FROM batches WHERE bytes > 0 ORDER BY sequence"):
-            dropped, freed, last = dropped + 1, freed + size, sequence
-            if freed >= excess:
-                break
-        db.execute("DELETE FROM batches WHERE sequence <= ?", (last,))
-        self._add(db, "dropped_batches", dropped)
-        self._add(db, "dropped_bytes", freed)
+        return int(held)
 
     def _add(self, db: sqlite3.Connection, name: str, amount: int) -> None:
         db.execute(

@@ -124,6 +124,26 @@ def test_bodies_of_others_never_push_out_a_batch(path: Path) -> None:
     spool.close()
 
 
+def test_in_a_full_spool_bodies_of_others_are_refused_and_those_there_go_before_any_batch(path: Path) -> None:
+    spool = Spool(path, max_bytes=1_000)
+    for _ in range(3):
+        spool.put(lambda _spool, _sequence: of_size(240), 0)
+    spool.put_forward(of_size(100), TRACES, 0)
+    spool.put_forward(of_size(100), TRACES, 0)
+    spool.put(lambda _spool, _sequence: of_size(60), 0)
+    # 980 are held: 21 more are too many for a stranger, 240 more of the node's own cost what is there of others.
+    with pytest.raises(SpoolFullError, match="full"):
+        spool.put_forward(of_size(21), TRACES, 0)
+    spool.put(lambda _spool, _sequence: of_size(240), 0)
+    assert spool.oldest(lane=Lane.FORWARDS) is None
+    assert (spool.state().batches, spool.state().dropped_batches, spool.state().dropped_bytes) == (
+        4,
+        3,
+        440,
+    )  # and the oldest batch: 220 were too many
+    spool.close()
+
+
 def test_the_newest_is_found_behind_a_backlog(path: Path) -> None:
     spool = Spool(path, max_bytes=MIB)
     for number in range(5):
