@@ -199,9 +199,9 @@ class Agent:
         """Take over what sources and other threads have to say, once it is known which devices there are."""
         if not self._read_once:
             return
-        for seen in self._sources.take():
+        found = self._sources.take()
+        for seen, rows in zip(found, self._exact.complete(found), strict=True):
             self.health.probe_errors.update(seen.observation.errors)
-            rows = self._exact.complete(seen.observation.rows, seen.at_us)
             self.recorder.observe(rows, seen.at_us, seen.since_us)
         self.health.probe_errors.update(self._sources.take_errors())
         told = self._take_told()

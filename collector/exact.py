@@ -14,6 +14,7 @@ from collector.errors import LibraryReplacedError
 from collector.probe import Row, Sweep
 from collector.probe_thread import ProbeThread
 from collector.recorder import Recorder
+from collector.source_thread import Seen
 from collector.wire import Reading, Stream
 
 _LOG = logging.getLogger(__name__)
@@ -33,19 +34,22 @@ class Exact:
         self._devices = devices
         self._recorder = recorder
 
-    def complete(self, rows: Mapping[Stream, tuple[Row, ...]], seen_at_us: int) -> Mapping[Stream, tuple[Row, ...]]:
-        """Return the rows with the counter in each allocation event; the exact device rows are recorded beside them.
+    def complete(self, found: Sequence[Seen]) -> list[Mapping[Stream, tuple[Row, ...]]]:
+        """Return the rows of each observation with the counter in each allocation event.
 
-        ``seen_at_us`` is the instant of events that carry none.
+        However many events there are, each device is read once, and its exact row is recorded beside them.
         """
-        events = rows.get(Stream.ALLOCATION)
-        if not events:
-            return rows
         why = {
             uuid: Reading.ALLOCATION_START if event.get("action") == _START else Reading.ALLOCATION_END
-            for event in events
+            for seen in found
+            for event in seen.observation.rows.get(Stream.ALLOCATION, ())
             if isinstance(uuid := event.get("device_uuid"), str)
         }
+        counters = self._counters(why) if why else {}
+        return [_completed(seen, counters) for seen in found]
+
+    def _counters(self, why: Mapping[str, Reading]) -> dict[str, tuple[int, int]]:
+        """Return instant and counter by device, as far as they are read in time."""
         counters: dict[str, tuple[int, int]] = {}
         for device in self._devices:
             mine = {uuid: reason for uuid, reason in why.items() if self._recorder.knows(uuid) == device.name}
@@ -59,7 +63,7 @@ class Exact:
                 energy_mj = reading.values.get("energy_mj")
                 if energy_mj is not None:
                     counters[sweep.devices[reading.device].uuid] = (reading.at_us, int(energy_mj))
-        return {**rows, Stream.ALLOCATION: tuple(_with_counter(event, counters, seen_at_us) for event in events)}
+        return counters
 
     @staticmethod
     def _read(device: ProbeThread, uuids: tuple[str, ...]) -> Sweep | None:
@@ -70,6 +74,14 @@ class Exact:
         except Exception:  # noqa: BLE001  what a probe may not raise must not cost the event itself
             _LOG.exception("an exact reading failed; the event goes without")
             return None
+
+
+def _completed(seen: Seen, counters: Mapping[str, tuple[int, int]]) -> Mapping[Stream, tuple[Row, ...]]:
+    rows = seen.observation.rows
+    events = rows.get(Stream.ALLOCATION)
+    if not events:
+        return rows
+    return {**rows, Stream.ALLOCATION: tuple(_with_counter(event, counters, seen.at_us) for event in events)}
 
 
 def _with_counter(event: Row, counters: Mapping[str, tuple[int, int]], seen_at_us: int) -> Row:

@@ -1,7 +1,8 @@
 """Runs each source in a thread of its own and hands what they saw to the main loop through one bounded queue.
 
 A source that hangs holds up itself alone, one that is slow skips turns instead of piling them up, and one that raises is
-counted and read again. It looks into no row.
+counted and read again. Where the queue is full observations are dropped and counted, but for those with begins or ends of
+allocations: their source waits for room. It looks into no row.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -18,6 +19,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from collector.clock import US_PER_S, Clock
 from collector.probe import Observation, Source
+from collector.wire import Stream
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ MAX_WAITING: Final = 64
 """Observations that may wait for the main loop, which takes them within a second: far more than a healthy agent has."""
 _LONGEST_FIRST_WAIT_S: Final = 5.0
 _LEAST_WAIT_S: Final = 0.05
+_ROOM_WAIT_S: Final = 0.1
 
 
 @runtime_checkable
@@ -67,6 +70,8 @@ class SourceThreads:
         self._ring = ring
         self._jitter = jitter
         self._waiting: Queue[Seen] = Queue(MAX_WAITING)
+        self._left_over: deque[Seen] = deque(maxlen=len(self.sources) or 1)
+        """What sources still waited to hand over when they were to end: one observation each."""
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -87,7 +92,10 @@ class SourceThreads:
             try:
                 found.append(self._waiting.get_nowait())
             except Empty:
-                return found
+                break
+        while self._left_over:
+            found.append(self._left_over.popleft())
+        return found
 
     def take_errors(self) -> Counter[str]:
         """Return the faults since the last call, by kind."""
@@ -155,12 +163,26 @@ class SourceThreads:
             return None
 
     def _hand_over(self, seen: Seen) -> None:
+        if Stream.ALLOCATION in seen.observation.rows:
+            self._wait_for_room(seen)
+            self._ring()
+            return
         try:
             self._waiting.put_nowait(seen)
         except Full:
             self._count(f"{seen.source}:dropped", 1)
             return
         self._ring()
+
+    def _wait_for_room(self, seen: Seen) -> None:
+        # Its source notes such rows as told before it gives them: dropped, they would never be told again.
+        while not self._closing.is_set():
+            try:
+                self._waiting.put(seen, timeout=_ROOM_WAIT_S)
+            except Full:
+                continue
+            return
+        self._left_over.append(seen)
 
     def _count(self, kind: str, amount: int) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,32 @@ def test_a_start_found_long_after_it_happened_has_no_counter_but_the_device_is_r
     assert start["energy_mj"] is None
     assert start["at_us"] == late["at_us"]
     assert [row["device"] for row in rows(stand, Stream.DEVICE) if row["reading"] == Reading.ALLOCATION_START] == [1]
+
+
+def test_a_burst_of_begins_and_ends_costs_one_exact_reading(stand: Stand) -> None:
+    probe = ScriptedProbe(stand.clock, readings=10)
+    exact: list[list[str]] = []
+    read_exact = probe.read_exact
+
+    def counting(device_uuids: Collection[str]) -> Sweep:
+        exact.append(sorted(device_uuids))
+        return read_exact(device_uuids)
+
+    def burst(left: int) -> None:
+        if left == 8:
+            at_us = stand.clock.wall_us + 1_000_000
+            for job, device, action in (("7", "GPU-0", 1), ("7", "GPU-0", 2), ("8", "GPU-1", 1), ("9", "GPU-77", 2)):
+                row: Row = {**START, "at_us": at_us, "device_uuid": device, "native_job_id": job, "action": action}
+                seen = Seen("jobs", at_us, 0, Observation({Stream.ALLOCATION: (row,)}))
+                stand.agent._sources._waiting.put(seen)  # type: ignore[union-attr]
+
+    probe.read_exact = counting  # type: ignore[method-assign]
+    probe.before_read = burst
+    stand.probes["nvml"] = probe
+    stand.run()
+    assert exact == [["GPU-0", "GPU-1"]]
+    found = {(row["native_job_id"], row["action"]): row["energy_mj"] for row in rows(stand, Stream.ALLOCATION)}
+    assert found == {("7", 1): 5_003_000, ("7", 2): 5_003_000, ("8", 1): 5_003_000, ("9", 2): None}
 
 
 def test_rows_of_sources_travel_and_those_of_unknown_devices_are_counted(stand: Stand) -> None:

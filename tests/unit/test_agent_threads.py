@@ -118,6 +118,40 @@ def test_observations_nobody_takes_are_dropped_and_counted_and_memory_is_bounded
     assert threads.take_errors()["listed:dropped"] >= 20
 
 
+def test_what_begins_and_ends_allocations_waits_for_room_and_is_never_dropped() -> None:
+    number = MAX_WAITING + 20
+    told = [Observation({Stream.ALLOCATION: ({"native_job_id": str(job)},)}) for job in range(number)]
+    source = ListedSource(told, period_s=0.001)
+    threads = SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0)
+    threads.start()
+    until_s = time.monotonic() + 5
+    while len(source.left) > number - MAX_WAITING - 1 and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert len(source.left) == number - MAX_WAITING - 1  # one is in its hands
+    found = threads.take()
+    while source.left and time.monotonic() < until_s:
+        found += threads.take()
+        time.sleep(0.005)
+    threads.close()
+    found += threads.take()
+    jobs = [row["native_job_id"] for seen in found for row in seen.observation.rows.get(Stream.ALLOCATION, ())]
+    assert jobs == [str(job) for job in range(number)]
+    assert threads.take_errors()["listed:dropped"] == 0
+
+
+def test_what_a_source_still_waits_to_hand_over_at_the_end_is_taken_all_the_same() -> None:
+    told = [Observation({Stream.ALLOCATION: ({"native_job_id": str(job)},)}) for job in range(MAX_WAITING + 20)]
+    source = ListedSource(told, period_s=0.001)
+    threads = SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0)
+    threads.start()
+    until_s = time.monotonic() + 5
+    while len(source.left) > 19 and time.monotonic() < until_s:
+        time.sleep(0.005)
+    threads.close()
+    assert len(threads.take()) == MAX_WAITING + 1
+    assert threads.take() == []
+
+
 def test_a_signal_or_a_thread_ends_the_wait_at_once() -> None:
     bell = Doorbell()
     threading.Timer(0.05, bell.ring).start()
