@@ -94,4 +94,5 @@ class Finding:
     at_us: int
     kind: str
     device_uuid: str
+    """Empty where it is about the node."""
     detail: str

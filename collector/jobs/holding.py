@@ -70,6 +70,24 @@ class Device:
     doubt_at_us: int | None = None
     conflict: str | None = None
 
+    def clock_set_back(self, at_us: int) -> None:
+        """Take all that was noted under a clock that has been set back since for as old as ``at_us``.
+
+        What was told of an open holding stays: it ends no earlier than it was told to begin.
+        """
+        self.hook_at_us = min(self.hook_at_us, at_us)
+        self.used_at_us = min(self.used_at_us, at_us)
+        self.frontier_us = min(self.frontier_us, at_us)
+        if self.doubt_at_us is not None:
+            self.doubt_at_us = min(self.doubt_at_us, at_us)
+        self.said = {source: (min(said_us, at_us), grants) for source, (said_us, grants) in self.said.items()}
+        self.released = {key: min(end_us, at_us) for key, end_us in self.released.items()}
+        self.ended = {key: min(end_us, at_us) for key, end_us in self.ended.items()}
+        for seen in self.uses.values():
+            seen.at_us = min(seen.at_us, at_us)
+        for held in self.open.values():
+            held.seen_us = min(held.seen_us, at_us)
+
     def wanted(self) -> dict[JobKey, Wanted]:
         """Return who holds the device by the evidence there is; nobody while root's evidence contradicts itself."""
         if self.conflict is not None:

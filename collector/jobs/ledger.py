@@ -95,6 +95,14 @@ class Ledger:
             for key in [key for key, end_us in device.released.items() if seen_at_us - end_us > RELEASED_KEPT_US]:
                 del device.released[key]
 
+    def clock_set_back(self, at_us: int) -> None:
+        """Take in that the wall clock was set back: nothing that is known is younger than ``at_us`` of the clock that counts now.
+
+        Without it evidence would be taken for older than what a fast clock dated, for as long as that clock was ahead.
+        """
+        for device in self.devices.values():
+            device.clock_set_back(at_us)
+
     def rebooted(self, last_us: int) -> None:
         """End all holdings at the last instant before the machine went down that anything is known of."""
         for uuid, device in self.devices.items():

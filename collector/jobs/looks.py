@@ -181,7 +181,7 @@ class PodLook:
         return grants
 
     def _count_replicas(self, names: DeviceNames, now_us: int, errors: Counter[str]) -> None:
-        if self._replicas_at_us is not None and now_us - self._replicas_at_us < _REPLICAS_KEPT_US:
+        if self._replicas_at_us is not None and abs(now_us - self._replicas_at_us) < _REPLICAS_KEPT_US:
             return
         self._replicas_at_us = now_us
         try:

@@ -140,6 +140,13 @@ class Roster:
                 for ref in run.refs:
                     del self.runs[ref]
 
+    def clock_set_back(self, at_us: int) -> None:
+        """Take what was heard under a clock that has been set back since for as old as ``at_us``."""
+        for run in self.runs.values():
+            run.seen_us = min(run.seen_us, at_us)
+            if run.ended_us is not None:
+                run.ended_us = min(run.ended_us, at_us)
+
     def enter_again(self, run: Run) -> None:
         """Put a remembered run back."""
         for ref in run.refs:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from collector.clock import US_PER_S, Clock
+from collector.clock import US_PER_S, Clock, Instant
 from collector.errors import AgentError
 from collector.jobs import kubelet, pods, state
-from collector.jobs.evidence import Change, Evidence, Finding, Grant
+from collector.jobs.evidence import Evidence, Finding, Grant
 from collector.jobs.hooks import HookEvent, HookFolder
 from collector.jobs.ledger import Ledger
 from collector.jobs.looks import PodLook, ProcessLook, mapped_grants
@@ -24,11 +24,13 @@ from collector.jobs.mapping import MappingFolder
 from collector.jobs.names import DeviceNames, read_minors
 from collector.jobs.processes import EnvironMode, ProcessTable
 from collector.jobs.roster import Roster
+from collector.jobs.rows import allocation_row, finding_row
 from collector.jobs.shares import Sample, share_rows
 from collector.jobs.sight import job_sights
 from collector.jobs.watch import FolderWatch
 from collector.probe import Observation, ProcessReading, Row, Sight
-from collector.wire import DeviceRef, Stream, cleaned
+from collector.sampler import STEP_US
+from collector.wire import DeviceRef, Stream
 
 _LOG = logging.getLogger(__name__)
 
@@ -131,7 +133,8 @@ class JobSource:
         self._shares_at_us = 0
         self._last_readings: tuple[ProcessReading, ...] | None = None
         self._last_errors: Counter[str] = Counter()
-        self._found: Sequence[Finding] = ()
+        self._found: list[Finding] = []
+        self._read_at: Instant | None = None
 
     def read(self) -> Observation:
         """Take in what is new; look at processes, kubelet and mapping folders where that is due."""
@@ -142,6 +145,7 @@ class JobSource:
             # To go on without would tell the begins of running jobs anew. Where facts cannot be read nothing can be shipped either.
             self._last_errors = errors
             return Observation({}, dict(errors))
+        self._follow_clock(now, errors)
         self._find_devices()
         taken = self._take_hooks(errors)
         due = self._looked_us is None or now.monotonic_us - self._looked_us >= round(PERIOD_S * US_PER_S) - _EARLY_US
@@ -220,7 +224,39 @@ class JobSource:
             self._memory.boot_id = boot_id
             self._memory.files = {}
         self._memory.told = [state.Told(now_us, told.row) for told in memory.told]
+        if memory.at_us - now_us > STEP_US:
+            self._clock_set_back(now_us, memory.at_us - now_us, errors)
         return True
+
+    def _follow_clock(self, now: Instant, errors: Counter[str]) -> None:
+        """Notice that the wall clock was set back since the last reading; forward it only makes what is known older."""
+        before, self._read_at = self._read_at, now
+        if before is not None and before.offset_us - now.offset_us > STEP_US:
+            # All that is known was known by the last reading, which was then by the clock as it is now.
+            self._clock_set_back(before.monotonic_us + now.offset_us, before.offset_us - now.offset_us, errors)
+
+    def _clock_set_back(self, known_us: int, back_us: int, errors: Counter[str]) -> None:
+        errors["jobs:clock_set_back"] += 1
+        self._ledger.clock_set_back(known_us)
+        self._roster.clock_set_back(known_us)
+        self._shares_at_us = min(self._shares_at_us, known_us)
+        for told in self._memory.told:
+            told.at_us = min(told.at_us, known_us)
+        running = sum(
+            held.since_us > known_us for device in self._ledger.devices.values() for held in device.open.values()
+        )
+        detail = (
+            f"the wall clock was set back by {back_us / US_PER_S:.3f} s; {running} holdings had begun later than that"
+        )
+        self._found.append(Finding(known_us, "job_clock_set_back", "", detail))
+
+    def _dated(self, event: HookEvent, errors: Counter[str]) -> HookEvent:
+        """Return an event of a clock that has been set back since as of now: nothing happens in times to come."""
+        now_us = self._clock.now().wall_us
+        if event.at_us - now_us <= STEP_US:
+            return event
+        errors["jobs:hook_from_the_future"] += 1
+        return replace(event, at_us=now_us)
 
     def _find_devices(self) -> None:
         devices = self._devices()
@@ -228,7 +264,7 @@ class JobSource:
             self._names = DeviceNames(devices, read_minors(self._places.proc_root))
 
     def _take_hooks(self, errors: Counter[str]) -> list[HookEvent]:
-        events = self._folder.read(self._memory.files)
+        events = [self._dated(event, errors) for event in self._folder.read(self._memory.files)]
         for name in self._memory.files.keys() - self._folder.present:
             del self._memory.files[name]
             self._undeletable.discard(name)
@@ -281,10 +317,13 @@ class JobSource:
         if readings and readings == self._last_readings:
             return []  # the driver was not asked since
         self._last_readings = readings
+        if any(reading.at_us - self._clock.now().wall_us > STEP_US for reading in readings):
+            errors["jobs:processes_from_the_future"] += 1
+            return []  # dated by a clock that has been set back since
         uuids = [device.uuid for device in self._names.devices]
         found = self._process_look.look(readings, uuids, now_us, errors)
         self._ledger.used(found.at_us, found.uses)
-        self._found = found.findings
+        self._found += found.findings
         return self._share_rows(found.samples)
 
     def _share_rows(self, samples: list[Sample]) -> list[Row]:
@@ -297,10 +336,10 @@ class JobSource:
     def _tell(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str], *, changed: bool) -> None:
         """Put changes into rows, and what is needed to go on after a crash into the facts."""
         changes, findings = self._ledger.take()
-        findings, self._found = [*findings, *self._found], ()
+        findings, self._found = [*findings, *self._found], []
         fresh: dict[Stream, list[Row]] = {
-            Stream.ALLOCATION: [_allocation_row(change) for change in changes],
-            Stream.NODE_EVENT: [_finding_row(finding) for finding in findings],
+            Stream.ALLOCATION: [allocation_row(change) for change in changes],
+            Stream.NODE_EVENT: [finding_row(finding) for finding in findings],
         }
         self._memory.told = state.forget_old(self._memory.told, now_us)
         for stream, found in fresh.items():
@@ -342,37 +381,3 @@ class JobSource:
         for name in spent:
             if name not in self._undeletable:
                 del self._memory.files[name]
-
-
-def _allocation_row(change: Change) -> Row:
-    job = change.job
-    return {
-        "at_us": change.at_us,
-        "device_uuid": change.device_uuid,
-        "action": 1 if change.begins else 2,
-        "share_ratio": change.share_ratio,
-        "cluster": cleaned(job.key.cluster),
-        "native_job_id": cleaned(job.key.native_id),
-        "job_started_at_us": job.key.started_at_us,
-        "account": _cleaned(job.account),
-        "user": _cleaned(job.user),
-        "partition": _cleaned(job.partition),
-        "qos": _cleaned(job.qos),
-        "namespace": _cleaned(job.namespace),
-        "label": _cleaned(job.label),
-        "job_name": _cleaned(job.job_name),
-        "evidence": change.evidence.value,
-    }
-
-
-def _finding_row(finding: Finding) -> Row:
-    return {
-        "at_us": finding.at_us,
-        "kind": finding.kind,
-        "subject": finding.device_uuid,
-        "detail": cleaned(finding.detail),
-    }
-
-
-def _cleaned(text: str | None) -> str | None:
-    return None if text is None else cleaned(text)

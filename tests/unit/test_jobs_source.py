@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -359,3 +360,62 @@ def test_shards_are_shared_by_number_where_the_driver_measures_nothing(node: Job
         ("31", 0.25, "shards"),
         ("32", 0.75, "shards"),
     ]
+
+
+def test_a_clock_that_is_set_back_makes_nobody_blind_to_what_follows(node: JobNode) -> None:
+    node.clock.step(3_600)
+    node.hook("start", 31, "0")
+    assert node.read() == ["3600 +31 gpu0 hook"]
+    node.hook("end", 31)
+    assert node.read() == ["3605 -31 gpu0 hook"]
+    node.clock.step(-3_600)
+    node.hook("start", 32, "0", ago_s=-0.25)
+    assert node.read() == ["10.25 +32 gpu0 hook"]
+    assert node.errors["jobs:clock_set_back"] == 1
+    (event,) = node.rows[Stream.NODE_EVENT]
+    assert (event["kind"], event["subject"]) == ("job_clock_set_back", None)
+    assert event["detail"] == "the wall clock was set back by 3600.000 s; 0 holdings had begun later than that"
+    node.hook("end", 32)
+    assert node.read() == ["15 -32 gpu0 hook"]
+    assert "jobs:clock_set_back" not in node.errors
+    node.run(700, 0, JOB_31.replace("31", "33"))
+    assert node.read() == ["19 +33 gpu0 cgroup"]
+
+
+def test_what_runs_while_the_clock_is_set_back_ends_no_earlier_than_it_was_told_to_begin(node: JobNode) -> None:
+    node.clock.step(60)
+    node.hook("start", 31, "0")
+    node.hook("start", 32, "1")
+    assert node.read() == ["60 +31 gpu0 hook", "60 +32 gpu1 hook"]
+    node.clock.step(-60)
+    node.hook("end", 31)
+    assert node.read() == ["60 -31 gpu0 hook"]
+    assert "2 holdings" in str(node.rows[Stream.NODE_EVENT][0]["detail"])
+    node.clock.advance(90)
+    node.hook("end", 32)
+    assert node.read() == ["100 -32 gpu1 hook"]
+
+
+def test_a_clock_that_was_set_back_while_no_agent_ran_is_noticed_too(node: JobNode) -> None:
+    node.clock.step(3_600)
+    node.hook("start", 31, "0")
+    node.read()
+    node.hook("end", 31)
+    node.read()
+    node.clock.step(-3_600)
+    node.hook("start", 32, "0", ago_s=-1)
+    node.restart()
+    assert node.read()[-1] == "15 +32 gpu0 hook"  # as of the first reading: when the clock was set nobody saw
+    assert node.errors["jobs:clock_set_back"] == 1
+
+
+def test_a_hook_and_a_process_dated_by_the_clock_before_it_was_set_back_are_of_now_or_not_heard(node: JobNode) -> None:
+    node.run(700, 1, JOB_31)
+    node.read()
+    node.clock.step(3_600)
+    node.hook("start", 32, "0")
+    late = list(node.list)
+    node.clock.step(-3_600)
+    node.source._processes = lambda: tuple(replace(r, at_us=r.at_us + 3_600 * S) for r in late)
+    assert node.read() == ["10 +32 gpu0 hook"]
+    assert node.errors["jobs:hook_from_the_future"] == node.errors["jobs:processes_from_the_future"] == 1
