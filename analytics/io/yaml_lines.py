@@ -14,6 +14,8 @@ from typing import Any, Final
 import yaml
 
 MAX_BYTES: Final = 1_048_576
+MAX_DEPTH: Final = 32
+"""Ten times what our documents need. The parser's time grows faster than the depth."""
 
 Path = tuple[str | int, ...]
 Plain = str | list["Plain"] | dict[str, "Plain"]
@@ -52,8 +54,12 @@ def read(text: str) -> Document:
     """Parse one YAML document; never raises for what is in it."""
     if len(text.encode()) > MAX_BYTES:
         return Document(None, {}, (Fault(1, "", f"longer than {MAX_BYTES} bytes; split it"),))
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                return Document(None, {}, (Fault(_line(event.start_mark), "", "nested too deeply"),))
             anchored = getattr(event, "anchor", None)
             if anchored:
                 return Document(
@@ -68,8 +74,6 @@ def read(text: str) -> Document:
         )
     except yaml.reader.ReaderError as error:
         return Document(None, {}, (Fault(1 + text[: error.position].count("\n"), "", f"not YAML: {error.reason}"),))
-    except RecursionError:
-        return Document(None, {}, (Fault(1, "", "nested too deeply"),))
     if root is None:
         return Document(None, {}, (Fault(1, "", "the document is empty"),))
     lines: dict[Path, int] = {}
