@@ -204,6 +204,10 @@ class Agent:
             self.health.probe_errors.update(seen.observation.errors)
             self.recorder.observe(rows, seen.at_us, seen.since_us)
         self.health.probe_errors.update(self._sources.take_errors())
+        for name, since_s in self._sources.take_overdue():
+            self.tell(
+                "source_overdue", name, detail=f"reading for {since_s:.0f} s; its rows are missing until it is back"
+            )
         told = self._take_told()
         if told:
             self.recorder.observe({Stream.NODE_EVENT: told}, self._clock.now().wall_us)

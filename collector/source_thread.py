@@ -1,6 +1,6 @@
 """Runs each source in a thread of its own and hands what they saw to the main loop through one bounded queue.
 
-A source that hangs holds up itself alone, one that is slow skips turns instead of piling them up, and one that raises is
+A source that hangs holds up itself alone and is told of, one that is slow skips turns instead of piling them up, and one that raises is
 counted and read again. Where the queue is full observations are dropped and counted, but for those with begins or ends of
 allocations: their source waits for room. It looks into no row.
 """
@@ -28,6 +28,9 @@ MAX_WAITING: Final = 64
 _LONGEST_FIRST_WAIT_S: Final = 5.0
 _LEAST_WAIT_S: Final = 0.05
 _ROOM_WAIT_S: Final = 0.1
+OVERDUE_S: Final = 15.0
+OVERDUE_PERIODS: Final = 3
+"""A reading that took both so long and so many periods hangs, as far as anybody can say."""
 
 
 @runtime_checkable
@@ -53,6 +56,16 @@ class Seen:
     observation: Observation
 
 
+@dataclass(slots=True)
+class _Reading:
+    """A reading under way."""
+
+    source: Source
+    began_s: float
+    counted: int = 0
+    """Periods it took that were counted already."""
+
+
 class SourceThreads:
     """All sources of one agent."""
 
@@ -63,8 +76,12 @@ class SourceThreads:
         *,
         ring: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
+        overdue_s: float = OVERDUE_S,
     ) -> None:
-        """Start nothing yet; ``ring`` is called once something waits, ``jitter`` gives shares of the first wait."""
+        """Start nothing yet; ``ring`` is called once something waits, ``jitter`` gives shares of the first wait.
+
+        A reading of ``overdue_s`` and :data:`OVERDUE_PERIODS` periods is told of by :meth:`take_overdue`.
+        """
         self.sources = tuple(sources)
         self._clock = clock
         self._ring = ring
@@ -77,6 +94,9 @@ class SourceThreads:
         self._lock = threading.Lock()
         self._errors: Counter[str] = Counter()
         self._logged: set[str] = set()
+        self._overdue_s = overdue_s
+        self._under_way: dict[str, _Reading] = {}
+        self._overdue_told: set[str] = set()
 
     def start(self) -> None:
         """Begin to read; the first readings are spread over a period, so that sources do not come in step."""
@@ -98,10 +118,29 @@ class SourceThreads:
         return found
 
     def take_errors(self) -> Counter[str]:
-        """Return the faults since the last call, by kind."""
+        """Return the faults since the last call, by kind; a reading that is not back counts each period it takes."""
         with self._lock:
+            now_s = time.monotonic()
+            for name, reading in self._under_way.items():
+                passed = int((now_s - reading.began_s) / reading.source.period_s)
+                if passed > reading.counted:
+                    self._errors[f"{name}:overdue"] += passed - reading.counted
+                    reading.counted = passed
             errors, self._errors = self._errors, Counter()
         return errors
+
+    def take_overdue(self) -> list[tuple[str, float]]:
+        """Return the sources that hang and the seconds so far; each once in the life of the agent."""
+        with self._lock:
+            now_s = time.monotonic()
+            found = [
+                (name, now_s - reading.began_s)
+                for name, reading in self._under_way.items()
+                if name not in self._overdue_told
+                and now_s - reading.began_s >= max(self._overdue_s, OVERDUE_PERIODS * reading.source.period_s)
+            ]
+            self._overdue_told.update(name for name, _ in found)
+        return found
 
     def close(self, patience_s: float = 1.0) -> None:
         """End the threads and close the sources; those inside a call that hangs are left behind."""
@@ -128,15 +167,15 @@ class SourceThreads:
         due_us = self._clock.now().monotonic_us
         seen_us: int | None = None
         while not self._closing.is_set():
-            observation = self._observe(source)
+            observation, counted = self._observe(source)
             now = self._clock.now()
             if observation is not None:
                 since_us = 0 if seen_us is None else now.monotonic_us - seen_us
                 seen_us = now.monotonic_us
                 self._hand_over(Seen(source.name, now.wall_us, since_us, observation))
             missed = max(-1, (now.monotonic_us - due_us) // period_us)  # -1: read early, so what was due still is
-            if missed > 0:
-                self._count(f"{source.name}:slow", missed)
+            if missed > counted:  # the others were counted while they passed
+                self._count(f"{source.name}:slow", missed - counted)
             due_us += (missed + 1) * period_us
             self._wait(source, due_us)
 
@@ -151,7 +190,17 @@ class SourceThreads:
         if not self._closing.is_set():
             source.wait(max(0.0, left_s - _LEAST_WAIT_S))
 
-    def _observe(self, source: Source) -> Observation | None:
+    def _observe(self, source: Source) -> tuple[Observation | None, int]:
+        """Read once; return what was seen, None where it failed, and the periods that were counted as overdue meanwhile."""
+        reading = _Reading(source, time.monotonic())
+        with self._lock:
+            self._under_way[source.name] = reading
+        observation = self._read(source)
+        with self._lock:
+            self._under_way.pop(source.name, None)
+        return observation, reading.counted
+
+    def _read(self, source: Source) -> Observation | None:
         try:
             return source.read()
         except Exception as error:  # noqa: BLE001  the outermost loop of the thread

@@ -95,9 +95,12 @@ class Stand:
         self.shipper: Shipper | None = None
         self.agent: Agent | None = None
         self.reload: Callable[[], bool] = lambda: False
+        self.overdue_s = 15.0
 
     def run(self) -> Ending:
-        sources = SourceThreads(self.sources, self.clock, ring=self.doorbell.ring, jitter=lambda: 0.0)
+        sources = SourceThreads(
+            self.sources, self.clock, ring=self.doorbell.ring, jitter=lambda: 0.0, overdue_s=self.overdue_s
+        )
         devices = [ProbeThread(name, probe) for name, probe in self.probes.items()]
         self.agent = Agent(
             self.settings,

@@ -267,6 +267,7 @@ def test_a_source_that_hangs_and_a_probe_that_hangs_hold_up_nobody(stand: Stand)
     stand.settings = type(stand.settings)(node="gpu-01", release_file="", sample_s=0.2, row_s=2.0, batch_s=2.0)
     stand.probes |= {"nvml": healthy, "dcgm": stuck}
     stand.sources.append(Hanging([]))
+    stand.overdue_s = 0.1
     stand.doorbell._note(0, None)
     healthy.before_read = lambda left: ring(stand, signal.SIGTERM) if left == 0 else None
     began_s = time.monotonic()
@@ -278,6 +279,7 @@ def test_a_source_that_hangs_and_a_probe_that_hangs_hold_up_nobody(stand: Stand)
     (health,) = rows(stand, Stream.AGENT)
     assert json.loads(health["probe_errors_by_kind"])["dcgm:overdue"] >= 9
     assert ("released", "dcgm") in events(stand)
+    assert events(stand).count(("source_overdue", "listed")) == 1
 
 
 def test_a_fault_nobody_foresaw_costs_one_turn_and_a_replaced_library_ends_the_agent(stand: Stand) -> None:

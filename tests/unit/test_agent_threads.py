@@ -89,6 +89,35 @@ def test_a_source_s_fault_is_counted_and_it_is_read_again() -> None:
     assert source.closed
 
 
+def test_a_source_that_hangs_is_counted_while_it_does_and_told_of_once() -> None:
+    class Hanging(ListedSource):
+        def read(self) -> Observation:
+            if not self.left:
+                never.wait(20)
+            return super().read()
+
+    never = threading.Event()
+    source = Hanging([one_row()], period_s=0.02)
+    threads = SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0, overdue_s=0.1)
+    threads.start()
+    errors: Counter[str] = Counter()
+    told: list[tuple[str, float]] = []
+    until_s = time.monotonic() + 5
+    while errors["listed:overdue"] < 8 and time.monotonic() < until_s:
+        errors += threads.take_errors()
+        told += threads.take_overdue()
+        time.sleep(0.005)
+    # Of the eight periods and the rest in which it hangs, none is counted a second time when it is back at last.
+    assert [name for name, _ in told] == ["listed"]
+    assert told[0][1] >= 0.1
+    source.left = [Observation()] * 3
+    never.set()
+    time.sleep(0.03)
+    assert threads.take_errors()["listed:slow"] <= 2
+    assert threads.take_overdue() == []
+    threads.close()
+
+
 def test_a_slow_source_skips_turns_instead_of_piling_them_up() -> None:
     class Slow(ListedSource):
         reads = 0
@@ -100,7 +129,7 @@ def test_a_slow_source_skips_turns_instead_of_piling_them_up() -> None:
 
     source = Slow([], period_s=0.01)
     found, errors = gathered(SourceThreads([source], SystemClock(threading.Event()), jitter=lambda: 0.0), rows=3)
-    assert errors["listed:slow"] >= 2 * (len(found) - 1)
+    assert errors["listed:slow"] + errors["listed:overdue"] >= 2 * (len(found) - 1)
     assert source.reads <= len(found) + 1
     assert found[0].since_us == 0
     assert found[1].since_us >= 50_000
