@@ -60,6 +60,10 @@ class Device:
     open: dict[JobKey, Open] = field(default_factory=dict)
     released: dict[JobKey, int] = field(default_factory=dict)
     """Jobs whose end a hook told: a slower source that still names them is late, not right."""
+    presumed: set[JobKey] = field(default_factory=set)
+    """Those of them whose end nobody told: another job was given the device. They may well be running."""
+    leftover: set[JobKey] = field(default_factory=set)
+    """Those of them that still ran processes, and this was told."""
     hook_at_us: int = 0
     used_at_us: int = 0
     """When its processes were looked at last."""
@@ -122,6 +126,7 @@ class Device:
             key: seen.use.evidence
             for key, seen in self.uses.items()
             if key not in decided[1]
+            and not self.is_over(key)
             and seen.at_us == self.used_at_us
             and seen.use.job.scheduled
             and seen.use.evidence is not Evidence.ENVIRON
@@ -130,6 +135,24 @@ class Device:
             return None
         witness = strongest(strangers.values())
         return self.used_at_us, f"{decided[0]} says {_names(decided[1])}, {witness} says {_names(strangers)} uses it"
+
+    def is_over(self, key: JobKey) -> bool:
+        """Say whether an epilog told the end of a job: what is left of it is no sign that the device is another's."""
+        return key in self.released and key not in self.presumed
+
+    def left_over(self) -> tuple[list[JobKey], str]:
+        """Return the ended jobs that the last look saw on a device that is another's by a grant, and who holds it."""
+        holders = next((grants for source in _SOURCES if (grants := self.grants_of(source))), ())
+        if not holders:
+            return [], ""
+        found = [key for key, seen in self.uses.items() if seen.at_us == self.used_at_us and self.is_over(key)]
+        return found, _names({grant.job.key for grant in holders})
+
+    def forget_released(self, before_us: int) -> None:
+        """Drop the ends told before that instant, but for jobs of which something still runs."""
+        self.released = {key: at_us for key, at_us in self.released.items() if at_us >= before_us or key in self.uses}
+        self.presumed &= self.released.keys()
+        self.leftover &= self.released.keys()
 
     def take_uses(self, at_us: int, uses: Iterable[Use]) -> None:
         """Note who used the device at ``at_us``; who is missing is kept for a while, unless somebody else is there."""

@@ -44,12 +44,14 @@ class Ledger:
             if key in device.hooks:
                 continue
             device.released.pop(key, None)
+            device.presumed.discard(key)
             for other in [other for other, held in device.hooks.items() if held.exclusive and grant.exclusive]:
                 # Slurm does not give a whole device away twice: the epilog of the first was never told.
                 lost = device.hooks.pop(other)
                 self._forget_uses(device, other, at_us)
                 self._find(at_us, "job_end_missing", uuid, f"job {other.native_id} held it when {key.native_id} began")
                 device.released[lost.job.key] = at_us
+                device.presumed.add(lost.job.key)
             device.hooks[key] = grant
             if key in device.open:
                 device.open[key].job = grant.job
@@ -62,6 +64,7 @@ class Ledger:
                 continue
             device.hooks.pop(key, None)
             device.released[key] = at_us
+            device.presumed.discard(key)
             self._forget_uses(device, key, at_us)
             self._hook_spoke(uuid, device, at_us)
 
@@ -92,8 +95,13 @@ class Ledger:
             device.take_uses(seen_at_us, uses.get(uuid, ()))
             self._judge(uuid, device, seen_at_us)
             self._settle(uuid, device, seen_at_us)
-            for key in [key for key, end_us in device.released.items() if seen_at_us - end_us > RELEASED_KEPT_US]:
-                del device.released[key]
+            left, holders = device.left_over()
+            for key in left:
+                if key not in device.leftover:
+                    device.leftover.add(key)
+                    detail = f"job {key.native_id} has ended and still runs processes there; {holders} holds it"
+                    self._find(seen_at_us, "job_leftover", uuid, detail)
+            device.forget_released(seen_at_us - RELEASED_KEPT_US)
 
     def clock_set_back(self, at_us: int) -> None:
         """Take in that the wall clock was set back: nothing that is known is younger than ``at_us`` of the clock that counts now.
@@ -115,8 +123,8 @@ class Ledger:
         return any(key in device.hooks for device in self.devices.values())
 
     def held(self) -> set[JobKey]:
-        """Return the runs that hold or were given any device."""
-        return {key for device in self.devices.values() for key in (*device.open, *device.hooks)}
+        """Return the runs that hold, were given or use any device."""
+        return {key for device in self.devices.values() for key in (*device.open, *device.hooks, *device.uses)}
 
     def _device(self, uuid: str) -> Device:
         return self.devices.setdefault(uuid, Device())

@@ -115,6 +115,8 @@ def _device(device: Device, number: dict[JobKey, int]) -> dict[str, Any]:
             for key, held in device.open.items()
         ],
         "released": [[*key, at_us] for key, at_us in device.released.items()],
+        "presumed": [list(key) for key in device.presumed],
+        "leftover": [list(key) for key in device.leftover],
         "ended": [[*key, at_us] for key, at_us in device.ended.items()],
         "instants": [device.hook_at_us, device.used_at_us, device.frontier_us, device.doubt_at_us],
         "conflict": device.conflict,
@@ -131,6 +133,8 @@ def _read_device(raw: dict[str, Any], jobs: list[Job]) -> Device:
         device.open[jobs[job].key] = Open(jobs[job], since_us, share_ratio, Evidence(evidence), seen_us)
     for cluster, native_id, started_at_us, at_us in raw["released"]:
         device.released[JobKey(cluster, native_id, started_at_us)] = at_us
+    device.presumed = {JobKey(*key) for key in raw.get("presumed", ())}
+    device.leftover = {JobKey(*key) for key in raw.get("leftover", ())}
     for cluster, native_id, started_at_us, at_us in raw["ended"]:
         device.ended[JobKey(cluster, native_id, started_at_us)] = at_us
     device.hook_at_us, device.used_at_us, device.frontier_us, device.doubt_at_us = raw["instants"]

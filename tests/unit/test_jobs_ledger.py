@@ -132,6 +132,35 @@ def test_a_process_that_outlives_its_job_s_end_holds_the_device_by_its_cgroup() 
     assert told.changes() == ["10 +31 hook", "16 -31 hook", "16.000001 +31 cgroup"]
 
 
+def test_what_is_left_of_a_job_after_its_epilog_leaves_the_device_to_the_next_and_is_told_once() -> None:
+    told = Told()
+    told.grant(10, 31)
+    told.used(15, 31)
+    told.release(16, 31)
+    told.grant(17, 32)
+    for at_s in (20, 25, 30, 5_000, 5_005):  # for longer than ends are remembered
+        told.used(at_s, 31, 32)
+    changes, findings = told.ledger.take()
+    assert [in_words(change) for change in changes] == ["10 +31 hook", "16 -31 hook", "17 +32 hook"]
+    assert [(finding.at_us, finding.kind, finding.detail) for finding in findings] == [
+        (T + 20 * S, "job_leftover", "job 31 has ended and still runs processes there; job 32 holds it")
+    ]
+    assert job(31).key in told.ledger.held()
+    again = Told()
+    load(dump(Memory("boot"), told.ledger, Roster("lab")), again.ledger, Roster("lab"))
+    again.used(5_010, 31, 32)
+    assert again.ledger.take() == ([], [])
+
+
+def test_a_job_whose_end_is_only_presumed_may_be_running_so_its_processes_do_contradict() -> None:
+    told = Told()
+    told.grant(10, 31)
+    told.grant(17, 32)
+    told.used(20, 31, 32)
+    told.used(25, 31, 32)
+    assert told.changes() == ["10 +31 hook", "17 -31 hook", "17 +32 hook", "20 -32 hook"]
+
+
 def test_two_jobs_on_an_ungranted_device_share_it_equally_and_the_shares_follow_their_number() -> None:
     told = Told()
     told.used(10, 31, since_s=8)
