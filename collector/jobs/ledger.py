@@ -57,6 +57,21 @@ class Ledger:
                 device.open[key].job = grant.job
             self._hook_spoke(uuid, device, at_us)
 
+    def begun(self, at_us: int, key: JobKey) -> None:
+        """Take in that a hook told the start of a run at ``at_us``: earlier runs of the same job are over, on all devices."""
+        for uuid, device in self.devices.items():
+            known = {*device.hooks, *device.open, *device.uses}
+            earlier = [other for other in known if other != key and other[:2] == key[:2]]
+            for other in sorted(earlier):
+                if other in device.hooks or other in device.open:
+                    detail = f"an earlier run of job {key.native_id} held it when it began again"
+                    self._find(at_us, "job_end_missing", uuid, detail)
+                device.hooks.pop(other, None)
+                device.released[other] = at_us
+                self._forget_uses(device, other, at_us)
+            if earlier:
+                self._hook_spoke(uuid, device, at_us)
+
     def released(self, at_us: int, key: JobKey) -> None:
         """Take in that a hook told the end of a job at ``at_us``."""
         for uuid, device in self.devices.items():

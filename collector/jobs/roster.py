@@ -63,6 +63,8 @@ class Roster:
             known.job = replace(job, key=known.job.key)
             run = known
         else:
+            if known is not None and known.ended_us is None:
+                known.ended_us = event.at_us  # nobody told: its epilog was lost
             run = self._enter(job, event.at_us, ref)
         run.uid = event.uid
         run.seen_us = max(run.seen_us, event.at_us)

@@ -279,6 +279,7 @@ class JobSource:
                 self._unplaced.pop(event.job_id, None)
                 self._ledger.released(event.at_us, run.job.key)
             else:
+                self._ledger.begun(event.at_us, run.job.key)
                 self._unplaced[event.job_id] = event
                 self._place(event)
         for event in list(self._unplaced.values()):

@@ -163,6 +163,33 @@ def test_a_requeued_job_is_another_run_of_the_same_id(node: JobNode) -> None:
     assert begun["job_started_at_us"] == 1_800_000_010 * S
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_requeued_job_whose_epilog_was_lost_holds_the_gpu_of_its_new_run_alone(
+    tmp_path: Path, *, shared: bool
+) -> None:
+    node = JobNode(tmp_path, slurm_shared=shared)
+    node.hook("start", 31, "0", started=1_799_999_000)
+    assert node.read() == ["0 +31 gpu0 hook"]
+    node.hook("start", 31, "1", started=1_800_000_003)
+    assert node.read() == ["5 -31 gpu0 hook", "5 +31 gpu1 hook"]
+    (event,) = node.rows[Stream.NODE_EVENT]
+    assert (event["kind"], event["subject"]) == ("job_end_missing", GPUS[0].uuid)
+    assert event["detail"] == "an earlier run of job 31 held it when it began again"
+    node.hook("end", 31, "1", started=1_800_000_003)
+    assert node.read() == ["10 -31 gpu1 hook"]
+    assert list(node.hooks.iterdir()) == []
+
+
+def test_a_requeued_job_on_the_same_gpu_is_told_as_two_runs(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.read()
+    node.hook("start", 31, "0")
+    assert node.read() == ["5 -31 gpu0 hook", "5 +31 gpu0 hook"]
+    starts = [row["job_started_at_us"] for row in node.rows[Stream.ALLOCATION]]
+    assert starts == [1_800_000_000 * S, 1_800_000_005 * S]
+    assert [event["kind"] for event in node.rows[Stream.NODE_EVENT]] == ["job_end_missing"]
+
+
 def test_without_hooks_processes_tell_and_a_requeue_is_known_by_its_slurmstepd(node: JobNode) -> None:
     node.proc.stepd(500, "31", start_s=4_990.5)
     node.run(700, 0, JOB_31, ago_s=2)
