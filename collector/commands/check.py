@@ -42,6 +42,7 @@ class PowerOrder:
     device: str
     limit_mw: int
     expires_at_us: int
+    issued_at_us: int = 0
 
 
 def parse(raw: object) -> Command:
@@ -93,7 +94,7 @@ def _power(command: Command, bounds: Bounds) -> PowerOrder:
         raise RefusedError("a power limit needs a device and watts, and nothing else")
     if not isinstance(watts, int) or not bounds.min_w <= watts <= bounds.max_w:
         raise RefusedError(f"{watts!r:.40} W is outside of [{bounds.min_w}, {bounds.max_w}] W, which this node allows")
-    return PowerOrder(command.nonce, device, watts * MW_PER_W, command.expires_at_us)
+    return PowerOrder(command.nonce, device, watts * MW_PER_W, command.expires_at_us, command.issued_at_us)
 
 
 def _is_whole(value: object) -> bool:

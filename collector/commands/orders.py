@@ -2,7 +2,8 @@
 
 Before a limit is set, the one that was found is journalled. Undoing puts it back only where the limit is still the one that
 was set here: where somebody else has changed it meanwhile it is theirs, is left, and that is told. An order on a device that
-one is in force on takes its place and inherits what was there before both.
+one is in force on takes its place and inherits what was there before both. Where the journal was lost and an order finds its
+own limit in force, that limit is no doubt its own: what is put back is the board's default.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from collector.commands.check import ALL_DEVICES, MW_PER_W, PowerOrder, RefusedError
 from collector.commands.journal import Change, Journal
-from collector.commands.power import PowerControl, PowerError
+from collector.commands.power import PowerControl, PowerError, PowerLimit
 
 
 class Tell(Protocol):
@@ -54,6 +55,7 @@ class Orders:
     def undo_due(self) -> None:
         """Undo what has expired. What cannot be undone now stays in the journal and is tried again. Raises SpoolError."""
         now_us = self._now_us()
+        self._journal.begin(now_us)
         for change in self._journal.changes().values():
             if change.expires_at_us <= now_us:
                 self._undo(change, "it expired")
@@ -72,8 +74,7 @@ class Orders:
         if not found.min_mw <= order.limit_mw <= found.max_mw:
             allowed = f"[{found.min_mw // MW_PER_W}, {found.max_mw // MW_PER_W}] W"
             return f"{uuid}: its board allows {allowed}"
-        before = self._journal.changes().get(uuid)
-        previous_mw = before.previous_mw if before is not None and before.applied_mw == found.now_mw else found.now_mw
+        previous_mw = self._previous_mw(uuid, order, found)
         change = Change(uuid, order.nonce, previous_mw, order.limit_mw, order.expires_at_us)
         self._journal.note(change)
         try:
@@ -87,6 +88,18 @@ class Orders:
             self._journal.note(replace(change, applied_mw=now_mw))
         self._tell("order_applied", uuid, code=now_mw, detail=f"power limit in mW, {previous_mw} before; {order.nonce}")
         return None
+
+    def _previous_mw(self, uuid: str, order: PowerOrder, found: PowerLimit) -> int:
+        before = self._journal.changes().get(uuid)
+        if before is not None:
+            return before.previous_mw if before.applied_mw == found.now_mw else found.now_mw
+        if found.now_mw != order.limit_mw or self._journal.knew(order.issued_at_us):
+            return found.now_mw
+        # Set by this very order before the journal was lost. To take it for what was there before would cap the board for good.
+        previous_mw = found.now_mw if found.default_mw is None else found.default_mw
+        detail = "the journal was lost while an order was in force: this, the default as far as the board has one, is put back"
+        self._tell("order_previous_unknown", uuid, code=previous_mw, detail=detail)
+        return previous_mw
 
     def _undo(self, change: Change, why: str) -> None:
         uuid = change.device_uuid

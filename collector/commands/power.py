@@ -25,6 +25,8 @@ class PowerLimit:
     now_mw: int
     min_mw: int
     max_mw: int
+    default_mw: int | None = None
+    """What the board comes with; None where it does not say."""
 
 
 class PowerControl(Protocol):
@@ -61,13 +63,21 @@ class NvmlPower:
         with _Nvml(self._released):
             handle = pynvml.nvmlDeviceGetHandleByUUID(device_uuid)
             low_mw, high_mw = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
-            return PowerLimit(int(pynvml.nvmlDeviceGetPowerManagementLimit(handle)), int(low_mw), int(high_mw))
+            now_mw = int(pynvml.nvmlDeviceGetPowerManagementLimit(handle))
+            return PowerLimit(now_mw, int(low_mw), int(high_mw), _default_mw(handle))
 
     def set_limit(self, device_uuid: str, limit_mw: int) -> None:
         """Set the configured limit."""
         with _Nvml(self._released):
             handle = pynvml.nvmlDeviceGetHandleByUUID(device_uuid)
             pynvml.nvmlDeviceSetPowerManagementLimit(handle, limit_mw)
+
+
+def _default_mw(handle: object) -> int | None:
+    try:
+        return int(pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle))
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return None
 
 
 class _Nvml:

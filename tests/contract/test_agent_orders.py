@@ -32,6 +32,7 @@ def test_a_limit_is_set_on_each_board_and_put_back(nvml: FakeNvml, tmp_path: Pat
     power.set_limit(second, 600_000)
     orders.carry_out(PowerOrder("n", "*", 300_000, HOUR_US))
     assert [power.limit(uuid).now_mw for uuid in (first, second)] == [300_000, 300_000]
+    assert power.limit(second).default_mw == 700_000
     orders.undo_all("the agent stops")
     assert [power.limit(uuid).now_mw for uuid in (first, second)] == [700_000, 600_000]
     power.set_limit(second, 700_000)

@@ -57,6 +57,7 @@ class Boards:
 
     def __init__(self) -> None:
         self.limits = {"GPU-0": 700_000, "GPU-1": 650_000}
+        self.default_mw: int | None = 690_000
         self.failing = ""
         self.sets: list[tuple[str, int]] = []
 
@@ -65,7 +66,7 @@ class Boards:
 
     def limit(self, device_uuid: str) -> PowerLimit:
         self._fail("get")
-        return PowerLimit(self.limits[device_uuid], 200_000, 700_000)
+        return PowerLimit(self.limits[device_uuid], 200_000, 700_000, self.default_mw)
 
     def set_limit(self, device_uuid: str, limit_mw: int) -> None:
         self._fail("set")
@@ -102,8 +103,13 @@ class Stand:
         del detail  # words are for people
         self.told.append((kind, subject, code))
 
+    def lose_the_journal(self) -> None:
+        self.spool.close()
+        (self.folder / "spool.db").unlink()
+        self.start()
+
     def carry_out(self, watts: int, device: str = "GPU-0", nonce: str = "n1", until_us: int = NOW + HOUR) -> None:
-        self.orders.carry_out(PowerOrder(nonce, device, watts * 1_000, until_us))
+        self.orders.carry_out(PowerOrder(nonce, device, watts * 1_000, until_us, NOW))
 
 
 @pytest.fixture
@@ -252,12 +258,45 @@ def test_what_cannot_be_set_is_refused_and_what_cannot_be_undone_is_tried_again(
     assert stand.boards.limits["GPU-0"] == 700_000
 
 
-def test_nonces_are_kept_until_their_orders_expire(stand: Stand) -> None:
+def test_an_order_replayed_after_the_journal_was_lost_gives_back_the_board_s_default(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.now_us += 60_000_000
+    stand.lose_the_journal()
+    stand.orders.undo_all("found after a restart")
+    stand.orders.undo_due()
+    stand.carry_out(400)  # the server hands it out until it expires
+    assert ("order_previous_unknown", "GPU-0", 690_000) in stand.told
+    stand.now_us += HOUR
+    stand.orders.undo_due()
+    assert stand.boards.limits["GPU-0"] == 690_000
+
+
+def test_a_board_without_a_default_keeps_its_limit_and_that_is_told(stand: Stand) -> None:
+    stand.boards.limits["GPU-0"] = 400_000
+    stand.boards.default_mw = None
+    stand.carry_out(400)
+    assert stand.told[0] == ("order_previous_unknown", "GPU-0", 400_000)
+
+
+def test_a_limit_that_was_there_before_a_new_order_of_the_same_is_put_back(stand: Stand) -> None:
+    stand.boards.limits["GPU-0"] = 400_000  # an operator's
+    stand.orders.undo_due()  # the journal begins at NOW, when the order is issued
+    stand.carry_out(400)
+    stand.orders.undo_all("the agent stops")
+    assert stand.boards.limits["GPU-0"] == 400_000
+    assert [kind for kind, _, _ in stand.told] == ["order_applied", "order_undone"]
+
+
+def test_nonces_are_kept_a_week_longer_than_their_orders_as_the_clock_may_be_set_back(stand: Stand) -> None:
+    week = 7 * 24 * HOUR
     stand.journal.see("n1", NOW + 5)
-    assert stand.journal.seen() == {"n1"}
+    stand.now_us = NOW + 5
     stand.orders.undo_due()
     assert stand.journal.seen() == {"n1"}
-    stand.now_us = NOW + 5
+    stand.now_us = NOW + 4 + week
+    stand.orders.undo_due()
+    assert stand.journal.seen() == {"n1"}
+    stand.now_us = NOW + 5 + week
     stand.orders.undo_due()
     assert stand.journal.seen() == frozenset()
 

@@ -19,6 +19,12 @@ code_t nvmlDeviceGetPowerManagementLimit(handle_t *h, u32 *mw) {
     return OK;
 }
 
+code_t nvmlDeviceGetPowerManagementDefaultLimit(handle_t *h, u32 *mw) {
+    BOARD(h);
+    *mw = HIGHEST_MW;
+    return OK;
+}
+
 code_t nvmlDeviceGetEnforcedPowerLimit(handle_t *h, u32 *mw) {
     return nvmlDeviceGetPowerManagementLimit(h, mw);
 }
