@@ -58,11 +58,15 @@ class Exact:
             sweep = self._read(device, tuple(mine))
             if sweep is None:
                 continue
-            self._recorder.record_exact(sweep, mine, device.name)
+            # A MIG instance has no counter of its own: what was read is its board.
+            parents = {ref.uuid: ref.parent_uuid for ref in sweep.devices if ref.uuid in mine and ref.parent_uuid}
+            boards = {parent: mine[uuid] for uuid, parent in parents.items()}
+            self._recorder.record_exact(sweep, {**boards, **mine}, device.name)
             for reading in sweep.readings:
                 energy_mj = reading.values.get("energy_mj")
                 if energy_mj is not None:
                     counters[sweep.devices[reading.device].uuid] = (reading.at_us, int(energy_mj))
+            counters |= {uuid: counters[parent] for uuid, parent in parents.items() if parent in counters}
         return counters
 
     @staticmethod

@@ -131,13 +131,14 @@ class NvmlProbe:
         """Read the counters and gauges of these devices now, as far as one driver call a device gives them.
 
         For the instant at which something begins or ends on them. To be called by the thread that calls :meth:`read`. A device
-        that is unknown or does not answer has no reading, and neither has a MIG instance: its counter is the board's. The sweep
-        carries no events and no rows: what happened to a device is found out and told by the next :meth:`read`.
+        that is unknown or does not answer has no reading. For a MIG instance, which has no counter of its own, its board is read.
+        The sweep carries no events and no rows: what happened to a device is found out and told by the next :meth:`read`.
         """
+        boards = {slot.ref.parent_uuid or slot.ref.uuid for slot in self._table.slots if slot.ref.uuid in device_uuids}
         tasks: list[Task[Answer]] = [
             (("visit", self._opening, position), partial(read_exactly, slot.device, self._clock))
             for position, slot in enumerate(self._table.slots)
-            if isinstance(slot.device, NvmlDevice) and slot.ref.uuid in device_uuids
+            if isinstance(slot.device, NvmlDevice) and slot.ref.uuid in boards
         ]
         readings: list[DeviceReading] = []
         errors: Counter[str] = Counter()

@@ -65,6 +65,21 @@ def test_power_is_the_boards_and_use_the_instances(nvml: FakeNvml) -> None:
     assert entry.sm_util_percent is None
 
 
+def test_an_exact_reading_of_instances_is_one_of_their_board(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="mig:1:1g.10gb+3g.40gb@0")
+    node = Node(nvml)
+    node.sweep()
+    sweep = node.sweep(10.0)
+    node.clock.advance(0.25)
+    nvml.set_time(11.25)
+    small, large = (ref.uuid for ref in sweep.devices if ref.kind == "mig")
+    exact = node.probe.read_exact([small, large])
+    (reading,) = exact.readings
+    # Instances have no counter of their own.
+    assert exact.devices[reading.device].uuid == next(ref.parent_uuid for ref in sweep.devices if ref.uuid == small)
+    assert isinstance(reading.values["energy_mj"], int)
+
+
 def test_a_board_cut_anew_is_told_and_its_instances_are_found_again(nvml: FakeNvml) -> None:
     nvml.configure(1, faults="mig:0:3g.40gb+3g.40gb@0,mig:0:3g.40gb+1g.10gb+1g.10gb@20")
     node = Node(nvml)

@@ -107,6 +107,31 @@ def test_a_start_found_long_after_it_happened_has_no_counter_but_the_device_is_r
     assert [row["device"] for row in rows(stand, Stream.DEVICE) if row["reading"] == Reading.ALLOCATION_START] == [1]
 
 
+def test_a_start_on_a_mig_instance_carries_the_counter_of_its_board(stand: Stand) -> None:
+    board = DeviceRef("GPU-0", "H100")
+    instance = DeviceRef("MIG-1", "H100", kind="mig", parent_uuid="GPU-0", mig_profile="1g.10gb", slice_ratio=1 / 7)
+    probe = ScriptedProbe(stand.clock, readings=10, devices=(board, instance))
+    read_exact = probe.read_exact
+
+    def read_board(device_uuids: Collection[str]) -> Sweep:
+        return read_exact(["GPU-0"] if "MIG-1" in device_uuids else [])
+
+    def start(left: int) -> None:
+        if left == 8:
+            row: Row = {**START, "at_us": stand.clock.wall_us + 1_000_000, "device_uuid": "MIG-1"}
+            seen = Seen("jobs", 1, 0, Observation({Stream.ALLOCATION: (row,)}))
+            stand.agent._sources._waiting.put(seen)  # type: ignore[union-attr]
+
+    probe.read_exact = read_board  # type: ignore[method-assign]
+    probe.before_read = start
+    stand.probes["nvml"] = probe
+    stand.run()
+    (event,) = rows(stand, Stream.ALLOCATION)
+    (exact,) = [row for row in rows(stand, Stream.DEVICE) if row["reading"] == Reading.ALLOCATION_START]
+    assert (event["device"], event["energy_mj"]) == (1, 5_003_000)
+    assert (exact["device"], exact["energy_mj"]) == (0, 5_003_000)
+
+
 def test_a_burst_of_begins_and_ends_costs_one_exact_reading(stand: Stand) -> None:
     probe = ScriptedProbe(stand.clock, readings=10)
     exact: list[list[str]] = []
