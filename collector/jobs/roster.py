@@ -6,7 +6,7 @@ run decides what it is called, and later ones only add what they know of it. Pur
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,6 +17,8 @@ Ref = tuple[str, str]
 """(slurm | pod | pod-name | container, what the source calls it)."""
 
 MAX_RUNS: Final = 4_096
+_ROOM: Final = 256
+"""So many are forgotten at once where the roster is full: to look for the oldest at each new run would cost more than the rest."""
 ENDED_KEPT_US: Final = 3_600_000_000
 SILENT_KEPT_US: Final = 86_400_000_000
 POD_GONE_US: Final = 60_000_000
@@ -41,8 +43,9 @@ class Run:
 class Roster:
     """The runs this node has heard of lately."""
 
-    def __init__(self, cluster: str) -> None:
-        """Name the cluster of jobs whose manager does not say which it is."""
+    def __init__(self, cluster: str, needed: Callable[[], Collection[JobKey]] = tuple) -> None:
+        """Name the cluster of jobs whose manager does not say which it is; ``needed`` gives the runs that may not be forgotten."""
+        self._needed = needed
         self.cluster = cluster
         self.slurm_cluster: str | None = None
         """As the hooks had it last."""
@@ -165,11 +168,19 @@ class Roster:
     def _enter(self, job: Job, at_us: int, ref: Ref) -> Run:
         run = Run(job, at_us)
         self._name(run, ref)
-        while len(self.runs) > MAX_RUNS:
-            oldest = min(self.runs.values(), key=lambda entry: entry.seen_us)
-            for name in oldest.refs:
-                self.runs.pop(name, None)
+        if len(self.runs) > MAX_RUNS:
+            self._make_room(run)
         return run
+
+    def _make_room(self, newest: Run) -> None:
+        """Forget ended runs first, then those that were silent longest; never one that is needed, however silent."""
+        needed = {newest.job.key, *self._needed()}
+        runs = {id(run): run for run in self.runs.values() if run.job.key not in needed}
+        for run in sorted(runs.values(), key=lambda entry: (entry.ended_us is None, entry.seen_us)):
+            if len(self.runs) <= MAX_RUNS - _ROOM:
+                return
+            for name in run.refs:
+                del self.runs[name]
 
     def _name(self, run: Run, ref: Ref) -> None:
         known = self.runs.get(ref)

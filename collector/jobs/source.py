@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from collector.clock import US_PER_S, Clock, Instant
 from collector.errors import AgentError
 from collector.jobs import kubelet, pods, state
-from collector.jobs.evidence import Evidence, Finding, Grant
+from collector.jobs.evidence import Evidence, Finding, Grant, JobKey
 from collector.jobs.hooks import HookEvent, HookFolder
 from collector.jobs.ledger import Ledger
 from collector.jobs.looks import PodLook, ProcessLook, mapped_grants
@@ -114,8 +114,8 @@ class JobSource:
         self._mappings = places.mapping_folders
         self._table = table or ProcessTable(proc_root=places.proc_root, environ=settings.environ)
         self._pods = pods.PodNames(places.pod_folder)
-        self._roster = Roster(settings.cluster)
         self._ledger = Ledger()
+        self._roster = Roster(settings.cluster, self._needed)
         self._process_look = ProcessLook(self._table, self._roster, self._pods)
         self._pod_look = PodLook(kubelet.KubeletClient(places.kubelet_socket), self._roster, self._pods)
         self._memory = state.Memory(boot_id)
@@ -288,6 +288,11 @@ class JobSource:
             errors["jobs:hook_device_unknown"] += len(self._unplaced)
         return events
 
+    def _needed(self) -> set[JobKey]:
+        """Return the runs whose end must find them: they have a device, or are to get one when the driver comes up."""
+        waiting = (self._roster.knows(("slurm", job_id)) for job_id in self._unplaced)
+        return self._ledger.held() | {run.job.key for run in waiting if run is not None}
+
     def _place(self, event: HookEvent) -> None:
         """Give the devices of a hook's start to its job, as far as they can be found."""
         run = self._roster.knows(("slurm", event.job_id))
@@ -306,7 +311,7 @@ class JobSource:
     def _look(self, now_us: int, errors: Counter[str]) -> list[Row]:
         """Ask everything that is not told by hooks; return the rows of shares."""
         self._looks += 1
-        self._roster.forget(now_us, self._ledger.held())
+        self._roster.forget(now_us, self._needed())
         mapped = mapped_grants(self._mappings, self._names, self._roster, now_us, errors)
         if mapped is not None:
             self._ledger.stated(now_us, Evidence.JOB_MAPPING, mapped)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.jobs.evidence import JobKey
 from collector.jobs.hooks import HookEvent
 from collector.jobs.mapping import MappingError, read_mapping
 from collector.jobs.names import DeviceNames, read_minors
@@ -141,13 +142,18 @@ def test_a_pod_made_anew_under_the_same_name_is_another_run() -> None:
     assert nameless.pod(None, ("a", "web-0"), T + 3 * POD_GONE_US, T + 3 * POD_GONE_US) is not old
 
 
-def test_the_roster_is_bounded_and_forgets_who_was_silent_longest() -> None:
-    roster = Roster("lab")
-    for number in range(MAX_RUNS + 10):
+def test_the_roster_is_bounded_and_forgets_ended_runs_first_and_then_who_was_silent_longest() -> None:
+    needed: set[JobKey] = set()
+    roster = Roster("lab", lambda: needed)
+    for number in range(MAX_RUNS):
         roster.slurm(str(number), T + number, T, None)
-    assert len(roster.runs) == MAX_RUNS
-    assert roster.knows(("slurm", "9")) is None
-    assert roster.knows(("slurm", "10")) is not None
+    needed.add(roster.runs["slurm", "3"].job.key)
+    roster.runs["slurm", "1000"].ended_us = T + 1_000
+    roster.slurm("new", T, T, None)
+    assert len(roster.runs) == MAX_RUNS - 256
+    gone = [int(name) for name in map(str, range(MAX_RUNS)) if roster.knows(("slurm", name)) is None]
+    assert gone == [0, 1, 2, *range(4, 257), 1_000]  # 257 of 4,097
+    assert roster.knows(("slurm", "new")) is not None
 
 
 def test_runs_are_forgotten_an_hour_after_their_end_or_a_day_of_silence_unless_they_hold_a_device() -> None:

@@ -298,6 +298,25 @@ def test_a_thousand_jobs_of_a_night_without_an_agent_are_taken_in_by_portions(no
     node.source.close()
 
 
+def test_an_idle_job_is_not_forgotten_however_many_jobs_without_a_gpu_come_and_go(
+    node: JobNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.jobs.roster.MAX_RUNS", 300)
+    node.hook("start", 31, "0")
+    node.hook("start", 32, "9")  # a board that is not there yet
+    assert node.read() == ["0 +31 gpu0 hook"]
+    for number in range(1_000, 1_400):
+        node.hook("start", number)
+        node.hook("end", number)
+        if number % 50 == 49:
+            assert node.read() == []
+    assert {path.name.split(".")[-1] for path in node.hooks.iterdir()} == {"31", "32"}
+    node.hook("end", 31)
+    node.hook("end", 32)
+    assert node.read() == ["45 -31 gpu0 hook"]
+    assert list(node.hooks.iterdir()) == []
+
+
 def test_what_the_agent_may_not_delete_it_takes_in_once(node: JobNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node.source._folder, "discard", set)
     node.hook("start", 31, "0", ago_s=1)
