@@ -1,29 +1,53 @@
-"""Applies allocation events to jobs and allocations: a start opens, an end closes, a repetition changes nothing.
+"""Applies allocation events to jobs and allocations: what is held is what all events of a job and device mean together.
 
 Runs inside the transaction that copies the samples of the same bodies. The upsert of a job locks its row, so two writers
-with events of one job take turns. An end whose start was never seen makes an allocation from the job's own start, and
-says so in its evidence; the start, should it come after all, replaces it. A written row is never completed in place: the
-completed one supersedes it, so that a close made in between can be computed again as things were known then. When that
-was is read from the server's clock once the job is locked: a transaction's own start lies before what it waited for, and a
-row would have been replaced before it was known.
+with events of one job take turns. Every event is kept once; what it changes is made anew from the events since the device
+was last given back before it (:mod:`ingest.store.intervals`), so batches may come in any order. A written row is never
+completed in place: the completed one supersedes it, so that a close made in between can be computed again as things were
+known then. When that was is read from the server's clock once the job is locked: a transaction's own start lies before what
+it waited for, and a row would have been replaced before it was known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import psycopg
 
-START: Final = 1
-END: Final = 2
-START_UNKNOWN: Final = "+start-unknown"
-"""Suffix of the evidence of an allocation whose start is the job's, not an event's."""
+from ingest.store.intervals import END, START, Allocation, Revision, Told, revise
+
 _JOB_TEXTS: Final = ("account", "user_name", "partition", "qos", "namespace", "label", "name", "workload_kind")
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# An end at whose instant nothing starts leaves the device free, whatever came before it: what is earlier needs no second look.
+_EVENTS_SINCE: Final = """
+WITH new AS (
+    SELECT given.*, (
+        SELECT ended.at FROM allocation_events AS ended
+        WHERE ended.job_id = given.job_id AND ended.device_id = given.device_id AND ended.at < given.at AND ended.action = {end}
+        AND NOT EXISTS (SELECT FROM allocation_events AS again WHERE again.job_id = ended.job_id
+                        AND again.device_id = ended.device_id AND again.at = ended.at AND again.action = {start})
+        ORDER BY ended.at DESC LIMIT 1
+    ) AS closed_at
+    FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[]) AS given (job_id, device_id, at)
+)
+SELECT new.job_id, new.device_id, new.closed_at, event.at, event.action, event.energy_mj, event.share_ratio,
+       event.accelerators, event.evidence
+FROM new JOIN allocation_events AS event ON event.job_id = new.job_id AND event.device_id = new.device_id
+AND event.at > coalesce(new.closed_at, '-infinity')
+""".replace("{end}", str(END)).replace("{start}", str(START))
+_ROWS_SINCE: Final = """
+SELECT held.job_id, held.device_id, held.id, held.start_at, held.end_at, held.start_energy_mj, held.end_energy_mj,
+       held.share_ratio, held.evidence, held.accelerators
+FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[]) AS given (job_id, device_id, closed_at)
+JOIN allocations AS held ON held.job_id = given.job_id AND held.device_id = given.device_id
+AND held.superseded_at IS NULL AND (held.end_at IS NULL OR held.end_at > coalesce(given.closed_at, '-infinity'))
+"""
 
 
 class JobKey(NamedTuple):
@@ -49,97 +73,75 @@ class Event:
     texts: tuple[str | None, ...]
 
 
-@dataclass(slots=True)
-class Allocation:
-    """A row of ``allocations`` as far as events go; ``id`` is None for one not written yet."""
-
-    id: int | None
-    start_at: datetime
-    end_at: datetime | None
-    start_energy_mj: int | None
-    end_energy_mj: int | None
-    share_ratio: Decimal | None
-    evidence: str
-    accelerators: int = 1
-    superseded: bool = False
-    changed: bool = False
-
-    @property
-    def start_is_known(self) -> bool:
-        return not self.evidence.endswith(START_UNKNOWN)
+_Pair = tuple[int, int]
+"""Ids of a job and a device."""
 
 
 def apply(conn: psycopg.Connection[Any], events: Iterable[Event]) -> dict[int, datetime]:
-    """Apply events in time order; return, by site, the earliest instant from which some allocation changed."""
+    """Apply events; return, by site, the earliest instant from which some allocation changed."""
     ordered = sorted(events, key=lambda event: (event.job, event.device_id, event.at_us, event.action))
     if not ordered:
         return {}
     job_ids = _upsert_jobs(conn, ordered)
-    held = _current(conn, sorted(set(job_ids.values())))
-    touched: dict[int, datetime] = {}
-    for event in ordered:
-        rows = held.setdefault((job_ids[event.job], event.device_id), [])
-        changed_from = fold(rows, event)
-        if changed_from is not None:
-            touched[event.site_id] = min(changed_from, touched.get(event.site_id, changed_from))
     facts = {(job_ids[event.job], event.device_id): event for event in ordered}
-    if any(row.changed for rows in held.values() for row in rows):
+    revisions = _revisions(conn, _keep(conn, job_ids, ordered), facts)
+    if revisions:
         known_at = _knowing_at(conn, sorted(set(job_ids.values())))
-        for (job_id, device_id), rows in held.items():
-            if (job_id, device_id) in facts:
-                _write(conn, job_id, facts[(job_id, device_id)], rows, known_at)
+        _write(conn, facts, revisions, known_at)
     _settle_jobs(conn, sorted(set(job_ids.values())))
+    touched: dict[int, datetime] = {}
+    for pair, revision in revisions.items():
+        site_id = facts[pair].site_id
+        if revision.changed_from is not None:
+            touched[site_id] = min(revision.changed_from, touched.get(site_id, revision.changed_from))
     return touched
 
 
-def fold(rows: list[Allocation], event: Event) -> datetime | None:
-    """Apply one event to the current allocations of its job and device; return from when on they changed. Pure."""
-    at = _instant(event.at_us)
-    current = [row for row in rows if not row.superseded]
-    if event.action == START:
-        if any(
-            row.start_is_known and row.start_at <= at and (row.end_at is None or at < row.end_at) for row in current
-        ):
-            return None
-        if any(row.start_is_known and row.start_at == at for row in current):
-            return None
-        guess = next(
-            (row for row in current if not row.start_is_known and row.end_at is not None and at <= row.end_at), None
-        )
-        if guess is not None:
-            guess.superseded = guess.changed = True
-            rows.append(_opened(event, at, guess))
-            return min(at, guess.start_at)
-        rows.append(_opened(event, at, None))
-        return at
-    if any(row.end_at == at for row in current):
-        return None
-    opened = next((row for row in current if row.end_at is None and row.start_at <= at), None)
-    if opened is not None:
-        rows.append(replace(opened, id=None, end_at=at, end_energy_mj=event.energy_mj, changed=True))
-        opened.superseded = opened.changed = True
-        return at
-    start = min(_instant(event.job.started_at_us), at)
-    guess = _opened(replace(event, energy_mj=None), start, None)
-    guess.evidence += START_UNKNOWN
-    guess.end_at, guess.end_energy_mj = at, event.energy_mj
-    rows.append(guess)
-    return start
+def _keep(conn: psycopg.Connection[Any], job_ids: dict[JobKey, int], events: Sequence[Event]) -> dict[_Pair, datetime]:
+    """Keep the events that are new; return the earliest new one's instant of each job and device."""
+    rows = conn.execute(
+        "INSERT INTO allocation_events (job_id, device_id, at, action, energy_mj, share_ratio, accelerators, evidence) "
+        "SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[], %s::smallint[], %s::bigint[], "
+        "%s::numeric[], %s::integer[], %s::text[]) ON CONFLICT DO NOTHING RETURNING job_id, device_id, at",
+        [
+            [job_ids[event.job] for event in events],
+            [event.device_id for event in events],
+            [_instant(event.at_us) for event in events],
+            [event.action for event in events],
+            [event.energy_mj for event in events],
+            [None if event.share_ratio is None else round(Decimal(repr(event.share_ratio)), 6) for event in events],
+            [event.accelerators for event in events],
+            [event.evidence for event in events],
+        ],
+    ).fetchall()
+    fresh: dict[_Pair, datetime] = {}
+    for job_id, device_id, at in rows:
+        fresh[job_id, device_id] = min(at, fresh.get((job_id, device_id), at))
+    return fresh
 
 
-def _opened(event: Event, at: datetime, guess: Allocation | None) -> Allocation:
-    share = None if event.share_ratio is None else round(Decimal(repr(event.share_ratio)), 6)
-    return Allocation(
-        id=None,
-        start_at=at,
-        end_at=None if guess is None else guess.end_at,
-        start_energy_mj=event.energy_mj,
-        end_energy_mj=None if guess is None else guess.end_energy_mj,
-        share_ratio=share,
-        evidence=event.evidence,
-        accelerators=event.accelerators,
-        changed=True,
-    )
+def _revisions(
+    conn: psycopg.Connection[Any], fresh: dict[_Pair, datetime], facts: dict[_Pair, Event]
+) -> dict[_Pair, Revision]:
+    """Return what the new events change, read from the last end before them after which nothing was held."""
+    if not fresh:
+        return {}
+    closed: dict[_Pair, datetime | None] = {}
+    told: dict[_Pair, list[Told]] = {pair: [] for pair in fresh}
+    for job_id, device_id, closed_at, *fields in conn.execute(
+        _EVENTS_SINCE, [[job for job, _ in fresh], [device for _, device in fresh], list(fresh.values())]
+    ):
+        closed[job_id, device_id] = closed_at
+        told[job_id, device_id].append(Told(*fields))
+    rows: dict[_Pair, list[Allocation]] = {pair: [] for pair in fresh}
+    for job_id, device_id, *fields in conn.execute(
+        _ROWS_SINCE, [[job for job, _ in closed], [device for _, device in closed], list(closed.values())]
+    ):
+        rows[job_id, device_id].append(Allocation(*fields))
+    found = {
+        pair: revise(rows[pair], told[pair], _instant(facts[pair].job.started_at_us), closed[pair]) for pair in fresh
+    }
+    return {pair: revision for pair, revision in found.items() if revision.changed_from is not None}
 
 
 def _upsert_jobs(conn: psycopg.Connection[Any], events: Sequence[Event]) -> dict[JobKey, int]:
@@ -171,18 +173,6 @@ def _upsert_jobs(conn: psycopg.Connection[Any], events: Sequence[Event]) -> dict
     return {JobKey(cluster, native_id, _us(started_at)): identity for identity, cluster, native_id, started_at in rows}
 
 
-def _current(conn: psycopg.Connection[Any], job_ids: list[int]) -> dict[tuple[int, int], list[Allocation]]:
-    held: dict[tuple[int, int], list[Allocation]] = {}
-    rows = conn.execute(
-        "SELECT job_id, device_id, id, start_at, end_at, start_energy_mj, end_energy_mj, share_ratio, evidence, "
-        "accelerators FROM allocations WHERE job_id = ANY (%s) AND device_id IS NOT NULL AND superseded_at IS NULL ORDER BY start_at",
-        [job_ids],
-    )
-    for job_id, device_id, *fields in rows:
-        held.setdefault((job_id, device_id), []).append(Allocation(*fields))
-    return held
-
-
 def _knowing_at(conn: psycopg.Connection[Any], job_ids: list[int]) -> datetime:
     """Return the instant from which what is written now is known: after all that is known of these jobs, whatever the clock does."""
     row = conn.execute(
@@ -195,31 +185,31 @@ def _knowing_at(conn: psycopg.Connection[Any], job_ids: list[int]) -> datetime:
 
 
 def _write(
-    conn: psycopg.Connection[Any], job_id: int, event: Event, rows: Sequence[Allocation], known_at: datetime
+    conn: psycopg.Connection[Any], facts: dict[_Pair, Event], revisions: dict[_Pair, Revision], known_at: datetime
 ) -> None:
-    """Write what changed: rows are superseded or inserted, and one both made and superseded here was never there."""
-    for row in rows:
-        if not row.changed:
-            continue
-        if row.superseded:
-            if row.id is not None:
-                conn.execute("UPDATE allocations SET superseded_at = %s WHERE id = %s", [known_at, row.id])
-            continue
-        conn.execute(
+    gone = [row.id for revision in revisions.values() for row in revision.superseded]
+    if gone:
+        conn.execute("UPDATE allocations SET superseded_at = %s WHERE id = ANY (%s)", [known_at, gone])
+    made = [(pair, row) for pair, revision in revisions.items() for row in revision.made]
+    with conn.cursor() as cursor:
+        cursor.executemany(
             "INSERT INTO allocations (job_id, site_id, device_id, accelerators, share_ratio, start_at, end_at, "
             "start_energy_mj, end_energy_mj, evidence, recorded_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
-                job_id,
-                event.site_id,
-                event.device_id,
-                row.accelerators,
-                row.share_ratio,
-                row.start_at,
-                row.end_at,
-                row.start_energy_mj,
-                row.end_energy_mj,
-                row.evidence,
-                known_at,
+                (
+                    job_id,
+                    facts[job_id, device_id].site_id,
+                    device_id,
+                    row.accelerators,
+                    row.share_ratio,
+                    row.start_at,
+                    row.end_at,
+                    row.start_energy_mj,
+                    row.end_energy_mj,
+                    row.evidence,
+                    known_at,
+                )
+                for (job_id, device_id), row in made
             ],
         )
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.db
 WRITER = {
     "w": "agent_health changes device_events device_health device_samples device_shares engine_samples fabric_samples "
     "late_samples node_events node_samples",
-    "rw": "api_calls devices engines epochs fabric_ports findings meters nodes spans",
+    "rw": "allocation_events api_calls devices engines epochs fabric_ports findings meters nodes spans",
     "rw u(account,ended_at,label,name,namespace,partition,qos,state,user_name)": "jobs",
     "rw u(superseded_at)": "allocations placements",
     "rw u(last_seen_at,received)": "spools",

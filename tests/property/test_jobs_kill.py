@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from collector.probe import Row
 from collector.wire import Stream
-from ingest.store.allocations import Allocation, Event, JobKey, fold
+from ingest.store.intervals import Told, meaning
 from tests.fakes.job_node import GPUS, JobNode, S
 
 pytestmark = pytest.mark.property
@@ -38,30 +38,28 @@ STEPS = st.lists(
 
 
 class Server:
-    """The allocations a server holds, by job and device, as its writer folds events into them."""
+    """The allocations a server holds, by job and device, as they follow from the events it kept."""
 
     def __init__(self) -> None:
-        self.held: dict[Key, list[Allocation]] = {}
+        self.told: dict[Key, set[Told]] = {}
 
     def take(self, rows: list[Row]) -> None:
-        events = []
         for row in rows:
             values = {name: row[name] for name in ("at_us", "action", "job_started_at_us")}
             at_us, action, started_us = (value for value in values.values() if isinstance(value, int))
-            key = JobKey(str(row["cluster"]), str(row["native_job_id"]), started_us)
-            events.append(
-                (str(row["device_uuid"]), Event(1, 1, key, at_us, action, None, None, 1, str(row["evidence"]), 1, ()))
-            )
-        for uuid, event in sorted(events, key=lambda entry: (entry[1].job, entry[0], entry[1].at_us, entry[1].action)):
-            fold(self.held.setdefault((event.job.native_id, event.job.started_at_us, uuid), []), event)
+            key = (str(row["native_job_id"]), started_us, str(row["device_uuid"]))
+            self.told.setdefault(key, set()).add(Told(_instant(at_us), action, None, None, 1, str(row["evidence"])))
 
     def spans(self) -> set[tuple[Key, int, int | None]]:
         return {
             (key, _us(row.start_at), None if row.end_at is None else _us(row.end_at))
-            for key, rows in self.held.items()
-            for row in rows
-            if not row.superseded
+            for key, told in self.told.items()
+            for row in meaning(told, _instant(key[1]))
         }
+
+
+def _instant(at_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_us)
 
 
 def _us(at: datetime) -> int:

@@ -90,6 +90,35 @@ allocations = Table(
     comment="A job holds a device share, or (node, count), or (pool, model, count), during [start, end).",
 )
 
+allocation_events = Table(
+    "allocation_events",
+    metadata,
+    reference("job_id", "jobs", wide=True),
+    reference("device_id", "devices"),
+    instant("at"),
+    column("action", SmallInteger, comment="1 = start, 2 = end"),
+    column("energy_mj", BigInteger, nullable=True, comment="millijoules: counter reading then"),
+    column("share_ratio", Numeric(9, 6), nullable=True, comment="share of the device, 0 to 1; null = the whole device"),
+    column("accelerators", Integer, comment="accelerators held"),
+    column("evidence", Text, comment="cgroup, slurmctld, pod-resources, hook, ..."),
+    # Starts with what is asked for: the events of a job and device around an instant.
+    Index(
+        "allocation_events_uq",
+        "job_id",
+        "device_id",
+        "at",
+        "action",
+        "energy_mj",
+        "share_ratio",
+        "accelerators",
+        "evidence",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+    CheckConstraint("action IN (1, 2)", name="action"),
+    comment="What agents told of who holds what, each event once; allocations are made from these, whatever the order they came in.",
+)
+
 api_calls = Table(
     "api_calls",
     metadata,
