@@ -50,6 +50,10 @@ class Settings:
     row_s: float = _setting(10.0, "seconds one row stands for; a multiple of sample_s")
     batch_s: float = _setting(10.0, "seconds of rows in one batch; a multiple of row_s")
     nvml: bool = _setting(True, "read NVIDIA devices through the driver's own library")
+    nvidia_smi: bool = _setting(
+        False,
+        "read NVIDIA devices by running nvidia-smi where nvml is off or its library cannot be loaded; no energy counter",
+    )
     gpm: bool = _setting(True, "read GPU performance monitoring where there is any")
     dcgm_url: str = _setting(
         "", "metrics of a dcgm-exporter on this node, e.g. http://127.0.0.1:9400/metrics; empty: none"

@@ -27,6 +27,7 @@ DURATION_S: Final = 6.0
 _PATIENCE_S: Final = 5.0
 _TITLES: Final = {
     "nvml": "NVIDIA devices",
+    "nvidia_smi": "NVIDIA devices (nvidia-smi)",
     "amd": "AMD devices",
     "dcgm": "DCGM exporter",
     "replay": "Replayed trace",

@@ -5,6 +5,7 @@ Each is imported only where it is wanted: what a node does not have costs it no 
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from collector.errors import AgentError
 from collector.probe import Probe, ProcessReading, Source
 from collector.wire import DeviceRef
 
+_LOG = logging.getLogger(__name__)
+
+_NVML_LIBRARY: Final = "libnvidia-ml.so.1"
 _AMD_DRIVER: Final = (Path("/sys/module/amdgpu"), Path("/dev/kfd"))
 
 
@@ -60,11 +64,27 @@ class Around:
 
 
 def make_probes(
-    settings: Settings, clock: Clock, *, boot_id: str, driver_epochs: Mapping[str, int]
+    settings: Settings,
+    clock: Clock,
+    *,
+    boot_id: str,
+    driver_epochs: Mapping[str, int],
+    nvml_library: str = _NVML_LIBRARY,
 ) -> list[tuple[str, Probe]]:
-    """Return the device probes by name, the authoritative one first; ``driver_epochs`` has the number each goes on with."""
+    """Return the device probes by name, the authoritative one first; ``driver_epochs`` has the number each goes on with.
+
+    With ``nvidia_smi`` the library itself decides at the start: a driver that is late has its library on the disk already.
+    """
     probes: list[tuple[str, Probe]] = []
-    if settings.nvml:
+    by_tool = settings.nvidia_smi and not (settings.nvml and _loads(nvml_library))
+    if by_tool:
+        from collector.probe.nvidia_smi import NvidiaSmiProbe  # noqa: PLC0415
+
+        if settings.nvml:
+            _LOG.warning("%s cannot be loaded: NVIDIA devices are read by nvidia-smi, without a counter", nvml_library)
+        epoch = driver_epochs.get("nvidia_smi", 0)
+        probes.append(("nvidia_smi", NvidiaSmiProbe(clock, boot_id=boot_id, driver_epoch=epoch)))
+    elif settings.nvml:
         from collector.probe.nvml import NvmlProbe  # noqa: PLC0415
 
         epoch = driver_epochs.get("nvml", 0)
@@ -78,10 +98,20 @@ def make_probes(
 
         epoch = driver_epochs.get("dcgm", 0)
         # MIG instances have no UUID with DCGM: from both feeds they would be two devices.
-        instances = not settings.nvml
+        instances = by_tool or not settings.nvml
         dcgm = DcgmProbe(settings.dcgm_url, clock, boot_id=boot_id, driver_epoch=epoch, instances=instances)
         probes.append(("dcgm", dcgm))
     return probes
+
+
+def _loads(library: str) -> bool:
+    import ctypes  # noqa: PLC0415
+
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def make_sources(settings: Settings, around: Around) -> list[Source]:

@@ -52,6 +52,25 @@ def test_probes_go_on_with_the_epoch_they_had() -> None:
     assert make_probes(Settings(nvml=False), FixedClock(), boot_id="boot", driver_epochs={}) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "library", "read_by"),
+    [
+        ({"nvidia_smi": True}, "libc.so.6", ["nvml"]),
+        ({"nvidia_smi": True}, "libnone.so.9", ["nvidia_smi"]),
+        ({"nvidia_smi": True, "nvml": False}, "libc.so.6", ["nvidia_smi"]),
+        ({}, "libnone.so.9", ["nvml"]),
+    ],
+)
+def test_nvidia_smi_is_run_only_where_it_is_asked_for_and_the_library_cannot_be_used(
+    settings: dict[str, bool], library: str, read_by: list[str]
+) -> None:
+    wanted = Settings(**settings)  # type: ignore[arg-type]
+    made = make_probes(wanted, FixedClock(), boot_id="boot", driver_epochs={}, nvml_library=library)
+    assert [name for name, _ in made] == read_by
+    for _, probe in made:
+        probe.close()
+
+
 def test_an_authority_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="redfish_ca_file"):
         names(redfish_url="https://192.0.2.1", redfish_ca_file=str(tmp_path / "none"))
