@@ -1,8 +1,8 @@
 """Finds the device that a manager's name means: a UUID, a minor number, an index, a PCI address, a plugin's own word.
 
 Slurm's numbers are those at the end of the files in gres.conf (/dev/nvidia3), so they are minor numbers, which follow the order in
-which the driver met the boards; NVML's and DCGM's indices follow the PCI bus. On many servers the two differ. A number that
-could mean several things means nothing here.
+which the driver met the boards; NVML's and DCGM's indices follow the PCI bus. On many servers the two differ, so without the
+driver's own list a minor number of an NVIDIA board means nothing here, as does any that could mean several things.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class DeviceNames:
             ordered = sorted(boards, key=lambda device: _pci(device.pci_bus_id or ""))
         self._indices = {number: device.uuid for number, device in enumerate(ordered)}
         self._minors = minors
+        self.numbered = bool(minors) or not any(device.vendor == "nvidia" for device in boards)
+        """Whether minor numbers can be told; other vendors' follow their indices."""
         self._buses = {_pci(device.pci_bus_id): device.uuid for device in boards if device.pci_bus_id}
 
     def find(self, name: str, numbering: Numbering = "minor") -> str | None:
@@ -76,7 +78,7 @@ class DeviceNames:
         return self._buses.get(_pci(name)) if _PCI.fullmatch(name.lower()) else None
 
     def _number(self, number: int, numbering: Numbering) -> str | None:
-        if numbering == "minor" and self._minors:
+        if numbering == "minor" and (self._minors or not self.numbered):
             uuid = self._uuids.get(self._minors.get(number, "").lower())
         else:
             uuid = self._indices.get(number)

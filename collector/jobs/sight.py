@@ -9,6 +9,7 @@ from typing import Final
 
 from collector.jobs.hooks import HookFolder
 from collector.jobs.mapping import MappingError, MappingFolder, read_mapping
+from collector.jobs.names import DeviceNames
 from collector.jobs.processes import EnvironMode, ProcessTable
 from collector.probe import Sight
 
@@ -20,6 +21,7 @@ def job_sights(
     mappings: Sequence[MappingFolder],
     kubelet_socket: Path,
     table: ProcessTable,
+    names: DeviceNames,
     environ: EnvironMode,
     errors: Mapping[str, int],
 ) -> tuple[Sight, ...]:
@@ -27,6 +29,7 @@ def job_sights(
     return (
         _processes(table),
         _hooks(hooks, errors),
+        *_numbers(names),
         *(_mapping(folder) for folder in mappings),
         _kubelet(kubelet_socket, errors),
         _environ(environ, errors),
@@ -56,6 +59,15 @@ def _hooks(hooks: HookFolder, errors: Mapping[str, int]) -> Sight:
     if hooks.path.exists():
         remedy = f"make {hooks.path} root's, with mode 0755"
     return Sight(subject, seen=False, detail=why, remedy=remedy)
+
+
+def _numbers(names: DeviceNames) -> tuple[Sight, ...]:
+    if names.numbered:
+        return ()
+    remedy = (
+        "show the agent the host's /proc; until then hooks and mapping folders that name GPUs by number place nothing"
+    )
+    return (Sight("GPU numbers of Slurm", seen=False, detail="/proc/driver/nvidia/gpus is not there", remedy=remedy),)
 
 
 def _mapping(folder: MappingFolder) -> Sight:

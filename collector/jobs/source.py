@@ -185,6 +185,7 @@ class JobSource:
             self._mappings,
             self._places.kubelet_socket,
             self._table,
+            self._names,
             self._settings.environ,
             self._last_errors,
         )
@@ -260,7 +261,9 @@ class JobSource:
 
     def _find_devices(self) -> None:
         devices = self._devices()
-        if devices and devices != self._names.devices:
+        # Again while something waits for it: the driver's list may come up after the first job.
+        lacking = bool(self._unplaced) or not self._names.numbered
+        if devices and (lacking or devices != self._names.devices):
             self._names = DeviceNames(devices, read_minors(self._places.proc_root))
 
     def _take_hooks(self, errors: Counter[str]) -> list[HookEvent]:
@@ -286,6 +289,8 @@ class JobSource:
             self._place(event)
         if self._unplaced and self._names.devices:
             errors["jobs:hook_device_unknown"] += len(self._unplaced)
+            if not self._names.numbered:
+                errors["jobs:minor_numbers_unknown"] += 1
         return events
 
     def _needed(self) -> set[JobKey]:

@@ -46,6 +46,8 @@ class JobNode:
         self.root = root
         self.clock = FixedClock()
         self.proc = FakeProc(root / "proc")
+        for gpu in range(len(GPUS)):
+            self.board(gpu, minor=gpu)
         self.facts = FakeFacts()
         self.settings = JobSettings(cluster="lab", **settings)
         self.hooks = root / "hooks"
@@ -84,6 +86,14 @@ class JobNode:
             ),
         )
         return self.source
+
+    def board(self, gpu: int, *, minor: int) -> None:
+        """Have the driver give a GPU that minor number."""
+        folder = self.proc.root / "driver" / "nvidia" / "gpus" / f"0000:{0x10 + gpu:02x}:00.0"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "information").write_text(
+            f"Model: \t\t NVIDIA H100\nGPU UUID: \t {GPUS[gpu].uuid}\nDevice Minor: \t {minor}\n"
+        )
 
     def hook(self, action: str, job: int, gpus: str = "", *, ago_s: float = 0.0, **fields: object) -> Path:
         """Leave what a prolog (``start``) or epilog (``end``) would have left ``ago_s`` before now."""

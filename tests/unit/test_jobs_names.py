@@ -52,9 +52,14 @@ def test_a_device_by_each_of_its_names(name: str, numbering: str, uuid: str | No
     assert names.find(name, "minor" if numbering == "minor" else "index") == uuid
 
 
-def test_without_the_driver_s_list_a_minor_number_is_taken_for_the_index() -> None:
-    assert DeviceNames(DEVICES, {}).find("0") == "GPU-aaaaaaaa-1"
-    assert DeviceNames((DeviceRef("X", "MI300"), DeviceRef("Y", "MI300")), {}).find("1") == "Y"
+def test_without_the_driver_s_list_a_minor_number_means_nothing_but_where_it_is_the_index() -> None:
+    names = DeviceNames(DEVICES, {})
+    assert not names.numbered
+    assert names.find("0") is names.find("nvidia0") is None
+    assert names.find("0", "index") == "GPU-aaaaaaaa-1"
+    amd = DeviceNames(tuple(DeviceRef(uuid, "MI300", vendor="amd") for uuid in ("X", "Y")), {})
+    assert amd.numbered
+    assert amd.find("1") == "Y"
 
 
 def test_the_number_of_a_board_cut_into_instances_names_none_of_them() -> None:

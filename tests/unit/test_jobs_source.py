@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,17 +44,32 @@ def test_a_hook_s_job_holds_its_gpus_from_hook_to_hook_with_all_that_slurm_says(
 
 
 def test_the_number_of_a_board_is_its_minor_number_where_the_driver_tells_it(node: JobNode) -> None:
-    for minor, gpu in ((0, 3), (1, 2)):
-        folder = node.proc.root / "driver" / "nvidia" / "gpus" / f"0000:{minor:02x}:00.0"
-        folder.mkdir(parents=True)
-        (folder / "information").write_text(
-            f"Model: \t\t NVIDIA H100\nGPU UUID: \t {GPUS[gpu].uuid}\nDevice Minor: \t {minor}\n"
-        )
+    for gpu in range(4):
+        node.board(gpu, minor=3 - gpu)
     node.hook("start", 31, "1")
     node.hook("start", 32, GPUS[0].uuid)
     node.hook("start", 33, "7")
     assert node.read() == ["0 +31 gpu2 hook", "0 +32 gpu0 hook"]
     assert node.errors["jobs:hook_device_unknown"] == 1
+
+
+def test_without_the_driver_s_list_of_minor_numbers_a_number_places_nothing_until_it_is_there(node: JobNode) -> None:
+    shutil.move(node.proc.root / "driver", node.root / "away")
+    node.mapping.mkdir(mode=0o755)
+    (node.mapping / "1").write_text("33 1000\n")
+    node.hook("start", 31, "0")
+    node.hook("start", 32, GPUS[2].uuid)
+    assert node.read() == ["0 +32 gpu2 hook"]
+    assert node.errors == {
+        "jobs:hook_device_unknown": 1,
+        "jobs:minor_numbers_unknown": 1,
+        "jobs:mapped_device_unknown": 1,
+    }
+    assert "GPU numbers of Slurm" in {sight.subject for sight in node.source.sights()}
+    (node.mapping / "1").unlink()
+    shutil.move(node.root / "away", node.proc.root / "driver")
+    assert node.read() == ["0 +31 gpu0 hook"]
+    assert "GPU numbers of Slurm" not in {sight.subject for sight in node.source.sights()}
 
 
 def test_a_job_that_began_before_the_driver_was_there_gets_its_gpu_from_the_hook_s_instant(node: JobNode) -> None:
