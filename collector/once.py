@@ -148,8 +148,13 @@ def _verdict(seen: Looked, style: Style) -> str:
     if not seen.measurable:
         text = "Nothing here can be metered: no device answers, and no meter of the node."
         return style.paint(text, _RED)
-    text = f"{len(seen.devices)} devices can be metered; {sum(sight.seen for sight in sights)} of {len(sights)} things seen"
-    return style.paint(text + (f", {len(missing)} could be added as marked {style.arrow}." if missing else "."), _GREEN)
+    # A MIG instance has use of its own, but neither power nor a counter: its board is what is metered.
+    instances = sum(device.ref.kind == "mig" for device in seen.devices)
+    text = f"{len(seen.devices) - instances} devices can be metered"
+    text += f", {instances} MIG instances on them are seen" if instances else ""
+    text += f"; {sum(sight.seen for sight in sights)} of {len(sights)} things seen"
+    text += f", {len(missing)} could be added as marked {style.arrow}." if missing else "."
+    return "\n".join(style.paint(line, _GREEN) for line in textwrap.wrap(text, WIDTH))
 
 
 def _wrapped(begin: str, text: str, indent: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +13,7 @@ from collector.config import Settings
 from collector.look import Looked, look
 from collector.once import WIDTH, Style, pretty
 from collector.probe import Observation, Sight
-from collector.wire import Stream
+from collector.wire import DeviceRef, Stream
 from tests.fakes.agent import ListedSource, ScriptedProbe
 from tests.fakes.clock import FixedClock
 
@@ -27,9 +28,9 @@ class Seeing(ScriptedProbe):
         return (*alike, Sight("true utilization", seen=False, detail=LONG, remedy="run as root, " + LONG))
 
 
-def seen(*, devices: bool = True, meter: bool = True) -> Looked:
+def seen(*, devices: bool = True, meter: bool = True, refs: Sequence[DeviceRef] = ()) -> Looked:
     clock = FixedClock()
-    probes = [("nvml", Seeing(clock, readings=99))] if devices else []
+    probes = [("nvml", Seeing(clock, readings=99, devices=refs))] if devices else []
     found = Observation({Stream.NODE: ({"meter": "rapl", "power_mw": 9},)}) if meter else Observation()
     source = ListedSource([found], name="rapl", period_s=10.0)
     thread_ran = threading.Event()
@@ -88,6 +89,15 @@ def test_nothing_to_meter_is_said_and_a_meter_of_the_node_is_enough() -> None:
     assert not nothing.measurable
     assert "Nothing here can be metered" in pretty(nothing, Style(io.StringIO(), {}))
     assert seen(devices=False).measurable
+
+
+def test_what_is_metered_is_the_board_and_not_each_instance_on_it() -> None:
+    boards = [DeviceRef("GPU-0", "H100"), DeviceRef("GPU-1", "H100")]
+    cut = [DeviceRef(f"MIG-{n}", "H100", kind="mig", parent_uuid="GPU-1", slice_ratio=1 / 7) for n in range(2)]
+    page = pretty(seen(refs=[*boards, *cut]), Style(io.StringIO(), {}))
+    assert "2 devices can be metered, 2 MIG instances on them are seen" in page
+    assert max(map(len, page.splitlines())) <= WIDTH
+    assert "2 devices can be metered;" in pretty(seen(refs=boards), Style(io.StringIO(), {}))
 
 
 def test_the_same_is_there_as_json() -> None:
