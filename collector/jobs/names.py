@@ -8,7 +8,8 @@ driver's own list a minor number of an NVIDIA board means nothing here, as does 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ from collector.wire import DeviceRef
 Numbering = Literal["minor", "index"]
 
 _MAX_INFORMATION_BYTES: Final = 4_096
+PATIENCE_S: Final = 1.0
 _MAX_BOARDS: Final = 1_024
 _MINOR: Final = re.compile(r"^Device Minor:\s*([0-9]{1,4})\s*$", re.MULTILINE)
 _UUID: Final = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-fA-F-]{8,64})\s*$", re.MULTILINE)
@@ -41,6 +43,33 @@ def read_minors(proc_root: Path) -> dict[int, str]:
         if minor is not None and uuid is not None:
             found[int(minor[1])] = uuid[1]
     return found
+
+
+class MinorNumbers:
+    """The driver's minor numbers, asked for in a thread of their own: a driver that hangs does not answer there either."""
+
+    def __init__(self, read: Callable[[], dict[int, str]], patience_s: float = PATIENCE_S) -> None:
+        """Ask ``read``, and wait for it at most so long."""
+        self._read = read
+        self._patience_s = patience_s
+        self._known: dict[int, str] = {}
+        self._asking: threading.Thread | None = None
+
+    def ask(self) -> tuple[dict[int, str], bool]:
+        """Return the numbers as known last, and whether the driver has answered. Only one question is open at a time."""
+        patience_s = 0.0
+        if self._asking is None:
+            patience_s = self._patience_s
+            self._asking = threading.Thread(target=self._ask, name="jobs-minors", daemon=True)
+            self._asking.start()
+        self._asking.join(patience_s)
+        if self._asking.is_alive():
+            return self._known, False
+        self._asking = None
+        return self._known, True
+
+    def _ask(self) -> None:
+        self._known = self._read()
 
 
 class DeviceNames:

@@ -170,11 +170,12 @@ class ProcessTable:
 
     def _stepd_job(self, pid: int) -> str | None:
         """Return the job a slurmstepd says it serves, if it is root's: a title is any process's to write."""
+        # The uids first: a title lies in the process's own memory, and a user can make whoever reads his wait for ever.
+        if self._uids(pid) != {0}:
+            return None
         title = self._read(pid, "cmdline", _MAX_CMDLINE_BYTES)
         found = None if title is None else _TITLE.match(title)
-        if found is None or self._uids(pid) != {0}:
-            return None
-        return found[1].decode()
+        return None if found is None else found[1].decode()
 
     def _stat(self, pid: int) -> tuple[bytes, int, int] | None:
         """Return name, parent and start (ticks since boot); None where there is no such process."""

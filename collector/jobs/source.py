@@ -21,7 +21,7 @@ from collector.jobs.hooks import HookEvent, HookFolder
 from collector.jobs.ledger import Ledger
 from collector.jobs.looks import PodLook, ProcessLook, mapped_grants
 from collector.jobs.mapping import MappingFolder
-from collector.jobs.names import DeviceNames, read_minors
+from collector.jobs.names import DeviceNames, MinorNumbers, read_minors
 from collector.jobs.processes import EnvironMode, ProcessTable
 from collector.jobs.roster import Roster
 from collector.jobs.rows import allocation_row, finding_row
@@ -120,6 +120,7 @@ class JobSource:
         self._pod_look = PodLook(kubelet.KubeletClient(places.kubelet_socket), self._roster, self._pods)
         self._memory = state.Memory(boot_id)
         self._names = DeviceNames((), {})
+        self._minors = MinorNumbers(lambda: read_minors(places.proc_root))
         self._unplaced: dict[str, HookEvent] = {}
         """Jobs whose devices could not be found yet, by number: the driver may come up after the first job."""
         self._undeletable: set[str] = set()
@@ -146,7 +147,7 @@ class JobSource:
             self._last_errors = errors
             return Observation({}, dict(errors))
         self._follow_clock(now, errors)
-        self._find_devices()
+        self._find_devices(errors)
         taken = self._take_hooks(errors)
         due = self._looked_us is None or now.monotonic_us - self._looked_us >= round(PERIOD_S * US_PER_S) - _EARLY_US
         # While hooks wait to be taken in, a process could be of a job whose begin is not known yet.
@@ -259,12 +260,14 @@ class JobSource:
         errors["jobs:hook_from_the_future"] += 1
         return replace(event, at_us=now_us)
 
-    def _find_devices(self) -> None:
+    def _find_devices(self, errors: Counter[str]) -> None:
         devices = self._devices()
-        # Again while something waits for it: the driver's list may come up after the first job.
-        lacking = bool(self._unplaced) or not self._names.numbered
-        if devices and (lacking or devices != self._names.devices):
-            self._names = DeviceNames(devices, read_minors(self._places.proc_root))
+        # Again while there are no numbers: the driver's list may come up late. What is there is not asked twice: it wakes boards.
+        if devices and (not self._names.numbered or devices != self._names.devices):
+            minors, answered = self._minors.ask()
+            if not answered:
+                errors["jobs:minor_numbers_overdue"] += 1
+            self._names = DeviceNames(devices, minors)
 
     def _take_hooks(self, errors: Counter[str]) -> list[HookEvent]:
         events = [self._dated(event, errors) for event in self._folder.read(self._memory.files)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from collector.jobs.evidence import JobKey
 from collector.jobs.hooks import HookEvent
 from collector.jobs.mapping import MappingError, read_mapping
-from collector.jobs.names import DeviceNames, read_minors
+from collector.jobs.names import DeviceNames, MinorNumbers, read_minors
 from collector.jobs.pods import PodNames
 from collector.jobs.roster import MAX_RUNS, POD_GONE_US, Roster
 from collector.wire import DeviceRef
@@ -81,6 +83,25 @@ def test_minor_numbers_are_read_from_the_driver_s_own_list(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         (folder / "information").write_text(text)
     assert read_minors(tmp_path) == {1: "GPU-aaaaaaaa-1"}
+
+
+def test_a_driver_that_does_not_answer_is_waited_for_once_and_its_answer_taken_when_it_comes() -> None:
+    go, asked = threading.Event(), []
+
+    def read() -> dict[int, str]:
+        asked.append(1)
+        go.wait(10.0)
+        return MINORS
+
+    minors = MinorNumbers(read, patience_s=0.01)
+    assert [minors.ask() for _ in range(3)] == [({}, False)] * 3
+    assert len(asked) == 1
+    go.set()
+    until_s = time.monotonic() + 10.0
+    while not minors.ask()[1] and time.monotonic() < until_s:
+        time.sleep(0.001)
+    assert MinorNumbers(read).ask() == (MINORS, True)
+    assert minors.ask() == (MINORS, True)
 
 
 def event(

@@ -170,6 +170,19 @@ def test_what_may_not_be_read_is_counted_by_kind(proc: FakeProc) -> None:
     assert processes.forget_others([700]) == {"environ_denied": 1}
 
 
+def test_the_title_of_a_process_that_is_not_root_s_is_not_even_opened(proc: FakeProc) -> None:
+    proc.start(500, comm="slurmstepd", title="slurmstepd: [31.0]")
+    (proc.root / "500" / "cmdline").unlink()
+    (proc.root / "500" / "cmdline").symlink_to("/etc/passwd")  # opening it would be counted
+    proc.start(700, parent=500)
+    processes = table(proc, "never")
+    found = processes.standing(700, NOW_US)
+    assert found is not None
+    assert who(found) == (None, "none")
+    assert processes.stepds() == {}
+    assert processes.forget_others([]) == {}
+
+
 def test_a_job_began_with_its_first_slurmstepd(proc: FakeProc) -> None:
     proc.stepd(500, "31", "batch", start_s=3_000.0)
     proc.stepd(501, "31", "0", start_s=3_100.0)
