@@ -93,7 +93,10 @@ class Devices(dy.Schema):
 
 
 class Allocations(dy.Schema):
-    """A job holds a device, or a share of it, during [start, end); (node, count) is already resolved to devices."""
+    """A job holds a device, or a share of it, during [start, end).
+
+    (node, count) is already resolved to devices, and a MIG instance to its slice of the board.
+    """
 
     allocation_id = dy.Int64()
     device_id = dy.Int32()

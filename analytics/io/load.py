@@ -1,7 +1,8 @@
 """Loads what a close of some hours of one site reads: samples, holdings, dated references, API calls.
 
 ``seen_xid`` is taken before anything is read: a change committed after it may or may not be in what was read, so the hour
-is looked at again; a change before it certainly is. Nodes are resolved to devices here, and nowhere else.
+is looked at again; a change before it certainly is. Nodes are resolved to devices here, and MIG instances to shares of
+their boards, and nowhere else: energy is metered and a price is paid for the board.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SELECT DISTINCT ON (placed.device_id) placed.device_id, device.uuid, placed.node
        2::smallint AS origin -- of a device of whose node no epoch is known: somebody imported it
 FROM placements AS placed JOIN devices AS device ON device.id = placed.device_id
 JOIN nodes ON nodes.id = placed.node_id
-WHERE nodes.site_id = %(site_id)s
+WHERE nodes.site_id = %(site_id)s AND device.parent_device_id IS NULL -- a MIG instance is a part of its board, not beside it
 AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_to > %(from_at)s)
 AND placed.recorded_at <= %(as_of)s AND (placed.superseded_at IS NULL OR placed.superseded_at > %(as_of)s)
 ORDER BY placed.device_id, placed.valid_from DESC
@@ -54,19 +55,28 @@ SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cade
 FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
 """
 # A job that holds a count of a node's accelerators holds them all when the count says so, else an equal share of each:
-# which ones is not known.
+# which ones is not known. Of a board that is cut up schedulers count the instances. A job that holds a MIG instance, or a
+# share of one, holds that share of the board: method `slice` (docs/methodology.md). Rounded down, so that instances of one
+# board never add up to more than it.
 _HELD: Final = """
-WITH placed AS (
-    SELECT DISTINCT placements.node_id, placements.device_id, devices.accelerators,
-           sum(devices.accelerators) OVER (PARTITION BY placements.node_id) AS on_node
+WITH there AS (
+    SELECT DISTINCT placements.node_id, placements.device_id, devices.parent_device_id, devices.accelerators
     FROM placements JOIN devices ON devices.id = placements.device_id
     WHERE placements.recorded_at <= %(as_of)s
     AND (placements.superseded_at IS NULL OR placements.superseded_at > %(as_of)s) AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
+), counted AS (
+    SELECT node_id, sum(accelerators) AS on_node FROM there
+    WHERE NOT EXISTS (SELECT FROM there AS part WHERE part.parent_device_id = there.device_id) GROUP BY node_id
+), placed AS (
+    SELECT node_id, device_id, on_node FROM there JOIN counted USING (node_id) WHERE parent_device_id IS NULL
 )
-SELECT held.id AS allocation_id, device_id, job_id, {job_key} AS job_key, (share_ratio * 1000000)::integer AS share_ppm,
+SELECT held.id AS allocation_id, coalesce(device.parent_device_id, device.id) AS device_id, job_id, {job_key} AS job_key,
+       CASE WHEN device.parent_device_id IS NULL THEN (share_ratio * 1000000)::integer
+            ELSE greatest(1, floor(coalesce(share_ratio, 1) * device.slice_ratio * 1000000))::integer END AS share_ppm,
        held.accelerators, start_at, end_at
-FROM allocations AS held JOIN jobs ON jobs.id = job_id WHERE held.site_id = %(site_id)s AND device_id IS NOT NULL AND {touches}
+FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN devices AS device ON device.id = held.device_id
+WHERE held.site_id = %(site_id)s AND {touches}
 UNION ALL
 SELECT held.id, placed.device_id, job_id, {job_key},
        CASE WHEN held.accelerators >= placed.on_node THEN NULL
