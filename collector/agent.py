@@ -1,7 +1,7 @@
 """The agent's loop: asks the probes at each tick, takes in what sources saw, and answers signals.
 
-Nothing it does may wait for anything: driver calls, sources and sending each happen in threads of their own, and the loop
-takes what is there. It composes nothing (:mod:`collector.run` does) and interprets no measurement.
+Nothing it does may wait for anything: driver calls, sources, storing and sending each happen in threads of their own, and the
+loop takes what is there. It composes nothing (:mod:`collector.run` does) and interprets no measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from collector.clock import US_PER_S, Clock, Instant
 from collector.config import Settings
 from collector.doorbell import Doorbell
-from collector.errors import LibraryReplacedError, SpoolError
+from collector.errors import LibraryReplacedError
 from collector.exact import Exact
 from collector.governor import Governor
 from collector.health import Health, cpu_s
@@ -43,6 +43,9 @@ _LONGEST_PATIENCE_S: Final = 2.0
 _BESIDE_CLOSE_S: Final = 1.0
 _SOURCES_CLOSE_S: Final = 0.5
 _DEVICES_CLOSE_S: Final = 0.7
+_STORE_CLOSE_S: Final = 2.5  # a disk that takes longer gets no time for sending: see collector.run
+_HELD_ASKED_US: Final = 2 * US_PER_S
+"""How long before its health is told the spool is asked what it holds, at least."""
 _LONGEST_WAIT_S: Final = 5.0
 _MAX_DETAIL_CHARACTERS: Final = 250
 
@@ -114,7 +117,9 @@ class Agent:
         self.beside: list[Beside] = []
         """What runs beside the loop and needs the agent to tell what happens; started and closed with it."""
         self._told: SimpleQueue[Row] = SimpleQueue()
-        self._epochs: dict[str, tuple[str, int]] = {}
+        self._held_asked = False
+        self.stored = True
+        """Whether the disk took everything at the end; False where it keeps somebody waiting."""
         self._damaged_told = 0
         self._skew_told_us = 0
         self._health_at_us = clock.now().monotonic_us + round(settings.health_s * US_PER_S)
@@ -138,6 +143,7 @@ class Agent:
     def run(self, stop: threading.Event) -> Ending:
         """Measure on the cadence; flush what is begun at the end. Raises LibraryReplacedError."""
         self.tell("agent_started")
+        self.recorder.writer.start()
         self._sources.start()
         for helper in self.beside:
             helper.start()
@@ -248,30 +254,21 @@ class Agent:
         stepped = abs(self._clock.now().offset_us - began.offset_us) > STEP_US
         for name, found in sweeps:
             sweep = undated(found) if stepped else found
-            self._note(name, sweep)
+            self._note(sweep)
             self.recorder.record(tick, sweep, name)
 
-    def _note(self, name: str, sweep: Sweep) -> None:
+    def _note(self, sweep: Sweep) -> None:
         self.health.probe_errors.update(sweep.errors)
         for event in sweep.events:
             uuid_of = sweep.devices[event.device].uuid
             _LOG.warning("device %s: %s code=%s %s", uuid_of, event.kind, event.code, event.detail or "")
-        epoch = (sweep.epoch.boot_id, sweep.epoch.driver_epoch)
-        if epoch != self._epochs.get(name):
-            # Before any batch of the new epoch is stored: a restart must not give the number to another epoch.
-            try:
-                self._spool.remember(epoch_fact(name), f"{epoch[0]} {epoch[1]}")
-            except SpoolError as error:
-                _LOG.error("cannot note the driver epoch, trying again with the next reading: %s", error)
-                return
-            self._epochs[name] = epoch
 
     def _follow_release(self) -> None:
         wanted = self._release.wanted()
         for device in [device for device in self._holding if device.let_go()]:
             self._holding.remove(device)
             if wanted is not None:
-                self.tell("released", device.name, code=1, detail="now, as a driver call came back at last")
+                self.tell("released", device.name, code=1, detail=f"for {wanted}, as a driver call came back at last")
         if bool(wanted) == bool(self._released):
             return
         self._holding.clear()
@@ -282,18 +279,19 @@ class Agent:
                 self.tell("reopened", device.name, detail="devices are found again by UUID")
             else:
                 self._read_last(device)
-                in_time = device.release()
-                if not in_time:
+                if device.release():
+                    self.tell("released", device.name, code=1, detail=f"for {wanted}")
+                else:
+                    # Whoever waits to reset a GPU goes by ``released``: that is told once it is true.
                     self._holding.append(device)
-                late = "" if in_time else "; a driver call does not come back, so the driver may still be held"
-                self.tell("released", device.name, code=int(in_time), detail=f"for {wanted}{late}")
+                    self.tell("driver_held", device.name, detail=f"{wanted} waits: a driver call does not come back")
 
     def _read_last(self, device: ProbeThread) -> None:
         """Take what the reading under way tells of events, so that none is lost to the release."""
         with suppress(LibraryReplacedError):  # the next opening finds it out again
             sweep = device.sweep(0.0)
             if sweep is not None:
-                self._note(device.name, sweep)
+                self._note(sweep)
                 self.recorder.record_exact(sweep, {}, device.name)
 
     def _look_at_itself(self, now: Instant) -> None:
@@ -304,6 +302,11 @@ class Agent:
             for path in self._spool.damaged_files[self._damaged_told :]:
                 self.tell("spool_damaged", str(path), detail="it is kept there and a new one was started")
             self._damaged_told = len(self._spool.damaged_files)
+        if not self._held_asked and now.monotonic_us >= self._health_at_us - max(
+            _HELD_ASKED_US, 2 * self._governor.period_us
+        ):
+            self._held_asked = True
+            self.recorder.writer.ask_held()
         if now.monotonic_us >= self._health_at_us:
             period_us = round(self._settings.health_s * US_PER_S)
             # After a machine that slept, once and not once for each minute.
@@ -333,16 +336,19 @@ class Agent:
         row = self.health.row(
             now,
             self.recorder.state,
-            self._spool,
+            self.recorder.writer.held,
             self._shipper.state if self._shipper else None,
             sample_us=self._governor.period_us,
             released=self._released is not None,
+            durable=self._spool.durable,
         )
+        self._held_asked = False
         self.recorder.observe({Stream.AGENT: (row,)}, now.wall_us)
         _LOG.info("%s", self.health.line(row))
 
     def _close(self) -> None:
         """Let go of everything in bounded time, and store what there is. The spool and the sending are closed elsewhere."""
+        self.recorder.writer.ask_held()
         # Orders are undone through the driver, which may hang: in a thread that may be left behind.
         closing = threading.Thread(target=self._close_beside, name="close", daemon=True)
         closing.start()
@@ -354,7 +360,7 @@ class Agent:
         until_s = time.monotonic() + _DEVICES_CLOSE_S
         for device in self._devices:
             if not device.closed(max(0.0, until_s - time.monotonic())):
-                self.tell("released", device.name, code=0, detail="at the end; a driver call does not come back")
+                self.tell("driver_held", device.name, detail="at the end: a driver call does not come back")
         self._read_once = True
         try:
             self._take_in()
@@ -362,6 +368,9 @@ class Agent:
         except Exception:  # noqa: BLE001  the rows before must be stored whatever happens here
             _LOG.exception("the last words of the agent failed")
         self.recorder.flush()
+        self.stored = self.recorder.writer.close(_STORE_CLOSE_S)
+        if not self.stored:
+            _LOG.error("%d rows are lost: the disk did not take them in time", self.recorder.writer.waiting_rows)
 
     def _close_beside(self) -> None:
         for helper in self.beside:
@@ -372,8 +381,3 @@ class Agent:
 
 
 _TOLD_SKEW_US: Final = 2 * US_PER_S
-
-
-def epoch_fact(probe: str) -> str:
-    """Return the name under which the spool remembers a probe's driver epoch."""
-    return "driver_epoch" if probe == "nvml" else f"driver_epoch:{probe}"

@@ -16,11 +16,10 @@ from typing import Final
 
 from collector import wire
 from collector.clock import US_PER_S, Instant
-from collector.errors import SpoolError
 from collector.probe import Row
-from collector.recorder import RecorderState
 from collector.ship import ShipState
-from collector.spool import Spool, SpoolState
+from collector.spool import SpoolState
+from collector.writer import RecorderState
 
 _BYTES_PER_MIB: Final = 1_048_576
 _OTHERS: Final = "others"
@@ -54,16 +53,16 @@ class Health:
         self,
         now: Instant,
         recorder: RecorderState,
-        spool: Spool,
+        held: SpoolState | None,
         ship: ShipState | None,
         *,
         sample_us: int,
         released: bool,
+        durable: bool,
     ) -> Row:
-        """Return the row that ends the present span, and begin the next."""
+        """Return the row that ends the present span, and begin the next; where ``held`` is None its columns are null."""
         span_us = max(0, now.monotonic_us - self._span_from_us)
         used_s = cpu_s()
-        held = _held(spool)
         errors = Counter(self.probe_errors)
         errors.update({f"refused:{fault}": count for fault, count in recorder.refused_rows.items()})
         if recorder.spool_failures:
@@ -84,7 +83,7 @@ class Health:
             "failed_sends": None if ship is None else ship.failed_attempts,
             "cpu_ratio": (used_s - self._span_cpu_s) * US_PER_S / span_us if span_us else None,
             "rss_bytes": rss_bytes(),
-            "durable": int(spool.durable),
+            "durable": int(durable),
             "released": int(released),
         }
         if held is not None:
@@ -124,13 +123,6 @@ def rss_bytes() -> int:
     """Return this process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _held(spool: Spool) -> SpoolState | None:
-    try:
-        return spool.state()
-    except SpoolError:
-        return None  # told where it happened; the columns are null
 
 
 def _as_json(errors: Mapping[str, int]) -> str | None:

@@ -1,64 +1,36 @@
 """Turns sweeps and observations into batches in the spool: rows by the sampler, everything else beside them.
 
 One batch never spans an epoch, so each probe fills batches of its own; rows of the node travel with the first native
-probe's, or alone where there is none. It keeps what the spool cannot take just now (a full disk, say) in memory, bounded,
-and counts what it has to drop. It reads no device and sends nothing.
+probe's, or alone where there is none. It reads no device, sends nothing, and waits for no disk: storing is
+:mod:`collector.writer`'s.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Final
 
 from collector import wire
-from collector.batch import RowError, Rows, encode_body
+from collector.batch import Rows, encode_body
 from collector.clock import Clock
-from collector.errors import SpoolError
 from collector.probe import DeviceEvent, Epoch, Row, Sweep
 from collector.rows import fault_of
 from collector.sampler import RowBuilder, Tick, exact_row
 from collector.spool import Spool
 from collector.wire import DEVICE_STREAMS, BatchMeta, DeviceRef, Feed, Origin, Reading, Stream
+from collector.writer import Pending, RecorderState, Writer
 
 _LOG = logging.getLogger(__name__)
 
-MAX_PENDING_ROWS: Final = 5_000
-"""Rows kept in memory while the spool fails: at most some 15 MB, an hour and a half of 8 devices."""
 NODE_LANE: Final = "node"
 UNREAD_LANE: Final = "unread"
 MAX_UNREAD_DEVICES: Final = 256
 UNREAD_MODEL: Final = "unknown"
 """What a device that nobody has read is described as; the store keeps the description it has from before."""
-# What is given up last: rows that cannot be read again and that decide who pays.
-_KEPT_LONGEST: Final = (Stream.ALLOCATION, Stream.DEVICE_EVENT, Stream.NODE_EVENT)
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Rows of one lane and epoch that are not in the spool yet."""
-
-    lane: str
-    epoch: Epoch
-    devices: tuple[DeviceRef, ...]
-    streams: dict[Stream, deque[Row]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.streams.values()))
-
-    def give_up_one(self) -> Stream:
-        stream = min((stream for stream, rows in self.streams.items() if rows), key=_KEPT_LONGEST_RANK.__getitem__)
-        self.streams[stream].popleft()
-        return stream
-
-
-_KEPT_LONGEST_RANK: Final = {
-    stream: _KEPT_LONGEST.index(stream) + 1 if stream in _KEPT_LONGEST else 0 for stream in Stream
-}
 
 
 @dataclass(slots=True)
@@ -76,19 +48,6 @@ class _Lane:
             if sweep.devices != self.devices:
                 self.positions = {device.uuid: position for position, device in enumerate(sweep.devices)}
             self.devices = sweep.devices
-
-
-@dataclass(slots=True)
-class RecorderState:
-    """Counts since the start, for the agent's own health."""
-
-    samples: int = 0
-    samples_missed: int = 0
-    batches: int = 0
-    dropped_rows: int = 0
-    spool_failures: int = 0
-    refused_rows: Counter[str] = field(default_factory=Counter)
-    """Rows of sources and probes that were left out, by what was wrong with them."""
 
 
 class Recorder:
@@ -121,8 +80,7 @@ class Recorder:
         self._lanes: dict[str, _Lane] = {}
         self._node_epoch = Epoch(boot_id, 0, Feed.NATIVE, Origin.LIVE)
         self._unread = _Lane(UNREAD_LANE, RowBuilder(period_us=period_us, row_us=row_us), epoch=self._node_epoch)
-        self._pending: deque[_Pending] = deque()
-        self._pending_rows = 0
+        self.writer = Writer(spool, clock, self._body, self.state)
         self._last_due_us = 0
 
     def record(self, tick: Tick, sweep: Sweep, probe: str = "nvml") -> None:
@@ -143,7 +101,7 @@ class Recorder:
         self.state.samples_missed += tick.missed
         self._last_due_us = tick.due_us
         if tick.due_us % self._batch_us == 0:
-            self._store()
+            self.writer.store()
 
     def record_exact(self, sweep: Sweep, why: Mapping[str, Reading], probe: str = "nvml") -> None:
         """Add readings taken at an event, one exact row for each device that ``why`` names by UUID."""
@@ -201,10 +159,10 @@ class Recorder:
             lane.builder.forget()
 
     def flush(self) -> None:
-        """Store everything there is, partial rows included."""
+        """Have everything stored that there is, partial rows included."""
         for lane in self._lanes.values():
             self._end_rows(lane)
-        self._store()
+        self.writer.store()
 
     def _lane_of(self, probe: str, sweep: Sweep) -> _Lane:
         lane = self._lanes.get(probe)
@@ -213,7 +171,7 @@ class Recorder:
         if sweep.epoch != lane.epoch:
             if lane.epoch is not None:
                 self._end_rows(lane)
-                self._store()
+                self.writer.store()
             lane.builder.forget()
             lane.epoch = sweep.epoch
         lane.know(sweep)
@@ -281,40 +239,10 @@ class Recorder:
         if not rows:
             return
         assert lane.epoch is not None  # noqa: S101  set before anything is kept
-        last = next((entry for entry in reversed(self._pending) if entry.lane == lane.name), None)
-        if last is None or last.epoch != lane.epoch:
-            last = _Pending(lane.name, lane.epoch, lane.devices)
-            self._pending.append(last)
-        last.devices = lane.devices
-        last.streams.setdefault(stream, deque()).extend(rows)
-        self._pending_rows += len(rows)
-        while self._pending_rows > MAX_PENDING_ROWS:
-            oldest = self._pending[0]
-            oldest.give_up_one()
-            self.state.dropped_rows += 1
-            self._pending_rows -= 1
-            if not oldest:
-                self._pending.popleft()
+        noted = lane.name not in (NODE_LANE, UNREAD_LANE)  # those have no driver
+        self.writer.keep(lane.name, lane.epoch, lane.devices, stream, rows, noted=noted)
 
-    def _store(self) -> None:
-        while self._pending:
-            pending = self._pending[0]
-            try:
-                self._spool.put(partial(self._body, pending), self._clock.now().wall_us)
-            except SpoolError as error:
-                self.state.spool_failures += 1
-                _LOG.error("batch kept in memory, %d rows wait: %s", self._pending_rows, error)
-                return
-            except RowError as error:
-                # Trying again would fail again and hold up all that comes after.
-                self.state.dropped_rows += len(pending)
-                _LOG.error("%d rows dropped, they do not fit the wire: %s", len(pending), error)
-            else:
-                self.state.batches += 1
-            self._pending_rows -= len(pending)
-            self._pending.popleft()
-
-    def _body(self, pending: _Pending, spool: str, sequence: int) -> bytes:
+    def _body(self, pending: Pending, spool: str, sequence: int) -> bytes:
         now = self._clock.now()
         meta = BatchMeta(
             spool=spool,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from collector.agent import Agent, Ending, epoch_fact
+from collector.agent import Agent, Ending
 from collector.clock import Clock, SystemClock
 from collector.config import Settings
 from collector.doorbell import Doorbell
@@ -34,6 +34,7 @@ from collector.source_thread import SourceThreads
 from collector.sources import Around, make_probes, make_sources
 from collector.spool import Spool
 from collector.wire import DeviceRef
+from collector.writer import epoch_fact
 
 _LOG = logging.getLogger(__name__)
 
@@ -125,8 +126,9 @@ class Runner:
             finally:
                 stop.set()
                 if sender:
-                    sender.join(DRAIN_S)  # what is on its way may arrive; what is not stays in the spool
-                if sender is None or not sender.is_alive():
+                    # What is on its way may arrive; what is not stays in the spool. A disk that hangs keeps the sender too.
+                    sender.join(DRAIN_S if agent.stored else 0.0)
+                if agent.stored and (sender is None or not sender.is_alive()):
                     spool.close()
 
     def _probes(self, settings: Settings, spool: Spool, clock: Clock, boot_id: str) -> list[tuple[str, Probe]]:

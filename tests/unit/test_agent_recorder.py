@@ -15,10 +15,11 @@ import zstandard
 from collector import wire
 from collector.errors import SpoolError
 from collector.probe import DeviceEvent, DeviceReading, Epoch, Row, Sweep
-from collector.recorder import MAX_PENDING_ROWS, MAX_UNREAD_DEVICES, Recorder
+from collector.recorder import MAX_UNREAD_DEVICES, Recorder
 from collector.sampler import Tick
 from collector.spool import Spool
 from collector.wire import BatchMeta, DeviceRef, Feed, Origin, Stream
+from collector.writer import MAX_PENDING_ROWS
 from tests.fakes.clock import FixedClock
 
 pytestmark = pytest.mark.unit
@@ -206,8 +207,7 @@ def test_rows_that_wait_too_long_are_dropped_oldest_first_and_counted(
     event = bench.event("xid", code=1)
     for _ in range(MAX_PENDING_ROWS // 2 + 5):
         bench.second(event, devices=(0,))
-    held = sum(len(pending) for pending in bench.recorder._pending)
-    assert held == MAX_PENDING_ROWS
+    assert bench.recorder.writer.waiting_rows == MAX_PENDING_ROWS
     assert bench.recorder.state.dropped_rows > 0
 
 
