@@ -166,6 +166,7 @@ class NvmlProbe:
         the call returned (:attr:`released`).
         """
         self._take_late_answers()
+        owed_before = self._shutdown_owed
         if self._open or isinstance(self._late_init, Opened):
             self._open = False
             self._late_init = None
@@ -175,7 +176,7 @@ class NvmlProbe:
             actions, event_set, self._event_set = self._table.take_actions(), self._event_set, None
             answer = self._ask("close", partial(close_library, actions, event_set))
             self._shutdown_owed = answer is NoAnswer.OVERDUE
-        if self._shutdown_owed:
+        if self._shutdown_owed and not owed_before:
             _LOG.warning("a driver call hangs: NVML stays open until it returns")
         self._reader.stop()
 

@@ -263,6 +263,41 @@ def test_sigusr1_toggles_the_release_and_health_says_so(stand: Stand) -> None:
     assert [row["released"] for row in rows(stand, Stream.AGENT)] == [1, 1]
 
 
+def test_a_release_is_told_once_the_driver_is_really_let_go_of(stand: Stand) -> None:
+    class Held(ScriptedProbe):
+        """Owes its closing while a call hangs, as the probe of the driver's library does; it comes back at the fourth ask."""
+
+        closings = 0
+
+        @property
+        def released(self) -> bool:
+            return self.closings >= 4
+
+        def close(self) -> None:
+            self.closings += 1
+            super().close()
+
+    probe = Held(stand.clock, readings=5)
+    probe.before_read = lambda left: ring(stand, signal.SIGUSR1) if left == 2 else None
+    stand.probes["nvml"] = probe
+    told_after: list[int] = []
+
+    def during(duration_s: float) -> None:
+        time.sleep(0.002)
+        stand.clock.advance(duration_s)
+        agent = stand.agent
+        assert agent is not None
+        if agent.health.events["released"] and not told_after:
+            told_after.append(probe.closings)
+            ring(stand, signal.SIGTERM)
+
+    stand.clock.wait = during  # type: ignore[method-assign]
+    stand.run()
+    assert told_after == [4]
+    assert events(stand)[1:3] == [("driver_held", "nvml"), ("released", "nvml")]
+    assert [row["code"] for row in rows(stand, Stream.NODE_EVENT) if row["kind"] == "released"] == [1]
+
+
 def ring(stand: Stand, number: int) -> None:
     stand.doorbell._note(number, None)
 
@@ -303,7 +338,7 @@ def test_a_source_that_hangs_and_a_probe_that_hangs_hold_up_nobody(stand: Stand)
     assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) >= 20
     (health,) = rows(stand, Stream.AGENT)
     assert json.loads(health["probe_errors_by_kind"])["dcgm:overdue"] >= 9
-    assert ("released", "dcgm") in events(stand)
+    assert ("driver_held", "dcgm") in events(stand)
     assert events(stand).count(("source_overdue", "listed")) == 1
 
 
