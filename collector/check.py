@@ -11,8 +11,10 @@ from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import AgentError, SpoolError
 from collector.http import httpx
+from collector.probe.nvidia_smi import NvidiaSmiProbe
 from collector.probe.nvml import NvmlProbe
 from collector.run import open_client, read_boot_id
+from collector.sources import by_nvidia_smi
 from collector.spool import Spool
 
 
@@ -35,6 +37,8 @@ def check(settings: Settings, clock: Clock) -> list[Answer]:
 
 
 def _driver(settings: Settings, clock: Clock) -> Answer:
+    if by_nvidia_smi(settings):
+        return _tool(NvidiaSmiProbe(clock, boot_id=read_boot_id(), background=False))
     probe = NvmlProbe(clock, boot_id=read_boot_id(), driver_epoch=0, gpm=settings.gpm)
     sweep = probe.read()
     probe.close()
@@ -46,6 +50,13 @@ def _driver(settings: Settings, clock: Clock) -> Answer:
     return Answer(
         bool(sweep.readings), "driver", f"{len(sweep.readings)} of {len(sweep.devices)} devices answer{limits}"
     )
+
+
+def _tool(probe: NvidiaSmiProbe) -> Answer:
+    sweep = probe.read()
+    probe.close()
+    first, *_ = probe.sights()
+    return Answer(bool(sweep.readings), "driver", f"{first.subject}: {first.detail}")
 
 
 def _spool(settings: Settings) -> Answer:

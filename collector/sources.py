@@ -76,7 +76,7 @@ def make_probes(
     With ``nvidia_smi`` the library itself decides at the start: a driver that is late has its library on the disk already.
     """
     probes: list[tuple[str, Probe]] = []
-    by_tool = settings.nvidia_smi and not (settings.nvml and _loads(nvml_library))
+    by_tool = by_nvidia_smi(settings, nvml_library)
     if by_tool:
         from collector.probe.nvidia_smi import NvidiaSmiProbe  # noqa: PLC0415
 
@@ -104,14 +104,17 @@ def make_probes(
     return probes
 
 
-def _loads(library: str) -> bool:
+def by_nvidia_smi(settings: Settings, nvml_library: str = _NVML_LIBRARY) -> bool:
+    """Say whether NVIDIA devices are read by running nvidia-smi: where that is wanted and NVML cannot be used."""
+    if not settings.nvidia_smi or not settings.nvml:
+        return settings.nvidia_smi
     import ctypes  # noqa: PLC0415
 
     try:
-        ctypes.CDLL(library)
+        ctypes.CDLL(nvml_library)
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def make_sources(settings: Settings, around: Around) -> list[Source]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from collector.check import Answer, _driver, _tool
+from collector.config import Settings
 from collector.probe import Sweep
 from collector.probe.nvidia_smi import NvidiaSmiProbe
 from collector.probe.nvidia_smi_text import QUERY, SmiDevice, SmiTextError, parse_csv, parse_xml
@@ -251,6 +253,18 @@ def test_each_run_is_one_reading_and_nothing_is_made_up_in_between() -> None:
     counts = [len(stand.read(5.0).readings) for _ in range(7)]
     assert counts == [1, 0, 0, 1, 0, 0, 1]  # at 15 s
     assert stand.tool.commands[0] == ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv")
+
+
+@pytest.mark.unit
+def test_check_asks_the_tool_where_the_agent_would() -> None:
+    assert _tool(Stand(table()).probe) == Answer(True, "driver", "NVIDIA devices through nvidia-smi: 1 boards")
+    failed = _tool(Stand(CommandError("timeout", "nvidia-smi had not ended")).probe)
+    assert (failed.fine, failed.found) == (
+        False,
+        "NVIDIA devices through nvidia-smi: timeout: nvidia-smi had not ended",
+    )
+    chosen = _driver(Settings(nvml=False, nvidia_smi=True), FixedClock())
+    assert chosen.found.startswith("NVIDIA devices through nvidia-smi")
 
 
 @pytest.mark.real
