@@ -1,17 +1,22 @@
 """Takes in traces of LLM calls made on this node: an OTLP/HTTP endpoint on loopback, off by default.
 
 A body goes unparsed into the spool and is answered once it is there, so a call is accounted for even while the server is
-away. Anybody on the node may post, which is why everything is bounded: the size of a body, the connections at a time, the
-seconds each may take, and the share of the spool that such bodies get. It understands nothing of what it takes in; what the
-server refuses ends in quarantine.
+away. Anybody on the node may post, which is why everything is bounded: the size of a body and of all bodies under way, the
+connections at a time, the seconds a request may take altogether, and the share of the spool that such bodies get. A page in
+a browser on this node may not: it names another host than loopback. It understands nothing of what it takes in; what
+the server refuses ends in quarantine.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 from typing import Any, Final
@@ -25,10 +30,16 @@ PATH: Final = "/v1/traces"
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-MAX_CONNECTIONS: Final = 16
-_TIMEOUT_S: Final = 10.0
+MAX_BODIES_BYTES: Final = 2 * MAX_BODY_BYTES
+"""All bodies under way together."""
+MAX_CONNECTIONS: Final = 4
+MAX_REQUEST_S: Final = 10.0
+"""From a request's first byte to its last."""
+IDLE_S: Final = 2.0
+"""How long a connection may stay silent between two requests: its place is wanted by others."""
 _RETRY_AFTER_S: Final = "30"
 _MAX_REQUESTS_PER_CONNECTION: Final = 1_000
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "[::1]"})
 _ENCODINGS: Final = frozenset({"", "identity", "gzip"})
 
 
@@ -72,9 +83,8 @@ class _Server(ThreadingMixIn, HTTPServer):
         self.counts = counts
         self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.counting = threading.Lock()
+        self.under_way_bytes = 0
         if ":" in at[0]:
-            import socket  # noqa: PLC0415
-
             self.address_family = socket.AF_INET6
         super().__init__(at, _Handler)
 
@@ -108,6 +118,19 @@ class _Server(ThreadingMixIn, HTTPServer):
         with self.counting:
             self.counts[what] += 1
 
+    @contextmanager
+    def room(self, needed: int) -> Iterator[None]:
+        """Hold memory for one body. Raises _RefusedError where the bodies under way have it all."""
+        with self.counting:
+            if self.under_way_bytes + needed > MAX_BODIES_BYTES:
+                raise _RefusedError(503, "too many bodies at a time")
+            self.under_way_bytes += needed
+        try:
+            yield
+        finally:
+            with self.counting:
+                self.under_way_bytes -= needed
+
 
 class _RefusedError(Exception):
     """The request is answered with a code and a reason."""
@@ -117,16 +140,58 @@ class _RefusedError(Exception):
         self.code = code
 
 
+class _Timed(io.RawIOBase):
+    """What a connection sends, until the time of the request is over, however slowly it comes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until_s = 0.0
+        self._silent = True
+
+    def begin(self) -> None:
+        """Give the next request its time, from its first byte on."""
+        self._until_s = time.monotonic() + IDLE_S
+        self._silent = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the request took too long")
+        self._connection.settimeout(left_s)
+        got = self._connection.recv_into(buffer)
+        if self._silent:
+            self._silent = False
+            self._until_s = time.monotonic() + MAX_REQUEST_S
+        return got
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = _TIMEOUT_S
     server: _Server
     _answered = 0
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._timed = _Timed(self.connection)
+        self.rfile = io.BufferedReader(self._timed)
+
+    def handle_one_request(self) -> None:
+        self._timed.begin()
+        super().handle_one_request()
+
     def do_POST(self) -> None:
         try:
-            envelope, body = self._read()
-            self._keep(envelope, body)
+            envelope, length = self._judge()
+            with self.server.room(length):
+                body = self._body(length)
+                self._keep(envelope, body)
+        except TimeoutError:
+            self._refuse(408, f"a request may take {MAX_REQUEST_S:g} s")
+            return
         except _RefusedError as refused:
             self._refuse(refused.code, str(refused))
             return
@@ -140,7 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
     # Names the base class looks up.
     do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_GET  # noqa: N815
 
-    def _read(self) -> tuple[Envelope, bytes]:
+    def _judge(self) -> tuple[Envelope, int]:
+        """Return what the head says: how the body is to be sent on, and its length."""
+        if not _is_loopback(self.headers.get("Host", "")):
+            raise _RefusedError(403, "Host must be localhost or a loopback address")
         if self.path != PATH:
             raise _RefusedError(404, f"only POST {PATH} is answered here")
         content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -154,10 +222,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(411, "a Content-Length is needed")
         if int(length) > MAX_BODY_BYTES:
             raise _RefusedError(413, f"a body may have {MAX_BODY_BYTES} bytes; export smaller batches")
-        body = self.rfile.read(int(length))
-        if len(body) != int(length):
+        return Envelope(PATH, content_type, "gzip" if encoding == "gzip" else ""), int(length)
+
+    def _body(self, length: int) -> bytes:
+        body = self.rfile.read(length)
+        if len(body) != length:
             raise _RefusedError(400, "the body ended early")
-        return Envelope(PATH, content_type, "gzip" if encoding == "gzip" else ""), body
+        return body
 
     def _keep(self, envelope: Envelope, body: bytes) -> None:
         try:
@@ -198,3 +269,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
         """Say nothing: requests are counted."""
+
+
+def _is_loopback(host: str) -> bool:
+    """Say whether a Host header names this node itself: a page whose name was rebound to loopback names its own."""
+    name = host.strip().lower()
+    if not name.endswith("]"):
+        name = name.rpartition(":")[0] or name
+    parts = name.split(".")
+    return name in _LOOPBACK_NAMES or (len(parts) == 4 and parts[0] == "127" and all(map(str.isdecimal, parts)))

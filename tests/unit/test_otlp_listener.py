@@ -6,12 +6,14 @@ import http.client
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from collector import otlp_listener
 from collector.errors import AgentError, SpoolError
-from collector.otlp_listener import MAX_BODY_BYTES, MAX_CONNECTIONS, OtlpListener
+from collector.otlp_listener import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_CONNECTIONS, OtlpListener
 from collector.spool import Lane, Spool
 
 pytestmark = pytest.mark.unit
@@ -139,12 +141,58 @@ def test_garbage_and_a_body_that_ends_early_are_survived(listener: OtlpListener,
             connection.sendall(garbage)
     with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as connection:
         connection.sendall(
-            b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+            b"POST /v1/traces HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
         )
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(200).startswith(b"HTTP/1.1 400")
     assert spool.state().batches == 0
     assert post(listener, b"{}", {"Content-Type": "application/json"})[0] == 200
+
+
+def begun(listener: OtlpListener, length: int) -> socket.socket:
+    """Send the head of a body of that length and nothing of it."""
+    connection = socket.create_connection(("127.0.0.1", listener.port), timeout=5)
+    head = "POST /v1/traces HTTP/1.1\r\nHost: localhost:4318\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall((head % length).encode())
+    return connection
+
+
+def test_a_body_that_comes_byte_by_byte_gets_the_time_of_one_request(
+    listener: OtlpListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otlp_listener, "MAX_REQUEST_S", 0.4)
+    began_s = time.monotonic()
+    with begun(listener, 1_000) as slow:
+        slow.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - began_s < 5:
+            slow.sendall(b"{")
+            with suppress(TimeoutError):
+                answer = slow.recv(200)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert 0.4 <= time.monotonic() - began_s < 2
+    assert post(listener, b"{}", {"Content-Type": "application/json"})[0] == 200
+
+
+def test_bodies_under_way_share_their_memory_and_one_more_is_asked_to_come_again(listener: OtlpListener) -> None:
+    held = [begun(listener, MAX_BODY_BYTES), begun(listener, MAX_BODIES_BYTES - MAX_BODY_BYTES)]
+    until_s = time.monotonic() + 5
+    while listener._server.under_way_bytes < MAX_BODIES_BYTES and time.monotonic() < until_s:
+        time.sleep(0.01)
+    code, _, headers = post(listener, b"{}", {"Content-Type": "application/json"})
+    assert (code, headers["Retry-After"]) == (503, "30")
+    for connection in held:
+        connection.close()
+    while listener._server.under_way_bytes and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert post(listener, b"{}", {"Content-Type": "application/json"})[0] == 200
+
+
+def test_only_who_names_this_node_itself_may_post(listener: OtlpListener) -> None:
+    for host in ("localhost", "LOCALHOST:4318", "127.0.0.1:4318", "127.1.2.3", "[::1]:4318"):
+        assert post(listener, b"x", {**PROTOBUF, "Host": host})[0] == 200, host
+    for host in ("evil.example", "evil.example:4318", "127.0.0.1.evil.example", "10.0.0.7", ""):
+        assert post(listener, b"x", {**PROTOBUF, "Host": host})[0] == 403, host
 
 
 def test_an_address_that_is_taken_is_a_clear_error(listener: OtlpListener, spool: Spool) -> None:
