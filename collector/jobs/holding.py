@@ -13,6 +13,8 @@ from typing import Final
 
 from collector.jobs.evidence import RANK, Evidence, Grant, Job, JobKey, Use
 
+ENDS_KEPT: Final = 8
+"""Of a device: nobody speaks of the job before the eighth last, but its own processes, and then its end is kept for them."""
 GRACE_US: Final = 12_000_000
 """A job whose processes are missing from the list keeps an otherwise unclaimed device this long: two looks and a bit."""
 _PPM: Final = 1_000_000
@@ -149,8 +151,10 @@ class Device:
         return found, _names({grant.job.key for grant in holders})
 
     def forget_released(self, before_us: int) -> None:
-        """Drop the ends told before that instant, but for jobs of which something still runs."""
-        self.released = {key: at_us for key, at_us in self.released.items() if at_us >= before_us or key in self.uses}
+        """Keep the newest ends told since that instant, and those of jobs of which something still runs."""
+        newest = sorted(self.released.items(), key=lambda entry: entry[1])[-ENDS_KEPT:]
+        kept = {key for key, at_us in newest if at_us >= before_us} | self.uses.keys()
+        self.released = {key: at_us for key, at_us in self.released.items() if key in kept}
         self.presumed &= self.released.keys()
         self.leftover &= self.released.keys()
 

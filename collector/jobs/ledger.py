@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from collector.jobs.evidence import Change, Evidence, Finding, Grant, Job, JobKey, Use
-from collector.jobs.holding import Device, Open, Wanted, strongest
+from collector.jobs.holding import ENDS_KEPT, Device, Open, Wanted, strongest
 
 DOUBT_US: Final = 2_000_000
 """A contradiction counts when it is seen again at least this much later: managers write their notes one after the other."""
 RELEASED_KEPT_US: Final = 3_600_000_000
-_ENDED_KEPT: Final = 64
 
 
 class Ledger:
@@ -82,6 +81,7 @@ class Ledger:
             device.presumed.discard(key)
             self._forget_uses(device, key, at_us)
             self._hook_spoke(uuid, device, at_us)
+            device.forget_released(at_us - RELEASED_KEPT_US)
 
     def stated(self, at_us: int, source: Evidence, grants: Mapping[str, Iterable[Grant]]) -> None:
         """Take in all that a source says at ``at_us``: a device that is missing was given to nobody."""
@@ -213,7 +213,7 @@ class Ledger:
         device.frontier_us = max(device.frontier_us, end_us)
         device.ended.pop(key, None)
         device.ended[key] = end_us
-        if len(device.ended) > _ENDED_KEPT:
+        if len(device.ended) > ENDS_KEPT:
             del device.ended[next(iter(device.ended))]
         self._changes.append(Change(end_us, uuid, held.job, False, held.share_ratio, held.evidence))
 

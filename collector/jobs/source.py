@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from collector.clock import US_PER_S, Clock, Instant
 from collector.errors import AgentError
@@ -27,6 +27,7 @@ from collector.jobs.roster import Roster
 from collector.jobs.rows import allocation_row, finding_row
 from collector.jobs.shares import Sample, share_rows
 from collector.jobs.sight import job_sights
+from collector.jobs.told import Facts, Told, put_away, recall_told
 from collector.jobs.watch import FolderWatch
 from collector.probe import Observation, ProcessReading, Row, Sight
 from collector.sampler import STEP_US
@@ -41,18 +42,6 @@ PERIOD_S: Final = 5.0
 _EARLY_US: Final = 500_000
 _KUBELET_EVERY: Final = 2
 _HEARTBEAT_US: Final = 60_000_000
-
-
-class Facts(Protocol):
-    """What the source asks of whoever keeps facts (the spool): recall and remember, which may raise an AgentError."""
-
-    def recall(self, name: str) -> str | None:
-        """Return a fact, or None."""
-        ...
-
-    def remember(self, name: str, value: str) -> None:
-        """Keep a fact, durably."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +193,22 @@ class JobSource:
 
         Return whether the facts could be asked.
         """
-        text = None
+        text: str | None = None
+        told: list[Row] = []
+        memory: state.Memory | None = None
         if self._facts is not None:
             try:
                 text = self._facts.recall(FACT)
+                memory = state.load(text, self._ledger, self._roster)
+                if memory is not None:
+                    told, damaged = recall_told(memory.parts, self._facts)
+                    errors.update({"jobs:state_damaged": damaged} if damaged else {})
             except AgentError:
                 errors["jobs:state_unreadable"] += 1
+                self._ledger.devices.clear()
+                self._roster.runs.clear()
                 return False
         self._recalled = True
-        memory = state.load(text, self._ledger, self._roster)
         if memory is None:
             if text is not None:
                 errors["jobs:state_damaged"] += 1
@@ -220,12 +216,12 @@ class JobSource:
         boot_id, self._memory = self._memory.boot_id, memory
         for name in memory.unplaced:
             memory.files.pop(name, None)
-        rows[Stream.ALLOCATION] += [told.row for told in memory.told]
+        rows[Stream.ALLOCATION] += [*told, *(entry.row for entry in memory.told)]
         if memory.boot_id != boot_id:
             self._ledger.rebooted(memory.at_us)
             self._memory.boot_id = boot_id
             self._memory.files = {}
-        self._memory.told = [state.Told(now_us, told.row) for told in memory.told]
+        memory.handed_on(now_us)  # they are on their way again
         if memory.at_us - now_us > STEP_US:
             self._clock_set_back(now_us, memory.at_us - now_us, errors)
         return True
@@ -242,8 +238,7 @@ class JobSource:
         self._ledger.clock_set_back(known_us)
         self._roster.clock_set_back(known_us)
         self._shares_at_us = min(self._shares_at_us, known_us)
-        for told in self._memory.told:
-            told.at_us = min(told.at_us, known_us)
+        self._memory.clock_set_back(known_us)
         running = sum(
             held.since_us > known_us for device in self._ledger.devices.values() for held in device.open.values()
         )
@@ -355,11 +350,11 @@ class JobSource:
             Stream.ALLOCATION: [allocation_row(change) for change in changes],
             Stream.NODE_EVENT: [finding_row(finding) for finding in findings],
         }
-        self._memory.told = state.forget_old(self._memory.told, now_us)
         for stream, found in fresh.items():
             rows[stream] += found
         # Events of allocations alone: the server would take a node event that is told twice for two.
-        self._memory.told += [state.Told(now_us, row) for row in fresh[Stream.ALLOCATION]]
+        if self._facts is not None:
+            self._memory.told += [Told(now_us, row) for row in fresh[Stream.ALLOCATION]]
         # Backwards too: an operator may have set the clock.
         beat = any(device.open for device in self._ledger.devices.values())
         beat = beat and abs(now_us - self._saved_us) >= _HEARTBEAT_US
@@ -372,6 +367,7 @@ class JobSource:
         self._memory.at_us = now_us
         self._memory.unplaced = [event.name for event in self._unplaced.values()]
         try:
+            put_away(self._memory.told, self._memory.parts, now_us, self._facts)
             self._facts.remember(FACT, state.dump(self._memory, self._ledger, self._roster))
         except AgentError as error:
             # The files of the hooks stay where they are: whoever comes next reads them again, with the same instants.

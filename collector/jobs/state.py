@@ -1,14 +1,12 @@
 """Writes what the job ledger knows as text and reads it back, so that an agent that restarts goes on where it was.
 
-The text goes into the spool's facts before the rows it led to are handed on, with the rows of the last quarter of an hour in it: those
-may not have reached the spool when the agent died, and are told again, word for word. Told twice they change nothing, since the
-server takes an event of the same job, device and instant once. A text of another version, or a damaged one, is as good as none.
+The text is written at each event, so it holds no more than is needed: devices, what runs or ended on them lately, and the newest
+rows that were told (``told`` keeps the others). A text of another version, or a damaged one, is as good as none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, Final
 
@@ -16,21 +14,11 @@ from collector.jobs.evidence import Evidence, Grant, Job, JobKey, Use
 from collector.jobs.holding import Device, Open, Seen
 from collector.jobs.ledger import Ledger
 from collector.jobs.roster import Roster, Run
-from collector.probe import Row
+from collector.jobs.told import Part, Told
 
 VERSION: Final = 1
-TOLD_KEPT_US: Final = 900_000_000
-"""Far longer than a batch waits in memory before it is in the spool."""
-MAX_TOLD: Final = 20_000
-"""A thousand jobs of eight devices that began and ended while no agent ran."""
-
-
-@dataclass(slots=True)
-class Told:
-    """A row of an allocation and when it was handed on."""
-
-    at_us: int
-    row: Row
+MAX_IDLE_RUNS: Final = 256
+"""Running jobs without a device are kept to know their users by, should a process claim to be theirs: the newest ones."""
 
 
 @dataclass(slots=True)
@@ -42,18 +30,30 @@ class Memory:
     files: dict[str, str] = field(default_factory=dict)
     """Files of hooks that were taken in and are still there: name -> job number."""
     told: list[Told] = field(default_factory=list)
+    """The newest rows of allocations."""
+    parts: list[Part] = field(default_factory=list)
+    """Where the older ones are."""
     unplaced: list[str] = field(default_factory=list)
     """Files of starts whose devices were not all found yet: to be read again."""
 
+    def handed_on(self, at_us: int) -> None:
+        """Note that all that was told is handed on at ``at_us``, again."""
+        for entry in self.told:
+            entry.at_us = at_us
+        for part in self.parts:
+            part.at_us = at_us
 
-def forget_old(told: Sequence[Told], now_us: int) -> list[Told]:
-    """Return what may still be on its way."""
-    return [entry for entry in told if now_us - entry.at_us < TOLD_KEPT_US][-MAX_TOLD:]
+    def clock_set_back(self, at_us: int) -> None:
+        """Take what was handed on under a clock that has been set back since for as old as ``at_us``."""
+        for entry in self.told:
+            entry.at_us = min(entry.at_us, at_us)
+        for part in self.parts:
+            part.at_us = min(part.at_us, at_us)
 
 
 def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
     """Return everything as one line of JSON."""
-    runs = list({id(run): run for run in roster.runs.values()}.values())
+    runs = _runs(ledger, roster)
     jobs: dict[JobKey, Job] = {run.job.key: run.job for run in runs}
     for device in ledger.devices.values():
         jobs |= {held.job.key: held.job for held in device.open.values()}
@@ -68,6 +68,7 @@ def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
             "files": memory.files,
             "unplaced": memory.unplaced,
             "told": [[entry.at_us, entry.row] for entry in memory.told],
+            "parts": [astuple(part) for part in memory.parts],
             "slurm": roster.slurm_cluster,
             "jobs": [[list(job.key), *astuple(job)[1:]] for job in jobs.values()],
             "runs": [[number[r.job.key], r.seen_us, r.refs, r.ended_us, r.pod_uid, r.uid] for r in runs],
@@ -92,7 +93,8 @@ def load(text: str | None, ledger: Ledger, roster: Roster) -> Memory | None:
             for job, seen, refs, ended, pod_uid, uid in raw["runs"]
         ]
         told = [Told(*entry) for entry in raw["told"]]
-        memory = Memory(str(raw["boot"]), int(raw["at"]), dict(raw["files"]), told, list(raw["unplaced"]))
+        parts = [Part(*entry) for entry in raw.get("parts", ())]
+        memory = Memory(str(raw["boot"]), int(raw["at"]), dict(raw["files"]), told, parts, list(raw["unplaced"]))
         slurm_cluster = raw["slurm"]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
@@ -101,6 +103,16 @@ def load(text: str | None, ledger: Ledger, roster: Roster) -> Memory | None:
         roster.enter_again(run)
     ledger.devices.update(devices)
     return memory
+
+
+def _runs(ledger: Ledger, roster: Roster) -> list[Run]:
+    """Return the runs that an agent after this one must know: those any device knows of, and what else still runs."""
+    known = ledger.held() | {key for device in ledger.devices.values() for key in (*device.released, *device.ended)}
+    runs = {id(run): run for run in roster.runs.values()}.values()
+    idle = sorted(
+        (run for run in runs if run.ended_us is None and run.job.key not in known), key=lambda run: run.seen_us
+    )
+    return [run for run in runs if run.job.key in known] + idle[-MAX_IDLE_RUNS:]
 
 
 def _device(device: Device, number: dict[JobKey, int]) -> dict[str, Any]:

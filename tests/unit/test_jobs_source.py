@@ -95,6 +95,39 @@ def test_jobs_that_began_and_ended_while_no_agent_ran_are_told_at_their_instants
     assert told[0] == "0 +31 gpu0 hook"  # told again word for word: nobody knows whether it reached the spool
 
 
+def test_a_night_of_short_jobs_writes_little_and_all_that_was_told_lately_is_told_again(node: JobNode) -> None:
+    written: list[tuple[str, int]] = []
+    keep = node.facts.remember
+    node.facts.remember = lambda name, value: (written.append((name, len(value))), keep(name, value))[1]  # type: ignore[method-assign, func-returns-value]
+    told: list[str] = []
+    for number in range(400):  # a job in ten seconds on each of four GPUs, for a good quarter of an hour
+        node.hook("start", 1_000 + number, str(number % 4), user="ada", account="research", name="one-of-an-array")
+        told += node.read(0.5)
+        node.hook("end", 1_000 + number, str(number % 4))
+        told += node.read(2.0)
+    assert len(told) == 800
+    assert max(size for _, size in written) < 25_000
+    assert sum(size for _, size in written) < 800 * 20_000  # it was 800 times a quarter of a megabyte
+    assert len(node.facts.values) < 60  # places are used again
+    node.restart()
+    again = node.read(0)
+    kept = 2 * int(900 / 2.5)
+    assert again == told[-len(again) :]
+    assert kept <= len(again) <= kept + 17 + 16
+
+
+def test_a_part_of_what_was_told_that_is_damaged_is_counted_and_costs_itself_alone(node: JobNode) -> None:
+    for number in range(12):  # the first nine jobs' rows make a part
+        node.hook("start", 31 + number, "0")
+        node.hook("end", 31 + number, ago_s=-0.25)
+        node.read(1.0)
+    (part,) = (name for name in node.facts.values if name != FACT)
+    node.facts.values[part] = "[1,[]]"
+    node.restart()
+    assert [line.split()[1] for line in node.read()] == ["+40", "-40", "+41", "-41", "+42", "-42"]
+    assert node.errors["jobs:state_damaged"] == 1
+
+
 def test_after_a_quarter_of_an_hour_nothing_is_told_again(node: JobNode) -> None:
     node.hook("start", 31, "0")
     node.read()
@@ -309,7 +342,7 @@ def test_a_thousand_jobs_of_a_night_without_an_agent_are_taken_in_by_portions(no
     assert len(told) == 2_000
     assert len({line.split()[1] for line in told}) == 2_000
     assert list(node.hooks.iterdir()) == []
-    assert node.facts.writes == 4
+    assert node.facts.writes == 8  # a part of told rows and the state, four times
     assert node.read() == []
     node.source.close()
 
