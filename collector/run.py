@@ -39,6 +39,7 @@ from collector.writer import epoch_fact
 _LOG = logging.getLogger(__name__)
 
 _BYTES_PER_MIB: Final = 1_048_576
+LOCK_NAME: Final = "agent.lock"
 _PROBES: Final = ("nvml", "amd", "dcgm")
 
 
@@ -215,39 +216,65 @@ def _only_one(settings: Settings) -> Iterator[None]:
     path = Path(settings.spool_path + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = path.open("w", encoding="ascii")
+        lock = _open_lock(path)
     except OSError as error:
         raise AgentError(
             f"cannot write beside the spool: {error}; set spool_path to a folder this user may write"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(
-                f"another agent holds {path}; stop it first, or give this one its own spool_path"
-            ) from error
-        with _only_one_on_the_node(settings):
-            yield
+    otherwise = f"another agent holds {path}; stop it first, or give this one its own spool_path"
+    with _held(lock, otherwise), _only_one_on_the_node(settings):
+        yield
 
 
 @contextmanager
 def _only_one_on_the_node(settings: Settings) -> Iterator[None]:
-    """Hold the folder of the release file, where there is one: an agent with another spool counts every device twice as well.
+    """Hold a file beside the release file, where its folder is: an agent with another spool counts every device twice as well.
 
-    The folder itself, as it may be mounted read-only. Where it is not there nobody has installed an agent as a service.
+    Where the folder is not there nobody has installed an agent as a service.
     """
     folder = Path(settings.release_file).parent
     if not settings.release_file or not folder.is_dir():
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = folder / LOCK_NAME
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _open_lock(path)
     except OSError as error:
-        os.close(descriptor)
-        raise AgentError(f"another agent runs on this node and holds {folder}; stop it first") from error
+        if not os.path.lexists(path):
+            # Who could have made it would hold it; this one goes on, unguarded.
+            _LOG.warning("a second agent on this node would not be noticed: %s", error)
+            yield
+            return
+        raise AgentError(
+            f"cannot open {path}: {error}; an agent of another user is installed on this node, stop it and remove that file"
+        ) from error
+    with _held(lock, f"another agent runs on this node and holds {path}; stop it first"):
+        yield
+
+
+def _open_lock(path: Path) -> int:
+    """Open or make a file that nobody but its owner can open, hence lock: whoever can read a file can hold its lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(descriptor, 0o600)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def _held(descriptor: int, otherwise: str) -> Iterator[None]:
+    """Hold the lock of an open file and close it in the end. Raises AgentError where another holds it or it cannot be locked."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AgentError(otherwise) from error
+        except OSError as error:
+            raise AgentError(
+                f"cannot lock a file: {error}; locks are needed beside the spool and the release file"
+            ) from error
         yield
     finally:
         os.close(descriptor)

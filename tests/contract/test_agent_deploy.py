@@ -146,7 +146,7 @@ def test_the_pod_holds_no_power_it_does_not_need(pod: dict[str, Any], container:
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     writable = [mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
-    assert writable == ["spool"]
+    assert writable == ["spool", "run"]
     resources = container["resources"]
     # The limit must not be what ends an agent that keeps to its own budget of 45 MiB.
     assert (resources["limits"]["memory"], "cpu" in resources["limits"]) == ("128Mi", False)
