@@ -141,6 +141,7 @@ def _job_sources(settings: Settings, around: Around) -> list[Source]:
         facts=around.facts,
         settings=JobSettings(
             cluster=settings.cluster,
+            node=settings.node,
             environ="hint" if settings.environ == "hint" else "never",
             slurm_shared=settings.slurm_shared,
         ),

@@ -23,13 +23,18 @@ def job_sights(
     table: ProcessTable,
     names: DeviceNames,
     environ: EnvironMode,
+    node: tuple[str, str | None],
     errors: Mapping[str, int],
 ) -> tuple[Sight, ...]:
-    """Return one sight for each kind of evidence; ``errors`` are those of the last reading."""
+    """Return one sight for each kind of evidence; ``errors`` are those of the last reading.
+
+    ``node``: this node's name as the agent has it, and as Slurm has it where that is another.
+    """
     return (
         _processes(table),
         _hooks(hooks, errors),
         *_numbers(names),
+        *_node(*node),
         *(_mapping(folder) for folder in mappings),
         _kubelet(kubelet_socket, errors),
         _environ(environ, errors),
@@ -68,6 +73,13 @@ def _numbers(names: DeviceNames) -> tuple[Sight, ...]:
         "show the agent the host's /proc; until then hooks and mapping folders that name GPUs by number place nothing"
     )
     return (Sight("GPU numbers of Slurm", seen=False, detail="/proc/driver/nvidia/gpus is not there", remedy=remedy),)
+
+
+def _node(name: str, slurm_name: str | None) -> tuple[Sight, ...]:
+    if slurm_name is None:
+        return ()
+    remedy = f'set node = "{slurm_name}", so that telemetry and what is imported from Slurm are of one node'
+    return (Sight("name of this node", seen=False, detail=f"{name} here, {slurm_name} in Slurm", remedy=remedy),)
 
 
 def _mapping(folder: MappingFolder) -> Sight:

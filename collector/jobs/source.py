@@ -31,7 +31,7 @@ from collector.jobs.told import Facts, Told, put_away, recall_told
 from collector.jobs.watch import FolderWatch
 from collector.probe import Observation, ProcessReading, Row, Sight
 from collector.sampler import STEP_US
-from collector.wire import DeviceRef, Stream
+from collector.wire import DeviceRef, Stream, cleaned
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class JobSettings:
 
     cluster: str = "local"
     """The cluster of jobs whose manager does not say which it is; Slurm's hooks do."""
+    node: str = ""
+    """The name this node's readings are told under, to be compared with the hooks'; empty: it is not compared."""
     environ: EnvironMode = "hint"
     slurm_shared: bool = False
     """Slurm gives a device to several jobs at once (shards, MPS), even where the hooks are not told the parts."""
@@ -125,6 +127,8 @@ class JobSource:
         self._last_errors: Counter[str] = Counter()
         self._found: list[Finding] = []
         self._read_at: Instant | None = None
+        self._slurm_node: str | None = None
+        """Slurm's name of this node, where it is another than ours; None while none was told."""
 
     def read(self) -> Observation:
         """Take in what is new; look at processes, kubelet and mapping folders where that is due."""
@@ -177,6 +181,7 @@ class JobSource:
             self._table,
             self._names,
             self._settings.environ,
+            (self._settings.node, self._slurm_node),
             self._last_errors,
         )
 
@@ -275,6 +280,7 @@ class JobSource:
             self._memory.files[event.name] = event.job_id
             if event.boot_id is not None and self._memory.boot_id and event.boot_id != self._memory.boot_id:
                 continue  # of an earlier boot, whose jobs are gone; the folder is not on a tmpfs
+            self._compare_node(event)
             run = self._roster.hooked(event)
             if event.action == "end":
                 self._unplaced.pop(event.job_id, None)
@@ -290,6 +296,15 @@ class JobSource:
             if not self._names.numbered:
                 errors["jobs:minor_numbers_unknown"] += 1
         return events
+
+    def _compare_node(self, event: HookEvent) -> None:
+        """Tell once that Slurm calls this node otherwise: what is imported from Slurm would be of another node."""
+        if event.node is None or not self._settings.node or self._slurm_node or event.node == self._settings.node:
+            return
+        self._slurm_node = event.node
+        detail = f"Slurm calls this node {event.node}, the agent {self._settings.node}; set node to Slurm's name"
+        self._found.append(Finding(event.at_us, "node_name_mismatch", "", detail))
+        _LOG.warning("%s", cleaned(detail))
 
     def _needed(self) -> set[JobKey]:
         """Return the runs whose end must find them: they have a device, or are to get one when the driver comes up."""

@@ -301,6 +301,30 @@ def test_a_process_whose_cgroup_and_slurmstepd_disagree_is_an_event_once(node: J
     assert Stream.NODE_EVENT not in node.rows
 
 
+def test_a_node_that_slurm_calls_otherwise_is_told_once(tmp_path: Path) -> None:
+    node = JobNode(tmp_path, node="gpu-7.example.org")
+    node.hook("start", 31, "0", node="gpu-7")
+    node.hook("start", 32, "1", node="gpu-7", ago_s=-0.5)
+    assert node.read() == ["0 +31 gpu0 hook", "0.5 +32 gpu1 hook"]
+    (event,) = node.rows[Stream.NODE_EVENT]
+    assert (event["kind"], event["subject"]) == ("node_name_mismatch", None)
+    assert event["detail"] == "Slurm calls this node gpu-7, the agent gpu-7.example.org; set node to Slurm's name"
+    seen = {sight.subject: sight for sight in node.source.sights()}
+    assert 'set node = "gpu-7"' in (seen["name of this node"].remedy or "")
+    node.hook("end", 31, node="gpu-7")
+    node.read()
+    assert Stream.NODE_EVENT not in node.rows
+
+
+@pytest.mark.parametrize("name", ["", "gpu-7"])
+def test_a_node_of_the_same_name_or_of_none_has_nothing_to_tell(tmp_path: Path, name: str) -> None:
+    node = JobNode(tmp_path, node=name)
+    node.hook("start", 31, "0", node="gpu-7")
+    node.read()
+    assert Stream.NODE_EVENT not in node.rows
+    assert "name of this node" not in {sight.subject for sight in node.source.sights()}
+
+
 def test_jobstats_files_tell_holders_and_since_when(node: JobNode) -> None:
     node.mapping.mkdir(mode=0o755)
     (node.mapping / "1").write_text("31 1000\n")
