@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from ingest.store.intervals import END, START, Allocation, Revision, Told, revise
+from ingest.store.intervals import END, Allocation, Revision, Told, revise
 
 _JOB_TEXTS: Final = ("account", "user_name", "partition", "qos", "namespace", "label", "name", "workload_kind")
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -26,13 +26,12 @@ _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # An end at whose instant nothing starts leaves the device free, whatever came before it: what is earlier needs no second look.
 _EVENTS_SINCE: Final = """
-WITH new AS (
+WITH new AS MATERIALIZED (
     SELECT given.*, (
-        SELECT ended.at FROM allocation_events AS ended
-        WHERE ended.job_id = given.job_id AND ended.device_id = given.device_id AND ended.at < given.at AND ended.action = {end}
-        AND NOT EXISTS (SELECT FROM allocation_events AS again WHERE again.job_id = ended.job_id
-                        AND again.device_id = ended.device_id AND again.at = ended.at AND again.action = {start})
-        ORDER BY ended.at DESC LIMIT 1
+        -- Grouped along the index from the instant backwards: it stops at the first that is an end alone.
+        SELECT before.at FROM allocation_events AS before
+        WHERE before.job_id = given.job_id AND before.device_id = given.device_id AND before.at < given.at
+        GROUP BY before.at HAVING min(before.action) = {end} ORDER BY before.at DESC LIMIT 1
     ) AS closed_at
     FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[]) AS given (job_id, device_id, at)
 )
@@ -40,7 +39,7 @@ SELECT new.job_id, new.device_id, new.closed_at, event.at, event.action, event.e
        event.accelerators, event.evidence
 FROM new JOIN allocation_events AS event ON event.job_id = new.job_id AND event.device_id = new.device_id
 AND event.at > coalesce(new.closed_at, '-infinity')
-""".replace("{end}", str(END)).replace("{start}", str(START))
+""".replace("{end}", str(END))
 _ROWS_SINCE: Final = """
 SELECT held.job_id, held.device_id, held.id, held.start_at, held.end_at, held.start_energy_mj, held.end_energy_mj,
        held.share_ratio, held.evidence, held.accelerators
