@@ -18,7 +18,8 @@ ENDS_KEPT: Final = 8
 GRACE_US: Final = 12_000_000
 """A job whose processes are missing from the list keeps an otherwise unclaimed device this long: two looks and a bit."""
 _PPM: Final = 1_000_000
-_SOURCES: Final = (Evidence.HOOK, Evidence.POD_RESOURCES, Evidence.JOB_MAPPING)
+DECIDING: Final = (Evidence.HOOK, Evidence.POD_RESOURCES, Evidence.JOB_MAPPING)
+"""Who gives devices away, the one that decides first; processes decide where none of them speaks."""
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Device:
         """Return who holds the device by the evidence there is; nobody while root's evidence contradicts itself."""
         if self.conflict is not None:
             return {}
-        for source in _SOURCES:
+        for source in DECIDING:
             grants = self.grants_of(source)
             if grants:
                 return _shared(grants)
@@ -116,7 +117,7 @@ class Device:
     def contradiction(self) -> tuple[int, str] | None:
         """Return since when, and in words how, evidence names jobs that the deciding source does not; None where all agree."""
         decided: tuple[Evidence, set[JobKey]] | None = None
-        for source in _SOURCES:
+        for source in DECIDING:
             keys = {grant.job.key for grant in self.grants_of(source)}
             if decided is None:
                 decided = (source, keys) if keys else None
@@ -144,7 +145,7 @@ class Device:
 
     def left_over(self) -> tuple[list[JobKey], str]:
         """Return the ended jobs that the last look saw on a device that is another's by a grant, and who holds it."""
-        holders = next((grants for source in _SOURCES if (grants := self.grants_of(source))), ())
+        holders = next((grants for source in DECIDING if (grants := self.grants_of(source))), ())
         if not holders:
             return [], ""
         found = [key for key, seen in self.uses.items() if seen.at_us == self.used_at_us and self.is_over(key)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from collector.jobs.evidence import Change, Evidence, Grant, Job, JobKey, Use
+from collector.jobs.holding import DECIDING
 from collector.jobs.ledger import Ledger
 from collector.jobs.roster import Roster
 from collector.jobs.state import Memory, dump, load
@@ -264,6 +267,19 @@ def test_a_pod_keeps_its_idle_device_until_the_kubelet_no_longer_lists_it() -> N
     told.stated(20, Evidence.POD_RESOURCES, 7)
     told.stated(30, Evidence.POD_RESOURCES, 8)
     assert told.changes() == ["10 +7 pod-resources", "20 -7 pod-resources", "30 +8 pod-resources"]
+
+
+def test_the_docs_rank_evidence_as_the_ledger_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "agent.md").read_text().split("\n## Jobs\n")[1].split("\n## ")[0]
+    ranked = [*(source.value for source in DECIDING), "cgroup", "slurmstepd", "environ"]
+    places = [text.index(f"`{name}`") for name in ranked]
+    assert places == sorted(places)
+    told = Told()
+    for place, source in enumerate(reversed(DECIDING[1:])):
+        told.stated(10 + place, source, 40 + place)
+    told.grant(20, 31)
+    told.used(20, 32)
+    assert list(told.ledger.devices[GPU].wanted()) == [job(31).key]
 
 
 def test_an_agent_that_restarts_tells_no_begin_again_and_no_end_too_few() -> None:
