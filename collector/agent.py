@@ -111,7 +111,10 @@ class Agent:
         self._released: str | None = None
         self._holding: list[ProbeThread] = []
         self._governor = Governor(
-            cap_ratio=settings.cpu_cap_percent / 100, sample_us=settings.sample_us, row_us=settings.row_us
+            cap_ratio=settings.cpu_cap_percent / 100,
+            sample_us=settings.sample_us,
+            row_us=settings.row_us,
+            give_way=shipper.slow_down if shipper else lambda: False,
         )
         self._exact = Exact(self._devices, self.recorder)
         self.beside: list[Beside] = []

@@ -1,12 +1,14 @@
 """Keeps the agent's own processor time under a cap by reading less often: a measurement must not cost a job its time.
 
-Once a minute it compares what was used with the cap. Above it the cadence goes one step down its ladder, at least halving
+Once a minute it compares what was used with the cap. Above it something else gives way first, where it can (a backlog that is
+being sent); else the cadence goes one step down its ladder, at least halving
 the readings, at most to one a row; once it would fit again at the faster step, it goes back up, the more slowly the
 oftener that failed. It measures and applies nothing: it is told the time and the processor time and answers with a period.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from collector.clock import US_PER_S
@@ -21,8 +23,14 @@ _MOST_QUIET_WINDOWS: Final = 60
 class Governor:
     """The ladder of periods and the place on it."""
 
-    def __init__(self, *, cap_ratio: float, sample_us: int, row_us: int) -> None:
-        """Allow ``cap_ratio`` of one core; 0 is no cap. The steps are divisors of the row, so that a row's end is always read."""
+    def __init__(
+        self, *, cap_ratio: float, sample_us: int, row_us: int, give_way: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Allow ``cap_ratio`` of one core; 0 is no cap. The steps are divisors of the row, so that a row's end is always read.
+
+        ``give_way`` makes something use less that matters less than readings, and says whether it could.
+        """
+        self._give_way = give_way
         self.cap_ratio = cap_ratio
         self._ladder = _ladder(sample_us, row_us)
         self._step = 0
@@ -63,6 +71,8 @@ class Governor:
             if self._just_rose:
                 self._quiet_needed = min(2 * self._quiet_needed, _MOST_QUIET_WINDOWS)
             self._just_rose = False
+            if self._give_way():
+                return False
             if self._step + 1 == len(self._ladder):
                 return False
             self._step += 1

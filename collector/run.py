@@ -29,7 +29,7 @@ from collector.probe.replay import ReplayProbe
 from collector.probe_thread import ProbeThread
 from collector.recorder import agent_version
 from collector.service import ServiceManager
-from collector.ship import DRAIN_S, TIMEOUT, Shipper
+from collector.ship import BODIES_PER_S, DRAIN_S, TIMEOUT, Shipper
 from collector.source_thread import SourceThreads
 from collector.sources import Around, make_probes, make_sources
 from collector.spool import Spool
@@ -207,7 +207,8 @@ def _shipper(settings: Settings, client: httpx.Client, spool: Spool, stop: threa
     if not settings.server_url:
         return None
     limit = round(settings.ship_max_mib_per_s * _BYTES_PER_MIB) or None
-    return Shipper(client, spool, SystemClock(stop), token=settings.token, max_bytes_per_s=limit)
+    clock = SystemClock(stop)
+    return Shipper(client, spool, clock, token=settings.token, max_bytes_per_s=limit, bodies_per_s=BODIES_PER_S)
 
 
 @contextmanager

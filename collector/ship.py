@@ -1,7 +1,8 @@
 """Sends what the spool holds to the server, oldest first, one body at a time.
 
 After an outage the backlog is worked off oldest first, but the newest batch gets its turn in between, so that what is
-shown is live again at once; a byte rate bounds what a returning fleet does to its network. What becomes of a batch depends
+shown is live again at once; rates of bytes and of bodies bound what a returning fleet does to its network, its server and
+its own processors. What becomes of a batch depends
 on the answer alone. 2xx: ingest has it, it is deleted. A refusal of this very batch (4xx) puts it into quarantine with the
 reason, so that one bad batch cannot block the rest. Everything else says nothing about the batch (a busy or unreachable
 server, a token or address that is wrong for all batches): it is kept and tried again with a jittered, capped backoff. 403
@@ -13,6 +14,7 @@ into a body and never changes one.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -38,6 +40,9 @@ DRAIN_S: Final = 2.0
 """How long it goes on sending once told to stop, while the server answers."""
 BACKLOG_PER_LIVE: Final = 4
 """Bodies of the backlog between two live ones."""
+BODIES_PER_S: Final = 10.0
+"""A day of batches in a quarter of an hour, at a hundred times what comes meanwhile."""
+SLOWEST_BODIES_PER_S: Final = 1.0
 MAX_FORWARD_TRIES: Final = 10
 """Server errors on one forwarded body, batches being accepted in between, after which the body is at fault: some minutes."""
 _LIVE_AGE_US: Final = 60 * US_PER_S
@@ -91,10 +96,13 @@ class Shipper:
         *,
         token: Callable[[], str | None],
         max_bytes_per_s: int | None = None,
+        bodies_per_s: float = math.inf,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Send through ``client``, whose base URL is the server's; ``token`` is asked before each attempt, as it may rotate."""
         self._max_bytes_per_s = max_bytes_per_s
+        self._usual_bodies_per_s = self._bodies_per_s = bodies_per_s
+        self._behind = False
         self._live_sequence = 0
         self._since_live = 0
         self.state = ShipState()
@@ -116,6 +124,15 @@ class Shipper:
         while not self._ways[Lane.BATCHES].failures_in_a_row and self._clock.now().monotonic_us < until_us:
             if self._step_and_survive() >= IDLE_S:
                 return
+
+    def slow_down(self) -> bool:
+        """Send half as many bodies a second until the backlog is gone; False where that is not possible. From any thread."""
+        pace = self._bodies_per_s
+        if not self._behind or pace <= SLOWEST_BODIES_PER_S or math.isinf(pace):
+            return False
+        self._bodies_per_s = max(SLOWEST_BODIES_PER_S, pace / 2)
+        _LOG.info("the backlog is sent at %g bodies a second, to keep to cpu_cap_percent", self._bodies_per_s)
+        return True
 
     def _step_and_survive(self) -> float:
         try:
@@ -143,7 +160,8 @@ class Shipper:
             self.state.sent_bytes += len(batch.body)
             self._accepted_batches += batch.lane is Lane.BATCHES
             self._recovered(way)
-            return len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
+            for_bytes_s = len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
+            return max(for_bytes_s, 1 / self._bodies_per_s)
         reason = f"HTTP {code}: {text}"
         refused = 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES
         if refused or (code >= 500 and self._is_at_fault(batch)):
@@ -162,8 +180,9 @@ class Shipper:
         heads = [head for lane in open_lanes if (head := self._spool.oldest(lane=lane)) is not None]
         oldest = min(heads, key=lambda head: head.stored_at_us, default=None)
         if oldest is None or now.wall_us - oldest.stored_at_us < _LIVE_AGE_US:
-            self._since_live = 0
+            self._since_live, self._behind, self._bodies_per_s = 0, False, self._usual_bodies_per_s
             return oldest
+        self._behind = True
         self._since_live += 1
         if self._since_live > BACKLOG_PER_LIVE and Lane.BATCHES in open_lanes:
             live = self._spool.newest(after=self._live_sequence)

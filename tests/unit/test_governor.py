@@ -63,3 +63,10 @@ def test_readings_of_less_than_a_second_have_a_ladder_too() -> None:
     assert periods_us == [200_000, 500_000, S, S]
     minute = Minute(Governor(cap_ratio=0.01, sample_us=S, row_us=S))
     assert minute.pass_with(0.02) == 1
+
+
+def test_what_matters_less_than_readings_gives_way_before_they_do() -> None:
+    left = ["at a half", "at a quarter"]
+    governor = Governor(cap_ratio=0.01, sample_us=S, row_us=10 * S, give_way=lambda: bool(left and left.pop()))
+    minute = Minute(governor)
+    assert [minute.pass_with(0.02) for _ in range(4)] == [1, 1, 2, 5]

@@ -265,6 +265,25 @@ def test_what_is_sent_keeps_to_its_rate(server: Server, spool: Spool, clock: Fix
         assert shipper.step() == 0.5  # "body 1" has 6 bytes
 
 
+def test_a_backlog_is_sent_at_so_many_bodies_a_second_and_gives_way_until_it_is_gone(
+    server: Server, spool: Spool, clock: FixedClock
+) -> None:
+    for _ in range(6):
+        spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), 0)
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="https://ledger.test") as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None, bodies_per_s=4.0)
+        assert not shipper.slow_down()  # nothing says yet that there is a backlog
+        assert shipper.step() == 0.25
+        assert shipper.slow_down()
+        assert shipper.step() == 0.5
+        assert [shipper.slow_down(), shipper.slow_down()] == [True, False]  # at the slowest
+        assert [shipper.step() for _ in range(7)] == [1.0] * 7
+        shipper.step()  # finds nothing to send
+        assert not shipper.slow_down()
+        spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), clock.wall_us)
+        assert shipper.step() == 0.25
+
+
 def test_a_forwarded_body_goes_to_its_own_path_as_it_came(server: Server, spool: Spool, clock: FixedClock) -> None:
     spool.put_forward(b"spans", Envelope("/v1/traces", "application/x-protobuf", "gzip"), -5)
     spool.put_forward(b"{}", Envelope("/v1/traces", "application/json"), -4)
