@@ -210,7 +210,8 @@ class Ledger:
         end_us = max(at_us, held.since_us)
         key = held.job.key
         del device.open[key]
-        device.frontier_us = max(device.frontier_us, end_us)
+        # Not the end as told: one that began under a clock that was set back ends when it began, hours ahead, and occupies nothing.
+        device.frontier_us = max(device.frontier_us, at_us)
         device.ended.pop(key, None)
         device.ended[key] = end_us
         if len(device.ended) > ENDS_KEPT:

@@ -115,6 +115,30 @@ def test_the_same_evidence_told_twice_changes_nothing(steps: list[Step]) -> None
             assert ledger.take()[0] == []
 
 
+@given(STEPS, st.integers(0, 3_600 * S))
+@settings(max_examples=60, deadline=None)
+def test_after_a_clock_was_set_back_a_hook_s_job_holds_its_device_from_that_instant_on(
+    steps: list[Step], back_us: int
+) -> None:
+    ledger = Ledger()
+    at_us = T0 + 5_000 * S
+    for step in steps:
+        at_us += step.after_us
+        if step.kind != "restart":
+            apply(ledger, step, at_us)
+    at_us -= back_us
+    ledger.clock_set_back(at_us)
+    for number in (31, 32):  # the second after the first one's end, and that after whatever ran when the clock was set
+        ledger.take()
+        ledger.granted(at_us + 1, DEVICES, Grant(job(number), Evidence.HOOK, at_us + 1))
+        begun = [change for change in ledger.take()[0] if change.begins]
+        assert {(change.device_uuid, change.at_us) for change in begun if change.job.key.native_id == str(number)} == {
+            (uuid, at_us + 1) for uuid in DEVICES
+        }
+        ledger.released(at_us + 2, job(number).key)
+        at_us += 2
+
+
 @dataclass
 class Board:
     """One GPU with a counter that knows no jobs: constant power between two instants at which the power changes."""

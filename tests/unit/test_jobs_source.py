@@ -510,9 +510,11 @@ def test_what_runs_while_the_clock_is_set_back_ends_no_earlier_than_it_was_told_
     node.hook("end", 31)
     assert node.read() == ["60 -31 gpu0 hook"]
     assert "2 holdings" in str(node.rows[Stream.NODE_EVENT][0]["detail"])
+    node.hook("start", 33, "0")
+    assert node.read() == ["10 +33 gpu0 hook"]
     node.clock.advance(90)
     node.hook("end", 32)
-    assert node.read() == ["100 -32 gpu1 hook"]
+    assert node.read() == ["105 -32 gpu1 hook"]
 
 
 def test_a_clock_that_was_set_back_while_no_agent_ran_is_noticed_too(node: JobNode) -> None:
