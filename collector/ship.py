@@ -43,6 +43,8 @@ BACKLOG_PER_LIVE: Final = 4
 BODIES_PER_S: Final = 10.0
 """A day of batches in a quarter of an hour, at a hundred times what comes meanwhile."""
 SLOWEST_BODIES_PER_S: Final = 1.0
+BACKLOG_PER_COMMIT: Final = 10
+"""Batches of the backlog that are forgotten together; after a kill in between they are sent again, and ingest knows them."""
 MAX_FORWARD_TRIES: Final = 10
 """Server errors on one forwarded body, batches being accepted in between, after which the body is at fault: some minutes."""
 _LIVE_AGE_US: Final = 60 * US_PER_S
@@ -115,6 +117,9 @@ class Shipper:
         self._whole = _Way()
         self._accepted_batches = 0
         self._suspect = _Suspect()
+        self._taken: set[int] = set()
+        self._taken_of = spool.uuid
+        self._taken_to = 0
 
     def run(self, stop: threading.Event) -> None:
         """Send until asked to stop, and a moment longer what is left; the outermost loop of its thread."""
@@ -123,7 +128,11 @@ class Shipper:
         until_us = self._clock.now().monotonic_us + round(DRAIN_S * US_PER_S)
         while not self._ways[Lane.BATCHES].failures_in_a_row and self._clock.now().monotonic_us < until_us:
             if self._step_and_survive() >= IDLE_S:
-                return
+                break
+        try:
+            self._forget_taken()
+        except AgentError as error:
+            _LOG.warning("batches that were sent will be sent again: %s", error)
 
     def slow_down(self) -> bool:
         """Send half as many bodies a second until the backlog is gone; False where that is not possible. From any thread."""
@@ -152,16 +161,18 @@ class Shipper:
         try:
             code, retry_after, text = self._post(batch)
         except httpx.HTTPError as error:
+            self._forget_taken()
             self._failed(way, f"{type(error).__name__}: {error}")
             return self._idle_s(beside=batch.lane)
         if 200 <= code < 300:
-            self._spool.acknowledge(batch.sequence, batch.lane)
+            self._acknowledge(batch)
             self.state.sent_batches += 1
             self.state.sent_bytes += len(batch.body)
             self._accepted_batches += batch.lane is Lane.BATCHES
             self._recovered(way)
             for_bytes_s = len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
             return max(for_bytes_s, 1 / self._bodies_per_s)
+        self._forget_taken()
         reason = f"HTTP {code}: {text}"
         refused = 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES
         if refused or (code >= 500 and self._is_at_fault(batch)):
@@ -177,9 +188,10 @@ class Shipper:
         """Choose: the oldest of the lanes that may go, and while that one is old, now and then the newest batch instead."""
         now = self._clock.now()
         open_lanes = [lane for lane in Lane if self._ways[lane].again_at_us <= now.monotonic_us]
-        heads = [head for lane in open_lanes if (head := self._spool.oldest(lane=lane)) is not None]
+        heads = [head for lane in open_lanes if (head := self._head(lane)) is not None]
         oldest = min(heads, key=lambda head: head.stored_at_us, default=None)
         if oldest is None or now.wall_us - oldest.stored_at_us < _LIVE_AGE_US:
+            self._forget_taken()
             self._since_live, self._behind, self._bodies_per_s = 0, False, self._usual_bodies_per_s
             return oldest
         self._behind = True
@@ -190,6 +202,34 @@ class Shipper:
                 self._since_live, self._live_sequence = 0, live.sequence
                 return live
         return oldest
+
+    def _head(self, lane: Lane) -> Batch | None:
+        if lane is Lane.BATCHES and self._taken:
+            head = self._spool.oldest(after=self._taken_to)
+            if head is not None and head.sequence not in self._taken and self._spool.uuid == self._taken_of:
+                return head
+            self._forget_taken()
+        return self._spool.oldest(lane=lane)
+
+    def _acknowledge(self, batch: Batch) -> None:
+        """Forget a body at once, or one of the backlog's together with others: each commit waits for the disk."""
+        old = self._clock.now().wall_us - batch.stored_at_us >= _LIVE_AGE_US
+        if batch.lane is Lane.FORWARDS or not old:
+            self._spool.acknowledge(batch.sequence, batch.lane)
+            return
+        if not self._taken:
+            self._taken_of = self._spool.uuid
+        self._taken.add(batch.sequence)
+        if batch.sequence != self._live_sequence:
+            self._taken_to = batch.sequence
+        if len(self._taken) >= BACKLOG_PER_COMMIT:
+            self._forget_taken()
+
+    def _forget_taken(self) -> None:
+        taken, self._taken, self._taken_to = self._taken, set(), 0
+        # In a file that was started anew meanwhile these numbers are of other batches.
+        if taken and self._spool.uuid == self._taken_of:
+            self._spool.acknowledge_all(taken)
 
     def _idle_s(self, beside: Lane | None = None) -> float:
         """Return how long nothing can go; after a failure the other lane may go at once."""

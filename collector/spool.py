@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -149,6 +149,12 @@ class Spool:
         """Forget a body that the server has; nothing happens where it was dropped meanwhile."""
         with self._transaction() as db:
             db.execute(f"DELETE FROM {lane.value} WHERE sequence = ?", (sequence,))  # noqa: S608  an enum's value
+        self._shrink()
+
+    def acknowledge_all(self, sequences: Iterable[int]) -> None:
+        """Forget batches that the server has, in one transaction."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM batches WHERE sequence = ?", [(sequence,) for sequence in sequences])
         self._shrink()
 
     def quarantine(self, sequence: int, reason: str, now_us: int, lane: Lane = Lane.BATCHES) -> None:

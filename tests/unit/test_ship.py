@@ -83,8 +83,8 @@ def test_batches_leave_oldest_first_and_are_forgotten_once_accepted(
 ) -> None:
     assert [shipper.step() for _ in range(3)] == [0.0, 0.0, 0.0]
     assert server.bodies == [b"body 1", b"body 2", b"body 3"]
-    assert waiting(spool) == []
     assert shipper.step() > 0
+    assert waiting(spool) == []
     assert shipper.state.sent_batches == 3
 
 
@@ -144,6 +144,7 @@ def test_a_token_of_another_node_empties_nothing_and_the_right_one_sends_all(
     assert (waiting(spool), spool.refusals()) == ([1, 2, 3], [])
     assert shipper.state.last_failure == "HTTP 403: the token is of node-2"
     assert [attempt(shipper, server, clock) for _ in range(3)] == [1, 0, 0]
+    shipper.step()
     assert waiting(spool) == []
 
 
@@ -245,6 +246,7 @@ def test_after_an_outage_the_newest_batch_gets_its_turn_between_four_of_the_back
     sent = [int(body.split()[1]) for body in server.bodies]
     # 12 is the newest after four; then four more; 13 came meanwhile.
     assert sent == [1, 2, 3, 4, 12, 5, 6, 7, 8, 13, 9, 10, 11]
+    shipper.step()
     assert waiting(spool) == []
 
 
@@ -282,6 +284,40 @@ def test_a_backlog_is_sent_at_so_many_bodies_a_second_and_gives_way_until_it_is_
         assert not shipper.slow_down()
         spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), clock.wall_us)
         assert shipper.step() == 0.25
+
+
+def test_batches_of_a_backlog_are_forgotten_ten_at_a_time_and_at_the_latest_when_something_goes_wrong(
+    shipper: Shipper, server: Server, spool: Spool, clock: FixedClock
+) -> None:
+    for _ in range(12):
+        spool.put(lambda _uuid, sequence: f"body {sequence}".encode(), 0)
+    for _ in range(9):
+        shipper.step()
+    assert waiting(spool) == list(range(1, 16))
+    shipper.step()
+    assert waiting(spool) == [10, 11, 12, 13, 14]  # nine in order, and the newest in between
+    shipper.step()
+    server.answers = [httpx.Response(503)]
+    shipper.step()
+    assert waiting(spool) == [11, 12, 13, 14]
+    while waiting(spool):
+        clock.wait(shipper.step())
+    assert sorted(_sent(server)) == sorted([*range(1, 16), 11])  # what was answered 503 was sent again
+
+
+def test_in_a_spool_started_anew_nothing_is_forgotten_that_was_not_sent(
+    shipper: Shipper, server: Server, spool: Spool
+) -> None:
+    shipper.step()
+    shipper.step()
+    spool.uuid = "another"  # as after damage: its numbers begin at 1 again
+    shipper.step()
+    assert waiting(spool) == [1, 2, 3]
+    assert server.bodies[-1] == b"body 1"
+
+
+def _sent(server: Server) -> list[int]:
+    return [int(body.split()[1]) for body in server.bodies]
 
 
 def test_a_forwarded_body_goes_to_its_own_path_as_it_came(server: Server, spool: Spool, clock: FixedClock) -> None:
