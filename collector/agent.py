@@ -44,6 +44,7 @@ _BESIDE_CLOSE_S: Final = 1.0
 _SOURCES_CLOSE_S: Final = 0.5
 _DEVICES_CLOSE_S: Final = 0.7
 _STORE_CLOSE_S: Final = 2.5  # a disk that takes longer gets no time for sending: see collector.run
+_HELD_CLOSE_S: Final = 0.2
 _HELD_ASKED_US: Final = 2 * US_PER_S
 """How long before its health is told the spool is asked what it holds, at least."""
 _LONGEST_WAIT_S: Final = 5.0
@@ -367,6 +368,7 @@ class Agent:
         self._read_once = True
         try:
             self._take_in()
+            self.recorder.writer.wait_held(_HELD_CLOSE_S)
             self._report(self._clock.now())
         except Exception:  # noqa: BLE001  the rows before must be stored whatever happens here
             _LOG.exception("the last words of the agent failed")

@@ -90,6 +90,7 @@ class Writer:
         self._epochs: dict[str, tuple[str, int]] = {}
         self._wake = threading.Event()
         self._held_asked = False
+        self._answered = threading.Event()
         self._ending = False
         self._thread: threading.Thread | None = None
 
@@ -131,8 +132,13 @@ class Writer:
     def ask_held(self) -> None:
         """Ask what the spool holds; :attr:`held` is None until that is known."""
         self.held = None
+        self._answered.clear()
         self._held_asked = True
         self._go()
+
+    def wait_held(self, patience_s: float) -> None:
+        """Wait until what was asked is answered; for the end, when nothing is measured any more."""
+        self._answered.wait(patience_s)
 
     def start(self) -> None:
         """Store in a thread from now on."""
@@ -179,8 +185,9 @@ class Writer:
             self._held_asked = False
             try:
                 self.held = self._spool.state()
-            except SpoolError:
-                return  # told where it happened; None means unknown
+            except SpoolError as error:
+                _LOG.debug("what the spool holds is unknown: %s", error)
+            self._answered.set()
 
     def _take(self) -> Pending | None:
         with self._lock:

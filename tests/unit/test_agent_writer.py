@@ -68,6 +68,15 @@ def test_while_another_process_holds_the_spool_every_reading_is_taken_and_stored
     stand.spool.close()
 
 
+def test_the_last_row_about_the_agent_says_what_the_spool_held(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.probes["nvml"] = ScriptedProbe(stand.clock, readings=25)
+    stand.run()
+    (health,) = rows(stand, Stream.AGENT)
+    assert health["spool_batches"] is not None
+    stand.spool.close()
+
+
 def test_at_the_end_the_disk_gets_so_much_time_and_the_rows_that_are_lost_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
