@@ -92,6 +92,7 @@ def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loa
         for answer in answers:
             print(answer)
         return EXIT_OK if all(answer.fine for answer in answers) else EXIT_NO
+    os.umask(0o077)  # what it keeps, and the files SQLite makes beside it, are this user's alone
     Runner(loaded.settings, lambda: load().settings, replay=replay).run(SIGNALS)
     return EXIT_OK
 
