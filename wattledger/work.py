@@ -31,7 +31,7 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
-from analytics.io.fleet import SILENT_AFTER, raise_conflicts, raise_silences
+from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.model.hostlist import fold
@@ -196,9 +196,9 @@ class Worker:
     def _listen_to_the_fleet(self, now: datetime) -> object | None:
         with self._database.connect("worker", application=self._lease.session) as connection:
             silent = raise_silences(connection, now)
-            conflicts = raise_conflicts(connection, now)
+            told = raise_told(connection, now)
         said = [f"silent for over {SILENT_AFTER}: {fold(silent)}"] if silent else []
-        said += [f"{conflicts} conflicts about who holds a device"] if conflicts else []
+        said += [f"{told} findings told by agents"] if told else []
         return "; ".join(said) or None
 
     def _find_slurm(self) -> None:

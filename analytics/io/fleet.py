@@ -65,8 +65,17 @@ RETURNING evidence ->> 'node', xmax = 0
 """
 
 
-ATTRIBUTION: Final = ("attribution_conflict", "job_end_missing")
-"""What agents tell of evidence that contradicts itself; their node events become findings of the same kinds."""
+TOLD_BY_AGENTS: Final = (
+    "attribution_conflict",
+    "job_end_missing",
+    "job_leftover",
+    "node_name_mismatch",
+    "order_contested",
+    "order_not_undone",
+    "order_previous_unknown",
+    "spool_damaged",
+)
+"""Node events somebody has to look at: a bill or a board may be other than it should. They become findings of their kind."""
 _TELL: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, device_id, start_at, end_at, evidence, confidence, origin)
 SELECT DISTINCT ON (dedupe_key) dedupe_key, site_id, kind, device_id, at, at, evidence, 1.0, origin FROM (
@@ -127,9 +136,9 @@ def raise_silences(connection: psycopg.Connection[Any], now: datetime) -> list[s
     return sorted(node for node, is_new in connection.execute(_RAISE, given) if is_new)
 
 
-def raise_conflicts(connection: psycopg.Connection[Any], now: datetime) -> int:
-    """Raise what agents told of contradicting evidence as findings, each once; return how many are new."""
-    given = {"kinds": list(ATTRIBUTION), "now": now, "gone_after": GONE_AFTER}
+def raise_told(connection: psycopg.Connection[Any], now: datetime) -> int:
+    """Raise what agents told and somebody has to look at as findings, each once; return how many are new."""
+    given = {"kinds": list(TOLD_BY_AGENTS), "now": now, "gone_after": GONE_AFTER}
     return connection.execute(_TELL, given).rowcount
 
 

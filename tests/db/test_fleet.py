@@ -9,7 +9,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from analytics.io.fleet import fleet, raise_conflicts, raise_silences
+from analytics.io.fleet import fleet, raise_silences, raise_told
 from collector.wire import COMMANDS_PATH, ENROLL_PATH, Command, Origin, Stream
 from ingest.settings import Settings
 from ingest.store import commands, tokens
@@ -187,8 +187,8 @@ def test_evidence_that_contradicts_itself_becomes_a_finding_once(db: Database) -
 
     run(Settings(db), scenario)
     with db.connect("worker", autocommit=True) as connection:
-        assert raise_conflicts(connection, datetime.now(UTC)) == 1
-        assert raise_conflicts(connection, datetime.now(UTC)) == 0
+        assert raise_told(connection, datetime.now(UTC)) == 1
+        assert raise_told(connection, datetime.now(UTC)) == 0
     with db.connect("admin") as admin:
         found = admin.execute(
             "SELECT findings.kind, uuid, evidence FROM findings JOIN devices ON devices.id = device_id"
