@@ -27,7 +27,7 @@ class Settings:
     database: Database
     writers: int = field(default=2, metadata={"bounds": (1, 32)})
     """Connections that copy; two keep two cores of PostgreSQL busy."""
-    group_rows: int = field(default=10_000, metadata={"bounds": (1, 1_000_000)})
+    group_rows: int = field(default=20_000, metadata={"bounds": (1, 1_000_000)})
     linger_ms: int = field(default=50, metadata={"bounds": (0, 1_000)})
     """How long the first body of a group waits for more, in milliseconds."""
     queue_mib: int = field(default=128, metadata={"bounds": (1, 65_536)})

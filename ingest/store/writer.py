@@ -42,7 +42,7 @@ Settled = Callable[[Sequence[tuple[Any, Result]], float], None]
 class Limits:
     """How much is grouped and how much may wait."""
 
-    group_rows: int = 10_000
+    group_rows: int = 20_000
     linger_s: float = 0.05
     queue_bytes: int = 128 * 1024 * 1024
 

@@ -13,7 +13,7 @@ DATABASE = Database.on_socket(Path("/run/x"))
 
 def test_the_environment_overrides_defaults() -> None:
     settings = Settings.from_env({"WATTLEDGER_INGEST_WRITERS": "4", "HOME": "/x"}, DATABASE)
-    assert (settings.writers, settings.group_rows, settings.limits.linger_s) == (4, 10_000, 0.05)
+    assert (settings.writers, settings.group_rows, settings.limits.linger_s) == (4, 20_000, 0.05)
 
 
 def test_all_faults_are_told_at_once() -> None:
