@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
 
-from collector.wire import Command
+from collector.wire import ENROLL_PATH, Command
+from ingest.endpoints.post import Post
 from ingest.errors import BadBodyError, ForbiddenError, UnauthorizedError, UnavailableError
 from ingest.http import Answer, Request
 from ingest.runtime import Runtime
 from ingest.store import commands, tokens
 from ingest.store.tokens import NodeTakenError, Scope, TokenRefusedError
 
-MAX_BODY_BYTES = 4_096
+MAX_BODY_BYTES: Final = 4_096
 
 
 async def enrol(runtime: Runtime, request: Request) -> Answer:
@@ -80,3 +81,6 @@ class _TakenError(ForbiddenError):
             "node_taken",
             f"node {node!r} has a valid token; revoke it first (`wattledger token list`, `wattledger token revoke ID`)",
         )
+
+
+ENDPOINTS: Final = (Post("enroll", ENROLL_PATH, enrol, MAX_BODY_BYTES),)
