@@ -364,6 +364,11 @@ class BatchMeta:
     created_at_us: int
     monotonic_us: int
     clock_offset_us: int | None
+    """The node's wall clock minus the server's, as the agent measured it last: positive = the node is ahead. Null = not measured.
+
+    Within a second: measured against the ``Date`` of the server's answers. To inform only: no instant of the batch was moved by
+    it, and how far a sender's clock is off the server judges by ``SENT_AT_HEADER`` of each request.
+    """
     devices: tuple[DeviceRef, ...] = ()
     durable: bool = True
     labels: dict[str, str] = field(default_factory=dict)

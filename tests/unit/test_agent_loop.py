@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from collector.agent import Ending
 from collector.errors import LibraryReplacedError
 from collector.probe import DeviceEvent, Observation, Row, Sweep
+from collector.ship import Shipper
 from collector.source_thread import Seen
 from collector.wire import DeviceRef, Feed, Reading, Stream
 from tests.fakes.agent import ListedSource, ScriptedProbe, Stand
@@ -211,6 +213,24 @@ def test_a_clock_step_is_an_event_with_its_size_and_no_row_spans_it(stand: Stand
     assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) == 38
     (health,) = rows(stand, Stream.AGENT)
     assert (health["clock_steps"], health["clock_step_us"]) == (1, step_s * 1_000_000)
+
+
+def test_the_clock_s_offset_that_batches_carry_is_this_clock_minus_the_server_s(stand: Stand) -> None:
+    # The node's clock is an hour ahead: 08:00:00 here, 07:00:00 in the server's answer, which means 07:00:00.5 on the average.
+    def answer(request: httpx.Request) -> httpx.Response:
+        del request
+        return httpx.Response(204, headers={"Date": "Fri, 15 Jan 2027 07:00:00 GMT"})
+
+    before = stand.spool.put(lambda _uuid, _sequence: b"of before", 0)
+    stand.probes["nvml"] = ScriptedProbe(stand.clock, readings=20)
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="https://ledger.test") as client:
+        stand.shipper = Shipper(client, stand.spool, stand.clock, token=lambda: None)
+        stand.shipper.step()
+        stand.spool.acknowledge(before)
+        stand.run()
+    assert {body.meta.clock_offset_us for body in stand.bodies()} == {3_600_000_000 - 500_000}
+    (skew,) = [row for row in rows(stand, Stream.NODE_EVENT) if row["kind"] == "clock_skew"]
+    assert skew["code"] == 3_599_500_000
 
 
 def test_a_flag_file_releases_the_devices_and_they_are_opened_again_after(tmp_path: Path) -> None:
