@@ -6,7 +6,7 @@ so a text seen before is no new reading: it is left out, and a new one is dated 
 any, else by when it came, at most ``period_s`` late. It fetches in a thread of its own, as no web server may delay a sample.
 
 Power, energy, clocks and temperatures told for a MIG instance are the board's, repeated for each; they go to the board, once. It
-attributes nothing to jobs, but keeps what the exporter says of them (:meth:`DcgmProbe.holders`).
+attributes nothing to jobs: what the exporter's labels say of them it has from places that ``collector.jobs`` reads itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from collector.clock import US_PER_S, Clock, Instant
 from collector.probe import DeviceEvent, DeviceReading, Epoch, EventKind, Row, Sight, Sweep, Values, out_of_range
-from collector.probe.dcgm_devices import Device, Holder, devices_of
+from collector.probe.dcgm_devices import Device, devices_of
 from collector.probe.dcgm_fields import HEALTH_MEANINGS, MEANINGS, ViolationUnit, is_blank, scaled
 from collector.probe.latest import Latest
 from collector.probe.prometheus_text import MAX_TEXT_BYTES, parse
@@ -110,7 +110,6 @@ class DcgmProbe:
         self._unit = ViolationUnit(violation_unit)
         self._slots: dict[str, _Slot] = {}
         self._positions: dict[str, int] = {}
-        self._holders: tuple[Holder, ...] = ()
         self._names: frozenset[str] = frozenset()
         self._values: list[tuple[str, str, int | None]] = []
         self._values_at_us = 0
@@ -148,10 +147,6 @@ class DcgmProbe:
             errors=dict(self._errors),
             rows=rows,
         )
-
-    def holders(self) -> tuple[Holder, ...]:
-        """Return who held what at the last reading: evidence for the attribution to jobs, which may call from its own thread."""
-        return self._holders
 
     def sights(self) -> tuple[Sight, ...]:
         """Say whether the exporter answers, and which columns it would need another collector file for."""
@@ -203,7 +198,7 @@ class DcgmProbe:
             self._errors["dcgm:malformed_lines"] += scrape.malformed
         if scrape.truncated:
             self._errors["dcgm:too_many_lines"] += 1
-        devices, self._holders = devices_of(scrape.samples, self._errors, self._hostname)
+        devices = devices_of(scrape.samples, self._errors, self._hostname)
         if not self._instances:
             devices = {uuid: device for uuid, device in devices.items() if device.ref.kind != "mig"}
         self._names = frozenset(sample.name for sample in scrape.samples)

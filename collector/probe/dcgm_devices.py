@@ -1,6 +1,6 @@
-"""Sorts what dcgm-exporter tells by device: boards, MIG instances, and who is said to hold them.
+"""Sorts what dcgm-exporter tells by device: boards and MIG instances.
 
-Pure: a scrape in, devices out. The exporter repeats a device's series for each pod and job that shares it, and a board's
+Pure: a scrape in, devices out. Labels of pods and jobs only tell repeats apart; they are no evidence of who holds a device (docs/jobs.md). The exporter repeats a device's series for each pod and job that shares it, and a board's
 power for each of its MIG instances; here each device has each metric once, or not at all where the repeats contradict.
 """
 
@@ -23,18 +23,6 @@ _SLICES: Final = 7
 _SLICES_A30: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a device by the exporter's labels: a Slurm job (``hpc_job``), or a container of a pod."""
-
-    device_uuid: str
-    hpc_job: str | None = None
-    namespace: str | None = None
-    pod: str | None = None
-    pod_uid: str | None = None
-    container: str | None = None
-
-
 class _Told(NamedTuple):
     rank: int
     """0 where it was told for the device itself, else 1 + the number of the MIG instance it was told for."""
@@ -52,16 +40,13 @@ class Device:
     samples: dict[str, Sample] = field(default_factory=dict)
 
 
-def devices_of(
-    samples: Iterable[Sample], errors: Counter[str], hostname: str | None = None
-) -> tuple[dict[str, Device], tuple[Holder, ...]]:
-    """Return the devices by UUID, boards before their instances, and their holders without repeats, both in order of appearance.
+def devices_of(samples: Iterable[Sample], errors: Counter[str], hostname: str | None = None) -> dict[str, Device]:
+    """Return the devices by UUID, boards before their instances, in order of appearance.
 
     DCGM tells a MIG instance by its board and number only; it gets the UUID ``MIG-<board>/<number>/0``, which is how drivers
     before 470 named the first compute instance.
     """
     devices: dict[str, Device] = {}
-    holders: dict[Holder, None] = {}
     for sample in samples:
         labels = sample.labels
         uuid = labels.get("UUID") or labels.get("gpu_uuid") or labels.get("uuid") or ""
@@ -85,15 +70,10 @@ def devices_of(
             meaning = MEANINGS.get(sample.name) or HEALTH_MEANINGS.get(sample.name)
             if meaning is not None and not meaning.board:
                 target, rank = instance, 0
-            holder = _holder(instance.ref.uuid, labels)
-        else:
-            holder = _holder(uuid, labels)
-        if holder is not None:
-            holders[holder] = None
-        target.told.setdefault(sample.name, []).append(_Told(rank, holder is not None, sample))
+        target.told.setdefault(sample.name, []).append(_Told(rank, _is_held(labels), sample))
     for device in devices.values():
         _settle(device, errors)
-    return devices, tuple(holders)
+    return devices
 
 
 def _settle(device: Device, errors: Counter[str]) -> None:
@@ -136,20 +116,9 @@ def _instance(devices: dict[str, Device], board: DeviceRef, number: str, labels:
     return device
 
 
-def _holder(uuid: str, labels: dict[str, str]) -> Holder | None:
+def _is_held(labels: dict[str, str]) -> bool:
     # A scraper between us and the exporter that keeps its own labels renames the exporter's to exported_*.
-    job = _label(labels, "hpc_job")
-    pod = _label(labels, "exported_pod", "pod")
-    if job is None and pod is None:
-        return None
-    return Holder(
-        uuid,
-        hpc_job=job,
-        namespace=_label(labels, "exported_namespace", "namespace"),
-        pod=pod,
-        pod_uid=_label(labels, "pod_uid"),
-        container=_label(labels, "exported_container", "container"),
-    )
+    return _label(labels, "hpc_job", "exported_pod", "pod") is not None
 
 
 def _label(labels: dict[str, str], *names: str) -> str | None:
