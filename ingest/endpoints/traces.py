@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
+from ingest.calls import CallSource
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
 from ingest.receivers import otlp
@@ -21,7 +23,8 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
     read = await runtime.in_thread(_read_calls, request.body, encoding, media)
-    await runtime.in_thread(write_calls, runtime.engine, runtime.registry, principal.site_id, read.calls)
+    keep = partial(write_calls, source=CallSource.SPAN)
+    await runtime.in_thread(keep, runtime.engine, runtime.registry, principal.site_id, read.calls)
     refused = sum(read.refused.values())
     for reason, spans in read.refused.items():
         runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})

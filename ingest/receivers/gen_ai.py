@@ -19,6 +19,7 @@ from typing import Final
 
 from collector.wire import MAX_CLOCK_SKEW_US, Origin
 from ingest.accept import EARLIEST_AT_US
+from ingest.calls import ApiCall
 from ingest.receivers.otlp import Attribute, Span
 
 API_KEY: Final = "wattledger.api_key"
@@ -67,32 +68,6 @@ _KEY_ON_SPAN: Final = (
 _KEY_ON_RESOURCE: Final = (API_KEY, "service.name")
 _FIRST_TOKEN: Final = re.compile(r"first token|content\.completion\.chunk", re.IGNORECASE)
 _SECRET: Final = re.compile(r"(sk|pk|rk|key|api)[-_][A-Za-z0-9_-]{16,}|[A-Za-z0-9+/_=-]{40,}")
-
-
-@dataclass(frozen=True, slots=True)
-class ApiCall:
-    """One LLM request as ``api_calls`` keeps it; None = not reported."""
-
-    called_at_us: int
-    dedupe_key: str
-    api_key: str | None
-    provider: str
-    model: str
-    response_id: str | None
-    trace_id: str
-    span_id: str
-    input_uncached_tokens: int | None
-    cache_read_tokens: int | None
-    cache_write_tokens: int | None
-    output_text_tokens: int | None
-    reasoning_tokens: int | None
-    audio_tokens: int | None
-    usage_known: bool
-    status: str
-    streamed: bool | None
-    duration_us: int | None
-    time_to_first_token_us: int | None
-    origin: int
 
 
 @dataclass(frozen=True, slots=True)

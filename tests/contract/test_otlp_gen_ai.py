@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ingest.calls import ApiCall
 from ingest.errors import BadBodyError, TooLargeError, UnsupportedError
 from ingest.http import decoded
-from ingest.receivers.gen_ai import ApiCall, Read, read_calls
+from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.otlp import JSON, PROTOBUF, media_type, read_spans, response
 
 NOW_US = 1_900_000_000_000_000
