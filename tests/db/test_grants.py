@@ -15,9 +15,12 @@ pytestmark = pytest.mark.db
 WRITER = {
     "w": "agent_health changes device_events device_health device_samples device_shares engine_samples fabric_samples "
     "late_samples node_events node_samples",
-    "rw": "allocation_events api_calls devices engines epochs fabric_ports findings meters nodes spans",
-    "rw u(account,ended_at,label,name,namespace,partition,qos,state,user_name)": "jobs",
-    "rw u(superseded_at)": "allocations placements",
+    "rw": "allocation_events api_calls engines epochs fabric_ports findings hold_events meters nodes spans",
+    "rw u(accelerators,account,eligible_at,ended_at,label,name,namespace,partition,qos,reason,source,started_at,state,"
+    "submitted_at,suspended_us,user_name,workload,workload_kind,workload_kind_source)": "jobs",
+    "rwu": "job_reports queue_entries queue_reasons",
+    "rw u(accelerators,described_at,kind,memory_bytes,mig_profile,model,parent_device_id,slice_ratio,vendor)": "devices",
+    "rw u(superseded_at)": "allocations placements topology",
     "rw u(last_seen_at,received)": "spools",
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",
@@ -27,8 +30,8 @@ WRITER = {
 WORKER = {
     "r": "agent_health alembic_version allocations api_calls bindings budgets current_ledger_lines current_usage_hours "
     "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
-    "fabric_ports fabric_samples facility_factors fx_rates hour_catalog imports intensity late_samples meters node_events "
-    "node_samples nodes placements prices rejections sites spans spools tariffs tenant_details tenants topology",
+    "fabric_ports fabric_samples facility_factors fx_rates hold_events hour_catalog imports intensity job_reports late_samples "
+    "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools tariffs tenant_details tenants topology",
     "rwd": "changes",
     "rwud": "minute_rollups",
     "rwu": "actions findings ledger_hours outbox watermarks",

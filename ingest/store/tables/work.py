@@ -47,6 +47,8 @@ jobs = Table(
     column("workload_kind", Text, server_default="unknown"),
     column("workload_kind_source", Text, nullable=True),
     column("accelerators", Integer, nullable=True, comment="accelerators asked for"),
+    column("workload", Text, nullable=True, comment="what a pod belongs to: Job/train, JobSet/..., Deployment/..."),
+    column("suspended_us", BigInteger, nullable=True, comment="microseconds: stopped, its devices kept"),
     reference("tenant_id", "tenants", nullable=True),
     reference("binding_id", "bindings", nullable=True),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
