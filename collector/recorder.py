@@ -21,7 +21,7 @@ from collector.probe import DeviceEvent, Epoch, Row, Sweep
 from collector.rows import fault_of
 from collector.sampler import RowBuilder, Tick, exact_row
 from collector.spool import Spool
-from collector.wire import DEVICE_STREAMS, BatchMeta, DeviceRef, Feed, Origin, Reading, Stream
+from collector.wire import DEVICE_STREAMS, UNKNOWN_MODEL, BatchMeta, DeviceRef, Feed, Origin, Reading, Stream
 from collector.writer import Pending, RecorderState, Writer
 
 _LOG = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ _LOG = logging.getLogger(__name__)
 NODE_LANE: Final = "node"
 UNREAD_LANE: Final = "unread"
 MAX_UNREAD_DEVICES: Final = 256
-UNREAD_MODEL: Final = "unknown"
-"""What a device that nobody has read is described as; the store keeps the description it has from before."""
 
 
 @dataclass(slots=True)
@@ -220,7 +218,7 @@ class Recorder:
             lane.positions[uuid] = position
             lane.devices = (
                 *lane.devices,
-                DeviceRef(uuid, UNREAD_MODEL, kind="mig" if uuid.startswith("MIG-") else "gpu"),
+                DeviceRef(uuid, UNKNOWN_MODEL, kind="mig" if uuid.startswith("MIG-") else "gpu"),
             )
         row["device"] = position
         return lane

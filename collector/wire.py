@@ -326,6 +326,10 @@ DEVICE_STREAMS: Final = frozenset(
 """Streams whose rows belong to an entry of the batch's device table; rows of the others belong to the node."""
 
 
+UNKNOWN_MODEL: Final = "unknown"
+"""The model of a device that is known by its UUID alone; whoever reads it describes it, and that description stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceRef:
     """One entry of a batch's device table; rows refer to it by position."""

@@ -26,6 +26,13 @@ from ingest.store.engine import Database
 from ingest.store.pools import uuid_sql
 from ingest.store.samples import refuse_sealed
 
+# As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
+_DEVICE: Final = """
+(SELECT id, uuid, kind, accelerators,
+        CASE WHEN described_at > %(as_of)s THEN 'unknown' ELSE model END AS model,
+        CASE WHEN described_at > %(as_of)s THEN NULL ELSE parent_device_id END AS parent_device_id,
+        CASE WHEN described_at > %(as_of)s THEN 1 ELSE slice_ratio END AS slice_ratio FROM devices)
+"""
 _DEVICES: Final = """
 SELECT DISTINCT ON (placed.device_id) placed.device_id, device.uuid, placed.node_id, device.model, device.kind, device.accelerators,
        NULL::integer AS idle_power_mw,
@@ -33,13 +40,13 @@ SELECT DISTINCT ON (placed.device_id) placed.device_id, device.uuid, placed.node
        CASE WHEN bool_or(placed.valid_to IS NULL) OVER (PARTITION BY placed.device_id) THEN NULL
             ELSE max(placed.valid_to) OVER (PARTITION BY placed.device_id) END AS placed_to_at,
        2::smallint AS origin -- of a device of whose node no epoch is known: somebody imported it
-FROM placements AS placed JOIN devices AS device ON device.id = placed.device_id
+FROM placements AS placed JOIN {device} AS device ON device.id = placed.device_id
 JOIN nodes ON nodes.id = placed.node_id
 WHERE nodes.site_id = %(site_id)s AND device.parent_device_id IS NULL -- a MIG instance is a part of its board, not beside it
 AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_to > %(from_at)s)
 AND placed.recorded_at <= %(as_of)s AND (placed.superseded_at IS NULL OR placed.superseded_at > %(as_of)s)
 ORDER BY placed.device_id, placed.valid_from DESC
-"""
+""".replace("{device}", _DEVICE)
 # A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
 _POOLS: Final = """
 SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
@@ -61,7 +68,7 @@ FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site
 _HELD: Final = """
 WITH there AS (
     SELECT DISTINCT placements.node_id, placements.device_id, devices.parent_device_id, devices.accelerators
-    FROM placements JOIN devices ON devices.id = placements.device_id
+    FROM placements JOIN {device} AS devices ON devices.id = placements.device_id
     WHERE placements.recorded_at <= %(as_of)s
     AND (placements.superseded_at IS NULL OR placements.superseded_at > %(as_of)s) AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
@@ -75,7 +82,7 @@ SELECT held.id AS allocation_id, coalesce(device.parent_device_id, device.id) AS
        CASE WHEN device.parent_device_id IS NULL THEN (share_ratio * 1000000)::integer
             ELSE greatest(1, floor(coalesce(share_ratio, 1) * device.slice_ratio * 1000000))::integer END AS share_ppm,
        held.accelerators, start_at, end_at
-FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN devices AS device ON device.id = held.device_id
+FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN {device} AS device ON device.id = held.device_id
 WHERE held.site_id = %(site_id)s AND {touches}
 UNION ALL
 SELECT held.id, placed.device_id, job_id, {job_key},
@@ -91,6 +98,7 @@ WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL AND {touches}
 """
 _ALLOCATIONS: Final = (
     _HELD.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+    .replace("{device}", _DEVICE)
     .replace("{job_key}", "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)")
     .replace(
         "{touches}",

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from collector.probe.dcgm_fields import HEALTH_MEANINGS, MEANINGS
 from collector.probe.prometheus_text import Sample
-from collector.wire import DeviceRef
+from collector.wire import UNKNOWN_MODEL, DeviceRef
 
 _MAX_DEVICES: Final = 512
 _MAX_LABEL: Final = 255
@@ -90,7 +90,7 @@ def _settle(device: Device, errors: Counter[str]) -> None:
 
 
 def _board(uuid: str, labels: dict[str, str]) -> DeviceRef:
-    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or "unknown"
+    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or UNKNOWN_MODEL
     return DeviceRef(uuid, model, pci_bus_id=_label(labels, "pci_bus_id"))
 
 

@@ -1,6 +1,6 @@
 """Ids of sites, nodes, devices, meters, ports, engines, epochs and tenants: found, or made, in bulk.
 
-An identity row never changes, so a caller may cache what it gets for ever. Race-safe under READ COMMITTED: of two that
+An id never changes, so a caller may cache what it gets for ever. Race-safe under READ COMMITTED: of two that
 make the same identity one inserts, and the other waits for it and finds it. Call in a short transaction before the one
 that copies samples. Where a device is belongs to ``placements``.
 """
@@ -10,18 +10,28 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from collector.wire import DeviceRef
+from collector.wire import UNKNOWN_MODEL, DeviceRef
 from ingest.store.tables import reference, samples
 from ingest.store.tenancy import checked_path
 
 _Key = TypeVar("_Key", bound=tuple[Hashable, ...])
 _ROWS_PER_STATEMENT = 2_000
 """Keeps key columns times rows well below the protocol's 65,535 parameters."""
+
+_DUE_AGAIN: Final = sa.text(
+    "INSERT INTO changes (site_id, from_at, to_at, kind) "
+    "SELECT site_id, min(from_at), greatest(clock_timestamp(), max(from_at) + interval '1 microsecond'), 'devices' FROM ("
+    "SELECT nodes.site_id, placements.valid_from AS from_at FROM placements JOIN nodes ON nodes.id = placements.node_id "
+    "WHERE placements.device_id = ANY (:device_ids) AND placements.superseded_at IS NULL "
+    "UNION ALL SELECT site_id, start_at FROM allocations WHERE device_id = ANY (:device_ids) AND superseded_at IS NULL"
+    ") AS seen GROUP BY site_id"
+)
+"""What is kept of a device, its samples too, lies where it is placed or held."""
 
 
 class UnknownParentError(LookupError):
@@ -104,19 +114,30 @@ def epoch_ids(conn: sa.Connection, agent_versions: Mapping[EpochKey, str]) -> di
     return _ids(conn, samples.epochs, rows, EpochKey._fields)
 
 
-def device_ids(conn: sa.Connection, devices: Sequence[DeviceRef]) -> dict[str, int]:
-    """Return the id of each device by vendor UUID, boards before the MIG instances on them.
+def device_ids(conn: sa.Connection, devices: Iterable[DeviceRef]) -> dict[str, int]:
+    """Return the id of each device by vendor UUID, boards before the MIG instances on them. Raises UnknownParentError.
 
-    A known UUID keeps what it was first described as. Raises UnknownParentError.
+    A description (vendor, model, kind, board, slice, memory) is what a device *is*, not something that is so for a time: a known UUID
+    keeps the one it has, whatever is said of it later. But for one of model ``UNKNOWN_MODEL``, which says nothing: it is replaced by
+    the first real one, once, and never comes back. A run of before repeats bit for bit, since ``described_at`` says until when
+    nothing was known (analytics.io.load reads it so), and a change makes all hours the device was seen in due again.
     """
-    boards = {device.uuid: device for device in devices if device.parent_uuid is None}
-    ids = _device_ids(conn, boards.values(), {})
-    instances = [device for device in devices if device.parent_uuid is not None]
+    known: dict[str, DeviceRef] = {}
+    for device in devices:
+        if device.uuid not in known or not _is_stub(device) or _is_stub(known[device.uuid]):
+            known[device.uuid] = device
+    boards = [device for device in known.values() if device.parent_uuid is None]
+    ids = _device_ids(conn, boards, {})
+    instances = [device for device in known.values() if device.parent_uuid is not None]
     if instances:
         wanted = {device.parent_uuid for device in instances if device.parent_uuid is not None} - ids.keys()
         found = _find(conn, reference.devices, [(uuid,) for uuid in wanted], ("uuid",))
         ids |= _device_ids(conn, instances, ids | {uuid: found[(uuid,)] for uuid in wanted if (uuid,) in found})
     return ids
+
+
+def _is_stub(device: DeviceRef) -> bool:
+    return device.model == UNKNOWN_MODEL
 
 
 def _device_ids(conn: sa.Connection, devices: Iterable[DeviceRef], parents: Mapping[str, int]) -> dict[str, int]:
@@ -137,7 +158,28 @@ def _device_ids(conn: sa.Connection, devices: Iterable[DeviceRef], parents: Mapp
             "accelerators": device.accelerators,
             "memory_bytes": device.memory_bytes,
         }
-    return {uuid: identity for (uuid,), identity in _ids(conn, reference.devices, rows, ("uuid",)).items()}
+    ids = {uuid: identity for (uuid,), identity in _ids(conn, reference.devices, rows, ("uuid",)).items()}
+    _describe(conn, {ids[uuid]: row for (uuid,), row in rows.items() if row["model"] != UNKNOWN_MODEL})
+    return ids
+
+
+def _describe(conn: sa.Connection, rows: Mapping[int, Mapping[str, Any]]) -> None:
+    """Put real descriptions in the place of unknown ones, and make the hours of those devices due again."""
+    table = reference.devices
+    stubs: list[int] = []
+    for chunk in _chunks(rows):
+        stubs += conn.execute(
+            sa.select(table.c.id).where(table.c.id.in_(chunk), table.c.model == UNKNOWN_MODEL)
+        ).scalars()
+    described = []
+    for device_id in sorted(stubs):  # in order, so that two that describe the same devices wait for each other
+        # Asked again in the update: who waited for another finds it described.
+        statement = sa.update(table).where(table.c.id == device_id, table.c.model == UNKNOWN_MODEL)
+        values = {**rows[device_id], "described_at": sa.func.clock_timestamp()}
+        if conn.execute(statement.values(values)).rowcount:
+            described.append(device_id)
+    if described:
+        conn.execute(_DUE_AGAIN, {"device_ids": described})
 
 
 def _by_name(conn: sa.Connection, table: sa.Table, column: str, names: Iterable[str]) -> dict[str, int]:

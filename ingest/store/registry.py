@@ -211,9 +211,9 @@ def _device_ids(
     conn: sa.Connection, missing: Sequence[tuple[int, Sighting]]
 ) -> tuple[dict[str, int], dict[int, BadBodyError]]:
     """Return the ids of all devices, and the bodies that name a board nobody has reported."""
-    everything = {device.uuid: device for _, sighting in missing for device in sighting.meta.devices}
+    everything = dict.fromkeys(device for _, sighting in missing for device in sighting.meta.devices)
     try:
-        return identities.device_ids(conn, list(everything.values())), {}
+        return identities.device_ids(conn, everything), {}
     except identities.UnknownParentError:
         pass
     ids: dict[str, int] = {}

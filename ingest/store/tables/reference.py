@@ -1,6 +1,7 @@
 """What the fleet is and what things cost: identities, and facts dated twice that hang on them.
 
-An identity row (site, node, device, tenant) never changes; everything that can change about it is a dated row.
+An identity row (site, node, device, tenant) never changes; everything that can change about it is a dated row. One exception: a
+device that was known by its UUID alone is described once, and ``described_at`` says when.
 """
 
 from sqlalchemy import (
@@ -74,6 +75,11 @@ devices = Table(
     column("accelerators", Integer, server_default="1", comment="physical accelerators this row stands for"),
     column("memory_bytes", BigInteger, nullable=True),
     instant("created_at", server_default=func.now()),
+    instant(
+        "described_at",
+        nullable=True,
+        comment="instant, UTC: until then the model was unknown, the device no part of another; null = described when made",
+    ),
     CheckConstraint("kind IN ('gpu', 'mig', 'node', 'pool')", name="kind"),
     CheckConstraint("accelerators >= 1", name="accelerators"),
     comment="One accelerator, one MIG instance, one node that only has a node meter, or one pool of which no device is known.",
