@@ -5,6 +5,7 @@ AgentError
 ├── TraceError             refuse to start: the file to replay is not a trace
 ├── SpoolError             the spool cannot be used: report it, go on measuring, try again
 │   └── SpoolFullError     bodies of others have their share of the spool: have them come again later
+├── JournalError           no order is carried out or undone now: report it, try again
 └── LibraryReplacedError   leave with exit code 75, so that the service manager starts a process with the new driver library
 """
 
@@ -29,6 +30,10 @@ class SpoolError(AgentError):
 
 class SpoolFullError(SpoolError):
     """What others gave to be forwarded may take no more room."""
+
+
+class JournalError(AgentError):
+    """The journal of orders can neither be read nor written now."""
 
 
 class LibraryReplacedError(AgentError):

@@ -18,7 +18,7 @@ from typing import Final
 from collector.commands.check import Bounds, RefusedError, check, parse
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders, Tell
-from collector.errors import AgentError, SpoolError
+from collector.errors import AgentError
 from collector.http import httpx
 from collector.wire import COMMANDS_PATH
 
@@ -74,7 +74,7 @@ class CommandChannel:
         if self._working.acquire(timeout=_JOIN_S):
             try:
                 self._orders.undo_all("the agent stops")
-            except SpoolError as error:
+            except AgentError as error:
                 _LOG.error("orders are undone at the next start: %s", error)
             finally:
                 self._working.release()

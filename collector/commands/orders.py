@@ -38,7 +38,7 @@ class Orders:
         self._now_us = now_us
 
     def carry_out(self, order: PowerOrder) -> None:
-        """Set the limit of the order's devices. Raises RefusedError where none was set, SpoolError where it cannot be journalled."""
+        """Set the limit of the order's devices. Raises RefusedError where none was set, JournalError where it cannot be journalled."""
         try:
             there = self._power.devices()
         except PowerError as error:
@@ -53,16 +53,18 @@ class Orders:
             self._tell("order_failed", detail=fault)
 
     def undo_due(self) -> None:
-        """Undo what has expired. What cannot be undone now stays in the journal and is tried again. Raises SpoolError."""
+        """Undo what has expired. What cannot be undone now stays in the journal and is tried again. Raises JournalError."""
         now_us = self._now_us()
         self._journal.begin(now_us)
+        for path in self._journal.take_damaged():
+            self._tell("orders_journal_damaged", str(path), detail="what it told is not undone; it is kept there")
         for change in self._journal.changes().values():
             if change.expires_at_us <= now_us:
                 self._undo(change, "it expired")
         self._journal.forget_expired(now_us)
 
     def undo_all(self, why: str) -> None:
-        """Undo everything. Raises SpoolError."""
+        """Undo everything. Raises JournalError."""
         for change in self._journal.changes().values():
             self._undo(change, why)
 

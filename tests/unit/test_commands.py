@@ -18,7 +18,7 @@ from collector.commands.check import Bounds, PowerOrder, RefusedError, check, pa
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders
 from collector.commands.power import PowerError, PowerLimit
-from collector.errors import AgentError, SpoolError
+from collector.errors import AgentError, JournalError
 from collector.spool import Spool
 from collector.wire import Command
 
@@ -104,6 +104,11 @@ class Stand:
         self.told.append((kind, subject, code))
 
     def lose_the_journal(self) -> None:
+        self.lose_the_spool()
+        self.journal.path.unlink()
+        self.start()
+
+    def lose_the_spool(self) -> None:
         self.spool.close()
         (self.folder / "spool.db").unlink()
         self.start()
@@ -208,10 +213,10 @@ def test_a_crash_at_any_point_of_an_order_leaves_the_limit_as_it_was_found(stand
 
 def test_the_value_found_is_on_the_disk_before_anything_is_set(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_change: object) -> None:
-        raise SpoolError("disk full")
+        raise JournalError("disk full")
 
     monkeypatch.setattr(stand.journal, "note", full)
-    with pytest.raises(SpoolError):
+    with pytest.raises(JournalError):
         stand.carry_out(400)
     assert stand.boards.sets == []
 
@@ -256,6 +261,88 @@ def test_what_cannot_be_set_is_refused_and_what_cannot_be_undone_is_tried_again(
     stand.boards.failing = ""
     stand.orders.undo_due()
     assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_after_the_spool_was_lost_with_a_crash_the_limit_is_put_back_all_the_same(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.journal.see("n1", NOW + HOUR)
+    stand.lose_the_spool()
+    assert stand.journal.seen() == {"n1"}
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_a_spool_that_is_damaged_under_the_agent_takes_no_order_with_it(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.spool.close()
+    (stand.folder / "spool.db").write_bytes(b"no database at all " * 400)
+    stand.start()
+    assert stand.spool.damaged_files
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_what_a_release_before_kept_in_the_spool_is_taken_over_once(stand: Stand) -> None:
+    change = {
+        "device_uuid": "GPU-0",
+        "nonce": "n1",
+        "previous_mw": 650_000,
+        "applied_mw": 400_000,
+        "expires_at_us": NOW,
+    }
+    stand.boards.limits["GPU-0"] = 400_000
+    stand.spool.remember("power:GPU-0", json.dumps(change))
+    stand.spool.remember("power:GPU-1", "garbage")
+    stand.spool.remember("nonce:n1", str(NOW))
+    stand.spool.remember("journal_since_us", str(NOW - HOUR))
+    assert stand.journal.knew(NOW - HOUR)
+    assert stand.journal.seen() == {"n1"}
+    assert list(stand.journal.changes()) == ["GPU-0"]
+    assert stand.spool.facts("power:") == stand.spool.facts("nonce:") == {}
+    stand.lose_the_spool()
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 650_000
+
+
+def test_a_crash_while_it_is_taken_over_takes_it_over_again(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.spool.remember("nonce:n1", str(NOW))
+    with monkeypatch.context() as patched:
+        patched.setattr(stand.spool, "forget", lambda _name: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stand.journal.seen()
+    stand.journal.path.with_name(stand.journal.path.name + ".new").write_bytes(b"half of")
+    stand.crash()
+    assert stand.journal.seen() == {"n1"}
+    assert stand.spool.facts("nonce:") == {}
+
+
+def test_a_damaged_journal_is_kept_told_of_and_begun_anew(stand: Stand) -> None:
+    stand.carry_out(400)
+    text = stand.journal.path.read_text()
+    stand.journal.path.write_text(text.replace("700000", "200000"))  # a flipped bit must not become a limit
+    stand.now_us += 60_000_000
+    stand.crash()
+    stand.orders.undo_due()
+    assert stand.boards.limits["GPU-0"] == 400_000
+    (kept,) = stand.folder.glob("spool.db.orders.damaged-*")
+    assert ("orders_journal_damaged", str(kept), None) in stand.told
+    stand.carry_out(400)  # the server hands it out until it expires
+    assert ("order_previous_unknown", "GPU-0", 690_000) in stand.told
+
+
+def test_the_journal_is_its_user_s_alone(stand: Stand) -> None:
+    stand.journal.see("n1", NOW)
+    assert stand.journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_disk_that_takes_no_journal_sets_no_limit(stand: Stand) -> None:
+    (stand.folder / "spool.db.orders.new").mkdir()
+    with pytest.raises(JournalError, match=r"cannot write the journal of orders"):
+        stand.carry_out(400)
+    assert stand.boards.sets == []
+    (stand.folder / "spool.db.orders.new").rmdir()
+    stand.carry_out(400)
+    assert stand.boards.limits["GPU-0"] == 400_000
 
 
 def test_an_order_replayed_after_the_journal_was_lost_gives_back_the_board_s_default(stand: Stand) -> None:
