@@ -11,37 +11,44 @@ from ingest.store.engine import Database
 pytestmark = pytest.mark.db
 
 # Reading and writing of whole tables as r, w (insert), u (update), d (delete); an update of some columns names them.
-# No code writes spans yet: their receiver will.
 WRITER = {
+    "rwd": "api_calls",
+    "rwud": "call_reports",
     "w": "agent_health changes device_events device_health device_samples device_shares engine_samples fabric_samples "
+    "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples node_events node_samples",
-    "rw": "allocation_events api_calls engines epochs fabric_ports findings hold_events meters nodes spans",
+    "rw": "allocation_events engines epochs fabric_ports findings hold_events lineage_events meters nodes "
+    "outcomes spans",
     "rw u(accelerators,account,eligible_at,ended_at,label,name,namespace,partition,qos,reason,source,started_at,state,"
     "submitted_at,suspended_us,user_name,workload,workload_kind,workload_kind_source)": "jobs",
-    "rwu": "job_reports queue_entries queue_reasons",
+    "rwu": "call_keys job_reports lineage_datasets lineage_runs queue_entries queue_reasons",
     "rw u(accelerators,described_at,kind,memory_bytes,mig_profile,model,parent_device_id,slice_ratio,vendor)": "devices",
     "rw u(superseded_at)": "allocations placements topology",
     "rw u(last_seen_at,received)": "spools",
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",
     "r": "alembic_version hour_catalog sites",
+    "r(id,path)": "tenants",
     "r u(fetched_at)": "agent_commands",
 }
 WORKER = {
-    "r": "agent_health alembic_version allocations api_calls bindings budgets current_ledger_lines current_usage_hours "
+    "r": "agent_health alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours "
     "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
-    "fabric_ports fabric_samples facility_factors fx_rates hold_events hour_catalog imports intensity job_reports late_samples "
+    "fabric_ports fabric_samples facility_factors fx_rates hold_events imports intensity job_reports "
     "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools tariffs tenant_details tenants topology",
+    "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
+    "late_samples",
     "rwd": "changes",
+    "rwd u(feeds,path,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
-    "rwu": "actions findings ledger_hours outbox watermarks",
+    "rwu": "actions findings hour_catalog ledger_hours outbox watermarks",
     "rw": "agent_commands audit decisions ledger_lines ledger_runs usage_hours",
     "r u(binding_id,tenant_id)": "jobs",
 }
 API = {
-    "r": "actions alembic_version allocations api_calls bindings budgets current_ledger_lines current_usage_hours decisions "
-    "devices facility_factors findings intensity jobs ledger_hours ledger_lines minute_rollups nodes placements prices sites "
-    "spans tariffs tenant_details tenants usage_hours",
+    "r": "actions alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
+    "devices facility_factors findings intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
+    "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenants usage_hours",
 }
 LETTER = {"SELECT": "r", "INSERT": "w", "UPDATE": "u", "DELETE": "d"}
 
