@@ -1,15 +1,17 @@
 """What any source tells of one LLM call, and whose word counts when several tell of the same one. Pure: no store, no wire.
 
-Gateways, spans, logs and invoices all end in :class:`ApiCall`. Which reports are of one call is decided by their ids,
-which of them counts by :class:`CallSource`; ingest.store.calls applies both.
+Gateways, spans, logs and invoices all end in :class:`ApiCall`. Which reports are of one call is decided by their ids
+(:meth:`ApiCall.keys`), which of them counts by :func:`counting`; ingest.store.calls applies both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final, TypeVar
 
+_T = TypeVar("_T")
 MAX_TOKENS: Final = 1 << 40
 """More of one part is no call: the longest context there is has some 2**23 tokens."""
 
@@ -67,3 +69,112 @@ class ApiCall:
     streamed: bool | None = None
     duration_us: int | None = None
     time_to_first_token_us: int | None = None
+
+    def keys(self) -> tuple[str, ...]:
+        """Return what names this call: reports that share one are of one call.
+
+        Response and request ids share a namespace, whatever the provider is called: LiteLLM logs a response's id as its
+        request's, and the names of one provider differ between senders.
+        """
+        ids = dict.fromkeys(f"id/{name}" for name in (self.response_id, self.request_id) if name)
+        return (*ids, f"key/{self.dedupe_key}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A call as one source tells it. ``tenant_id``: who pays, where the source itself names the tenant."""
+
+    call: ApiCall
+    source: CallSource
+    tenant_id: int | None = None
+
+
+_INPUT: Final = ("input_uncached_tokens", "cache_read_tokens", "cache_write_tokens")
+_OUTPUT: Final = ("output_text_tokens", "reasoning_tokens")
+_APART: Final = ("audio_tokens", "image_tokens")
+"""Of neither side alone: they travel with the output, which they are mostly billed with."""
+TOKEN_PARTS: Final = (*_INPUT, *_OUTPUT, *_APART)
+_FILLED: Final = (
+    "api_key",
+    "response_id",
+    "request_id",
+    "trace_id",
+    "span_id",
+    "streamed",
+    "duration_us",
+    "time_to_first_token_us",
+)
+_UNKNOWN: Final = "unknown"
+
+
+def same_report(report: Report) -> tuple[str, str]:
+    """Return what two sendings of one report have in common."""
+    return report.source.value, report.call.dedupe_key
+
+
+def better(one: Report, other: Report) -> Report:
+    """Return which of two sendings of the same report is kept: the one that says more, whichever came first."""
+    return max(one, other, key=_fullness)
+
+
+def counting(reports: Iterable[Report]) -> Report:
+    """Return what counts of several reports of one call, whatever their order.
+
+    The best report says when, by whom, of which model and how it ended: the declared order of sources decides, then known
+    usage, then detail, then the earliest. What it leaves open is filled from the others in the same order; tokens as a
+    whole from the best report that knows them, and a finer split of the same input or output total from whoever has one,
+    since cached and uncached tokens have different prices.
+    """
+    ranked = sorted(reports, key=_place)
+    best = ranked[0]
+    known = [report.call for report in ranked if report.call.usage_known]
+    filled: dict[str, Any] = {name: _first(getattr(report.call, name) for report in ranked) for name in _FILLED}
+    filled |= {
+        name: _first(value for report in ranked if (value := getattr(report.call, name)) != _UNKNOWN) or _UNKNOWN
+        for name in ("provider", "model")
+    }
+    if known:
+        filled["usage_known"] = True
+        for side in (_INPUT, (*_OUTPUT, *_APART)):
+            filled |= _finest(side, known)
+    return Report(replace(best.call, **filled), best.source, _first(report.tenant_id for report in ranked))
+
+
+def _finest(side: Sequence[str], known: Sequence[ApiCall]) -> dict[str, int | None]:
+    """Return one side's parts as the first of these calls has them, or as a later one splits the same total further."""
+    chosen = _parts(known[0], side)
+    for call in known[1:]:
+        parts = _parts(call, side)
+        splits_it_further = _given(parts) > _given(chosen) and sum(filter(None, parts)) == sum(filter(None, chosen))
+        if splits_it_further or not _given(chosen):
+            chosen = parts
+    return dict(zip(side, chosen, strict=True))
+
+
+def _parts(call: ApiCall, side: Sequence[str]) -> tuple[int | None, ...]:
+    return tuple(getattr(call, name) for name in side)
+
+
+def _given(parts: Iterable[object]) -> int:
+    return sum(part is not None for part in parts)
+
+
+def _place(report: Report) -> tuple[object, ...]:
+    call = report.call
+    return (
+        report.source.rank,
+        not call.usage_known,
+        -_given(_parts(call, TOKEN_PARTS)),
+        call.called_at_us,
+        call.dedupe_key,
+    )
+
+
+def _fullness(report: Report) -> tuple[object, ...]:
+    values = [report.tenant_id, *(getattr(report.call, entry.name) for entry in fields(ApiCall))]
+    # The last resort makes the choice the same in any order: a text of all there is.
+    return report.call.usage_known, _given(values), repr(values)
+
+
+def _first(values: Iterable[_T | None]) -> _T | None:
+    return next((value for value in values if value is not None), None)

@@ -30,6 +30,8 @@ ROWS = {
     "allocations": f"(job_id, site_id, device_id, start_at, evidence) VALUES ({{t}}, 1, 1, '{HOUR}', 'cgroup')",
     "api_calls": "(called_at, dedupe_key, site_id, tenant_id, provider, model, usage_known, source, origin) "
     f"VALUES ('{HOUR}', '{{t}}', 1, {{t}}, 'p', 'm', true, 'log', 1)",
+    "call_reports": "(site_id, source, dedupe_key, counted_at, counted_key, called_at, tenant_id, provider, model, usage_known, "
+    f"status, origin) VALUES (1, 'log', '{{t}}', '{HOUR}', '{{t}}', '{HOUR}', {{t}}, 'p', 'm', true, 'ok', 1)",
     "spans": "(started_at, trace_id, span_id, name, kind, site_id, tenant_id, attributes, origin) "
     f"VALUES ('{HOUR}', 't', '{{t}}', 'n', 'tool', 1, {{t}}, '{{{{}}}}', 1)",
     "usage_hours": "(site_id, hour_at, revision, device_id, holder, job_id, tenant_id, state, held_us, covered_us, "

@@ -152,6 +152,7 @@ api_calls = Table(
     instant("received_at", server_default=func.now()),
     UniqueConstraint("dedupe_key", "called_at"),
     Index("api_calls_called_at_ix", "called_at"),
+    column("request_id", Text, nullable=True, comment="text"),
     postgresql_partition_by="RANGE (called_at)",
     comment="One LLM request. Token parts are disjoint; totals are derived.",
 )
@@ -171,6 +172,8 @@ spans = Table(
     column("attributes", JSONB, comment="without message content"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
     UniqueConstraint("trace_id", "span_id", "started_at"),
+    column("model", Text, nullable=True, comment="of the response, else of the request; null = no LLM's span"),
+    column("status", Text, server_default="ok", comment="ok, error"),
     postgresql_partition_by="RANGE (started_at)",
     comment="Spans kept for tracing; content is dropped at the door.",
 )
