@@ -129,7 +129,7 @@ class GroupWriter:
                     if stream is Stream.ALLOCATION:
                         _apply_allocations(conn, prepared, rows, now_us)
                     else:
-                        self._copy(conn, LATE, late)
+                        self._copy_late(conn, stream, late)
                         self._copy(conn, TARGETS[stream], rows)
                 _record_changes(conn, _sample_changes(prepared.hours))
                 _count_refusals(conn, prepared, fresh, now_us)
@@ -142,6 +142,10 @@ class GroupWriter:
         with conn.cursor() as cursor, cursor.copy(copy_statement(target.table, list(target.schema))) as copy:
             for piece in self._pieces(target, parts):
                 copy.write(piece)
+
+    def _copy_late(self, conn: psycopg.Connection[Any], stream: Stream, parts: Sequence[_Rows]) -> None:
+        if parts:
+            self._copy(conn, LATE[stream], parts)
 
     def _pieces(self, target: Target, parts: Sequence[_Rows]) -> Iterator[bytes | memoryview[int]]:
         frames = [target.rows(rows) for rows in parts if not isinstance(rows, Whole)]
@@ -162,9 +166,8 @@ class GroupWriter:
             if not target.partitioned:
                 continue
             days = {hour.hour * HOUR_US // DAY_US for hour, streams in hours.items() if stream in streams}
-            # Device rows older than hot retention go to late_samples and need no partition of their day.
-            oldest_us = late_before_us if stream is Stream.DEVICE else 0
-            self._registry.ensure_days(target.table, {day for day in days if day * DAY_US >= oldest_us})
+            # Rows older than hot retention are late rows and need no partition of their day.
+            self._registry.ensure_days(target.table, {day for day in days if day * DAY_US >= late_before_us})
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._conn is None or self._conn.closed:
@@ -173,7 +176,7 @@ class GroupWriter:
                 "writer", autocommit=True, application="wattledger-writer"
             )
             self._conn = conn
-            for target in (*TARGETS.values(), LATE):
+            for target in (*TARGETS.values(), *LATE.values()):
                 check_widths(conn, target.table, target.schema)
         return self._conn
 
@@ -201,12 +204,12 @@ def _destined(
     sealed: frozenset[SiteHour],
     late_before_us: int,
 ) -> tuple[list[_Rows], list[_Rows]]:
-    """Return what goes to the stream's own table and what to late_samples: hour sealed, or day past hot retention.
+    """Return what goes to the stream's own table and what to that of its late rows: hour sealed, or day past hot retention.
 
     A block stays one where all of it goes to one table.
     """
     is_new = len(fresh) == len(prepared.submissions)
-    if stream is Stream.DEVICE and (sealed or any(hour.hour * HOUR_US < late_before_us for hour in prepared.hours)):
+    if stream in LATE and (sealed or any(hour.hour * HOUR_US < late_before_us for hour in prepared.hours)):
         split = [_split_late(_only(part.rows, fresh), prepared, sealed, late_before_us) for part in parts]
         return [rows for rows, _ in split], [late for _, late in split]
     if is_new:

@@ -54,4 +54,7 @@ TARGETS: Final = {
     Stream.NODE_EVENT: _target(samples.node_events),
     Stream.AGENT: _target(samples.agent_health),
 }
-LATE: Final = _target(samples.late_samples)
+LATE: Final = {
+    stream: _target(samples.LATE_OF[target.table]) for stream, target in TARGETS.items() if target.partitioned
+}
+"""Where a stream's rows go whose hour is sealed; streams without an entry are never sealed."""

@@ -7,6 +7,7 @@ range, in the same transaction (:data:`spools`). BRIN on time while a partition 
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     ForeignKey,
@@ -185,6 +186,26 @@ late_samples = Table(
     comment="Device samples for hours already sealed or older than hot retention, until merged into the next generation.",
 )
 
+
+def _late(of: Table) -> Table:
+    """Return the table that takes a stream's rows for hours already sealed; it has no partitions to be dropped with."""
+    name = f"late_{of.name}"
+    return Table(
+        name,
+        metadata,
+        *(column(each.name, each.type, nullable=each.nullable, comment=each.comment) for each in of.columns),
+        instant("received_at", server_default=func.now()),
+        Index(f"{name}_at_ix", "at"),
+        comment=f"Rows of {of.name} for hours already sealed or older than hot retention, until merged.",
+    )
+
+
+LATE_OF = {
+    device_samples.name: late_samples,
+    **{table.name: _late(table) for table in PARTITIONED if table is not device_samples},
+}
+"""By partitioned table the one that takes its late rows."""
+
 device_events = Table(
     "device_events",
     metadata,
@@ -244,11 +265,30 @@ hour_catalog = Table(
         "state", Text, server_default="open", comment="open, sealing or sealed: where a reader takes this hour from"
     ),
     column("generation", Integer, server_default="0", comment="of the sealed segment; 0 = none yet"),
-    column("segment", Text, nullable=True, comment="URI of the sealed segment"),
+    column("segment", Text, nullable=True, comment="folder of the sealed segments, below the segments' root"),
     column("rows", BigInteger, nullable=True),
     column("sha256", LargeBinary, nullable=True),
     instant("updated_at", server_default=func.now()),
     comment="Physical state of each hour's samples.",
+)
+
+hour_segments = Table(
+    "hour_segments",
+    metadata,
+    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    instant("hour_at", primary_key=True),
+    column("stream", Text, primary_key=True, comment="collector.wire.Stream"),
+    column("generation", Integer, primary_key=True, comment="of the hour, in which this file was made"),
+    column("path", Text, comment="below the segments' root"),
+    column("rows", BigInteger),
+    column("size_bytes", BigInteger),
+    column("sha256", LargeBinary, comment="SHA-256 digest of the file, 32 bytes"),
+    column("feeds", ARRAY(SmallInteger), comment="collector.wire.Feed of its rows, each once, in order"),
+    instant("published_at", server_default=func.now()),
+    instant(
+        "retired_at", nullable=True, comment="instant, UTC: a later generation took its place; null = read from here"
+    ),
+    comment="Files of sealed hours, one a stream; of a stream and hour the one that is not retired is read.",
 )
 
 changes = Table(
