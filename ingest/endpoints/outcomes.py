@@ -1,0 +1,39 @@
+"""Outcomes of responses: evaluations, ratings, business results, each committed before the answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ingest.endpoints.post import Post
+from ingest.errors import BadBodyError
+from ingest.http import Answer, Request, decoded
+from ingest.receivers.json_body import answer
+from ingest.receivers.outcomes import OUTCOMES_PATH, ReadOutcomes, read_outcomes
+from ingest.runtime import Runtime
+from ingest.store.lineage import write_outcomes
+from ingest.store.tokens import Scope
+
+MAX_BODY_BYTES: Final = 2 * 1024 * 1024
+MAX_DECODED_BYTES: Final = 8 * 1024 * 1024
+
+
+async def take_outcomes(runtime: Runtime, request: Request) -> Answer:
+    """Take outcomes; of several, those that cannot be read are named and the others kept. Raises IngestError."""
+    principal = await runtime.principal(request.headers.get(b"authorization"))
+    principal.require(Scope.WRITE)
+    site_id, tenant_path = principal.site_id, principal.token.tenant_path
+    read = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"))
+    if read.refused:
+        runtime.metrics.refused.add(len(read.refused), {"stream": "outcomes", "reason": "bad_outcome"})
+    if len(read.refused) == read.received:
+        raise BadBodyError("bad_outcome", f"outcome {read.refused[0].index}: {read.refused[0].reason}")
+    kept = await runtime.in_thread(write_outcomes, runtime.engine, site_id, tenant_path, read.outcomes)
+    return Answer(201, answer(read.received, len(read.outcomes), kept.known, read.refused))
+
+
+def _read(body: bytes, encoding: str | None) -> ReadOutcomes:
+    return read_outcomes(decoded(body, encoding, MAX_DECODED_BYTES), time.time_ns() // 1_000)
+
+
+ENDPOINTS: Final = (Post("outcomes", OUTCOMES_PATH, take_outcomes, MAX_BODY_BYTES),)

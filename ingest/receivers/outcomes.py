@@ -1,0 +1,192 @@
+"""Reads what became of a response: posted outcomes, and ``gen_ai.evaluation.*`` of traces. Pure; keeps no text that was said.
+
+An outcome names its response by the id the provider gave, or by trace and span. Explanations of evaluations are content
+and are dropped with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from re import compile as pattern
+from typing import Any, Final
+
+from collector.wire import Origin
+from ingest.receivers.json_body import ItemError, Refused, exact, finite, instant_us, items, mapping, text
+
+OUTCOMES_PATH: Final = "/v1/outcomes"
+MAX_OUTCOMES: Final = 5_000
+MAX_DATASETS: Final = 100
+EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
+_NAME, _SCORE, _LABEL = "gen_ai.evaluation.name", "gen_ai.evaluation.score.value", "gen_ai.evaluation.score.label"
+_RESPONSE: Final = "gen_ai.response.id"
+_HEX: Final = {"trace_id": pattern(r"[0-9a-f]{32}"), "span_id": pattern(r"[0-9a-f]{16}")}
+_FIELDS: Final = frozenset(
+    (
+        *("id", "response_id", "trace_id", "span_id", "kind", "value", "value_unit", "score", "label", "at"),
+        *("serving_id", "model", "fine_tune_id", "dataset_ids", "origin"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeReport:
+    """One outcome as ``outcomes`` keeps it; None = not said. ``dedupe_key`` is the same however often it is sent."""
+
+    dedupe_key: str
+    kind: str
+    judged_at_us: int
+    source: str
+    origin: int
+    response_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    value: Decimal | None = None
+    value_unit: str | None = None
+    score: float | None = None
+    label: str | None = None
+    serving_id: str | None = None
+    model: str | None = None
+    fine_tune_id: str | None = None
+    dataset_ids: tuple[str, ...] | None = None
+
+
+@dataclass
+class ReadOutcomes:
+    received: int = 0
+    outcomes: list[OutcomeReport] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+def read_outcomes(body: bytes, now_us: int) -> ReadOutcomes:
+    """Return the outcomes of one body, one object or an array; raises BadBodyError if it is neither."""
+    read = ReadOutcomes()
+    for place, given in enumerate(items(body, MAX_OUTCOMES, "an outcome or an array of them")):
+        read.received += 1
+        try:
+            read.outcomes.append(_outcome(mapping(given, "outcome"), now_us))
+        except ItemError as fault:
+            read.refused.append(Refused(place, str(fault)))
+    return read
+
+
+def evaluations(
+    trace_id: str,
+    span_id: str,
+    attributes: Mapping[str, object],
+    events: Iterable[tuple[str, int, Mapping[str, object]]],
+    at_us: int,
+    origin: int,
+) -> tuple[OutcomeReport, ...]:
+    """Return the evaluations a span carries, on itself or on its ``gen_ai.evaluation.result`` events.
+
+    ``events`` are (name, nanoseconds since the Unix epoch, attributes); ``at_us`` is when the span ended. An evaluation
+    without a score and a label, or with values of other types, says nothing and is left out.
+    """
+    given: list[tuple[int, Mapping[str, object]]] = [
+        (at_ns // 1_000, values) for name, at_ns, values in events if name == EVALUATION_EVENT
+    ]
+    if _NAME in attributes:
+        given.append((at_us, attributes))
+    found = []
+    for when_us, values in given:
+        name, score, label = values.get(_NAME), values.get(_SCORE), values.get(_LABEL)
+        response_id = values.get(_RESPONSE) or attributes.get(_RESPONSE)
+        try:
+            kind, label = text(name, _NAME, required=True), text(label, _LABEL)
+            score, response_id = finite(score, _SCORE), text(response_id, _RESPONSE)
+        except ItemError:
+            continue
+        if score is None and label is None:
+            continue
+        key = _hashed((trace_id, span_id, kind, when_us or at_us, score, label, response_id))
+        found.append(
+            OutcomeReport(
+                dedupe_key=f"span/{key}",
+                kind=kind,
+                judged_at_us=when_us or at_us,
+                source="span",
+                origin=origin,
+                response_id=response_id,
+                trace_id=trace_id,
+                span_id=span_id,
+                score=score,
+                label=label,
+            )
+        )
+    return tuple(found)
+
+
+def _outcome(given: Mapping[str, Any], now_us: int) -> OutcomeReport:
+    unknown = sorted(set(given) - _FIELDS)
+    if unknown:
+        raise ItemError(f"{unknown[0]!r:.60} is no field of an outcome; those are {', '.join(sorted(_FIELDS))}")
+    texts = {
+        name: text(given.get(name), name) for name in ("id", "response_id", "value_unit", "label", "model", "origin")
+    }
+    ids = {name: _hex(given.get(name), name) for name in _HEX}
+    if texts["response_id"] is None and ids["trace_id"] is None:
+        raise ItemError("an outcome is of a response: give response_id, or trace_id and span_id")
+    kind = text(given.get("kind"), "kind", required=True)
+    value, score = exact(given.get("value"), "value"), finite(given.get("score"), "score")
+    if value is None and score is None and texts["label"] is None:
+        raise ItemError("an outcome without value, score and label says nothing")
+    at_us = instant_us(given.get("at"), "at", now_us)
+    hops = {name: text(given.get(name), name) for name in ("serving_id", "fine_tune_id")}
+    datasets = _datasets(given.get("dataset_ids"))
+    own = texts.pop("id")
+    origin = _origin(texts.pop("origin"))
+    said = (
+        kind,
+        at_us,
+        None if value is None else value.normalize(),
+        score,
+        *texts.values(),
+        *ids.values(),
+        *hops.values(),
+        datasets,
+    )
+    return OutcomeReport(
+        dedupe_key=f"id/{own}" if own else f"hash/{_hashed(said)}",
+        kind=kind,
+        judged_at_us=at_us,
+        source="api",
+        origin=origin,
+        value=value,
+        score=score,
+        dataset_ids=datasets,
+        **texts,
+        **ids,
+        **hops,
+    )
+
+
+def _hex(given: Any, name: str) -> str | None:
+    if given is None:
+        return None
+    folded = given.lower() if isinstance(given, str) else ""
+    if not _HEX[name].fullmatch(folded):
+        raise ItemError(f"{name} {given!r:.60} is not {32 if name == 'trace_id' else 16} hex digits")
+    return folded
+
+
+def _datasets(given: Any) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) > MAX_DATASETS:
+        raise ItemError(f"dataset_ids is no array of at most {MAX_DATASETS} ids")
+    return tuple(text(each, "dataset_ids", required=True) for each in given)
+
+
+def _origin(named: str | None) -> int:
+    if named is None:
+        return int(Origin.LIVE)
+    if named.upper() not in Origin.__members__:
+        raise ItemError(f"origin {named!r:.40} is none of {', '.join(Origin.__members__).lower()}")
+    return int(Origin[named.upper()])
+
+
+def _hashed(parts: Sequence[object]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
