@@ -3,7 +3,7 @@
 One sweep asks each device in turn, in a reader thread. A device whose driver call does not come back is told once and left
 alone until it does, a lost one is told once and looked for again; a driver that was unloaded, reloaded or never there
 leaves empty sweeps until it answers, and then a new driver epoch begins with devices found again by UUID, never by
-index. It does not attribute devices to jobs and does not aggregate.
+index. So does one after it was closed, unless it is proven that no counter started over meanwhile. It does not attribute devices to jobs and does not aggregate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collector.clock import US_PER_S, Clock
 from collector.errors import LibraryReplacedError
 from collector.probe import DeviceReading, Epoch, ProcessReading, Sight, Sweep
 from collector.probe.nvml_codes import DRIVER_CODES, LOST_CODES, NO_DRIVER_CODES
+from collector.probe.nvml_continuity import Counted, went_on
 from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_events import EventSet
 from collector.probe.nvml_mig import MigInstance
@@ -88,6 +89,8 @@ class NvmlProbe:
         self._late_init: Answer | None = None
         self._shutdown_owed = False
         self._new_epoch_on_open = False
+        self._left: dict[str, Counted] | None = None
+        """The counters when the driver was let go of; None where it was not."""
         self._event_set: EventSet | None = None
         self._events_hang = False
         self._renew_events_us: int | None = None
@@ -113,6 +116,7 @@ class NvmlProbe:
         if self._ensure_open():
             try:
                 readings = self._visit_devices()
+                self._follow_counters(readings)
             except _DriverGoneError as gone:
                 self._driver_gone(gone.args[0])
         self._table.tell_hung()
@@ -168,6 +172,8 @@ class NvmlProbe:
         self._take_late_answers()
         owed_before = self._shutdown_owed
         if self._open or isinstance(self._late_init, Opened):
+            if self._left is None:  # else what was opened since was closed before it was read
+                self._left = self._table.counters()
             self._open = False
             self._late_init = None
             self._table.close_all()
@@ -179,6 +185,17 @@ class NvmlProbe:
         if self._shutdown_owed and not owed_before:
             _LOG.warning("a driver call hangs: NVML stays open until it returns")
         self._reader.stop()
+
+    def _follow_counters(self, readings: list[DeviceReading]) -> None:
+        """Begin a new epoch where the driver may have been reloaded, or a GPU reset, since its counter was read last."""
+        doubt = self._table.take_doubt()
+        left, self._left = self._left, None
+        if left is not None:
+            read = {self._table.slots[reading.device].ref.uuid for reading in readings}
+            now = {uuid: counted for uuid, counted in self._table.counters().items() if uuid in read}
+            doubt |= not went_on(left, now)
+        if doubt:
+            self._driver_epoch += 1
 
     @property
     def _epoch(self) -> Epoch:
@@ -279,6 +296,7 @@ class NvmlProbe:
         if self._new_epoch_on_open:
             self._new_epoch_on_open = False
             self._driver_epoch += 1
+            self._left = None  # all that was before is over anyway
             self._table.driver_reloaded()
 
     def _unavailable(self, code: int, now_us: int) -> None:

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from collector.clock import US_PER_S, Clock
 from collector.probe import DeviceEvent, DeviceReading, EventKind, ProcessReading, Row
+from collector.probe.nvml_continuity import Counted, is_same
 from collector.probe.nvml_device import NvmlDevice
 from collector.probe.nvml_events import DriverEvent
 from collector.probe.nvml_mig import InstanceFound, MigInstance
@@ -43,7 +44,7 @@ class Slot:
     hangs_since_us: int | None = None
     """Since when a call about it has not come back: the thread that waits has the device, and nobody else may ask."""
     look_again_us: int = 0
-    last_energy_mj: int | None = None
+    last_energy: Counted | None = None
     recovery_action: int | None = None
     told: set[str] = field(default_factory=set)
     """What it does not support and was told: once, however often it is lost and found."""
@@ -68,6 +69,7 @@ class Table:
         self._events: list[DeviceEvent] = []
         self._rows: defaultdict[Stream, list[Row]] = defaultdict(list)
         self._actions: list[Callable[[], None]] = []
+        self._doubt = False
 
     @property
     def refs(self) -> tuple[DeviceRef, ...]:
@@ -126,14 +128,18 @@ class Table:
             slot.handle_value = answer.device.handle_value
         at_us = visit.at.wall_us
         errors.update(visit.errors)
+        was_lost = slot.trouble == "lost"
         if slot.trouble is not None:
             slot.trouble = None
             self._event(position, "recovered", at_us=at_us)
         energy_mj = visit.values.get("energy_mj")
         if energy_mj is not None:
-            if slot.last_energy_mj is not None and energy_mj < slot.last_energy_mj:
-                self._event(position, "counter_reset", at_us=at_us, detail=f"from {slot.last_energy_mj} mJ")
-            slot.last_energy_mj = int(energy_mj)
+            counted = Counted(int(energy_mj), visit.at.monotonic_us)
+            if was_lost and slot.last_energy is not None and not is_same(slot.last_energy, counted):
+                self._doubt = True  # it took a reset to bring it back
+            if slot.last_energy is not None and energy_mj < slot.last_energy.energy_mj:
+                self._event(position, "counter_reset", at_us=at_us, detail=f"from {slot.last_energy.energy_mj} mJ")
+            slot.last_energy = counted
         for column in visit.newly_unsupported:
             if column not in slot.told:
                 slot.told.add(column)
@@ -220,9 +226,22 @@ class Table:
     def driver_reloaded(self) -> None:
         """Begin anew: counters start over."""
         for position, slot in enumerate(self.slots):
-            slot.last_energy_mj = None
+            slot.last_energy = None
             if slot.device is not None:
                 self._event(position, "driver_reload")
+
+    def counters(self) -> dict[str, Counted]:
+        """Return the energy counters of the boards that can be read, as they were read last."""
+        return {
+            slot.ref.uuid: slot.last_energy
+            for slot in self.slots
+            if slot.device is not None and slot.last_energy is not None
+        }
+
+    def take_doubt(self) -> bool:
+        """Say whether the counter of a device that was lost may have started over since the last call."""
+        doubt, self._doubt = self._doubt, False
+        return doubt
 
     def close_all(self) -> None:
         """Let go of all devices."""

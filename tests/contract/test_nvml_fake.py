@@ -199,6 +199,61 @@ def test_a_reloaded_driver_begins_a_new_epoch_with_the_devices_found_by_uuid(nvm
     assert node.sweep().events == ()
 
 
+def released(node: Node, for_s: float) -> int:
+    """Let go of the driver for so long after ten seconds; return how many epochs later it is read again."""
+    before = node.sweep(10.0)
+    node.probe.close()
+    after = node.sweep(for_s)
+    assert [device.uuid for device in after.devices] == [device.uuid for device in before.devices]
+    assert len(after.readings) == len(before.readings)
+    assert node.sweep().epoch == after.epoch
+    return after.epoch.driver_epoch - before.epoch.driver_epoch
+
+
+def test_after_a_short_release_the_counter_went_on_as_it_could_not_have_counted_so_far(nvml: FakeNvml) -> None:
+    nvml.configure(2)
+    # It stands at a megajoule; whatever a board draws, in a minute it is no 300 kJ.
+    assert released(Node(nvml), 60.0) == 0
+
+
+@pytest.mark.parametrize("reset_at", [11, 15])
+def test_a_gpu_that_was_reset_during_a_release_begins_a_new_epoch(nvml: FakeNvml, reset_at: int) -> None:
+    nvml.configure(2, faults=f"counter_reset:1@{reset_at}")
+    assert released(Node(nvml), 60.0) == 1
+
+
+def test_a_reset_counter_that_has_overtaken_where_it_stood_is_not_taken_for_the_same(nvml: FakeNvml) -> None:
+    nvml.configure(1, faults="counter_reset:0@20")
+    node = Node(nvml)
+    # Reset at 20 s. At 10,010 s it stands at 9,990 s x 300 W = 2,997 kJ, above the 1,003 kJ of before.
+    assert released(node, 10_000.0) == 1
+
+
+def test_after_a_long_release_nothing_proves_that_the_counter_went_on(nvml: FakeNvml) -> None:
+    nvml.configure(1)
+    assert released(Node(nvml), 10_000.0) == 1
+
+
+def test_an_opening_that_failed_before_anything_was_read_begins_no_new_epoch(nvml: FakeNvml) -> None:
+    nvml.configure(1)
+    node = Node(nvml)
+    node.probe.close()
+    assert node.sweep().epoch.driver_epoch == 4
+    node.probe.close()
+    node.probe.close()
+    assert node.sweep().epoch.driver_epoch == 4
+
+
+def test_a_lost_device_that_took_a_reset_to_come_back_begins_a_new_epoch(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="lost:1@5-100,counter_reset:1@90")
+    node = Node(nvml)
+    node.sweep()
+    node.sweep(5.0)
+    back = [sweep for _ in range(130) if (1, "recovered", None) in kinds(sweep := node.sweep())]
+    assert [sweep.epoch.driver_epoch for sweep in back] == [5]
+    assert node.sweep().epoch.driver_epoch == 5
+
+
 def test_an_unloaded_driver_is_tried_with_growing_pauses_until_it_is_back(nvml: FakeNvml) -> None:
     nvml.configure(1, faults="gone@5-40")
     node = Node(nvml)
