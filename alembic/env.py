@@ -1,5 +1,7 @@
 """Runs migrations: one migrator at a time, one transaction per migration, never waiting long for a lock.
 
+An empty database gets its layout first (``ingest.store.layout``).
+
 It refuses to guess a database: the caller passes one (``ingest.store.migrate``) or WATTLEDGER_DATABASE_URL names it.
 """
 
@@ -13,16 +15,17 @@ import sqlalchemy as sa
 from alembic import context
 from sqlalchemy.dialects.postgresql import base as postgresql
 
-from ingest.store.migrate import MigrationError, sqlalchemy_url
+from ingest.store import layout
+from ingest.store.migrate import MigrationError, chosen_layout, sqlalchemy_url
 from ingest.store.tables import metadata
 from ingest.store.tables.columns import Xid8
 
 # Any constant of our own: held by whoever migrates this database, so that two starting processes do not migrate at once.
 MIGRATION_LOCK = 0x77_61_74_74
 # A second process waits for the first migrator's whole run; a statement waits only briefly for a table, because everyone
-# who comes after it queues behind it.
+# who comes after it queues behind it: ingest of the version before stands still for as long. `migrate` tries again.
 MIGRATOR_WAIT = "120s"
-LOCK_TIMEOUT = "5s"
+LOCK_TIMEOUT = "2s"
 
 PARTITION = re.compile(r"_p\d{8}(_|$)")
 
@@ -36,12 +39,17 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
     return not (reflected and owner is not None and PARTITION.search(owner))
 
 
-def run(connection: sa.Connection) -> None:
+def run(connection: sa.Connection, asked: layout.Layout | None = None) -> None:
     connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT}'"))
     connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
     connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()  # session state survives; Alembic must find no transaction open to run one per migration
     try:
+        choice = chosen_layout(connection, asked)
+        connection.execute(
+            sa.text("SELECT set_config('wattledger.layout_reason', :reason, false)"), {"reason": choice.reason}
+        )
+        connection.commit()
         context.configure(
             connection=connection,
             target_metadata=metadata,
@@ -50,8 +58,11 @@ def run(connection: sa.Connection) -> None:
             compare_server_default=True,
             transaction_per_migration=True,
         )
-        with context.begin_transaction():
+        with layout.tables_made_as(choice.layout), context.begin_transaction():
             context.run_migrations()
+        if layout.found(connection) is layout.Layout.HYPERTABLES:
+            layout.keep_in_columns(connection)
+            connection.commit()
     finally:
         connection.rollback()
         connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
@@ -64,7 +75,7 @@ def main() -> None:
         raise MigrationError("migrations run against a live database; --sql is not supported")
     given: sa.Connection | None = context.config.attributes.get("connection")
     if given is not None:
-        run(given)
+        run(given, context.config.attributes.get("layout"))
         return
     url = os.environ.get("WATTLEDGER_DATABASE_URL")
     if not url:

@@ -146,14 +146,12 @@ class Runtime:
         if self.writer.is_down:
             return ["the database does not answer"]
         try:
+            today = datetime.now(UTC).date()
             with self.engine.begin() as conn:
-                days = {
-                    partition.day for partition in partitions.partitions(conn) if partition.table == "device_samples"
-                }
+                days = partitions.missing(conn, "device_samples", (today, today + timedelta(days=1)))
         except (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error) as error:
             return [f"the database does not answer: {type(error).__name__}"]
-        today = datetime.now(UTC).date()
-        return [f"no partition for {day}" for day in (today, today + timedelta(days=1)) if day not in days]
+        return [f"no partition for {day}" for day in days]
 
     async def _renewed(self) -> None:
         """Verify again, in one question for all that wait: after a pause the time of a thousand senders is up at once."""

@@ -1,5 +1,7 @@
 """Fixtures everybody shares: the real data folder and a real PostgreSQL, and in which order tests run.
 
+Which PostgreSQL that is, WATTLEDGER_TEST_SERVER says (tests/servers); the embedded one by default.
+
 `db` costs about 0.1 s: the schema is migrated once per process into a template, and each test gets a copy of its own.
 Several processes (`pytest -n`) share nothing: each has a PostgreSQL of its own.
 """
@@ -16,8 +18,10 @@ from psycopg import sql
 
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.embedded import server as server_module
+from ingest.store.embedded.binaries import BINDIR_VARIABLE
 from ingest.store.embedded.settings import server_settings
 from ingest.store.engine import Database
+from tests import servers
 from tests.scratch import quick_folder
 
 _TEMPLATE = "wattledger_template"
@@ -61,15 +65,30 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def server_kind() -> Iterator[servers.Kind]:
+    """Which PostgreSQL this run is about. Whatever starts one by itself meanwhile starts the same programs."""
+    kind = servers.chosen(os.environ)
+    bindir = servers.programs(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        if bindir is not None:
+            patch.setenv(BINDIR_VARIABLE, str(bindir))
+        yield kind
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    """One embedded PostgreSQL for this process."""
+def server(server_kind: servers.Kind) -> Iterator[EmbeddedServer]:
+    """One PostgreSQL for this process."""
     home = quick_folder("wl-test-")
     running = EmbeddedServer.in_home(home)
+    wanted = _FORGETFUL | servers.settings(server_kind)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server_module, "server_settings", lambda folder: server_settings(folder) | _FORGETFUL)
+            patch.setattr(server_module, "server_settings", lambda folder: server_settings(folder) | wanted)
             running.start()
+        if server_kind is servers.Kind.TIMESCALE:
+            with running.database("template1").connect("admin", autocommit=True) as admin:
+                admin.execute("CREATE EXTENSION timescaledb")  # as in TimescaleDB's own image: every database has it
         yield running
     finally:
         running.destroy()

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from ingest.store import identities
-from ingest.store.partitions import Partition, ensure_days, partitions
+from ingest.store.partitions import ensure_days, relations
 from ingest.store.tables import metadata
 
 MAX_DAYS: Final = 4_000
@@ -149,11 +149,9 @@ def refresh_statistics(conn: sa.Connection, *tables: str, partitioned: str, days
     """Tell the planner what the import added, before autovacuum gets to it.
 
     Without this the first read of a day of 108,916 node readings was planned as nested loops: 9.0 s instead of 0.06 s.
-    ``days``: of the ``partitioned`` table, those that rows were added to; all of it where it is a hypertable.
+    ``days``: of the ``partitioned`` table, those that rows were added to.
     """
-    known = {partition.name for partition in partitions(conn) if partition.table == partitioned}
-    named = [name for name in (Partition(partitioned, day).name for day in days) if name in known]
-    for name in (*tables, *(named or ([partitioned] if days else []))):
+    for name in (*tables, *relations(conn, partitioned, days)):
         conn.exec_driver_sql(f"ANALYZE {name}")
 
 

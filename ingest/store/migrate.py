@@ -2,15 +2,21 @@
 
 The scripts are the checkout's ``alembic/`` or, installed from a wheel, ``ingest/store/migrations/``. Nothing here runs by
 itself: a process that finds :func:`pending` migrations says so and stops; ``wattledger up`` and ``wattledger migrate`` call
-:func:`upgrade`.
+:func:`upgrade`. Ingest and worker of the version before may run meanwhile: a migration waits briefly for a table, gives up so that
+they go on, and tries again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -18,25 +24,56 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
+from ingest.store import layout as layouts
+from ingest.store.layout import Choice, Layout
+from ingest.store.role_rights import missing_statements
+
 MINIMUM_SERVER_VERSION = 15
+LOCK_PATIENCE_S: Final = 300.0
+"""How long a migration goes on trying to get its tables from whoever holds them."""
+_PAUSE_S: Final = (0.2, 5.0)
+"""Before the next try, from the first to the longest: what queued behind the last one gets its turn."""
+log = logging.getLogger(__name__)
 
 
 class MigrationError(RuntimeError):
     """The schema cannot be brought to, or compared with, this code's: an operator has to look."""
 
 
-def upgrade(url: str, revision: str = "head") -> None:
-    """Migrate up to ``revision``, one transaction per migration; a second caller waits and then finds nothing to do."""
+def upgrade(url: str, revision: str = "head", *, layout: Layout | None = None) -> None:
+    """Migrate up to ``revision``, one transaction per migration; a second caller waits and then finds nothing to do.
+
+    ``layout``: how an empty database is to keep its days; None takes hypertables where TimescaleDB is installed in it. A
+    migrated database keeps what it has. Raises MigrationError when that is not what was asked for, when the login may not
+    make the roles (the message holds the SQL for somebody who may), and when a table stayed locked for five minutes.
+    """
     with _connected(url) as (config, connection):
         _refuse_foreign(config, connection)
-        command.upgrade(config, revision)
+        _refuse_powerless(connection)
+        config.attributes["layout"] = layout
+        _patiently(lambda: command.upgrade(config, revision))
 
 
 def downgrade(url: str, revision: str) -> None:
     """Migrate down to ``revision`` (``base`` drops everything). For tests and for undoing a failed upgrade."""
     with _connected(url) as (config, connection):
         _refuse_foreign(config, connection)
-        command.downgrade(config, revision)
+        _patiently(lambda: command.downgrade(config, revision))
+
+
+def chosen_layout(connection: sa.Connection, asked: Layout | None) -> Choice:
+    """Return the layout for this database and make ready for it. Called by ``env.py``, under the migrators' lock."""
+    choice = layouts.choose(connection, asked)
+    if isinstance(choice, str):
+        raise MigrationError(choice)
+    try:
+        layouts.prepare(connection, choice.layout)
+    except sa.exc.DBAPIError as error:
+        raise MigrationError(
+            f"no hypertables: {str(error.orig).strip()}; have an administrator run CREATE EXTENSION {layouts.EXTENSION} in this "
+            "database (its server needs shared_preload_libraries = 'timescaledb'), or use --layout native"
+        ) from error
+    return choice
 
 
 def current(url: str) -> str | None:
@@ -101,9 +138,42 @@ def _connected(url: str) -> Iterator[tuple[Config, sa.Connection]]:
         version = connection.dialect.server_version_info or (0,)
         if int(version[0]) < MINIMUM_SERVER_VERSION:
             raise MigrationError(
-                f"the server is PostgreSQL {version[0]}; Wattledger needs {MINIMUM_SERVER_VERSION} or newer"
+                f"the server is PostgreSQL {version[0]}; Wattledger needs {MINIMUM_SERVER_VERSION} or newer: upgrade the server "
+                "(pg_upgrade, or dump and restore), or name another in WATTLEDGER_DATABASE_URL"
             )
         yield migration_config(connection), connection
+
+
+def _patiently(migrate: Callable[[], None]) -> None:
+    """Run migrations again as long as somebody else's locks are in the way; what was committed stays done."""
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    pause_s = _PAUSE_S[0]
+    while True:
+        try:
+            return migrate()
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)):
+                raise
+            said = str(error.orig).partition("\n")[0]
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"a migration could not get its locks in {LOCK_PATIENCE_S:.0f} s ({said}); what was done so far stays. Find who "
+                    "holds them (SELECT * FROM pg_stat_activity WHERE state <> 'idle' ORDER BY xact_start), then migrate again"
+                ) from error
+            log.info("a migration waits for others (%s); it tries again", said)
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - only to keep two migrators apart
+            pause_s = min(2 * pause_s, _PAUSE_S[1])
+
+
+def _refuse_powerless(connection: sa.Connection) -> None:
+    statements = missing_statements(connection)
+    connection.rollback()
+    if statements:
+        raise MigrationError(
+            "this login may not make the roles that the schema needs; have an administrator of the server run\n  "
+            + "\n  ".join(statements)
+            + "\nand migrate again"
+        )
 
 
 def _current(connection: sa.Connection) -> str | None:
@@ -122,5 +192,6 @@ def _refuse_foreign(config: Config, connection: sa.Connection) -> None:
         known = None
     if known is None:
         raise MigrationError(
-            f"the database is at schema {revision!r}, which this version does not know; run the version that wrote it, or newer"
+            f"the database is at schema {revision!r}, which this version does not know; run the version that wrote it, or newer "
+            "(to go back, downgrade with that version first: docs/databases.md)"
         )

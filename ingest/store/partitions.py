@@ -1,12 +1,13 @@
 """Daily partitions: made ahead, indexed when their day is over, dropped by age.
 
-All DDL runs in functions of the owner (migration 0009), so writer and worker own no table. Give each call a transaction
-of its own and commit at once: it holds short locks on the parent table. Bills' own tables are never dropped here.
+In a database of hypertables a day's partition is its chunk: TimescaleDB makes it when the first row comes, so nothing is
+made ahead and nothing is ever missing; the rest is the same. All DDL runs in functions of the owner, so writer and worker
+own no table. Give each call a transaction of its own and commit at once: it holds short locks on the parent table. Bills'
+own tables are never dropped here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -15,17 +16,18 @@ from typing import Final
 import psycopg
 import sqlalchemy as sa
 
+from ingest.store.layout import Layout
 from ingest.store.tables import samples, work
+from ingest.store.tables.store_layout import store_layout
 
 PARTITIONED: Final = tuple(table.name for table in (*samples.PARTITIONED, *work.PARTITIONED))
 DROPPABLE: Final = tuple(table.name for table in samples.PARTITIONED)
-_NAME: Final = re.compile(r"(?P<table>\w+)_p(?P<day>\d{8})")
 _ONE_DAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """One UTC day of one table."""
+    """One UTC day of one table; a chunk has another name than this one in the catalog."""
 
     table: str
     day: date
@@ -33,6 +35,11 @@ class Partition:
     @property
     def name(self) -> str:
         return f"{self.table}_p{self.day:%Y%m%d}"
+
+
+def layout(conn: sa.Connection) -> Layout:
+    """Return how this database keeps its days."""
+    return Layout(conn.execute(sa.select(store_layout.c.layout)).scalar_one())
 
 
 def utc_day(at: datetime) -> date:
@@ -43,7 +50,7 @@ def utc_day(at: datetime) -> date:
 
 
 def ensure(conn: sa.Connection, from_day: date, to_day: date, *, tables: Collection[str] = PARTITIONED) -> int:
-    """Make the partitions of [from_day, to_day) that are missing; return how many were made.
+    """Make the partitions of [from_day, to_day) that are missing; return how many were made, of hypertables always 0.
 
     Safe when several run at once. Raises DBAPIError for days before 2000 or more than 400 days ahead.
     """
@@ -65,14 +72,27 @@ def is_missing_partition(error: BaseException) -> bool:
 
 def partitions(conn: sa.Connection) -> tuple[Partition, ...]:
     """Return the partitions there are, by table and day."""
-    names = conn.execute(
+    rows = conn.execute(sa.text("SELECT parent, day FROM stored_days()"))
+    return tuple(sorted(Partition(parent, day) for parent, day in rows))
+
+
+def missing(conn: sa.Connection, table: str, days: Collection[date]) -> tuple[date, ...]:
+    """Return those of the days a table cannot take rows of at once, in order; of a hypertable none."""
+    if layout(conn) is Layout.HYPERTABLES:
+        return ()
+    there = {partition.day for partition in partitions(conn) if partition.table == table}
+    return tuple(sorted(set(days) - there))
+
+
+def relations(conn: sa.Connection, table: str, days: Collection[date]) -> tuple[str, ...]:
+    """Return the quoted names of the relations that hold these days of a table, as SQL takes them."""
+    rows = conn.execute(
         sa.text(
-            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-            "WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace"
-        )
-    ).scalars()
-    matches = (_NAME.fullmatch(name) for name in names)
-    return tuple(sorted(Partition(match["table"], _parse_day(match["day"])) for match in matches if match is not None))
+            "SELECT format('%I.%I', namespace, relation) FROM stored_days() WHERE parent = :table AND day = ANY (:days) ORDER BY day"
+        ),
+        {"table": table, "days": list(days)},
+    )
+    return tuple(rows.scalars())
 
 
 def close_partition(conn: sa.Connection, table: str, day: date) -> bool:
@@ -95,10 +115,6 @@ def drop_before(conn: sa.Connection, day: date, *, tables: Collection[str] = DRO
     for partition in old:
         conn.execute(sa.select(sa.func.drop_partition(partition.table, partition.day)))
     return tuple(old)
-
-
-def _parse_day(text: str) -> date:
-    return date(int(text[:4]), int(text[4:6]), int(text[6:]))
 
 
 def _runs(days: list[date]) -> Iterator[tuple[date, date]]:

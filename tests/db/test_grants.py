@@ -27,7 +27,7 @@ WRITER = {
     "rw u(last_seen_at,received)": "spools",
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",
-    "r": "alembic_version hour_catalog sites",
+    "r": "alembic_version hour_catalog sites store_layout",
     "r(id,path)": "tenants",
     "r u(fetched_at)": "agent_commands",
 }
@@ -35,7 +35,7 @@ WORKER = {
     "r": "agent_health alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours "
     "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
     "fabric_ports fabric_samples facility_factors fx_rates hold_events imports intensity job_reports "
-    "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools tariffs tenant_details tenants topology",
+    "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
     "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "changes",

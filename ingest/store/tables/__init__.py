@@ -1,6 +1,29 @@
 """The schema, declared once. Nothing outside ``ingest.store`` (and ``analytics.io``, its one outside reader) names a table."""
 
-from ingest.store.tables import books, call_reports, control, lineage, queue, reference, samples, views, work
+from ingest.store.tables import (
+    books,
+    call_reports,
+    control,
+    lineage,
+    queue,
+    reference,
+    samples,
+    store_layout,
+    views,
+    work,
+)
 from ingest.store.tables.metadata import metadata
 
-__all__ = ["books", "call_reports", "control", "lineage", "metadata", "queue", "reference", "samples", "views", "work"]
+__all__ = [
+    "books",
+    "call_reports",
+    "control",
+    "lineage",
+    "metadata",
+    "queue",
+    "reference",
+    "samples",
+    "store_layout",
+    "views",
+    "work",
+]
