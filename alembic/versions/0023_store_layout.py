@@ -9,7 +9,6 @@ branch_labels = None
 depends_on = None
 
 OWNER, WRITER, WORKER = "wattledger_owner", "wattledger_writer", "wattledger_worker"
-CHUNK_SCHEMA = "wattledger_days"
 KEYS = {
     "device_samples": "device_id",
     "node_samples": "meter_id",
@@ -20,7 +19,7 @@ KEYS = {
     "agent_health": "epoch_id",
 }
 # Owner's rights, because a role sees chunks only of tables it may read. Days are of UTC, whatever the session's zone.
-STORED_DAYS = f"""
+STORED_DAYS = """
 CREATE FUNCTION stored_days() RETURNS TABLE (parent text, day date, namespace text, relation text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'
 AS $$
@@ -28,11 +27,11 @@ BEGIN
     RETURN QUERY
     SELECT p.relname::text, right(c.relname, 8)::date, 'public', c.relname::text
     FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_class AS p ON p.oid = i.inhparent
-    WHERE p.relkind = 'p' AND c.relkind = 'r' AND p.relnamespace = 'public'::regnamespace AND c.relname ~ '_p[0-9]{{8}}$';
+    WHERE p.relkind = 'p' AND c.relkind = 'r' AND p.relnamespace = 'public'::regnamespace AND c.relname ~ '_p[0-9]{8}$';
     IF to_regclass('timescaledb_information.chunks') IS NOT NULL THEN
         RETURN QUERY EXECUTE
         'SELECT hypertable_name::text, range_start::date, chunk_schema::text, chunk_name::text '
-        'FROM timescaledb_information.chunks WHERE hypertable_schema = ''public'' AND chunk_schema = ''{CHUNK_SCHEMA}''';
+        'FROM timescaledb_information.chunks WHERE hypertable_schema = ''public'' AND chunk_schema = ''wattledger_days''';
     END IF;
 END $$
 """
@@ -130,9 +129,9 @@ SELECT CASE relkind WHEN 'p' THEN 'native' ELSE 'hypertables' END,
 FROM pg_class WHERE oid = 'public.device_samples'::regclass
 """
 # The owner makes days and indexes them.
-GIVE_CHUNKS = f"""
+GIVE_CHUNKS = """
 DO $$ BEGIN
-    IF to_regnamespace('{CHUNK_SCHEMA}') IS NOT NULL THEN ALTER SCHEMA {CHUNK_SCHEMA} OWNER TO {OWNER}; END IF;
+    IF to_regnamespace('wattledger_days') IS NOT NULL THEN ALTER SCHEMA wattledger_days OWNER TO wattledger_owner; END IF;
 END $$
 """
 

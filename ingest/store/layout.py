@@ -165,7 +165,7 @@ def _made_hypertable(table: sa.Table, conn: sa.Connection, **_: Any) -> None:
     # The indexes are the migration's own. This form of the function, unlike the newer one, can name the chunks' schema.
     conn.execute(
         sa.text(
-            f'SELECT FROM "{extension(conn).schema}".create_hypertable(:table, CAST(:time AS name), '  # noqa: S608 - a quoted schema
+            f'SELECT FROM "{extension(conn).schema}".create_hypertable(:table, CAST(:time AS name), '
             "chunk_time_interval => INTERVAL '1 day', create_default_indexes => false, "
             "associated_schema_name => CAST(:schema AS name), associated_table_prefix => CAST(:prefix AS name))"
         ),
