@@ -157,8 +157,8 @@ def _patiently(migrate: Callable[[], None]) -> None:
             said = str(error.orig).partition("\n")[0]
             if time.monotonic() > deadline:
                 raise MigrationError(
-                    f"a migration could not get its locks in {LOCK_PATIENCE_S:.0f} s ({said}); what was done so far stays. Find who "
-                    "holds them (SELECT * FROM pg_stat_activity WHERE state <> 'idle' ORDER BY xact_start), then migrate again"
+                    f"a migration could not get its locks in {LOCK_PATIENCE_S:.0f} s ({said}); what was done so far stays. End "
+                    "what holds them (in pg_stat_activity the oldest xact_start comes first), then migrate again"
                 ) from error
             log.info("a migration waits for others (%s); it tries again", said)
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - only to keep two migrators apart
