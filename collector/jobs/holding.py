@@ -17,6 +17,9 @@ ENDS_KEPT: Final = 8
 """Of a device: nobody speaks of the job before the eighth last, but its own processes, and then its end is kept for them."""
 GRACE_US: Final = 12_000_000
 """A job whose processes are missing from the list keeps an otherwise unclaimed device this long: two looks and a bit."""
+GONE_US: Final = 300_000_000
+"""A device that is missing from the driver's table this long, while others are there, is gone: lost, moved, or cut up anew. A board that
+needs a reset after a reboot is back sooner, or not before somebody sees to it."""
 _PPM: Final = 1_000_000
 DECIDING: Final = (Evidence.HOOK, Evidence.POD_RESOURCES, Evidence.JOB_MAPPING)
 """Who gives devices away, the one that decides first; processes decide where none of them speaks."""
@@ -76,6 +79,8 @@ class Device:
     """The last end of each job that held it lately."""
     doubt_at_us: int | None = None
     conflict: str | None = None
+    missing_since_us: int | None = None
+    """Since when it is not in the driver's table, as far as this process knows; None while it is."""
 
     def clock_set_back(self, at_us: int) -> None:
         """Take all that was noted under a clock that has been set back since for as old as ``at_us``.
@@ -87,6 +92,8 @@ class Device:
         self.frontier_us = min(self.frontier_us, at_us)
         if self.doubt_at_us is not None:
             self.doubt_at_us = min(self.doubt_at_us, at_us)
+        if self.missing_since_us is not None:
+            self.missing_since_us = min(self.missing_since_us, at_us)
         self.said = {source: (min(said_us, at_us), grants) for source, (said_us, grants) in self.said.items()}
         self.released = {key: min(end_us, at_us) for key, end_us in self.released.items()}
         self.ended = {key: min(end_us, at_us) for key, end_us in self.ended.items()}

@@ -9,11 +9,11 @@ in a row makes the device nobody's, from when it was first seen, and is a findin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from collector.jobs.evidence import Change, Evidence, Finding, Grant, Job, JobKey, Use
-from collector.jobs.holding import ENDS_KEPT, Device, Open, Wanted, strongest
+from collector.jobs.holding import ENDS_KEPT, GONE_US, Device, Open, Wanted, strongest
 
 DOUBT_US: Final = 2_000_000
 """A contradiction counts when it is seen again at least this much later: managers write their notes one after the other."""
@@ -117,6 +117,18 @@ class Ledger:
                     detail = f"job {key.native_id} has ended and still runs processes there; {holders} holds it"
                     self._find(seen_at_us, "job_leftover", uuid, detail)
             device.forget_released(seen_at_us - RELEASED_KEPT_US)
+
+    def present(self, at_us: int, device_uuids: Collection[str]) -> None:
+        """Take in which devices the driver has. On one that is gone for good no process is seen any more, nor missed."""
+        for uuid, device in self.devices.items():
+            if uuid in device_uuids:
+                device.missing_since_us = None
+            elif device.missing_since_us is None:
+                device.missing_since_us = at_us
+            elif device.uses and at_us - device.missing_since_us >= GONE_US:
+                device.uses.clear()
+                self._judge(uuid, device, at_us)
+                self._settle(uuid, device, at_us)
 
     def clock_set_back(self, at_us: int) -> None:
         """Take in that the wall clock was set back: nothing that is known is younger than ``at_us`` of the clock that counts now.

@@ -330,6 +330,7 @@ class JobSource:
         """Ask everything that is not told by hooks; return the rows of shares."""
         self._looks += 1
         self._roster.forget(now_us, self._needed())
+        self._ledger.present(now_us, {device.uuid for device in self._names.devices})
         mapped = mapped_grants(self._mappings, self._names, self._roster, now_us, errors)
         if mapped is not None:
             self._ledger.stated(now_us, Evidence.JOB_MAPPING, mapped)

@@ -540,3 +540,57 @@ def test_a_hook_and_a_process_dated_by_the_clock_before_it_was_set_back_are_of_n
     node.source._processes = lambda: tuple(replace(r, at_us=r.at_us + 3_600 * S) for r in late)
     assert node.read() == ["10 +32 gpu0 hook"]
     assert node.errors["jobs:hook_from_the_future"] == node.errors["jobs:processes_from_the_future"] == 1
+
+
+def test_a_device_that_is_gone_after_a_restart_is_given_back_as_of_when_its_processes_were_seen_last(
+    node: JobNode,
+) -> None:
+    node.run(100, 1, JOB_31)
+    node.run(101, 2, JOB_32)
+    assert node.read() == ["-1 +31 gpu1 cgroup", "-1 +32 gpu2 cgroup"]
+    assert node.read() == []
+    node.devices = (GPUS[0], GPUS[2], GPUS[3])  # GPU 1 fell off the bus, or is a MIG instance that is no more
+    node.end(100)
+    node.restart()
+    told = [row for _ in range(59) for row in node.read()]  # from 15 s to 305 s; first what may not have arrived
+    assert told == ["-1 +31 gpu1 cgroup", "-1 +32 gpu2 cgroup"]
+    assert [row for _ in range(3) for row in node.read()] == [
+        "5 -31 gpu1 cgroup"
+    ]  # what was on the disk when the agent ended
+    assert [row for _ in range(5) for row in node.read()] == []
+    # It is back, and the process was there all the time: it goes on where it was seen last.
+    node.devices = GPUS
+    node.run(100, 1, JOB_31, ago_s=400)
+    assert node.read() == ["5.000001 +31 gpu1 cgroup"]
+
+
+def test_a_device_that_is_missing_for_a_while_keeps_its_job(node: JobNode) -> None:
+    node.run(100, 1, JOB_31)
+    assert node.read() == ["-1 +31 gpu1 cgroup"]
+    listed, node.devices, node.list = node.list, (GPUS[0],), []
+    node.restart()
+    assert [row for _ in range(50) for row in node.read()] == [
+        "-1 +31 gpu1 cgroup"
+    ]  # told again, as after each restart
+    node.devices, node.list = GPUS, listed
+    assert [row for _ in range(70) for row in node.read()] == []
+
+
+def test_without_any_device_the_driver_is_late_and_nothing_is_gone(node: JobNode) -> None:
+    node.run(100, 1, JOB_31)
+    assert node.read() == ["-1 +31 gpu1 cgroup"]
+    node.devices = ()
+    node.restart()
+    assert [row for _ in range(90) for row in node.read()] == ["-1 +31 gpu1 cgroup"]
+
+
+def test_a_device_that_is_gone_stays_its_hook_s_until_the_epilog(node: JobNode) -> None:
+    node.hook("start", 31, "1")
+    node.run(100, 1, JOB_31)
+    assert node.read() == ["0 +31 gpu1 hook"]
+    node.devices = (GPUS[0],)
+    node.end(100)
+    node.restart()
+    assert [row for _ in range(90) for row in node.read()] == ["0 +31 gpu1 hook"]
+    node.hook("end", 31)
+    assert node.read() == ["455 -31 gpu1 hook"]
