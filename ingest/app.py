@@ -19,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from collector.wire import COMMANDS_PATH
 from ingest.body_limit import BodyLimit
-from ingest.endpoints import fleet, lineage, outcomes, samples, traces
+from ingest.endpoints import fleet, lineage, outcomes, samples, traces, work
 from ingest.http import Endpoint
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
 from ingest.runtime import Runtime
 from ingest.settings import Settings
 
-_MODULES: Final = (samples, traces, fleet, lineage, outcomes)
+_MODULES: Final = (samples, traces, work, fleet, lineage, outcomes)
 """Each names what may be posted in its ``ENDPOINTS``."""
 
 

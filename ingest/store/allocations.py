@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from ingest.store.intervals import END, Allocation, Revision, Told, revise
+from ingest.store.job_holds import settle_seen
 
 _JOB_TEXTS: Final = ("account", "user_name", "partition", "qos", "namespace", "label", "name", "workload_kind")
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,8 +88,9 @@ def apply(conn: psycopg.Connection[Any], events: Iterable[Event]) -> dict[int, d
     if revisions:
         known_at = _knowing_at(conn, sorted(set(job_ids.values())))
         _write(conn, facts, revisions, known_at)
-    _settle_jobs(conn, sorted(set(job_ids.values())))
-    touched: dict[int, datetime] = {}
+    settle_jobs(conn, sorted(set(job_ids.values())))
+    # What a scheduler said of a node whose devices are known now would count twice.
+    touched = settle_seen(conn, sorted(set(job_ids.values())))
     for pair, revision in revisions.items():
         site_id = facts[pair].site_id
         if revision.changed_from is not None:
@@ -213,7 +215,7 @@ def _write(
         )
 
 
-def _settle_jobs(conn: psycopg.Connection[Any], job_ids: list[int]) -> None:
+def settle_jobs(conn: psycopg.Connection[Any], job_ids: list[int]) -> None:
     """Give a job that only agents speak of the end of its last allocation; how it ended no agent knows."""
     conn.execute(
         "UPDATE jobs SET ended_at = held.ended_at, state = CASE WHEN held.ended_at IS NULL THEN 'running' ELSE 'unknown' END "

@@ -1,0 +1,56 @@
+"""What schedulers and prologs tell of jobs, allocations, the queue and where nodes stand: committed before the answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+
+from ingest.endpoints.post import Post
+from ingest.errors import UnsupportedError
+from ingest.http import Answer, Request, decoded
+from ingest.receivers.work import MAX_BODY_BYTES, MAX_DECODED_BYTES, Work, read_work
+from ingest.receivers.work_events import PATH
+from ingest.runtime import Runtime
+from ingest.store.job_events import Kept, keep
+from ingest.store.tokens import Scope
+
+MAX_NAMED: Final = 100
+"""Refusals named one by one in an answer; all are counted."""
+
+
+async def take_events(runtime: Runtime, request: Request) -> Answer:
+    """Take one body of events: those that are good are committed, the others named; raises IngestError."""
+    principal = await runtime.principal(request.headers.get(b"authorization"))
+    if principal.node is None:
+        principal.require(Scope.WRITE)
+    else:
+        principal.require_any(Scope.WRITE, Scope.AGENT)  # a prolog with the token of its node, for that node alone
+    media = (request.text(b"content-type") or "application/json").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise UnsupportedError(f"content type {media!r:.60}; send application/json")
+    now = datetime.now(UTC)
+    work = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"), now)
+    kept = await runtime.in_thread(_keep, runtime, principal.site_id, work, principal.node, now)
+    refused = sorted((*work.refused, *kept.refused), key=lambda each: each.index)
+    for each in refused:
+        runtime.metrics.refused.add(1, {"stream": "work", "reason": each.reason})
+    answer = {
+        "accepted": kept.accepted,
+        "refused_count": len(refused),
+        "refused": [asdict(e) for e in refused[:MAX_NAMED]],
+    }
+    return Answer(200, orjson.dumps(answer))
+
+
+def _read(body: bytes, encoding: str | None, now: datetime) -> Work:
+    return read_work(decoded(body, encoding, MAX_DECODED_BYTES), now)
+
+
+def _keep(runtime: Runtime, site_id: int, work: Work, node: str | None, now: datetime) -> Kept:
+    return keep(runtime.engine, site_id, work, node=node, now=now)
+
+
+ENDPOINTS: Final = (Post("jobs", PATH, take_events, MAX_BODY_BYTES),)

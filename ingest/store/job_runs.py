@@ -1,0 +1,127 @@
+"""Finds or makes the row of a run of a job, whoever speaks of it first. Two sources date one start a little differently.
+
+Runs of one id whose starts lie within 5 s are one run: Slurm requeues no faster, and a prolog's clock or whole seconds differ
+by less. An id that is a UUID (a pod's) is used once, so there every start is the same run. It refuses a run that another
+site has: a site's token may not touch it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from ingest.receivers.work import RunKey
+
+SAME_START_US: Final = 5_000_000
+EVER_US: Final = 1 << 60
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_KNOWN: Final = """
+SELECT given.place, near.id, near.site_id, near.started_at
+FROM unnest(%s::integer[], %s::text[], %s::text[], %s::timestamptz[], %s::bigint[])
+    AS given (place, cluster, native_id, started_at, apart_us)
+CROSS JOIN LATERAL (
+    SELECT jobs.id, jobs.site_id, jobs.started_at FROM jobs
+    WHERE jobs.cluster = given.cluster AND jobs.native_id = given.native_id
+    AND abs(extract(epoch FROM jobs.started_at - given.started_at)) * 1000000 <= given.apart_us
+    ORDER BY abs(extract(epoch FROM jobs.started_at - given.started_at)), jobs.id LIMIT 1
+) AS near
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run's row. ``started_at`` is the row's, which need not be what this source says."""
+
+    id: int
+    site_id: int
+    started_at: datetime
+
+    @property
+    def started_at_us(self) -> int:
+        return (self.started_at - _EPOCH) // timedelta(microseconds=1)
+
+
+def is_unique(native_id: str) -> bool:
+    """Say whether an id names one run for ever: a UUID does."""
+    return _UUID.fullmatch(native_id) is not None
+
+
+def resolve(conn: psycopg.Connection[Any], site_id: int, runs: Mapping[RunKey, tuple[str, int]]) -> dict[RunKey, Known]:
+    """Return the row of each run, made where there is none; ``runs`` give the source and origin of those made.
+
+    A run that another site has is returned with that site's id, for the caller to refuse. All of this site's are locked.
+    """
+    found = _find(conn, runs)
+    missing = [run for run in runs if run not in found]
+    if missing:
+        # One maker at a time: two that make one run a second apart would not meet at the unique key.
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.jobs', 0))")
+        found |= _find(conn, missing)
+        made: list[RunKey] = []
+        for run in sorted((run for run in missing if run not in found), key=_order):
+            if not (made and _is_same(made[-1], run)):
+                made.append(run)
+        _make(conn, site_id, {run: runs[run] for run in made})
+        found |= _find(conn, missing)
+    _lock(conn, [known.id for known in found.values() if known.site_id == site_id])
+    return found
+
+
+def _order(run: RunKey) -> tuple[str, str, int]:
+    return run.cluster, run.native_id, run.started_at_us
+
+
+def _is_same(one: RunKey, other: RunKey) -> bool:
+    apart_us = EVER_US if is_unique(one.native_id) else SAME_START_US
+    same_job = (one.cluster, one.native_id) == (other.cluster, other.native_id)
+    return same_job and abs(one.started_at_us - other.started_at_us) <= apart_us
+
+
+def _find(conn: psycopg.Connection[Any], runs: Collection[RunKey]) -> dict[RunKey, Known]:
+    wanted = list(runs)
+    rows = conn.execute(
+        _KNOWN,
+        [
+            list(range(len(wanted))),
+            [run.cluster for run in wanted],
+            [run.native_id for run in wanted],
+            [_instant(run.started_at_us) for run in wanted],
+            [EVER_US if is_unique(run.native_id) else SAME_START_US for run in wanted],
+        ],
+    )
+    return {wanted[place]: Known(identity, site_id, started_at) for place, identity, site_id, started_at in rows}
+
+
+def _make(conn: psycopg.Connection[Any], site_id: int, runs: Mapping[RunKey, tuple[str, int]]) -> None:
+    conn.execute(
+        "INSERT INTO jobs (site_id, cluster, native_id, started_at, state, origin, source) "
+        "SELECT %s, cluster, native_id, started_at, CASE source WHEN 'agent' THEN 'running' ELSE 'unknown' END, origin, source "
+        "FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::smallint[]) "
+        "AS new (cluster, native_id, started_at, source, origin) ORDER BY cluster, native_id, started_at "
+        "ON CONFLICT (cluster, native_id, started_at) DO NOTHING",
+        [
+            site_id,
+            [run.cluster for run in runs],
+            [run.native_id for run in runs],
+            [_instant(run.started_at_us) for run in runs],
+            [source for source, _ in runs.values()],
+            [origin for _, origin in runs.values()],
+        ],
+    )
+
+
+def _lock(conn: psycopg.Connection[Any], ids: list[int]) -> None:
+    # In the order in which allocation events lock them (ingest.store.allocations): the two wait instead of deadlocking.
+    conn.execute(
+        "SELECT FROM jobs WHERE id = ANY (%s) ORDER BY cluster, native_id, started_at FOR NO KEY UPDATE", [ids]
+    )
+
+
+def _instant(at_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=at_us)
