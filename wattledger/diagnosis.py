@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from analytics.io.fleet import NodeStatus
-from analytics.io.health import LeaseFacts, LedgerFacts, Mapped, ServerFacts, SiteRates
+from analytics.io.health import LayoutFacts, LeaseFacts, LedgerFacts, Mapped, ServerFacts, SiteRates
 from analytics.model.hostlist import fold
 from wattledger.standing import ChildStatus, Status
 
@@ -172,6 +172,21 @@ def check_schema(current: str | None, behind: tuple[str, ...]) -> Check:
             "run `wattledger migrate`",
         )
     return fine("schema", f"{current}, this version's")
+
+
+def check_layout(layout: LayoutFacts) -> Check:
+    """The layout is recorded once and never changed in place."""
+    subject = "layout"
+    if layout.recorded != layout.found:
+        found = f"recorded is {layout.recorded}, the tables are {layout.found}"
+        return broken(
+            subject, found, "restore the dump into an empty database that was migrated with the same --layout"
+        )
+    if layout.found == "native":
+        return fine(subject, f"daily partitions of PostgreSQL ({layout.reason})")
+    licence = layout.timescale_licence or "unknown"
+    columns = "closed days go to the columnstore" if licence == "timescale" else "no columnstore"
+    return fine(subject, f"hypertables of TimescaleDB {layout.timescale_version}, licence {licence}: {columns}")
 
 
 def check_partitions(last_partition: Mapping[str, date | None], today: date) -> Check:

@@ -169,7 +169,9 @@ def _find_database(home: Home, env: Mapping[str, str]) -> Database | None:
 
 def _store(server: ServerFacts, facts: LedgerFacts, now: datetime) -> Iterator[Check]:
     yield diagnosis.check_roles(server, ROLE_NAMES.values(), facts.unguarded_tables)
-    yield diagnosis.check_partitions(facts.last_partition, now.astimezone(UTC).date())
+    yield diagnosis.check_layout(facts.layout)
+    if facts.last_partition:
+        yield diagnosis.check_partitions(facts.last_partition, now.astimezone(UTC).date())
     yield diagnosis.check_lease(facts.lease)
     yield diagnosis.check_hours(facts, now)
     yield from diagnosis.check_intake(facts, now)

@@ -27,6 +27,13 @@ SELECT c.relname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 AND NOT (c.relrowsecurity AND c.relforcerowsecurity) ORDER BY c.relname
 """
+# What the tables are stands beside what was recorded: a half-done restore can leave them apart.
+_LAYOUT: Final = """
+SELECT layout, (SELECT CASE relkind WHEN 'p' THEN 'native' ELSE 'hypertables' END FROM pg_class
+                WHERE oid = 'public.device_samples'::regclass),
+       reason, (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), current_setting('timescaledb.license', true)
+FROM store_layout
+"""
 _PARTITION_DAYS: Final = """
 SELECT parent.relname, max(right(child.relname, 8)) FROM pg_inherits
 JOIN pg_class AS parent ON parent.oid = inhparent JOIN pg_class AS child ON child.oid = inhrelid
@@ -90,6 +97,19 @@ class RoleFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LayoutFacts:
+    """How the days of samples are kept: as recorded, and as the tables are."""
+
+    recorded: str
+    found: str
+    reason: str
+    timescale_version: str | None
+    """Of the extension in this database; None = not installed in it."""
+    timescale_licence: str | None
+    """apache or timescale; the second has a columnstore."""
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseFacts:
     """Who does the worker's work, and since how long nothing was heard of it."""
 
@@ -135,7 +155,9 @@ class LedgerFacts:
     """What a migrated database knows about itself."""
 
     unguarded_tables: tuple[str, ...]
+    layout: LayoutFacts
     last_partition: Mapping[str, date | None]
+    """The newest day of each partitioned table; a hypertable is none."""
     lease: LeaseFacts | None
     last_closed_at: Mapping[str, datetime]
     """The newest closed hour, by site."""
@@ -171,6 +193,7 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
     }
     return LedgerFacts(
         unguarded_tables=tuple(name for (name,) in connection.execute(_UNGUARDED)),
+        layout=LayoutFacts(*_one(connection, _LAYOUT)),
         last_partition={name: _day(days.get(name)) for name in names},
         lease=None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds()),
         last_closed_at=dict(connection.execute(_LAST_CLOSED).fetchall()),

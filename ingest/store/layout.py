@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from ingest.store.tables.store_layout import store_layout
+
 EXTENSION: Final = "timescaledb"
 CHUNK_SCHEMA: Final = "wattledger_days"
 """Chunks lie in a schema of the owner role: in TimescaleDB's own it may not index a single day when that day is over."""
@@ -63,6 +65,12 @@ def found(conn: sa.Connection) -> Layout | None:
     if kind is None:
         return None
     return Layout.NATIVE if kind == "p" else Layout.HYPERTABLES
+
+
+def recorded(conn: sa.Connection) -> Choice:
+    """Return the layout and its reason from the record that the migrations leave."""
+    layout, reason = conn.execute(sa.select(store_layout.c.layout, store_layout.c.reason)).one()
+    return Choice(Layout(layout), reason)
 
 
 def extension(conn: sa.Connection) -> Extension:

@@ -96,6 +96,12 @@ def pending_on(connection: sa.Connection, config: Config | None = None) -> tuple
     return tuple(script.revision for script in revisions)[::-1]
 
 
+def layout_of(url: str) -> Choice:
+    """Return how a migrated database keeps its days, and why, as recorded when it was made."""
+    with _connected(url) as (_, connection):
+        return layouts.recorded(connection)
+
+
 def check(url: str) -> None:
     """Raise if the database differs from the declared tables (types, defaults, comments, indexes, constraints)."""
     with _connected(url) as (config, _):

@@ -16,9 +16,8 @@ from typing import Final
 import psycopg
 import sqlalchemy as sa
 
-from ingest.store.layout import Layout
+from ingest.store.layout import Layout, recorded
 from ingest.store.tables import samples, work
-from ingest.store.tables.store_layout import store_layout
 
 PARTITIONED: Final = tuple(table.name for table in (*samples.PARTITIONED, *work.PARTITIONED))
 DROPPABLE: Final = tuple(table.name for table in samples.PARTITIONED)
@@ -35,11 +34,6 @@ class Partition:
     @property
     def name(self) -> str:
         return f"{self.table}_p{self.day:%Y%m%d}"
-
-
-def layout(conn: sa.Connection) -> Layout:
-    """Return how this database keeps its days."""
-    return Layout(conn.execute(sa.select(store_layout.c.layout)).scalar_one())
 
 
 def utc_day(at: datetime) -> date:
@@ -78,7 +72,7 @@ def partitions(conn: sa.Connection) -> tuple[Partition, ...]:
 
 def missing(conn: sa.Connection, table: str, days: Collection[date]) -> tuple[date, ...]:
     """Return those of the days a table cannot take rows of at once, in order; of a hypertable none."""
-    if layout(conn) is Layout.HYPERTABLES:
+    if recorded(conn).layout is Layout.HYPERTABLES:
         return ()
     there = {partition.day for partition in partitions(conn) if partition.table == table}
     return tuple(sorted(set(days) - there))

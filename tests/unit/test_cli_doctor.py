@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analytics.io.fleet import NodeStatus
-from analytics.io.health import LeaseFacts, LedgerFacts, Mapped, RoleFacts, ServerFacts, SiteRates, Waiting
+from analytics.io.health import LayoutFacts, LeaseFacts, LedgerFacts, Mapped, RoleFacts, ServerFacts, SiteRates, Waiting
 from wattledger import diagnosis
 from wattledger.diagnosis import Check, Verdict, exit_code
 from wattledger.standing import ChildStatus, Status
@@ -25,6 +25,7 @@ def server(**api: bool) -> ServerFacts:
 def ledger(**given: object) -> LedgerFacts:
     quiet: dict[str, object] = {
         "unguarded_tables": (),
+        "layout": LayoutFacts("native", "native", "the server has no timescaledb", None, None),
         "last_partition": {},
         "lease": None,
         "last_closed_at": {},
@@ -113,6 +114,15 @@ def test_two_clocks_that_disagree_are_told_in_seconds(ahead_s: float, verdict: V
 def test_an_old_server_is_broken() -> None:
     assert diagnosis.check_server(ServerFacts("14.9", 0.0, {}), 15)[0].verdict is Verdict.BROKEN
     assert diagnosis.check_server(ServerFacts("15.2", 0.0, {}), 15)[0].verdict is Verdict.FINE
+
+
+def test_the_layout_is_told_with_the_extension_and_what_its_licence_allows() -> None:
+    native = LayoutFacts("native", "native", "the server has no timescaledb", None, None)
+    assert diagnosis.check_layout(native).found == "daily partitions of PostgreSQL (the server has no timescaledb)"
+    apache = LayoutFacts("hypertables", "hypertables", "asked for", "2.19.3", "apache")
+    assert diagnosis.check_layout(apache).found == "hypertables of TimescaleDB 2.19.3, licence apache: no columnstore"
+    other = LayoutFacts("hypertables", "native", "asked for", "2.19.3", "apache")
+    assert diagnosis.check_layout(other).verdict is Verdict.BROKEN
 
 
 def test_partitions_must_reach_tomorrow() -> None:

@@ -143,17 +143,28 @@ def dashboard(port: int, host: str) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", page, *flags])  # noqa: S606 (our own page)
 
 
-@click.command(epilog="\b\nExample:\n  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate")
+@click.command(
+    epilog="\b\nExamples:\n  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate\n"
+    "  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate --layout hypertables"
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["native", "hypertables"]),
+    help="How an empty database keeps its days; by default hypertables where TimescaleDB is installed in it. It stays so.",
+)
 @click.pass_context
-def migrate(ctx: click.Context) -> None:
+def migrate(ctx: click.Context, layout: str | None) -> None:
     """Bring the database schema up to date; does nothing when it is."""
-    from ingest.store.migrate import pending, upgrade
+    from ingest.store.layout import Layout
+    from ingest.store.migrate import layout_of, pending, upgrade
     from wattledger.runtime import database_of
 
     database = database_of(chosen_home(ctx))
     behind = pending(database.url)
-    upgrade(database.url)
+    upgrade(database.url, layout=Layout(layout) if layout else None)
     click.echo(f"{database.display_url}: {len(behind)} migrations applied" if behind else "the schema is up to date")
+    kept = layout_of(database.url)
+    click.echo(f"layout: {kept.layout} ({kept.reason})")
 
 
 def _log_to_stderr() -> None:
