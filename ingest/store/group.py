@@ -118,8 +118,9 @@ class GroupWriter:
             claim = spools.claim(
                 conn,
                 [
-                    (submission.batch, identity.node_id)
+                    (batch, identity.node_id)
                     for submission, identity in zip(prepared.submissions, prepared.identities, strict=True)
+                    if (batch := submission.batch) is not None
                 ],
             )
             fresh = _first_of_each(prepared.submissions, claim.new)
@@ -186,8 +187,11 @@ def _first_of_each(submissions: Sequence[Submission], new: frozenset[spools.Batc
     seen: set[spools.BatchId] = set()
     fresh = set()
     for position, submission in enumerate(submissions):
-        if submission.batch in new and submission.batch not in seen:
-            seen.add(submission.batch)
+        batch = submission.batch
+        if batch is None:
+            fresh.add(position)
+        elif batch in new and batch not in seen:
+            seen.add(batch)
             fresh.add(position)
     return frozenset(fresh)
 
@@ -292,7 +296,7 @@ def _outcome(submission: Submission, refusals: Sequence[Refusal], claim: spools.
     if claim.foreign and submission.batch in claim.foreign:
         return BadBodyError(
             "foreign_spool",
-            f"spool {submission.batch.spool} belongs to another node than {submission.body.meta.node!r}; "
+            f"spool {submission.body.meta.spool} belongs to another node than {submission.body.meta.node!r}; "
             "a cloned disk must start with an empty spool folder",
         )
     if not is_new:

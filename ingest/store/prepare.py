@@ -45,9 +45,14 @@ class Submission:
 
     site_id: int
     body: Body
+    numbered: bool = True
+    """False for pieces of series: nothing numbers them, and what comes twice is found where it is read."""
 
     @property
-    def batch(self) -> BatchId:
+    def batch(self) -> BatchId | None:
+        """What makes it known again when it is sent twice; None = nothing does."""
+        if not self.numbered:
+            return None
         return BatchId(self.body.meta.spool, self.body.meta.sequence)
 
 

@@ -31,6 +31,8 @@ class Claim:
 
 def claim(conn: psycopg.Connection[Any], batches: Sequence[tuple[BatchId, int]]) -> Claim:
     """Record these batches (each with its node's id) as received in this transaction; return which were not there before."""
+    if not batches:
+        return Claim(frozenset(), frozenset())
     wanted: dict[str, set[int]] = {}
     nodes: dict[str, int] = {}
     for (spool, sequence), node_id in batches:
