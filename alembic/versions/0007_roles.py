@@ -51,9 +51,12 @@ API_GRANTS = (
     ("INSERT", ("audit",)),
 )
 
+# Asked first, because a login that may not create roles is refused even where there is nothing to create.
 CREATE_ROLE = """
 DO $$ BEGIN
-    CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
+        CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
+    END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
