@@ -1,0 +1,247 @@
+"""One question from an answer back to its datasets: every hop with cost and energy from the books, and where it breaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from analytics.api.app import create_api
+from analytics.jobs import HourCloser, WorkerSettings
+from ingest.receivers.open_lineage import read_events
+from ingest.receivers.outcomes import read_outcomes
+from ingest.store import tokens
+from ingest.store.engine import Database
+from ingest.store.lineage import write_events, write_outcomes
+from ingest.store.tokens import Scope
+from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from tests.fakes.serving import serving
+from tests.fakes.terminal import Terminal
+
+pytestmark = pytest.mark.db
+
+MODEL = "nlp-7b-sft"
+CALLED_AT = HOUR_AT + HOUR + timedelta(minutes=30)
+NOW_US = 1_800_000_000_000_000
+TUNE, SERVE, CLEAN = (f"0198f5b2-6f1e-7c3a-9d2b-3f6a1f0e8c1{n}" for n in range(3))
+
+
+@dataclass
+class World:
+    """A fine-tune from 8 to 9, its model served from 9 to 10 on the same GPU, and a call of team-a at half past nine."""
+
+    fleet: SmallFleet
+    engine: sa.Engine
+    client: httpx.Client
+    issue: Callable[[str], dict[str, str]]
+
+    def close(self) -> None:
+        HourCloser(self.fleet.database, WorkerSettings(code_version="test")).run(HOUR_AT + 4 * HOUR)
+
+    def event(
+        self, run_id: str, at_h: float, kind: str, state: str = "COMPLETE", tenant: str | None = None, **more: Any
+    ) -> None:
+        job = {"cluster": "c1", "nativeId": more.pop("job", None), "kind": kind, "model": more.pop("model", None)}
+        sent = {
+            "eventType": state,
+            "eventTime": (HOUR_AT + at_h * HOUR).isoformat(),
+            "run": {"runId": run_id, "facets": {"wattledger_job": job}},
+            "job": {"namespace": "ml", "name": f"{kind}.nlp"},
+            **{name: [{"namespace": space, "name": each} for space, each in given] for name, given in more.items()},
+        }
+        read = read_events(json.dumps(sent).encode(), NOW_US)
+        assert not read.refused
+        write_events(self.engine, self.fleet.site_id, tenant, read.events)
+
+    def events(self) -> None:
+        self.event(TUNE, 0, "fine_tune", "START", job="4711", inputs=[("s3://data", "chats")])
+        self.event(TUNE, 1, "fine_tune", outputs=[("models", MODEL)])
+        self.event(SERVE, 1, "serving", "START", job="77", inputs=[("models", MODEL)])
+
+    def outcome(self, **more: Any) -> None:
+        sent = {"response_id": "r-1", "kind": "thumbs", "label": "up", "at": CALLED_AT.isoformat(), **more}
+        read = read_outcomes(json.dumps(sent).encode(), NOW_US)
+        assert not read.refused
+        write_outcomes(self.engine, self.fleet.site_id, None, read.outcomes)
+
+    def ask(self, tenant: str = "acme/research", response_id: str = "r-1") -> httpx.Response:
+        return self.client.get(f"/v1/lineage/{response_id}", headers=self.issue(tenant))
+
+
+@pytest.fixture
+def world(db: Database) -> Iterator[World]:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR + timedelta(minutes=5))
+    fleet.job("4711", HOUR_AT, HOUR_AT + HOUR)
+    fleet.job("77", HOUR_AT + HOUR, HOUR_AT + 2 * HOUR)
+    with fleet.admin() as conn:
+        conn.execute(
+            "INSERT INTO bindings (position, tenant_id, api_key, valid_from) VALUES (2, %s, 'team-*', '2026-01-01Z')",
+            [fleet.tenant_id],
+        )
+        conn.execute("INSERT INTO tenants (path) VALUES ('globex')")
+        for meter, amount in (("input_tokens", "0.000001"), ("output_tokens", "0.000002")):
+            conn.execute(
+                "INSERT INTO prices (provider, model, meter, amount, unit, currency, source, valid_from) "
+                "VALUES ('vllm', %s, %s, %s, 'token', 'USD', 'test', '2026-01-01Z')",
+                [MODEL, meter, amount],
+            )
+        call(fleet, "r-1", CALLED_AT, "team-a", 1000, 500)
+        call(fleet, "r-2", CALLED_AT, "team-b", 7, 9)
+        fleet.changed("api_calls", HOUR_AT + HOUR, HOUR_AT + 2 * HOUR, conn)
+    engine, admin = db.create_engine("writer"), db.create_engine("admin")
+
+    def issue(tenant: str) -> dict[str, str]:
+        with admin.begin() as conn:
+            issued = tokens.create(conn, "reader", [Scope.READ], actor="t", tenant_path=tenant)
+        return {"authorization": f"Bearer {issued.secret}"}
+
+    with serving(create_api(db)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield World(fleet, engine, client, issue)
+    engine.dispose()
+    admin.dispose()
+
+
+def call(fleet: SmallFleet, response_id: str, at: Any, key: str, given: int, produced: int) -> None:
+    with fleet.admin() as conn:
+        conn.execute(
+            "INSERT INTO api_calls (called_at, dedupe_key, site_id, api_key, provider, model, response_id, usage_known, "
+            "input_uncached_tokens, output_text_tokens, source, origin) "
+            "VALUES (%s, %s, %s, %s, 'vllm', %s, %s, true, %s, %s, 'span', 1)",
+            [at, response_id, fleet.site_id, key, MODEL, response_id, given, produced],
+        )
+
+
+def hops(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {hop["hop"]: hop for hop in told["hops"]}
+
+
+def test_an_answer_leads_to_its_serving_its_fine_tune_and_its_dataset_with_what_each_cost(world: World) -> None:
+    world.events()
+    world.event(CLEAN, -1, "data", tenant="acme/research/nlp", outputs=[("s3://data", "chats")])
+    world.outcome(score=0.9)
+    world.close()
+    told = world.ask().json()
+    assert (told["complete"], told["breaks_at"]) == (True, None)
+    assert [hop["hop"] for hop in told["hops"]] == ["response", "serving", "fine_tune", "dataset"]
+    found = hops(told)
+    # 1,000 x 0.000001 + 500 x 0.000002 USD; what another key used of the same model is not in it.
+    assert (found["response"]["cost"], found["response"]["currency"]) == ("0.002", "USD")
+    assert found["response"]["energy_kwh"] is None
+    # An hour at 2 USD, and 0.1 kWh at 0.20 USD and 400 g: a job of its own for either.
+    for hop, job, run in (("serving", "c1/77", SERVE), ("fine_tune", "c1/4711", TUNE)):
+        figures = {name: found[hop][name] for name in ("job", "run_id", "cost", "energy_kwh", "carbon_gco2e", "books")}
+        assert figures == {
+            "job": job,
+            "run_id": run,
+            "cost": "2.02",
+            "energy_kwh": "0.1",
+            "carbon_gco2e": "40",
+            "books": "closed",
+        }
+        assert (found[hop]["sources"], found[hop]["origins"], found[hop]["coverage_ratio"]) == (
+            ["measured"],
+            ["live"],
+            1.0,
+        )
+    assert found["dataset"]["name"] == "s3://data:chats"
+    assert (found["dataset"]["run_id"], found["dataset"]["cost"]) == (CLEAN, None)
+    assert found["dataset"]["unknown"] == ["its run names no scheduler job"]
+    assert [(each["kind"], each["label"], each["score"]) for each in told["outcomes"]] == [("thumbs", "up", 0.9)]
+
+
+@pytest.mark.parametrize("tenant", ["globex", "acme/research/vision", "acme/research/nlp/chat"])
+def test_another_tenants_response_is_answered_like_one_nobody_knows(world: World, tenant: str) -> None:
+    world.events()
+    world.outcome(serving_id="c1/77")
+    world.close()
+    other, nobody = world.ask(tenant), world.ask(tenant, "r-none")
+    assert (other.status_code, nobody.status_code) == (404, 404)
+    assert other.json() == nobody.json()
+    assert world.ask("*").json()["complete"] is True
+
+
+def test_a_hop_of_another_tenant_is_missing_and_shows_nothing_of_it(world: World) -> None:
+    world.events()
+    world.close()
+    with world.fleet.admin() as conn:  # the platform trains, a tenant uses
+        conn.execute(
+            "UPDATE jobs SET tenant_id = (SELECT id FROM tenants WHERE path = 'globex') WHERE native_id = '4711'"
+        )
+    told = world.ask().json()
+    assert (told["complete"], told["breaks_at"]) == (False, "fine_tune")
+    assert told["break_reason"] == f"a run that wrote the model '{MODEL}' is not known, or not to this token"
+    assert hops(told)["fine_tune"]["cost"] is None
+    assert "4711" not in json.dumps(told)
+    assert "chats" not in json.dumps(told)
+
+
+def test_the_chain_says_where_it_breaks_and_goes_on_behind_the_gap(world: World) -> None:
+    assert world.ask("*").json()["breaks_at"] == "serving"
+    world.event(TUNE, 0, "fine_tune", "START", job="4711", inputs=[("s3://data", "chats")])
+    world.event(TUNE, 0.9, "fine_tune", outputs=[("models", MODEL)])
+    told = world.ask("*").json()
+    assert told["breaks_at"] == "serving"
+    assert f"no serving run of '{MODEL}' at that time is not known" in told["break_reason"]
+    found = hops(told)
+    assert (found["fine_tune"]["run_id"], found["dataset"]["name"]) == (TUNE, "s3://data:chats")
+    # Nothing is closed yet: unknown, never 0.
+    assert (found["response"]["cost"], found["response"]["unknown"][0]) == (None, "its hour is not in the books yet")
+    assert (found["fine_tune"]["cost"], found["fine_tune"]["unknown"]) == (
+        None,
+        ["no hour of this job is in the books yet"],
+    )
+
+
+def test_a_fine_tune_that_failed_or_ended_too_late_made_nothing_that_was_served(world: World) -> None:
+    world.event(TUNE, 0, "fine_tune", "START", job="4711", outputs=[("models", MODEL)])
+    world.event(SERVE, 1, "serving", "START", job="77", inputs=[("models", MODEL)])
+    assert world.ask("*").json()["break_reason"].endswith("had not ended by then")
+    world.event(TUNE, 0.5, "fine_tune", "FAIL")
+    assert world.ask("*").json()["break_reason"].endswith("ended as fail by then")
+
+
+def test_outcomes_name_hops_that_no_event_reported(world: World) -> None:
+    world.outcome(serving_id="c1/77", fine_tune_id="c1/4711", dataset_ids=["s3://data:chats"])
+    world.close()
+    told = world.ask("*").json()
+    found = hops(told)
+    assert (found["serving"]["job"], found["fine_tune"]["job"]) == ("c1/77", "c1/4711")
+    assert (found["serving"]["cost"], found["fine_tune"]["cost"]) == ("2.02", "2.02")
+    assert (found["dataset"]["found"], found["dataset"]["cost"]) == (True, None)
+    assert told["complete"] is True
+
+
+def test_a_model_made_from_a_model_leads_to_both_and_to_the_data_of_each(world: World) -> None:
+    world.event(TUNE, 0, "fine_tune", "START", job="4711", inputs=[("s3://data", "chats"), ("models", "base")])
+    world.event(TUNE, 1, "fine_tune", outputs=[("models", MODEL)])
+    world.event(CLEAN, -2, "training", inputs=[("s3://data", "web")], outputs=[("models", "base")])
+    told = world.ask("*").json()
+    assert [(hop["hop"], hop["depth"], hop["name"]) for hop in told["hops"][2:]] == [
+        ("fine_tune", 0, "fine_tune.nlp"),
+        ("fine_tune", 1, "training.nlp"),
+        ("dataset", 0, "s3://data:chats"),
+        ("dataset", 1, "s3://data:web"),
+    ]
+
+
+def test_the_command_line_shows_the_chain_and_leaves_with_1_where_it_breaks(
+    world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal.on(world.fleet.database, tmp_path / "home", monkeypatch, capsys)
+    broken = terminal.run("lineage", "r-1")
+    assert broken.exit_code == 1
+    assert "breaks at serving" in broken.out
+    world.events()
+    world.close()
+    whole = terminal.run("lineage", "r-1", "--format", "json")
+    assert (whole.exit_code, whole.json["hops"][2]["cost"]) == (0, "2.02")
+    lines = terminal.run("lineage", "r-1", "--format", "csv").out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["hop", "response", "serving", "fine_tune", "dataset"]
+    assert terminal.run("lineage", "nothing").exit_code == 2
