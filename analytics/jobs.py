@@ -24,6 +24,7 @@ from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silence
 from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes
 from analytics.policy import Policy
 from ingest.store.engine import Database
+from ingest.store.segments import Segments
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,11 @@ class _Computed:
 class HourCloser:
     """Closes due hours of the ledger, oldest first, and keeps the open window priced."""
 
-    def __init__(self, database: Database, settings: WorkerSettings) -> None:
+    def __init__(self, database: Database, settings: WorkerSettings, segments: Segments | None = None) -> None:
+        """``segments``: where sealed hours lie; without, one that is due is left open with an error."""
         self._database = database
         self._settings = settings
+        self._segments = segments
 
     def run(self, now: datetime, *, on_hour: Callable[[HourState, Saved], None] | None = None) -> Round:
         """Bring the ledger up to date as of ``now``; an hour that fails is logged, counted and left due, others go on.
@@ -118,7 +121,15 @@ class HourCloser:
         settings = self._settings
         closed_before = now - timedelta(microseconds=settings.policy.lateness_us)
         window = Window(from_at=batch.from_at, to_at=min(batch.to_at, now), closed_before_at=closed_before)
-        loaded = load_batch(self._database, connection, batch.site_id, window, settings.policy, settings.currency)
+        loaded = load_batch(
+            self._database,
+            connection,
+            batch.site_id,
+            window,
+            settings.policy,
+            settings.currency,
+            segments=self._segments,
+        )
         metered = read_meters(loaded.inputs.usage, settings.policy)
         result = close_hours(loaded.inputs, settings.policy, metered)
         return _Computed(loaded, window, result, roll_minutes(loaded.inputs.usage, settings.policy, metered))
@@ -138,7 +149,12 @@ class HourCloser:
         for hour in batch.hours:
             closed = hour.hour_at + timedelta(hours=1) <= closed_before
             run = Run(
-                settings.code_version, loaded.as_of, loaded.seen_xid, loaded.inputs_sha256, _reason(hour, closed=closed)
+                settings.code_version,
+                loaded.as_of,
+                loaded.seen_xid,
+                loaded.inputs_sha256,
+                _reason(hour, closed=closed),
+                loaded.generations.get(hour.hour_at, 0),
             )
             books = _books_of(hour, computed.result, computed.rollups)
             try:

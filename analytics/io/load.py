@@ -8,6 +8,7 @@ their boards, and nowhere else: energy is metered and a price is paid for the bo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -21,10 +22,10 @@ from analytics.io.references import load_references
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
 from analytics.policy import Policy
-from ingest.store.arrow import arrow_session
 from ingest.store.engine import Database
 from ingest.store.pools import uuid_sql
-from ingest.store.samples import refuse_sealed
+from ingest.store.samples import sample_session
+from ingest.store.segments import Segments
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
 _DEVICE: Final = """
@@ -129,6 +130,8 @@ class Loaded:
     seen_xid: str
     inputs_sha256: bytes
     silences: Silences
+    generations: Mapping[datetime, int]
+    """Of the hours of the window that were read from segments."""
 
 
 def load_batch(
@@ -140,8 +143,12 @@ def load_batch(
     currency: str,
     *,
     as_of: datetime | None = None,
+    segments: Segments | None = None,
 ) -> Loaded:
-    """Return everything the model needs for the window, as known at ``as_of`` (now by default)."""
+    """Return everything the model needs for the window, as known at ``as_of`` (now by default).
+
+    Sealed hours are read from ``segments``; raises SegmentError where one is needed that cannot be read.
+    """
     seen = connection.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()").fetchone()
     if seen is None:
         raise psycopg.DataError("pg_current_snapshot() returned no row")
@@ -155,15 +162,14 @@ def load_batch(
         "reach_to": window.to_at + reach,
         "as_of": known_at,
     }
-    margin = timedelta(microseconds=policy.margin_us)
     placed = fetch_frame(connection, _DEVICES, scope, Devices)
     pools = fetch_frame(connection, _POOLS, scope, Devices)
     devices = Devices.validate(pl.concat([placed, pools]))
-    with arrow_session(database, "worker") as fetch:
-        refuse_sealed(fetch, window.from_at - margin, window.to_at + margin, site_id)
+    with sample_session(database, segments) as session:
         readings, epochs, silences = load_readings(
-            fetch, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
+            session, site_id, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
         )
+        generations = session.generations(window.from_at, window.to_at, site_id)
     allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
     allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
     job_ids = allocations["job_id"].unique().to_list()
@@ -178,7 +184,7 @@ def load_batch(
         jobs=fetch_frame(connection, _JOBS, {"job_ids": job_ids}, Jobs),
     )
     inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
-    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), silences)
+    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), silences, generations)
 
 
 def inputs_hash(inputs: HourInputs) -> bytes:

@@ -7,9 +7,10 @@ node's device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
@@ -19,25 +20,32 @@ import polars as pl
 from analytics.frames import DeviceReadings, Devices, Epochs
 from analytics.pipeline import Window
 from analytics.policy import Policy
-from ingest.store.arrow import Fetch
+from collector.wire import Stream
+from ingest.store.samples import SampleSession
 
-_COLUMNS: Final = """
-device_id, at, epoch_id, energy_mj, power_average_mw AS power_mw, power_max_mw, gpu_util_percent, temp_c,
-clocks_event_reasons,
-CASE WHEN num_nonnulls(throttle_power_cap_ns, throttle_sw_thermal_ns, throttle_hw_thermal_ns, throttle_power_brake_ns) > 0
-     THEN coalesce(throttle_power_cap_ns, 0) + coalesce(throttle_sw_thermal_ns, 0) + coalesce(throttle_hw_thermal_ns, 0)
-          + coalesce(throttle_power_brake_ns, 0) END AS throttled_ns
-"""
-_NODE_COLUMNS: Final = """
-placed.device_id, sample.at, sample.epoch_id, sample.energy_mj, sample.power_mw::integer AS power_mw,
-NULL::integer AS power_max_mw, NULL::smallint AS gpu_util_percent, NULL::smallint AS temp_c,
-NULL::bigint AS clocks_event_reasons, NULL::bigint AS throttled_ns
-"""
+_THROTTLED: Final = (
+    "throttle_power_cap_ns",
+    "throttle_sw_thermal_ns",
+    "throttle_hw_thermal_ns",
+    "throttle_power_brake_ns",
+)
+_COLUMNS: Final = (
+    "energy_mj",
+    "power_average_mw",
+    "power_max_mw",
+    "gpu_util_percent",
+    "temp_c",
+    "clocks_event_reasons",
+    *_THROTTLED,
+)
+_NODE_COLUMNS: Final = ("energy_mj", "power_mw")
+_USABLE: Final = {Stream.DEVICE: ("energy_mj", "power_average_mw"), Stream.NODE: ("energy_mj", "power_mw")}
 # Of several meters of a node one bills. A node whose devices report themselves has no device of kind node.
-_NODE_ROWS: Final = """
-node_samples AS sample JOIN meters ON meters.id = sample.meter_id AND meters.bills
+_METERS: Final = """
+SELECT DISTINCT placed.device_id, meters.id AS meter_id FROM meters
 JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL
 JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node'
+WHERE meters.bills
 """
 
 
@@ -67,7 +75,8 @@ class Silences:
 
 
 def load_readings(
-    fetch: Fetch,
+    session: SampleSession,
+    site_id: int,
     devices: dy.DataFrame[Devices],
     epochs_now: Callable[[], dy.DataFrame[Epochs]],
     window: Window,
@@ -84,17 +93,16 @@ def load_readings(
         return DeviceReadings.create_empty(), epochs_now(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
-    around = _between(fetch, devices, window.from_at - margin, window.to_at + margin)
-    before = _nearest(
-        fetch,
+    reader = _Reader(session, site_id)
+    around = reader.between(devices, window.from_at - margin, window.to_at + margin)
+    before = reader.nearest(
         # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
         _silent(devices, around.filter(pl.col("at") < window.from_at)),
         window.from_at - reach,
         window.from_at - margin,
         latest=True,
     )
-    after = _nearest(
-        fetch,
+    after = reader.nearest(
         _silent(devices, around.filter(pl.col("at") >= window.to_at)),
         window.to_at + margin,
         window.to_at + reach,
@@ -105,35 +113,84 @@ def load_readings(
     return readings, epochs, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
 
 
-def _between(fetch: Fetch, devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> pl.DataFrame:
-    return _typed(fetch(_query(devices, from_at, to_at)))
+class _Reader:
+    """Reads one site's readings: rows of devices, and of the meters of nodes that have no devices of their own."""
+
+    def __init__(self, session: SampleSession, site_id: int) -> None:
+        self._session = session
+        self._site_id = site_id
+
+    @cached_property
+    def _meters(self) -> pl.DataFrame:
+        return self._session.fetch(_METERS).select(pl.col("device_id", "meter_id").cast(pl.Int32))
+
+    def between(
+        self,
+        devices: pl.DataFrame,
+        from_at: datetime,
+        to_at: datetime,
+        instants: Collection[datetime] | None = None,
+    ) -> pl.DataFrame:
+        found = [_typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))]
+        for stream, columns, keys in self._of_streams(devices):
+            rows = self._session.rows(
+                stream, columns, from_at, to_at, keys=keys, site_id=self._site_id, instants=instants
+            )
+            found.append(_typed((_of_devices(rows) if stream is Stream.DEVICE else self._of_nodes(rows)).collect()))
+        return pl.concat(found)
+
+    def nearest(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+        """Return each device's latest (or earliest) reading of the range that has a counter or a gauge.
+
+        Looked for near the window first: most silences are short, and two days of a fleet are many rows.
+        """
+        found = [_typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))]
+        for start_at, end_at in _rings(from_at, to_at, latest=latest):
+            if devices.is_empty():
+                break
+            found.append(self._nearest_of(devices, start_at, end_at, latest=latest))
+            devices = devices.join(found[-1], on="device_id", how="anti")
+        return pl.concat(found)
+
+    def _nearest_of(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+        # Instants first, rows after: to sort all rows of silent devices took six times as long as to find their ends.
+        ends = self._ends(devices, from_at, to_at, latest=latest)
+        if ends.is_empty():
+            return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
+        first, last = ends.select(pl.col("at").min(), pl.col("at").max().alias("last")).row(0)
+        rows = self.between(devices, first, last + timedelta(microseconds=1), ends["at"].unique().to_list())
+        usable = rows.filter(pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null())
+        mine = usable.join(ends, on=["device_id", "at"], how="semi")
+        return _in_order(mine).unique("device_id", keep="first", maintain_order=True)
+
+    def _ends(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+        found = []
+        for stream, _, keys in self._of_streams(devices):
+            ends = self._session.ends(
+                stream, from_at, to_at, keys=keys, usable=_USABLE[stream], latest=latest, site_id=self._site_id
+            )
+            if stream is Stream.NODE:
+                ends = ends.join(self._meters, on="meter_id").select("device_id", "at")
+            found.append(ends)
+        at = pl.col("at").max() if latest else pl.col("at").min()
+        return pl.concat(found).group_by("device_id").agg(at)
+
+    def _of_streams(self, devices: pl.DataFrame) -> Iterator[tuple[Stream, tuple[str, ...], list[int]]]:
+        fleet, nodes = devices.filter(pl.col("kind") != "node"), devices.filter(pl.col("kind") == "node")
+        if not fleet.is_empty():
+            yield Stream.DEVICE, _COLUMNS, fleet["device_id"].unique().sort().to_list()
+        if not nodes.is_empty():
+            meters = self._meters.join(nodes, on="device_id", how="semi")
+            yield Stream.NODE, _NODE_COLUMNS, meters["meter_id"].unique().sort().to_list()
+
+    def _of_nodes(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        absent = ("power_max_mw", "gpu_util_percent", "temp_c", "clocks_event_reasons", "throttled_ns")
+        return rows.join(self._meters.lazy(), on="meter_id").with_columns(pl.lit(None).alias(name) for name in absent)
 
 
-def _query(devices: pl.DataFrame, from_at: datetime, to_at: datetime) -> str:
-    within = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
-    fleet, nodes = devices.filter(pl.col("kind") != "node"), devices.filter(pl.col("kind") == "node")
-    parts = []
-    if not fleet.is_empty():
-        where = f"{within} AND device_id = ANY ('{_array(fleet)}'::integer[])"
-        parts += [f"SELECT {_COLUMNS} FROM {table} WHERE {where}" for table in ("device_samples", "late_samples")]  # noqa: S608
-    if not nodes.is_empty():
-        where = f"{within} AND placed.device_id = ANY ('{_array(nodes)}'::integer[])"
-        parts.append(f"SELECT {_NODE_COLUMNS} FROM {_NODE_ROWS} WHERE {where}")  # noqa: S608 (ids and instants of our own)
-    return " UNION ALL ".join(parts)
-
-
-def _nearest(fetch: Fetch, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
-    """Return each device's latest (or earliest) reading of the range that has a counter or a gauge.
-
-    Looked for near the window first: most silences are short, and two days of a fleet are many rows.
-    """
-    found = [_typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))]
-    for start_at, end_at in _rings(from_at, to_at, latest=latest):
-        if devices.is_empty():
-            break
-        found.append(_nearest_of(fetch, devices, start_at, end_at, latest=latest))
-        devices = devices.join(found[-1], on="device_id", how="anti")
-    return pl.concat(found)
+def _of_devices(rows: pl.LazyFrame) -> pl.LazyFrame:
+    throttled = pl.when(pl.any_horizontal(pl.col(_THROTTLED).is_not_null())).then(pl.sum_horizontal(_THROTTLED))
+    return rows.with_columns(throttled.alias("throttled_ns"), pl.col("power_average_mw").alias("power_mw"))
 
 
 def _rings(from_at: datetime, to_at: datetime, *, latest: bool) -> list[tuple[datetime, datetime]]:
@@ -142,27 +199,6 @@ def _rings(from_at: datetime, to_at: datetime, *, latest: bool) -> list[tuple[da
     if latest:
         return [(to_at - far, to_at - near) for near, far in pairwise(edges)]
     return [(from_at + near, from_at + far) for near, far in pairwise(edges)]
-
-
-def _nearest_of(
-    fetch: Fetch, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool
-) -> pl.DataFrame:
-    usable = "energy_mj IS NOT NULL OR power_mw IS NOT NULL"
-    # Instants first, rows after: to sort all rows of silent devices took six times as long as to find their ends.
-    ends = fetch(
-        f"SELECT device_id, {'max' if latest else 'min'}(at) AS at FROM ({_query(devices, from_at, to_at)}) AS around "  # noqa: S608 (ids and instants)
-        f"WHERE {usable} GROUP BY device_id"
-    )
-    if ends.is_empty():
-        return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
-    first, last = ends.select(pl.col("at").min(), pl.col("at").max().alias("last")).row(0)
-    instants = ",".join(f"'{at.isoformat()}'" for at in ends["at"].unique().sort().to_list())
-    rows = fetch(
-        f"SELECT * FROM ({_query(devices, first, last + timedelta(microseconds=1))}) AS around "  # noqa: S608 (ids and instants)
-        f"WHERE at IN ({instants}) AND ({usable})"
-    )
-    mine = _typed(rows).join(ends.cast({"device_id": pl.Int32}), on=["device_id", "at"], how="semi")
-    return _in_order(mine).unique("device_id", keep="first", maintain_order=True)
 
 
 def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -212,10 +248,6 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
         return ordered
     values = [name for name in rows.columns if name not in {"device_id", "at", "epoch_id"}]
     return ordered.sort("device_id", "at", *values, "epoch_id", nulls_last=True)
-
-
-def _array(devices: pl.DataFrame) -> str:
-    return "{" + ",".join(str(device_id) for device_id in devices["device_id"].unique().sort()) + "}"
 
 
 def _typed(rows: pl.DataFrame) -> pl.DataFrame:

@@ -55,6 +55,8 @@ class Run:
     seen_xid: str
     inputs_sha256: bytes
     reason: str
+    generation: int = 0
+    """Of the sealed segments the hour's samples were read from; 0 = the hot tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,8 @@ def _insert_run(
     row = connection.execute(
         """
         INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256,
-                                 content_sha256, reason, diff, quality)
-        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s, %s) RETURNING id
+                                 content_sha256, reason, generation, diff, quality)
+        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s, %s, %s) RETURNING id
         """,
         (
             state.site_id,
@@ -164,6 +166,7 @@ def _insert_run(
             run.inputs_sha256,
             content,
             run.reason,
+            run.generation,
             Jsonb(diff) if diff is not None else None,
             Jsonb(quality),
         ),

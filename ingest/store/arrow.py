@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote
 
 import polars as pl
+import pyarrow as pa
 from adbc_driver_manager import AdbcConnection, AdbcStatement
 from adbc_driver_postgresql import connect
 
@@ -20,15 +23,44 @@ Fetch = Callable[[str], pl.DataFrame]
 """Returns the rows of a query without parameters; build it from numbers and instants of our own only."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArrowSession:
+    """One session for queries, commands and large results; for one thread."""
+
+    connection: AdbcConnection
+
+    def fetch(self, query: str) -> pl.DataFrame:
+        """Return the rows of a query as a whole."""
+        with AdbcStatement(self.connection) as statement:
+            statement.set_sql_query(query)
+            rows, _ = statement.execute_query()
+            return pl.DataFrame(rows)
+
+    def stream(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a query in batches of some 16 MB: whatever the result, memory stays at that."""
+        with AdbcStatement(self.connection) as statement:
+            statement.set_sql_query(query)
+            rows, _ = statement.execute_query()
+            yield from pa.RecordBatchReader.from_stream(rows)
+
+    def run(self, command: str) -> None:
+        """Run a command that returns no rows."""
+        with AdbcStatement(self.connection) as statement:
+            statement.set_sql_query(command)
+            statement.execute_update()
+
+
+@contextmanager
+def command_session(database: Database, role: Role, application: str = "wattledger") -> Iterator[ArrowSession]:
+    """Open a session that may change things; what is not committed when it ends never happened."""
+    uri = database.libpq_uri(role)
+    uri += f"{'&' if '?' in uri else '?'}application_name={quote(application, safe='')}"
+    with connect(uri) as opened, AdbcConnection(opened) as connection:
+        yield ArrowSession(connection)
+
+
 @contextmanager
 def arrow_session(database: Database, role: Role) -> Iterator[Fetch]:
     """Open one session for several queries: opening one takes longer than a small query (35 ms of processor time)."""
-    with connect(database.libpq_uri(role)) as opened, AdbcConnection(opened) as connection:
-
-        def fetch(query: str) -> pl.DataFrame:
-            with AdbcStatement(connection) as statement:
-                statement.set_sql_query(query)
-                rows, _ = statement.execute_query()
-                return pl.DataFrame(rows)
-
-        yield fetch
+    with command_session(database, role) as session:
+        yield session.fetch

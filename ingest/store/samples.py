@@ -1,33 +1,210 @@
-"""Reads device samples of an interval, wherever they are, with what their epoch says of them.
+"""Reads rows of sample streams wherever they are: hot tables, late rows, sealed segments. The one way to them.
 
-Each hour is read from one place, the catalog's: hot rows (and late ones not merged yet) from PostgreSQL. Sealed hours are
-refused until there are segments to read them from, rather than answered without the rows that left the hot tables. Of
-several feeds that report one device in one hour the most direct is authoritative and the others are left out.
+A session looks at catalog and tables in one snapshot and takes each hour from one place. Hot rows are fetched with the
+conditions as SQL; segments are scanned lazily, and row groups whose devices and times do not matter are not read. A segment
+that is missing or damaged is an error that names it, never an answer without its rows.
 """
+# ruff: noqa: S608 - built of this package's own names, ids and instants
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Final
 
 import polars as pl
 
 from collector.wire import Stream
-from ingest.store.arrow import Fetch, arrow_session
+from ingest.store import catalog, segments_format
+from ingest.store.arrow import Fetch, command_session
 from ingest.store.engine import Database, Role
-from ingest.store.sample_tables import TARGETS
+from ingest.store.merge import KEYS, PARTS_FEED, merge_parts, order
+from ingest.store.sample_tables import LATE, TARGETS
+from ingest.store.segments import SegmentError, Segments
 
 _KEYS: Final = ("at", "device_id", "epoch_id")
 COLUMNS: Final = tuple(name for name in TARGETS[Stream.DEVICE].schema if name not in _KEYS)
 """What :func:`samples` can be asked for."""
-_EPOCHS: Final = """
-SELECT epochs.id AS epoch_id, feed, origin, cadence_us, nodes.site_id FROM epochs JOIN nodes ON nodes.id = epochs.node_id
-"""
+_EPOCHS: Final = "SELECT id AS epoch_id, feed, origin, cadence_us FROM epochs"
+_OF_SITE: Final = "SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {site_id}"
 
 
-class SealedHoursError(RuntimeError):
-    """The interval holds hours whose samples have left the hot tables."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one site's rows of an interval are made of; ``site_id`` null = all sites, none of which has a sealed hour there."""
+
+    site_id: int | None
+    sealed: Sequence[catalog.SealedHour]
+
+
+@dataclass
+class SampleSession:
+    """One snapshot of catalog and tables. For one thread, while the session is open."""
+
+    fetch: Fetch
+    segments: Segments | None
+    feeds_sealed: set[int] = field(default_factory=set)
+    """Feeds of the segments looked at so far."""
+    epochs_fresh: set[int] = field(default_factory=set)
+    """Epochs of the rows outside of segments fetched so far."""
+
+    def rows(
+        self,
+        stream: Stream,
+        columns: Sequence[str],
+        from_at: datetime,
+        to_at: datetime,
+        *,
+        keys: Collection[int] | None = None,
+        site_id: int | None = None,
+        instants: Collection[datetime] | None = None,
+    ) -> pl.LazyFrame:
+        """Return rows of [from_at, to_at): key, at, epoch_id and ``columns``; in no order, parts of a row made one.
+
+        ``keys`` are ids of devices (meters, ports, engines); None = all, as with ``site_id`` and ``instants``.
+        """
+        names = [*order(stream), *columns]
+        hot: list[pl.DataFrame] = []
+        cold: list[pl.LazyFrame] = []
+        schema = {name: TARGETS[stream].schema[name] for name in names}
+        for part in self._parts(stream, from_at, to_at, site_id):
+            where = self._where(stream, part, keys, instants)
+            query = self._hot_query(stream, names, part, from_at, to_at, where)
+            hot.append(_typed(self.fetch(query), schema))
+            scanned = self._scan(stream, part, from_at, to_at, keys, instants)
+            if scanned is not None:
+                cold.append(scanned.select(names))
+        fresh = pl.concat(hot)
+        everything = pl.concat([fresh.lazy(), *cold]) if cold else fresh.lazy()
+        self.epochs_fresh.update(fresh["epoch_id"].unique())
+        in_parts = self._epochs_in_parts
+        # In a segment they were made whole when it was sealed: only rows outside of them may be parts.
+        if not self.epochs_fresh.isdisjoint(in_parts):
+            return merge_parts(stream, everything, in_parts)
+        return everything
+
+    def generations(self, from_at: datetime, to_at: datetime, site_id: int) -> dict[datetime, int]:
+        """Return the generation of each sealed hour of a site that overlaps the interval."""
+        hours = catalog.sealed_hours(self.fetch, Stream.DEVICE, from_at, to_at, site_id)
+        return {hour.hour_at: hour.generation for hour in hours}
+
+    def ends(
+        self,
+        stream: Stream,
+        from_at: datetime,
+        to_at: datetime,
+        *,
+        keys: Collection[int],
+        usable: Sequence[str],
+        latest: bool,
+        site_id: int | None = None,
+    ) -> pl.DataFrame:
+        """Return key and instant of the latest (or earliest) row of each key that has one of the ``usable`` columns."""
+        key = KEYS[stream]
+        aggregate = "max" if latest else "min"
+        found = [_typed(pl.DataFrame(schema={key: pl.Int32}), {key: pl.Int32, "at": pl.Datetime("us", "UTC")})]
+        for part in self._parts(stream, from_at, to_at, site_id):
+            where = self._where(stream, part, keys, None)
+            inner = self._hot_query(stream, [key, "at", *usable], part, from_at, to_at, where)
+            has_some = " OR ".join(f"{name} IS NOT NULL" for name in usable)
+            query = f"SELECT {key}, {aggregate}(at) AS at FROM ({inner}) AS around WHERE {has_some} GROUP BY {key}"
+            found.append(_typed(self.fetch(query), dict(found[0].schema)))
+            scanned = self._scan(stream, part, from_at, to_at, keys, None)
+            if scanned is not None:
+                some = scanned.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in usable))
+                found.append(some.group_by(key).agg(_end("at", latest=latest)).collect())
+        return pl.concat(found).group_by(key).agg(_end("at", latest=latest))
+
+    @cached_property
+    def _epochs_in_parts(self) -> frozenset[int]:
+        return catalog.epochs_in_parts(self.fetch, PARTS_FEED)
+
+    @cached_property
+    def _sites(self) -> list[int]:
+        return self.fetch("SELECT id FROM sites ORDER BY id")["id"].to_list()
+
+    def _parts(self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None) -> Iterator[_Part]:
+        sealed = catalog.sealed_hours(self.fetch, stream, from_at, to_at, site_id)
+        if site_id is not None:
+            yield _Part(site_id, sealed)
+        elif not sealed:
+            yield _Part(None, ())
+        else:
+            by_site = {site: list(hours) for site, hours in groupby(sealed, key=lambda hour: hour.site_id)}
+            for site in self._sites:
+                yield _Part(site, by_site.get(site, ()))
+
+    def _where(
+        self, stream: Stream, part: _Part, keys: Collection[int] | None, instants: Collection[datetime] | None
+    ) -> str:
+        conditions = []
+        if part.site_id is not None and self._sites != [part.site_id]:
+            # By epoch: it belongs to a node and so to a site, for good, while devices move.
+            conditions.append(f"epoch_id IN ({_OF_SITE.format(site_id=int(part.site_id))})")
+        if keys is not None:
+            numbers = ",".join(str(int(key)) for key in sorted(keys))
+            conditions.append(f"{KEYS[stream]} = ANY ('{{{numbers}}}'::integer[])")
+        if instants is not None:
+            listed = ",".join(f"'{at.isoformat()}'" for at in sorted(set(instants))) or "NULL"
+            conditions.append(f"at IN ({listed})")
+        return "".join(f" AND {condition}" for condition in conditions)
+
+    def _hot_query(
+        self, stream: Stream, names: Sequence[str], part: _Part, from_at: datetime, to_at: datetime, where: str
+    ) -> str:
+        """Return the query for the rows outside of segments: hot ones of hours not sealed, and all late ones."""
+        within = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
+        selected = ", ".join(dict.fromkeys(names))
+        spans = catalog.ranges(part.sealed)
+        parts = [f"SELECT {selected} FROM {LATE[stream].table} WHERE {within}{where}"]
+        if not any(start <= from_at and end >= to_at for start, end in spans):
+            outside = "".join(f" AND NOT (at >= '{a.isoformat()}' AND at < '{b.isoformat()}')" for a, b in spans)
+            parts.insert(0, f"SELECT {selected} FROM {TARGETS[stream].table} WHERE {within}{outside}{where}")
+        return " UNION ALL ".join(parts)
+
+    def _scan(
+        self,
+        stream: Stream,
+        part: _Part,
+        from_at: datetime,
+        to_at: datetime,
+        keys: Collection[int] | None,
+        instants: Collection[datetime] | None,
+    ) -> pl.LazyFrame | None:
+        """Return the sealed rows; the condition on keys as a range too, which row groups have statistics for."""
+        files = [hour for hour in part.sealed if hour.file is not None]
+        if not files or (keys is not None and not keys):
+            return None
+        if self.segments is None:
+            raise SegmentError(f"{len(files)} hours from {files[0].hour_at} on are sealed; name the segments' folder")
+        self.feeds_sealed.update(*(hour.feeds for hour in files))
+        paths = [self.segments.checked(hour.file) for hour in files if hour.file is not None]
+        condition = pl.lit(value=True)
+        if min(hour.hour_at for hour in files) < from_at or max(hour.hour_at for hour in files) + catalog.HOUR > to_at:
+            condition &= (pl.col("at") >= from_at) & (pl.col("at") < to_at)
+        if keys is not None:
+            key = pl.col(KEYS[stream])
+            condition &= key.is_between(min(keys), max(keys)) & key.is_in(sorted(keys))
+        if instants is not None:
+            condition &= pl.col("at").is_in(pl.Series(sorted(set(instants)), dtype=pl.Datetime("us", "UTC")).implode())
+        return segments_format.scan(paths, TARGETS[stream].schema).filter(condition)
+
+
+@contextmanager
+def sample_session(
+    database: Database, segments: Segments | None = None, role: Role = "worker"
+) -> Iterator[SampleSession]:
+    """Open a session: everything read through it, segments included, is of one moment.
+
+    Without ``segments`` a sealed hour with rows is refused with SegmentError.
+    """
+    with command_session(database, role) as session:
+        session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield SampleSession(session.fetch, segments)
 
 
 def samples(
@@ -39,45 +216,36 @@ def samples(
     devices: Collection[int] | None = None,
     site_id: int | None = None,
     role: Role = "worker",
-) -> pl.DataFrame:
+    segments: Segments | None = None,
+) -> pl.LazyFrame:
     """Return samples of [from_at, to_at): at, device_id, epoch_id, feed, origin, cadence_us and ``columns``.
 
-    Sorted by device and time. ``devices`` and ``site_id`` narrow it; None = all. Raises SealedHoursError, and ValueError for
-    a column there is not or an instant without a time zone.
+    Lazily, sorted by device and time; hot rows are fetched at once, segments when collected, which is to happen within
+    the grace period of replaced segments (an hour). Of several feeds that report one device in one hour the most direct is
+    authoritative and the others are left out. ``devices`` and ``site_id`` narrow it; None = all. Raises SegmentError, and
+    ValueError for a column there is not or an instant without a time zone.
     """
     unknown = sorted(set(columns) - set(COLUMNS))
     if unknown:
         raise ValueError(f"device samples have no column {', '.join(unknown)}")
     if from_at.tzinfo is None or to_at.tzinfo is None:
         raise ValueError("an interval needs UTC-aware instants")
-    where = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
-    if devices is not None:
-        where += f" AND device_id = ANY ('{{{','.join(str(int(device)) for device in sorted(devices))}}}'::integer[])"
-    if site_id is not None:
-        # By epoch: it belongs to a node and so to a site, for good, while devices move.
-        of_site = f"SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {int(site_id)}"  # noqa: S608
-        where += f" AND epoch_id IN ({of_site})"
-    names = ", ".join((*_KEYS, *columns))
-    hot, late = (f"SELECT {names} FROM {table} WHERE {where}" for table in ("device_samples", "late_samples"))  # noqa: S608
-    with arrow_session(database, role) as fetch:
-        refuse_sealed(fetch, from_at, to_at, site_id)
-        rows = fetch(f"{hot} UNION ALL {late}")
-        epochs = fetch(_EPOCHS).drop("site_id")
-    rows = rows.join(epochs, on="epoch_id", how="inner").sort("device_id", "at")
-    best = pl.col("feed").min().over("device_id", pl.col("at").dt.truncate("1h"))
-    return rows.filter(pl.col("feed") == best).select(*_KEYS, "feed", "origin", "cadence_us", *columns)
+    with sample_session(database, segments, role) as session:
+        rows = session.rows(Stream.DEVICE, columns, from_at, to_at, keys=devices, site_id=site_id)
+        epochs = session.fetch(_EPOCHS)
+    rows = rows.join(epochs.lazy(), on="epoch_id", how="inner").sort("device_id", "at")
+    fresh = epochs.filter(pl.col("epoch_id").is_in(sorted(session.epochs_fresh)))
+    if len(session.feeds_sealed.union(fresh["feed"])) > 1:
+        best = pl.col("feed").min().over("device_id", pl.col("at").dt.truncate("1h"))
+        rows = rows.filter(pl.col("feed") == best)
+    return rows.select(*_KEYS, "feed", "origin", "cadence_us", *columns)
 
 
-def refuse_sealed(fetch: Fetch, from_at: datetime, to_at: datetime, site_id: int | None) -> None:
-    """Raise SealedHoursError if the catalog says that some hour of the interval is not in the hot tables."""
-    query = (
-        "SELECT count(*) AS hours, min(hour_at) AS first FROM hour_catalog WHERE state <> 'open' "  # noqa: S608 (instants)
-        f"AND hour_at > timestamptz '{from_at.isoformat()}' - interval '1 hour' AND hour_at < '{to_at.isoformat()}'"
-    )
-    if site_id is not None:
-        query += f" AND site_id = {int(site_id)}"
-    ((hours, first),) = fetch(query).iter_rows()
-    if hours:
-        raise SealedHoursError(
-            f"{hours} hours from {first:%Y-%m-%d %H:%M} UTC on are sealed; this version reads open hours only"
-        )
+def _end(name: str, *, latest: bool) -> pl.Expr:
+    return pl.col(name).max() if latest else pl.col(name).min()
+
+
+def _typed(rows: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
+    if rows.is_empty():
+        return pl.DataFrame(schema=schema)
+    return rows.select(pl.col(name).cast(kind) for name, kind in schema.items())

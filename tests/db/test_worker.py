@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import HourInputs, HourResult, Metered, Window, close_hours
 from analytics.policy import Policy
 from ingest.store.engine import Database
-from ingest.store.samples import SealedHoursError
+from ingest.store.seal import Sealer, hour_of
+from ingest.store.segments import SegmentError, Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
@@ -346,13 +348,11 @@ def test_late_readings_inside_a_known_silence_bend_every_hour_of_it(fleet: Small
             assert books == independent, hour
 
 
-def test_a_sealed_hour_is_refused_rather_than_closed_without_its_rows(fleet: SmallFleet) -> None:
+def test_a_sealed_hour_without_its_segments_is_refused_rather_than_closed_without_its_rows(
+    fleet: SmallFleet, tmp_path: Path
+) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
-    fleet.rows(
-        "INSERT INTO hour_catalog (site_id, hour_at, state) VALUES (%s, %s, 'sealed') RETURNING 1",
-        fleet.site_id,
-        HOUR_AT,
-    )
+    Sealer(fleet.database, Segments.at(tmp_path)).seal(hour_of(fleet.site_id, HOUR_AT))
     window = Window(HOUR_AT, HOUR_AT + HOUR, LATER)
-    with fleet.database.connect("worker") as connection, pytest.raises(SealedHoursError, match="sealed"):
+    with fleet.database.connect("worker") as connection, pytest.raises(SegmentError, match="sealed"):
         load_batch(fleet.database, connection, fleet.site_id, window, SETTINGS.policy, "USD")

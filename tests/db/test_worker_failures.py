@@ -53,8 +53,15 @@ def _second_site(fleet: SmallFleet) -> SmallFleet:
 
 
 def _sealed(fleet: SmallFleet) -> None:
+    """Say that the hour lies in a segment that is not there."""
     fleet.rows(
         "INSERT INTO hour_catalog (site_id, hour_at, state) VALUES (%s, %s, 'sealed') RETURNING 1",
+        fleet.site_id,
+        HOUR_AT,
+    )
+    fleet.rows(
+        "INSERT INTO hour_segments (site_id, hour_at, stream, generation, path, rows, size_bytes, sha256, feeds) "
+        "VALUES (%s, %s, 'device_samples', 1, 'lost.parquet', 1, 1, '', '{1}') RETURNING 1",
         fleet.site_id,
         HOUR_AT,
     )

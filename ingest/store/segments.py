@@ -1,0 +1,241 @@
+"""Where the files of sealed hours lie: a folder, or a bucket by URL; published so that a file is there whole or not at all.
+
+Whatever is read is checked first: size and SHA-256 as the catalog has them, once per process and file. Buckets are reached
+through obstore (ADR 0014); of these, files in use are kept in a bounded folder beside. It knows no hour and no catalog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_CHUNK_BYTES: Final = 1 << 20
+CACHE_BYTES: Final = 4 << 30
+"""Of files fetched from a bucket: a day of 10,000 GPUs is about 3 GB."""
+
+
+class SegmentError(RuntimeError):
+    """A sealed hour cannot be read: its file is missing or not what was sealed. Says which, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """A file as the catalog knows it; ``path`` is below the root."""
+
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: bytes
+
+
+class Place(Protocol):
+    """Where files lie. A file, once published, never changes."""
+
+    def publish(self, scratch: Path, path: str) -> None:
+        """Make a complete, synced file of ours durable under its path; nobody ever sees half of it."""
+
+    def local(self, file: SegmentFile) -> Path:
+        """Return a local file with the bytes of this one, unchecked; raises FileNotFoundError."""
+
+    def delete(self, path: str) -> None:
+        """Take a file away; one that is not there is no error."""
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Yield path and age in seconds of every file below a folder, unfinished ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of this machine, or one that all workers mount."""
+
+    root: Path
+
+    def publish(self, scratch: Path, path: str) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(target)
+        folder = target.parent
+        while True:  # every folder that may be new
+            _sync_folder(folder)
+            if folder == self.root:
+                return
+            folder = folder.parent
+
+    def local(self, file: SegmentFile) -> Path:
+        return self.root / file.path
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
+        now_s = time.time()
+        for found in sorted((self.root / prefix).rglob("*")):
+            if found.is_file():
+                yield found.relative_to(self.root).as_posix(), now_s - found.stat().st_mtime
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Object storage; ``cache`` is a local folder of files in use."""
+
+    store: ObjectStore
+    cache: Path
+
+    def publish(self, scratch: Path, path: str) -> None:
+        import obstore  # noqa: PLC0415 - who keeps segments in a folder never loads it
+
+        obstore.put(self.store, path, scratch)
+        scratch.unlink()
+
+    def local(self, file: SegmentFile) -> Path:
+        import obstore  # noqa: PLC0415
+
+        kept = self.cache / f"{file.sha256.hex()}.parquet"
+        if kept.exists():
+            os.utime(kept)
+            return kept
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.partial")
+        with partial.open("wb") as target:
+            for chunk in obstore.get(self.store, file.path).stream(_CHUNK_BYTES):
+                target.write(chunk)
+        partial.replace(kept)
+        self._shrink()
+        return kept
+
+    def delete(self, path: str) -> None:
+        import obstore  # noqa: PLC0415
+
+        try:
+            obstore.delete(self.store, path)
+        except FileNotFoundError:
+            return
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
+        import obstore  # noqa: PLC0415
+
+        now_s = time.time()
+        for page in obstore.list(self.store, prefix):
+            for entry in page:
+                yield entry["path"], now_s - entry["last_modified"].timestamp()
+
+    def _shrink(self) -> None:
+        """Let go of the files that were used longest ago. A reader that has one open keeps it until done."""
+        kept = sorted((path.stat().st_atime, path.stat().st_size, path) for path in self.cache.glob("*.parquet"))
+        excess = sum(size for _, size, _ in kept) - CACHE_BYTES
+        for _, size, path in kept[:-1]:
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size
+
+
+class Segments:
+    """Files of sealed hours below one root. For several threads."""
+
+    def __init__(self, place: Place, scratch: Path, shown_as: str) -> None:
+        """``scratch``: a folder for files being made; for :class:`Folder` on the same file system."""
+        self._place = place
+        self._scratch = scratch
+        self.shown_as = shown_as
+        self._checked: set[tuple[str, int, int, bytes]] = set()
+
+    @classmethod
+    def at(cls, where: str | Path, cache: Path | None = None) -> Segments:
+        """Return the segments in a folder, or in a bucket by URL (s3://, gs://, az://); opens nothing.
+
+        Credentials of a bucket come from the environment, as its provider's own tools read them.
+        """
+        text = str(where)
+        if "://" not in text:
+            root = Path(where)
+            return cls(Folder(root), root / ".unfinished", text)
+        from obstore.store import from_url  # noqa: PLC0415
+
+        kept = cache or Path("/var/tmp/wattledger-segments")  # noqa: S108 - only where nobody names another
+        return cls(Bucket(from_url(text), kept), kept / ".unfinished", text)
+
+    def scratch(self, name: str) -> Path:
+        """Return a path for a file to be made; nobody else is given the same."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch / f"{name}.{os.getpid()}.{time.monotonic_ns():x}"
+
+    def publish(self, scratch: Path, path: str) -> None:
+        """Put a synced scratch file in its place for good."""
+        self._place.publish(scratch, path)
+
+    def checked(self, file: SegmentFile) -> Path:
+        """Return a local path of the file's bytes, which are those that were sealed; raises SegmentError.
+
+        Looked at once per process and version of the file: damage that comes later is found by ``segments verify``.
+        """
+        try:
+            path = self._place.local(file)
+            stat = path.stat()
+            known = (file.path, stat.st_size, stat.st_mtime_ns, file.sha256)
+            if known in self._checked:
+                return path
+            fault = None
+            if stat.st_size != file.size_bytes:
+                fault = f"has {stat.st_size} bytes instead of {file.size_bytes}"
+            elif digest(path) != file.sha256:
+                fault = "has another SHA-256 than when it was sealed"
+        except FileNotFoundError:
+            fault = "is missing"
+        if fault:
+            raise SegmentError(
+                f"segment {file.path} in {self.shown_as} {fault}; restore it from a backup, or if its hour is still hot "
+                "make it anew with `wattledger segments rebuild`"
+            )
+        self._checked.add(known)
+        return path
+
+    def forget(self) -> None:
+        """Have every file looked at again."""
+        self._checked.clear()
+
+    def delete(self, path: str) -> None:
+        self._place.delete(path)
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
+        return self._place.listed(prefix)
+
+    def clear_scratch(self, older_than_s: float) -> int:
+        """Delete files somebody began to make and never finished; return how many."""
+        if not self._scratch.is_dir():
+            return 0
+        old = [path for path in self._scratch.iterdir() if time.time() - path.stat().st_mtime > older_than_s]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+
+def digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def sync(path: Path) -> None:
+    """Have the kernel put a file's bytes on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

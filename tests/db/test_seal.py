@@ -1,0 +1,138 @@
+"""Sealing an hour, merging what comes late, and reading each row from the one place where it is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from collector.wire import Stream
+from ingest.store.engine import Database
+from ingest.store.samples import samples
+from ingest.store.seal import HourBusyError, LostRowsError, Sealer, hour_of
+from ingest.store.segments import SegmentError, Segments
+from ingest.store.segments_format import read_meta
+from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+
+pytestmark = pytest.mark.db
+COLUMNS = ("energy_mj", "power_average_mw", "gpu_util_percent", "reading", "temp_c")
+
+
+@pytest.fixture
+def fleet(db: Database) -> SmallFleet:
+    return small_fleet(db)
+
+
+@pytest.fixture
+def segments(tmp_path: Path) -> Segments:
+    return Segments.at(tmp_path / "segments")
+
+
+def read(fleet: SmallFleet, segments: Segments | None, hours: int = 3) -> pl.DataFrame:
+    return samples(fleet.database, HOUR_AT, HOUR_AT + hours * HOUR, COLUMNS, segments=segments).collect()
+
+
+def late(fleet: SmallFleet, seconds: int, energy_mj: int, *, table: str = "late_samples") -> None:
+    with fleet.admin() as connection:
+        connection.execute(
+            f"INSERT INTO {table} (at, device_id, epoch_id, reading, span_us, samples, samples_missed, energy_mj) "
+            "VALUES (%s, %s, %s, 0, 0, 1, 0, %s)",
+            (HOUR_AT + timedelta(seconds=seconds), fleet.device_id, fleet.epoch_id, energy_mj),
+        )
+
+
+def test_a_sealed_hour_reads_as_it_did_from_the_hot_table(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    before = read(fleet, None)
+
+    done = Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT + HOUR))
+
+    assert (done.generation, done.rows) == (1, 360)
+    fleet.rows("DELETE FROM device_samples WHERE at >= %s AND at < %s RETURNING 1", HOUR_AT + HOUR, HOUR_AT + 2 * HOUR)
+    assert_frame_equal(read(fleet, segments), before)
+    with pytest.raises(SegmentError, match="1 hours from 2026-11-01 09:00"):
+        read(fleet, None)
+
+
+def test_a_segment_says_itself_what_is_in_it(fleet: SmallFleet, segments: Segments, tmp_path: Path) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
+
+    (path,) = (tmp_path / "segments").rglob("*.parquet")
+
+    assert path.relative_to(tmp_path / "segments").parts[:3] == ("site=s1", "date=2026-11-01", "hour=08")
+    meta = read_meta(path)
+    assert (meta.site, meta.hour, meta.stream) == ("s1", "2026-11-01T08:00:00+00:00", "device_samples")
+    assert (meta.generation, meta.rows) == (1, 360)
+    assert meta.keys["uuid"] == ["GPU-1"]
+    assert meta.keys["node"] == ["n1"]
+    assert (meta.epochs["boot_id"], meta.epochs["feed"]) == (["b1"], [1])
+
+
+def test_late_rows_are_read_at_once_and_merged_into_the_next_generation(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=30))
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    assert sealer.seal(hour).rows == 181
+    late(fleet, 2_400, 7)
+    late(fleet, 15, 9)
+    before = read(fleet, segments)
+    assert before.height == 183
+
+    merged = sealer.merge(hour)
+
+    assert (merged.generation, merged.rows) == (2, 183)
+    assert fleet.rows("SELECT count(*) FROM late_samples") == [(0,)]
+    assert_frame_equal(read(fleet, segments), before)
+    assert sealer.merge(hour).generation == 2  # nothing is late: nothing changes
+    assert fleet.rows("SELECT generation, retired_at IS NULL FROM hour_segments ORDER BY 1") == [(1, False), (2, True)]
+
+
+def test_an_hour_without_rows_is_sealed_without_files(fleet: SmallFleet, segments: Segments) -> None:
+    done = Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
+    assert (done.generation, done.rows, done.size_bytes) == (1, 0, 0)
+    assert read(fleet, None).is_empty()
+
+
+def test_a_sealed_hour_is_not_sealed_again(fleet: SmallFleet, segments: Segments) -> None:
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    sealer.seal(hour)
+    with pytest.raises(HourBusyError, match="not sealing any more"):
+        sealer.seal(hour)
+
+
+def test_a_writer_in_the_middle_of_a_transaction_holds_the_sealer_up(fleet: SmallFleet, segments: Segments) -> None:
+    hour = hour_of(fleet.site_id, HOUR_AT)
+    with fleet.database.connect("writer") as writer:
+        writer.execute("SELECT pg_advisory_xact_lock_shared(%s)", [hour.lock_key])
+        with pytest.raises(HourBusyError, match="being written to"):
+            Sealer(fleet.database, segments).seal(hour)
+    assert fleet.rows("SELECT count(*) FROM hour_catalog") == [(0,)]
+
+
+def test_a_damaged_and_a_missing_segment_are_named_and_made_anew_while_hot(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    sealer.seal(hour)
+    before = read(fleet, segments)
+    (path,) = (tmp_path / "segments").rglob("*.parquet")
+    healthy = path.read_bytes()
+    path.write_bytes(healthy[:200] + bytes([healthy[200] ^ 1]) + healthy[201:])
+    with pytest.raises(SegmentError, match=rf"{path.name}.* another SHA-256"):
+        read(fleet, segments)
+    path.unlink()
+    with pytest.raises(SegmentError, match=rf"{path.name}.* is missing"):
+        read(fleet, segments)
+
+    rebuilt = sealer.rebuild(hour, [Stream.DEVICE])
+
+    assert (rebuilt.generation, rebuilt.rows) == (2, 360)
+    assert_frame_equal(read(fleet, segments), before)
+    fleet.rows("DELETE FROM device_samples WHERE at = %s RETURNING 1", HOUR_AT)
+    with pytest.raises(LostRowsError, match="359 of the 360 rows"):
+        sealer.rebuild(hour, [Stream.DEVICE])
+    assert_frame_equal(read(fleet, segments), before)
