@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from collector.wire import Origin
 from ingest.store import identities
 from ingest.store.identities import NodeKey
 from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, make_partitions, mark_changed
+from ingest.store.job_runs import MAKING, SAME_START_US
 from ingest.store.pools import make_pool_devices
 
 IMPORT_EVIDENCE: Final = ("import", "sacct")
@@ -101,6 +103,7 @@ class Jobs:
             "WHERE j.line = n.line AND n.place > 1 RETURNING j.line, j.native_id"
         ).all()
         tenant_id = identities.tenant_ids(conn, [tenant])[tenant] if tenant else None
+        self._take_starts()
         inserted, updated = self._upsert(source, tenant_id)
         staged, first_us, last_us = conn.exec_driver_sql(
             "SELECT count(*), min(started_us), max(coalesce(ended_us, started_us)) FROM import_jobs"
@@ -117,12 +120,31 @@ class Jobs:
             last_us,
         )
 
+    def _take_starts(self) -> None:
+        """Give runs that agents dated a few seconds otherwise the start that the file says: it is the scheduler's own."""
+        self._conn.exec_driver_sql(MAKING)
+        started_at = at_sql("s.started_us")
+        self._conn.execute(
+            sa.text(
+                f"UPDATE jobs SET started_at = near.started_at FROM (SELECT DISTINCT ON (s.line) j.id, {started_at} AS started_at "
+                f"FROM import_jobs AS s JOIN jobs AS j ON j.cluster = s.cluster AND j.native_id = s.native_id "
+                "WHERE j.site_id = :site_id AND j.source = 'agent' "
+                f"AND j.started_at BETWEEN {started_at} - :apart AND {started_at} + :apart AND j.started_at <> {started_at} "
+                "AND NOT EXISTS (SELECT FROM jobs AS other WHERE other.cluster = s.cluster AND other.native_id = s.native_id "
+                f"AND other.started_at = {started_at}) ORDER BY s.line, abs(extract(epoch FROM j.started_at - {started_at})), j.id"
+                ") AS near WHERE near.id = jobs.id"
+            ),
+            {"site_id": self._site_id, "apart": timedelta(microseconds=SAME_START_US)},
+        )
+
     def _upsert(self, source: str, tenant_id: int | None) -> tuple[int, int]:
         texts = ", ".join(_TEXTS)
         newer = ["ended_at", "submitted_at", "eligible_at", "reason", *_TEXTS, "accelerators", "tenant_id"]
         kept = ", ".join(f"{column} = coalesce(excluded.{column}, jobs.{column})" for column in newer)
         # Unknown says nothing against what is known.
         state = "state = CASE excluded.state WHEN 'unknown' THEN jobs.state ELSE excluded.state END"
+        # From now on the scheduler's word is what its end and state go by, not the last thing an agent saw it hold.
+        whose = "source = CASE jobs.source WHEN 'agent' THEN excluded.source ELSE jobs.source END"
         differs = " OR ".join(f"coalesce(excluded.{c}, jobs.{c}) IS DISTINCT FROM jobs.{c}" for c in newer)
         result = self._conn.execute(
             sa.text(
@@ -132,7 +154,8 @@ class Jobs:
                 f"{at_sql('eligible_us')}, {at_sql('ended_us')}, state, reason, {texts}, coalesce(workload_kind, 'unknown'), "
                 "CASE WHEN workload_kind IS NOT NULL THEN :source END, accelerators, :tenant_id, :origin, :source "
                 "FROM import_jobs ON CONFLICT (cluster, native_id, started_at) DO UPDATE SET "
-                f"{kept}, {state} WHERE {differs} OR (excluded.state <> 'unknown' AND excluded.state <> jobs.state) "
+                f"{kept}, {state}, {whose} WHERE {differs} OR (excluded.state <> 'unknown' AND excluded.state <> jobs.state) "
+                "OR jobs.source = 'agent' "
                 "RETURNING (xmax = 0) AS fresh) SELECT count(*) FILTER (WHERE fresh), count(*) FILTER (WHERE NOT fresh) "
                 "FROM written"
             ),

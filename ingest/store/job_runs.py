@@ -8,7 +8,7 @@ site has: a site's token may not touch it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -32,6 +32,9 @@ CROSS JOIN LATERAL (
     ORDER BY abs(extract(epoch FROM jobs.started_at - given.started_at)), jobs.id LIMIT 1
 ) AS near
 """
+
+MAKING: Final = "SELECT pg_advisory_xact_lock(hashtextextended('wattledger.jobs', 0))"
+"""Whoever makes a run's row first asks for it: two that make one run a second apart would not meet at the unique key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,7 @@ def resolve(conn: psycopg.Connection[Any], site_id: int, runs: Mapping[RunKey, t
     found = _find(conn, runs)
     missing = [run for run in runs if run not in found]
     if missing:
-        # One maker at a time: two that make one run a second apart would not meet at the unique key.
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.jobs', 0))")
+        conn.execute(MAKING)
         found |= _find(conn, missing)
         made: list[RunKey] = []
         for run in sorted((run for run in missing if run not in found), key=_order):
@@ -71,6 +73,35 @@ def resolve(conn: psycopg.Connection[Any], site_id: int, runs: Mapping[RunKey, t
         found |= _find(conn, missing)
     _lock(conn, [known.id for known in found.values() if known.site_id == site_id])
     return found
+
+
+def known_starts(conn: psycopg.Connection[Any], runs: Iterable[tuple[int, RunKey]]) -> dict[tuple[int, RunKey], int]:
+    """Return, for runs by site, the start of the row each is known by; of those that nobody knows the first of each decides.
+
+    For agents' events, which make rows themselves: whoever makes one holds a lock until he commits, so that two sources that
+    date one start differently do not both make it. A run that another site has is not looked at: it stays as it was told.
+    """
+    wanted = {run: site_id for site_id, run in runs}
+    found = _of_sites(_find(conn, wanted), wanted)
+    missing = sorted((run for run in wanted if run not in found), key=_order)
+    starts = {(wanted[run], run): known.started_at_us for run, known in found.items()}
+    if not missing:
+        return starts
+    conn.execute(MAKING)
+    found = _of_sites(_find(conn, missing), wanted)
+    first: RunKey | None = None
+    for run in missing:
+        if run in found:
+            starts[wanted[run], run] = found[run].started_at_us
+            continue
+        if first is None or wanted[first] != wanted[run] or not _is_same(first, run):
+            first = run
+        starts[wanted[run], run] = first.started_at_us
+    return starts
+
+
+def _of_sites(found: Mapping[RunKey, Known], sites: Mapping[RunKey, int]) -> dict[RunKey, Known]:
+    return {run: known for run, known in found.items() if known.site_id == sites[run]}
 
 
 def _order(run: RunKey) -> tuple[str, str, int]:
