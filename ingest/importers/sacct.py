@@ -118,7 +118,7 @@ def parse_sacct(chunk: Chunk, report: ImportReport, cluster: str | None, now: da
         try:
             if not _JOB_ID.fullmatch(job_id):
                 raise RowError("not a job id", repr(job_id))  # noqa: TRY301 - one place logs all of a row's faults
-            yield _job(line, row, cluster, now)
+            yield job_of(line, row, cluster, now)
         except RowError as error:
             report.rejections.reject(line, error.reason, f"{job_id} {error.detail}".strip())
 
@@ -140,7 +140,8 @@ def gpus(alloc_tres: str | None) -> tuple[int, str | None]:
     return total or typed, models[0] if len(models) == 1 else None
 
 
-def _job(line: int, row: Mapping[str, Any], cluster: str | None, now: datetime) -> JobRow:
+def job_of(line: int, row: Mapping[str, Any], cluster: str | None, now: datetime) -> JobRow:
+    """Return the job of one row, keyed by the names of FIELDS, instants in microseconds; raises RowError and OptionError."""
     word = re.split(r"[\s+]", row["state"] or "", maxsplit=1)[0].upper()
     state = _STATES.get(word, "unknown")
     if word == "PENDING":

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from collector.wire import cleaned
+
 VERSION: Final = 1
 PATH: Final = "/v1/jobs/events"
 MAX_EVENTS: Final = 5_000
@@ -38,6 +40,10 @@ def _printable(text: str) -> str:
     return text
 
 
+def _cleaned(value: object) -> object:
+    return cleaned(value) if isinstance(value, str) else value
+
+
 def _rfc3339(value: object) -> object:
     # A bare number would be guessed to be seconds or milliseconds.
     if not isinstance(value, str) or value[4:5] != "-":
@@ -52,7 +58,8 @@ def _plausible(at: datetime) -> datetime:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)]
-Words = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_printable)]
+Words = Annotated[str, BeforeValidator(_cleaned), Field(min_length=1)]
+"""What a user chose, a job's name: cleaned and cut, never refused, or a job could be hidden by its name."""
 Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_plausible)]
 Count = Annotated[int, Field(ge=1, le=MAX_ACCELERATORS, strict=True)]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[^=,\s]+$")]

@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, str]] = {
     "lineage": "wattledger.cli.lineage:lineage",
     "token": "wattledger.cli.token:token",
     "fleet": "wattledger.cli.fleet:fleet",
+    "watch": "wattledger.cli.watch:watch",
     "deadletter": "wattledger.cli.deadletter:deadletter",
 }
 EXIT_NO: Final = 1
@@ -84,6 +85,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "findings": "throttling and idle waste with their price",
     "lineage": "what an answer came from: serving, fine-tune, dataset, with cost and energy",
     "token": "create, list and revoke access tokens",
+    "watch": "tell ingest what Slurm or Kubernetes knows of jobs and the queue",
     "fleet": "which agents report, are late or silent; signed orders to them",
     "deadletter": "list, show, replay and drop bodies that could not be taken",
 }

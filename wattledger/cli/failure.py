@@ -30,6 +30,7 @@ SPEAKING: Final = frozenset(
         # settings, files and what was asked for
         "ingest.settings.SettingsError",
         "ingest.importers.errors.ImportFileError",
+        "ingest.pollers.errors.WatchError",
         "ingest.store.tenancy.TenantPathError",
         "analytics.io.bindings.BindingsError",
         "analytics.io.budget_policy.PolicyError",
