@@ -34,7 +34,7 @@ WRITER = {
 WORKER = {
     "r": "agent_health alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours "
     "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
-    "fabric_ports fabric_samples facility_factors fx_rates hold_events imports intensity job_reports "
+    "fabric_ports fabric_samples facility_factors fx_rates hold_events imported_charges imports invoice_totals intensity job_reports "
     "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
     "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
@@ -47,7 +47,7 @@ WORKER = {
 }
 API = {
     "r": "actions alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
-    "devices facility_factors findings intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
+    "devices facility_factors findings imported_charges intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
     "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenants usage_hours",
 }
 LETTER = {"SELECT": "r", "INSERT": "w", "UPDATE": "u", "DELETE": "d"}

@@ -3,6 +3,7 @@
 from ingest.store.tables import (
     books,
     call_reports,
+    charges,
     control,
     lineage,
     queue,
@@ -17,6 +18,7 @@ from ingest.store.tables.metadata import metadata
 __all__ = [
     "books",
     "call_reports",
+    "charges",
     "control",
     "lineage",
     "metadata",
