@@ -1,6 +1,6 @@
 """The ingest application: routes, and what runs behind them. Built by :func:`create_app`, nothing happens at import.
 
-`/v1/samples` takes the native wire, `/v1/traces` OTLP; `/healthz` says that the process lives, `/readyz` that it can keep
+`/v1/samples` takes the native wire, `/v1/traces` OTLP, `/v1/logs` declines it; `/healthz` says that the process lives, `/readyz` that it can keep
 data, `/metrics` how it fares. The read API is mounted into the same application by the command line, not here.
 """
 
@@ -19,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from collector.wire import COMMANDS_PATH
 from ingest.body_limit import BodyLimit
-from ingest.endpoints import fleet, lineage, outcomes, samples, traces, work
+from ingest.endpoints import fleet, lineage, logs, metrics, outcomes, remote_write, samples, traces, work
 from ingest.http import Endpoint
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
 from ingest.runtime import Runtime
 from ingest.settings import Settings
 
-_MODULES: Final = (samples, traces, work, fleet, lineage, outcomes)
+_MODULES: Final = (samples, remote_write, traces, logs, metrics, work, fleet, lineage, outcomes)
 """Each names what may be posted in its ``ENDPOINTS``."""
 
 
@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.ingest = runtime
     answered = runtime.metrics.answered
     app.direct = {
-        post.path: Endpoint(post.name, partial(post.handle, runtime), post.max_body_bytes, answered)
+        post.path: Endpoint(post.name, partial(post.handle, runtime), post.max_body_bytes, answered, post.failure)
         for module in _MODULES
         for post in module.ENDPOINTS
     }
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         return JSONResponse(body, 503 if faults else 200)
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics(_: StarletteRequest) -> PlainTextResponse:
+    async def own_metrics(_: StarletteRequest) -> PlainTextResponse:
         return PlainTextResponse(await runtime.in_thread(runtime.metrics.exposition), media_type=METRICS_TYPE)
 
     return app

@@ -1,7 +1,8 @@
 """Ingest's own metrics: OpenTelemetry instruments, and their exposition in Prometheus text.
 
 The exposition is ours because the official one is not among the packages we may rely on; it covers sums, gauges and
-histograms, which is all there is here. Labels are closed sets: no node, token or job name becomes a label.
+histograms, which is all there is here. Labels are closed sets: no node, token or job name becomes a label. Only names of
+series that have no place here do, a thousand of them at most.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
+
+from ingest.series.counts import SeriesCounts
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -34,6 +37,17 @@ class IngestMetrics:
             "wattledger_ingest_bodies_total",
             [lambda _: self._bodies()],
             description="Bodies answered, by endpoint and outcome",
+        )
+        self.series = SeriesCounts()
+        meter.create_observable_counter(
+            "wattledger_ingest_series_samples_total",
+            [lambda _: self._outcomes()],
+            description="Samples of named series (remote write, OTLP metrics) by what became of them",
+        )
+        meter.create_observable_counter(
+            "wattledger_ingest_series_not_stored_total",
+            [lambda _: self._names()],
+            description="Samples of series that have no place here, by name; of too many names, of the rest together",
         )
         self.rows = meter.create_counter("wattledger_ingest_rows_total", description="Rows by what became of them")
         self.refused = meter.create_counter(
@@ -66,6 +80,18 @@ class IngestMetrics:
         return [
             Observation(count, {"endpoint": endpoint, "outcome": outcome})
             for (endpoint, outcome), count in sorted(self.answered.items())
+        ]
+
+    def _outcomes(self) -> list[Observation]:
+        return [
+            Observation(count, {"protocol": protocol, "outcome": outcome})
+            for (protocol, outcome), count in sorted(self.series.outcomes.copy().items())
+        ]
+
+    def _names(self) -> list[Observation]:
+        return [
+            Observation(count, {"series": name, "reason": reason})
+            for (name, reason), count in sorted(self.series.names.copy().items())
         ]
 
     def close(self) -> None:

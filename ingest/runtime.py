@@ -24,6 +24,7 @@ from ingest.auth import Authenticator, Principal
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.metrics import IngestMetrics
 from ingest.receivers.native import Body, Reader
+from ingest.series.intake import Intake
 from ingest.settings import Settings
 from ingest.store import dead_letters, partitions
 from ingest.store.dead_letters import DeadLetter
@@ -31,6 +32,7 @@ from ingest.store.group import GroupWriter, Outcome, Result
 from ingest.store.prepare import Submission
 from ingest.store.registry import Registry
 from ingest.store.writer import Writer
+from ingest.trace_writer import TraceWriter
 
 _LOG = logging.getLogger(__name__)
 _LARGE_BODY_BYTES: Final = 128 * 1024
@@ -58,7 +60,9 @@ class Runtime:
             for _ in range(settings.writers)
         ]
         self.writer = Writer(sinks, settings.limits, self._settled)
+        self.traces = TraceWriter(settings.database, self.registry)
         self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
+        self.series = Intake(settings.series_node_labels)
         self._probe = sinks[0]
         self._reader = Reader()
         self._local = threading.local()
@@ -88,6 +92,7 @@ class Runtime:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self.in_thread(self.writer.stop)
+        await self.in_thread(self.traces.close)
         self._threads.shutdown(wait=True)
         self.engine.dispose()
         self._registry_engine.dispose()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Final
 
+from ingest.series.places import NODE_LABELS
 from ingest.store.engine import Database
 from ingest.store.writer import Limits
 
@@ -33,6 +34,8 @@ class Settings:
     queue_mib: int = field(default=128, metadata={"bounds": (1, 65_536)})
     """Decoded bytes that may wait to be written, in MiB; beyond it senders are told to come again."""
     hot_retention_h: int = field(default=48, metadata={"bounds": (1, 24 * 400)})
+    node_labels: str = field(default=",".join(NODE_LABELS), metadata={"text": True})
+    """Which label of a series names its node, for remote write and OTLP metrics: the first of these that is there."""
     token_cache_s: int = field(default=15, metadata={"bounds": (0, 300)})
     """How long a verified token is believed without asking again, in seconds: a revoked one works that much longer."""
 
@@ -44,6 +47,10 @@ class Settings:
                 value = getattr(self, entry.name)
                 if not low <= value <= high:
                     faults.append(f"{PREFIX}{entry.name.upper()}: must be {low} to {high}, got {value}")
+        if not all(self.series_node_labels):
+            faults.append(
+                f"{PREFIX}NODE_LABELS: must be names of labels with commas between, got {self.node_labels!r:.80}"
+            )
         if faults:
             raise SettingsError("ingest cannot start: " + "; ".join(faults))
 
@@ -52,7 +59,7 @@ class Settings:
         """Return the settings of an environment; raises SettingsError naming everything wrong with it."""
         numbers: dict[str, Callable[[str], Any]] = {
             entry.name: int for entry in fields(cls) if "bounds" in entry.metadata
-        }
+        } | {entry.name: str for entry in fields(cls) if "text" in entry.metadata}
         values: dict[str, Any] = {}
         faults: list[str] = []
         for variable in sorted(env):
@@ -75,6 +82,10 @@ class Settings:
         if faults:
             raise SettingsError("ingest cannot start: " + "; ".join(faults))
         return settings
+
+    @property
+    def series_node_labels(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.node_labels.split(","))
 
     @property
     def limits(self) -> Limits:

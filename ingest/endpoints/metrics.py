@@ -1,0 +1,64 @@
+"""OTLP metrics: what has a place is committed before the answer, which says how many points were refused and why.
+
+A point whose name means nothing here is not refused: it is counted by name. The sender has done nothing wrong, and a
+collector would report each export as partly failed for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Final
+
+import orjson
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from ingest.endpoints import series
+from ingest.endpoints.post import Post
+from ingest.http import Answer, Request, decoded
+from ingest.receivers import otlp, otlp_metrics
+from ingest.runtime import Runtime
+from ingest.series.intake import Taken
+
+
+async def take_metrics(runtime: Runtime, request: Request) -> Answer:
+    """Take one OTLP metrics export; raises IngestError."""
+    principal = await series.sender(runtime, request)
+    media = otlp.media_type(request.text(b"content-type"))
+    encoding = request.text(b"content-encoding")
+    cadence_us = series.cadence_us(request)
+    read = partial(_read, runtime, request.body, encoding, media, principal.site_id, principal.node, cadence_us)
+    taken = await runtime.in_thread(read)
+    refused = await series.keep(runtime, principal, "otlp", taken)
+    for reason in ("delta", "bad_labels"):
+        refused[reason] += sum(count for (_, why), count in taken.tally.by_name.items() if why == reason)
+    refused = +refused
+    return Answer(200, _response(media, refused.total(), series.told(refused)), media)
+
+
+def _read(
+    runtime: Runtime,
+    body: bytes,
+    encoding: str | None,
+    media: str,
+    site_id: int,
+    own_node: str | None,
+    cadence_us: int | None,
+) -> Taken:
+    data = decoded(body, encoding, otlp_metrics.MAX_DECODED_BYTES)
+    now_us = time.time_ns() // 1_000
+    return runtime.series.otlp(data, site_id, own_node, now_us, cadence_us, is_json=media == otlp.JSON)
+
+
+def _response(media: str, rejected: int, message: str) -> bytes:
+    if media == otlp.JSON:
+        partial = {"rejectedDataPoints": str(rejected), "errorMessage": message}
+        return orjson.dumps({"partialSuccess": partial} if rejected else {})
+    answer = ExportMetricsServiceResponse()
+    if rejected:
+        answer.partial_success.rejected_data_points = rejected
+        answer.partial_success.error_message = message
+    return answer.SerializeToString()
+
+
+ENDPOINTS: Final = (Post("metrics", otlp_metrics.PATH, take_metrics, otlp_metrics.MAX_BODY_BYTES),)

@@ -1,0 +1,73 @@
+"""What the endpoints of named series share: who sends, how often, and the bodies committed before the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+from ingest.auth import Principal
+from ingest.errors import BadBodyError, IngestError, UnavailableError
+from ingest.http import Request
+from ingest.runtime import Runtime
+from ingest.series.intake import Taken
+from ingest.store.group import Outcome
+from ingest.store.prepare import Submission
+from ingest.store.tokens import Scope
+
+CADENCE_HEADER: Final = b"wattledger-cadence-seconds"
+"""A sender may say its spacing; else it is learned from the samples."""
+_LONGEST_CADENCE_S: Final = 86_400
+REFUSED_OUTCOMES: Final = ("no_node", "too_many_new", "too_many_devices")
+"""Outcomes of samples that a sender should hear of: something on its side has to change."""
+
+
+async def sender(runtime: Runtime, request: Request) -> Principal:
+    """Return who sends; raises IngestError unless its token may write."""
+    principal = await runtime.principal(request.headers.get(b"authorization"))
+    principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
+    return principal
+
+
+def cadence_us(request: Request) -> int | None:
+    """Return the spacing the sender states; raises BadBodyError for what is none."""
+    text = request.text(CADENCE_HEADER)
+    if text is None:
+        return None
+    if not (text.isdecimal() and text.isascii() and len(text) < 6 and 0 < int(text) <= _LONGEST_CADENCE_S):
+        raise BadBodyError(
+            "malformed", f"Wattledger-Cadence-Seconds must be 1 to {_LONGEST_CADENCE_S}, got {text!r:.40}"
+        )
+    return int(text) * 1_000_000
+
+
+async def keep(runtime: Runtime, principal: Principal, protocol: str, taken: Taken) -> Counter[str]:
+    """Commit a request's bodies; return what of it was refused, by reason. Raises IngestError where it must be sent again.
+
+    Of a request that is sent again after a part of it was kept that part is kept twice, and read once.
+    """
+    for body in taken.bodies:
+        principal.require_node(body.meta.node)
+    runtime.metrics.series.add(protocol, taken)
+    results = await asyncio.gather(
+        *(runtime.keep(Submission(principal.site_id, body, numbered=False)) for body in taken.bodies),
+        return_exceptions=True,
+    )
+    refused = Counter(taken.invalid)
+    refused += Counter({reason: taken.tally.samples[reason] for reason in REFUSED_OUTCOMES})
+    for result in results:
+        if isinstance(result, Outcome):
+            for refusal in result.refusals:
+                refused[refusal.reason] += refusal.rows
+        elif isinstance(result, UnavailableError):
+            raise result
+        elif isinstance(result, IngestError):
+            refused[result.reason] += 1
+        else:
+            raise result
+    return refused
+
+
+def told(refused: Counter[str]) -> str:
+    """Spell what was refused for a person."""
+    return "; ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))

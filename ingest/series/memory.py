@@ -1,0 +1,157 @@
+"""What is remembered of the nodes that series speak of, between requests: their devices, cadence, and counters to compare with.
+
+All of it can be learned again, and a second server learns it for itself: nothing here decides what a row is worth, but for
+the two columns of a host that no single series holds (:mod:`ingest.series.host`). Bounded; the longest silent go first.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from collector.wire import MAX_DEVICES_PER_BATCH, DeviceRef, Origin, Stream
+
+MAX_NODES: Final = 20_000
+MAX_SUBJECTS: Final = 8_192
+"""Rows-to-be of one node that are told apart; a node exporter has some hundred."""
+MAX_ITEMS: Final = 1_000_000
+MAX_NEW_AN_HOUR: Final = 200_000
+"""Things not heard of before, by this process: a fleet of 10,000 GPUs has half as many devices, ports and meters."""
+DEFAULT_CADENCE_US: Final = 15_000_000
+"""Until a node's spacing is known: that of Prometheus' own example, and of most."""
+_STEPS_S: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900)
+_CONFIRMATIONS: Final = 3
+_FORGOTTEN_AFTER_US: Final = 600_000_000
+"""A device is named in its node's bodies this long after it was told last: what is named counts as seen there."""
+_HOUR_US: Final = 3_600_000_000
+_SPOOLS: Final = uuid.UUID("6d0f7a3e-2c3b-5e0e-9a55-7d0c6b6f1f11")
+
+
+@dataclass(slots=True)
+class Cadence:
+    """The spacing of a node's samples, as one of the usual steps: it changes only once three in a row say so.
+
+    The pieces of one instant must agree on it, wherever they are read.
+    """
+
+    us: int = DEFAULT_CADENCE_US
+    _last_us: int = 0
+    _candidate_us: int = 0
+    _seen: int = 0
+
+    def saw(self, at_us: int) -> None:
+        """Take in an instant; those that are not later than the last say nothing."""
+        if at_us <= self._last_us:
+            return
+        delta_s, self._last_us = (at_us - self._last_us) / 1e6, at_us
+        step_us = min(_STEPS_S, key=lambda step_s: abs(step_s - delta_s)) * 1_000_000
+        if step_us == self.us:
+            self._seen = 0
+        elif step_us != self._candidate_us:
+            self._candidate_us, self._seen = step_us, 1
+        else:
+            self._seen += 1
+            if self._seen >= _CONFIRMATIONS:
+                self.us, self._seen = step_us, 0
+
+
+@dataclass(slots=True)
+class Known:
+    """One node as its series tell of it."""
+
+    spool: str
+    """Names its bodies in the registry's memory; their rows are not counted by it."""
+    cadence: Cadence = field(default_factory=Cadence)
+    latest_us: dict[tuple[Stream, tuple[str, ...]], int] = field(default_factory=dict)
+    """The last instant of each row-to-be."""
+    devices: tuple[DeviceRef, ...] = ()
+    positions: dict[str, int] = field(default_factory=dict)
+    told_us: dict[str, int] = field(default_factory=dict)
+    memory_total_bytes: float | None = None
+    processors: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By processor, when its idle time was told last and what it was, in seconds."""
+    counts_ns: bool = False
+    """Whether its exporter's ``*_VIOLATION`` counters were seen to count nanoseconds."""
+    violations: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+
+    def name(self, devices: Sequence[DeviceRef], now_us: int) -> bool:
+        """Have these devices in the node's table, boards before instances; False where there are too many.
+
+        The table stays the same object while the devices do, which is what the registry recognises.
+        """
+        for device in devices:
+            self.told_us[device.uuid] = now_us
+        new = [device for device in devices if device.uuid not in self.positions]
+        if not new:
+            return True
+        kept = [ref for ref in self.devices if self.told_us[ref.uuid] >= now_us - _FORGOTTEN_AFTER_US]
+        if len(kept) + len(new) > MAX_DEVICES_PER_BATCH:
+            self.told_us = {ref.uuid: self.told_us[ref.uuid] for ref in self.devices}
+            return False
+        self.devices = (*kept, *new)
+        self.positions = {ref.uuid: position for position, ref in enumerate(self.devices)}
+        self.told_us = {ref.uuid: self.told_us[ref.uuid] for ref in self.devices}
+        return True
+
+    def is_late(self, stream: Stream, subject: tuple[str, ...], at_us: int) -> bool:
+        """Whether a later row of the same thing was told before; takes the instant in."""
+        latest_us = self.latest_us.get((stream, subject), 0)
+        if at_us >= latest_us:
+            self.latest_us[stream, subject] = at_us
+        return at_us < latest_us
+
+    @property
+    def size(self) -> int:
+        """Return how many things are remembered."""
+        return len(self.latest_us) + len(self.devices) + len(self.processors) + len(self.violations)
+
+
+class Memory:
+    """Nodes by site, name and origin; and how many things not heard of before may still be named this hour."""
+
+    def __init__(
+        self, *, max_nodes: int = MAX_NODES, max_items: int = MAX_ITEMS, max_new_an_hour: int = MAX_NEW_AN_HOUR
+    ) -> None:
+        self._max_nodes, self._max_items, self._max_new = max_nodes, max_items, max_new_an_hour
+        self._nodes: OrderedDict[tuple[int, str, Origin], Known] = OrderedDict()
+        self._sizes: dict[tuple[int, str, Origin], int] = {}
+        self._items = 0
+        self._hour, self._new = 0, 0
+
+    def of(self, site_id: int, node: str, origin: Origin) -> Known:
+        """Return what is known of a node."""
+        key = (site_id, node, origin)
+        known = self._nodes.get(key)
+        if known is None:
+            spool = str(uuid.uuid5(_SPOOLS, f"{site_id}/{int(origin)}/{node}"))
+            known = self._nodes[key] = Known(spool)
+        self._nodes.move_to_end(key)
+        # As it was when it was last left: what this request adds counts when the node is asked for again.
+        self._items += known.size - self._sizes.get(key, 0)
+        self._sizes[key] = known.size
+        while len(self._nodes) > 1 and (len(self._nodes) > self._max_nodes or self._items > self._max_items):
+            dropped, _ = self._nodes.popitem(last=False)
+            self._items -= self._sizes.pop(dropped)
+        return known
+
+    def admits(self, known: Known, stream: Stream, subject: tuple[str, ...], now_us: int) -> bool:
+        """Whether a thing may be spoken of: one heard of before, or one of the new ones that an hour has room for.
+
+        Each is a row of the database for good, so a label that changes with every sample must not make them without end.
+        """
+        if (stream, subject) in known.latest_us:
+            return True
+        hour = now_us // _HOUR_US
+        if hour != self._hour:
+            self._hour, self._new = hour, 0
+        if self._new >= self._max_new or known.size >= MAX_SUBJECTS:
+            return False
+        self._new += 1
+        known.latest_us[stream, subject] = 0
+        return True
+
+    def __len__(self) -> int:
+        return len(self._nodes)

@@ -1,0 +1,202 @@
+"""Where a series goes, by its name and labels: node, row and column; or why it goes nowhere. Pure; nothing is remembered here.
+
+Labels are what a sender chose to write, so each is checked before it names anything of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from collector.wire import MAX_META_CHARACTERS, DeviceRef, Origin, Stream, cleaned
+from ingest.series.names import COUNTED_ELSEWHERE, DCGM, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
+
+NODE_LABELS: Final = (
+    "Hostname",
+    "hostname",
+    "host.name",
+    "k8s.node.name",
+    "node",
+    "nodename",
+    "kubernetes_node",
+    "exported_node",
+    "instance",
+    "service.instance.id",
+)
+"""Which label names the node: the first that is there. Of ``instance`` the port is left out."""
+_WITH_PORT: Final = "instance"
+_PROFILE: Final = re.compile(r"(?:\d+c\.)?(\d+)g\.\d+gb(?:\+.*)?")
+_SLICES: Final = 7
+_SLICES_A30: Final = 4
+_MOST_INSTANCES_DIGITS: Final = 3
+_ORIGINS: Final = {"simulated": Origin.SIMULATED, "replayed": Origin.REPLAYED, "imported": Origin.IMPORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One column of one row-to-be. ``node`` is None where no label names it: then the sender's token has to."""
+
+    stream: Stream
+    node: str | None
+    subject: tuple[str, ...]
+    """Device UUID; meter; port; engine and model; and for the idle time of a processor the processor."""
+    column: str
+    unit: Unit
+    device: DeviceRef | None = None
+    board: DeviceRef | None = None
+    """Of a MIG instance."""
+    origin: Origin = Origin.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A series that is counted under its name and not stored."""
+
+    name: str
+    reason: str
+    """``unmapped``; ``client_histogram`` for what comes as spans too; ``bad_labels`` where a needed label is missing or odd."""
+
+
+def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NODE_LABELS) -> Place | Skip:
+    """Return where a series goes. ``labels`` are without its name."""
+    if not is_known(name):
+        return Skip(name, reason_of(name))
+    node = _node(labels, node_labels)
+    origin = _ORIGINS.get(labels.get("wattledger.origin", labels.get("wattledger_origin", "")), Origin.LIVE)
+    if name in DCGM:
+        return _of_device(name, DCGM[name], labels, node, origin)
+    if name in ENGINES:
+        return _of_engine(name, ENGINES[name], labels, node, origin)
+    if name in NODES:
+        return _of_node(name, NODES[name], labels, node, origin)
+    return _of_hardware(name, labels, node, origin)
+
+
+def reason_of(name: str) -> str:
+    """Return why a name that is not known has no place."""
+    return "client_histogram" if name.startswith(COUNTED_ELSEWHERE) else "unmapped"
+
+
+def is_known(name: str) -> bool:
+    """Whether a name can have a place at all."""
+    return name in KNOWN or name in HARDWARE
+
+
+def _node(labels: Mapping[str, str], names: Sequence[str]) -> str | None:
+    for label in names:
+        value = _label(labels, label)
+        if value is not None:
+            return _without_port(value) if label == _WITH_PORT else value
+    return None
+
+
+def _without_port(instance: str) -> str:
+    host, colon, port = instance.rpartition(":")
+    return host.strip("[]") if colon and port.isdecimal() and host else instance
+
+
+def _label(labels: Mapping[str, str], *names: str) -> str | None:
+    for name in names:
+        value = labels.get(name)
+        if value and len(value) <= MAX_META_CHARACTERS and value.isprintable():
+            return value
+    return None
+
+
+def _of_device(
+    name: str, meaning: Meaning, labels: Mapping[str, str], node: str | None, origin: Origin
+) -> Place | Skip:
+    uuid = _label(labels, "UUID", "gpu_uuid", "uuid")
+    if uuid is None:
+        return Skip(name, "bad_labels")
+    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or "unknown"
+    board = DeviceRef(uuid, model, pci_bus_id=_label(labels, "pci_bus_id"))
+    number = labels.get("GPU_I_ID", "")
+    if meaning.board or not (number.isdecimal() and number.isascii() and len(number) <= _MOST_INSTANCES_DIGITS):
+        return Place(Stream.DEVICE, node, (uuid,), meaning.column, meaning.unit, board, origin=origin)
+    instance = _instance(board, int(number), _label(labels, "GPU_I_PROFILE"))
+    return Place(Stream.DEVICE, node, (instance.uuid,), meaning.column, meaning.unit, instance, board, origin)
+
+
+def _instance(board: DeviceRef, number: int, profile: str | None) -> DeviceRef:
+    """Name a MIG instance as drivers before 470 did: DCGM tells its board and number only."""
+    match = _PROFILE.fullmatch(profile or "")
+    slices = _SLICES_A30 if "A30" in board.model else _SLICES
+    share = min(1.0, int(match[1]) / slices) if match is not None and int(match[1]) > 0 else 1.0 / slices
+    return DeviceRef(
+        f"MIG-{board.uuid}/{number}/0"[:MAX_META_CHARACTERS],
+        board.model,
+        kind="mig",
+        parent_uuid=board.uuid,
+        mig_profile=profile,
+        slice_ratio=share,
+        pci_bus_id=board.pci_bus_id,
+    )
+
+
+def _of_engine(
+    name: str, meaning: Meaning, labels: Mapping[str, str], node: str | None, origin: Origin
+) -> Place | Skip:
+    instance = _label(labels, "instance", "service.instance.id", "exported_instance")
+    if instance is None or any(labels.get(rank, "0") != "0" for rank in ("tp_rank", "pp_rank")):
+        return Skip(name, "bad_labels" if instance is None else "other_rank")
+    # Each engine of a process counts its own: engine 0, which most have alone, goes by the address.
+    number = _label(labels, "engine", "engine_index") or "0"
+    engine = instance if number == "0" else f"{instance}/{number}"
+    model = _label(labels, "model_name", "gen_ai.request.model") or "unknown"
+    return Place(Stream.ENGINE, node, (cleaned(engine), cleaned(model)), meaning.column, meaning.unit, origin=origin)
+
+
+def _of_node(name: str, meaning: Meaning, labels: Mapping[str, str], node: str | None, origin: Origin) -> Place | Skip:
+    unit = meaning.unit
+    subject: tuple[str, ...]
+    if meaning.part == "port":
+        adapter, port = _label(labels, "device"), _label(labels, "port")
+        if adapter is None or port is None:
+            return Skip(name, "bad_labels")
+        subject = (cleaned(f"{adapter}/{port}"),)
+    elif meaning.part == "hwmon":
+        chip, sensor = _label(labels, "chip"), _label(labels, "sensor")
+        if chip is None or sensor is None:
+            return Skip(name, "bad_labels")
+        subject = (cleaned(f"hwmon/{chip}/{sensor}"),)
+    elif meaning.part == "host":
+        subject = ("host",)
+        if meaning.column == "cpu_idle_s":
+            cpu = _label(labels, "cpu")
+            if labels.get("mode") != "idle":
+                return Skip(name, "only_idle_is_needed")
+            if cpu is None:
+                return Skip(name, "bad_labels")
+            subject = ("host", cpu)
+    else:
+        index = _label(labels, "path", "index")
+        if index is None:
+            return Skip(name, "bad_labels")
+        subject = (cleaned(f"{meaning.part}/{index.rpartition('/')[2]}"),)
+    return Place(meaning.stream, node, subject, meaning.column, unit, origin=origin)
+
+
+def _of_hardware(name: str, labels: Mapping[str, str], node: str | None, origin: Origin) -> Place | Skip:
+    identity = _label(labels, "hw.id", "id")
+    kind = labels.get("hw.type", "gpu" if name.startswith("hw.gpu.") else "host" if name.startswith("hw.host.") else "")
+    for entry in HARDWARE[name]:
+        attribute, meant = entry.where
+        if attribute and labels.get(attribute, "") not in meant:
+            continue
+        if kind == "gpu" and entry.device is not None:
+            if identity is None:
+                return Skip(name, "bad_labels")
+            # The identity is unique on its host only, unless it is the vendor's own.
+            uuid = identity if identity.startswith(("GPU-", "MIG-")) else f"hw:{node or ''}/{identity}"
+            model = _label(labels, "hw.model", "hw.name") or "unknown"
+            vendor = _label(labels, "hw.vendor") or ("nvidia" if identity.startswith(("GPU-", "MIG-")) else "unknown")
+            device = DeviceRef(uuid[:MAX_META_CHARACTERS], model, vendor=vendor.lower())
+            column, unit = entry.device.column, entry.device.unit
+            return Place(Stream.DEVICE, node, (device.uuid,), column, unit, device, origin=origin)
+        if kind in ("host", "physical_host", "enclosure", "power_supply") and entry.node is not None:
+            meter = cleaned(f"hw/{kind}/{identity or 'host'}")
+            return Place(Stream.NODE, node, (meter,), entry.node.column, entry.node.unit, origin=origin)
+    return Skip(name, "unmapped")
