@@ -1,7 +1,7 @@
 """Daily partitions: made ahead, indexed when their day is over, dropped by age.
 
-In a database of hypertables a day's partition is its chunk: TimescaleDB makes it when the first row comes, so nothing is
-made ahead and nothing is ever missing; the rest is the same. All DDL runs in functions of the owner, so writer and worker
+In a database of hypertables a day's partition is its chunk: it is made ahead as well, and where it was not, TimescaleDB
+makes it when the first row comes, so none is ever missing. All DDL runs in functions of the owner, so writer and worker
 own no table. Give each call a transaction of its own and commit at once: it holds short locks on the parent table. Bills'
 own tables are never dropped here.
 """
@@ -44,7 +44,7 @@ def utc_day(at: datetime) -> date:
 
 
 def ensure(conn: sa.Connection, from_day: date, to_day: date, *, tables: Collection[str] = PARTITIONED) -> int:
-    """Make the partitions of [from_day, to_day) that are missing; return how many were made, of hypertables always 0.
+    """Make the partitions of [from_day, to_day) that are missing; return how many were made.
 
     Safe when several run at once. Raises DBAPIError for days before 2000 or more than 400 days ahead.
     """

@@ -236,8 +236,8 @@ def test_data_of_another_version_is_refused(folder: Path, make: MakeServer) -> N
     server = make(folder)
     server.start()
     server.stop()
-    (server.placement.data / "PG_VERSION").write_text("17\n", encoding="ascii")
-    with pytest.raises(FolderUnusableError, match="was written by PostgreSQL 17, the programs here are 18"):
+    (server.placement.data / "PG_VERSION").write_text("14\n", encoding="ascii")
+    with pytest.raises(FolderUnusableError, match=r"was written by PostgreSQL 14, the programs here are 1[5-9]"):
         server.start()
 
 

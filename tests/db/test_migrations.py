@@ -16,6 +16,8 @@ pytestmark = pytest.mark.db
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISIONS = tuple(sorted(path.stem for path in (ROOT / "alembic" / "versions").glob("*.py")))
+OUR_FUNCTIONS = "pronamespace = 'public'::regnamespace AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')"
+"""Those in public that are not an extension's."""
 COLUMNS = [column for table in metadata.sorted_tables for column in table.columns]
 
 
@@ -48,7 +50,7 @@ def test_up_down_up_ends_where_it_began(db: Database) -> None:
         left = admin.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')"
         ).fetchall()
-        functions = admin.execute("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace").fetchall()
+        functions = admin.execute(f"SELECT proname FROM pg_proc WHERE {OUR_FUNCTIONS}".encode()).fetchall()
     assert left == [("alembic_version",)]
     assert functions == []
     assert migrate.pending(db.url) == REVISIONS
@@ -129,8 +131,7 @@ def test_every_table_and_function_belongs_to_the_owner_role(database: Database) 
         others = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') "
             "AND pg_get_userbyid(relowner) <> 'wattledger_owner' "
-            "UNION SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace "
-            "AND pg_get_userbyid(proowner) <> 'wattledger_owner'"
+            f"UNION SELECT proname FROM pg_proc WHERE {OUR_FUNCTIONS} AND pg_get_userbyid(proowner) <> 'wattledger_owner'"
         ).fetchall()
     assert others == []
 

@@ -201,12 +201,15 @@ def test_no_role_is_superuser_or_above_row_level_security(database: Database) ->
 
 
 def test_the_api_role_cannot_reach_samples_even_through_a_partition(filled: Database) -> None:
-    for table in ("device_samples", "device_samples_p20261121", "api_calls_p20261121"):
-        with (
-            filled.connect("api") as api,
-            pytest.raises(psycopg.errors.InsufficientPrivilege, match=f"denied for table {table}"),
-        ):
-            api.execute(f"SELECT * FROM {table}".encode())
+    with filled.connect("owner") as owner:
+        days = owner.execute(
+            "SELECT format('%I.%I', namespace, relation), relation, namespace FROM stored_days() WHERE parent IN ('device_samples', 'api_calls')"
+        ).fetchall()
+    assert len(days) >= 2
+    for name, table, schema in [("device_samples", "device_samples", "public"), *days]:
+        denied = f"denied for (table {table}|schema {schema})"
+        with filled.connect("api") as api, pytest.raises(psycopg.errors.InsufficientPrivilege, match=denied):
+            api.execute(f"SELECT * FROM {name}".encode())
 
 
 def test_the_api_role_cannot_write_a_bill_or_lift_its_own_policy(filled: Database) -> None:
