@@ -1,7 +1,7 @@
 """What any source tells of one LLM call, and whose word counts when several tell of the same one. Pure: no store, no wire.
 
 Gateways, spans, logs and invoices all end in :class:`ApiCall`. Which reports are of one call is decided by their ids
-(:meth:`ApiCall.keys`), which of them counts by :func:`counting`; ingest.store.calls applies both.
+(:meth:`ApiCall.names`), which of them counts by :func:`counting`; ingest.store.calls applies both.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ApiCall:
     duration_us: int | None = None
     time_to_first_token_us: int | None = None
 
-    def keys(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Return what names this call: reports that share one are of one call.
 
         Response and request ids share a namespace, whatever the provider is called: LiteLLM logs a response's id as its

@@ -1,4 +1,4 @@
-"""The raw edge of ingest's endpoints: bodies read with a cap, refusals as problem+json, answers without a framework.
+"""The raw edge of ingest's endpoints: bodies read with a cap, refusals as problem+json or in the wire's own words.
 
 FastAPI's request handling costs more than a body of 80 rows; these endpoints are plain ASGI and see the request once.
 """
@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
+import zstandard
 from starlette.types import Receive, Scope, Send
 
 from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, TooLargeError, UnsupportedError
 
 _LOG = logging.getLogger(__name__)
 JSON: Final = "application/json"
+_ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""What RFC 8878 asks every decoder to take; a frame that wants more memory is refused."""
+_ZSTD_STEP_BYTES: Final = 1024
+"""Compressed bytes a step: at the format's best ratio these are 32 MiB, so a bomb is noticed after that."""
 Answered = Counter[tuple[str, str]]
 """Bodies answered by (endpoint, outcome): counted in place, as an instrument call costs a tenth of a small body."""
 
@@ -45,16 +50,31 @@ class Answer:
     outcome: str = "accepted"
 
 
+Failure = Callable[[str | None, IngestError], Answer]
+"""Words a refusal for a sender that sent this content type."""
+
+
+def problem(_: str | None, error: IngestError) -> Answer:
+    """Return a refusal as problem+json."""
+    return Answer(error.status, orjson.dumps(error.problem()), PROBLEM_TYPE, error.reason)
+
+
 class Endpoint:
-    """A POST endpoint that reads at most ``max_body_bytes`` and turns refusals into problem+json."""
+    """A POST endpoint that reads at most ``max_body_bytes`` and words refusals as ``failure`` does."""
 
     def __init__(
-        self, name: str, handle: Callable[[Request], Awaitable[Answer]], max_body_bytes: int, answered: Answered
+        self,
+        name: str,
+        handle: Callable[[Request], Awaitable[Answer]],
+        max_body_bytes: int,
+        answered: Answered,
+        failure: Failure = problem,
     ) -> None:
         self._name = name
         self._handle = handle
         self._max_body_bytes = max_body_bytes
         self._answered = answered
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -62,7 +82,8 @@ class Endpoint:
         try:
             answer = await self._handle(Request(headers, await self._read(headers, receive)))
         except IngestError as error:
-            answer = Answer(error.status, orjson.dumps(error.problem()), PROBLEM_TYPE, error.reason)
+            content_type = headers.get(b"content-type")
+            answer = self._failure(None if content_type is None else content_type.decode("latin-1"), error)
             extra = error.headers()
         self._answered[self._name, answer.outcome] += 1
         fields = [
@@ -94,12 +115,18 @@ class Endpoint:
 
 
 def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
-    """Undo Content-Encoding gzip or identity within a cap on the result."""
+    """Undo Content-Encoding gzip, zstd or identity within a cap on the result."""
     name = (encoding or "identity").strip().lower()
     if name == "identity":
         return body
-    if name != "gzip":
-        raise UnsupportedError(f"content encoding {name!r:.40}; send gzip or none")
+    if name in ("gzip", "x-gzip"):
+        return _gunzipped(body, max_bytes)
+    if name == "zstd":
+        return _unzstd(body, max_bytes)
+    raise UnsupportedError(f"content encoding {name!r:.40}; send gzip, zstd or none")
+
+
+def _gunzipped(body: bytes, max_bytes: int) -> bytes:
     decompressor = zlib.decompressobj(wbits=31)
     try:
         data = decompressor.decompress(body, max_bytes + 1)
@@ -110,3 +137,21 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if not decompressor.eof:
         raise BadBodyError("malformed", "truncated gzip")
     return data
+
+
+def _unzstd(body: bytes, max_bytes: int) -> bytes:
+    # An object each: a decompressor is not shared between threads. The frame's own claim of its size is not believed.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for at in range(0, len(body), _ZSTD_STEP_BYTES):
+            parts.append(decompressor.decompress(body[at : at + _ZSTD_STEP_BYTES]))
+            size += len(parts[-1])
+            if size > max_bytes:
+                raise TooLargeError(f"more than {max_bytes} bytes when decompressed")
+    except zstandard.ZstdError as error:
+        raise BadBodyError("malformed", f"damaged zstd: {error}") from error
+    if not decompressor.eof:
+        raise BadBodyError("malformed", "truncated zstd")
+    return b"".join(parts)

@@ -33,6 +33,7 @@ from ingest.store.prepare import Submission
 from ingest.store.registry import Registry
 from ingest.store.writer import Writer
 from ingest.trace_writer import TraceWriter
+from ingest.trace_writer import TraceWriter
 
 _LOG = logging.getLogger(__name__)
 _LARGE_BODY_BYTES: Final = 128 * 1024
@@ -60,6 +61,7 @@ class Runtime:
             for _ in range(settings.writers)
         ]
         self.writer = Writer(sinks, settings.limits, self._settled)
+        self.traces = TraceWriter(settings.database, self.registry)
         self.traces = TraceWriter(settings.database, self.registry)
         self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
         self.series = Intake(settings.series_node_labels)
@@ -92,6 +94,7 @@ class Runtime:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self.in_thread(self.writer.stop)
+        await self.in_thread(self.traces.close)
         await self.in_thread(self.traces.close)
         self._threads.shutdown(wait=True)
         self.engine.dispose()

@@ -49,7 +49,7 @@ def upgrade() -> None:
         "call_keys",
         sa.Column("site_id", sa.Integer(), nullable=False, comment="surrogate id"),
         sa.Column(
-            "key", sa.Uuid(), nullable=False, comment="first 128 bits of the SHA-256 of ingest.calls.ApiCall.keys"
+            "key", sa.Uuid(), nullable=False, comment="first 128 bits of the SHA-256 of ingest.calls.ApiCall.names"
         ),
         _instant("called_at", "instant, UTC: with dedupe_key the row of api_calls that counts"),
         _text("dedupe_key", nullable=False),

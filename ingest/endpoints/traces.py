@@ -1,40 +1,42 @@
-"""OTLP traces: the LLM calls among the spans are committed before the answer."""
+"""OTLP traces: the LLM calls among the spans, and the steps of their traces, are committed before the answer."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Final
 
-from ingest.calls import CallSource
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
 from ingest.receivers import otlp
 from ingest.receivers.gen_ai import Read, read_calls
+from ingest.receivers.gen_ai_names import WANTED
+from ingest.receivers.otlp_spans import read_spans
 from ingest.runtime import Runtime
-from ingest.store.calls import write_calls
 from ingest.store.tokens import Scope
+from ingest.trace_writer import Traces
 
 
 async def take_traces(runtime: Runtime, request: Request) -> Answer:
-    """Take one OTLP trace export: its LLM calls are committed before the answer; raises IngestError."""
+    """Take one OTLP trace export: what it holds is committed before the answer; raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
-    read = await runtime.in_thread(_read_calls, request.body, encoding, media)
-    keep = partial(write_calls, source=CallSource.SPAN)
-    await runtime.in_thread(keep, runtime.engine, runtime.registry, principal.site_id, read.calls)
+    read = await runtime.in_thread(_read, request.body, encoding, media)
+    await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
     refused = sum(read.refused.values())
     for reason, spans in read.refused.items():
         runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})
+    if read.other_spans:
+        # Not a rejection: they are none of our business, and a sender that was told so could change nothing.
+        runtime.metrics.refused.add(read.other_spans, {"stream": "spans", "reason": "no_llm_trace"})
     message = "; ".join(f"{spans} spans {reason}" for reason, spans in sorted(read.refused.items()))
     return Answer(200, otlp.response(media, refused, message), media)
 
 
-def _read_calls(body: bytes, encoding: str | None, media: str) -> Read:
-    spans = otlp.read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
-    return read_calls(spans, time.time_ns() // 1_000)
+def _read(body: bytes, encoding: str | None, media: str) -> Read:
+    export = read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media, WANTED)
+    return read_calls(export, time.time_ns() // 1_000)
 
 
-ENDPOINTS: Final = (Post("traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES),)
+ENDPOINTS: Final = (Post("traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES, otlp.failure),)

@@ -1,49 +1,46 @@
-"""Reads OTLP/HTTP trace exports, protobuf or JSON, into one plain form. Knows the encoding, not what a span means.
+"""What all OTLP/HTTP receivers share: the two encodings, the answers the specification asks for, and the caps.
 
-JSON differs from protobuf's own JSON mapping: ids are hex, and 64-bit numbers come as texts or numbers. Every way a body
-can be wrong ends in BadBodyError.
+Success, partial success and failure are messages of the protocol, in the encoding of the request. A failure is a
+google.rpc.Status; to senders of JSON it is at the same time our problem document (RFC 9457), since receivers of OTLP/JSON
+must ignore members they do not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import orjson
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from ingest.errors import BadBodyError, TooLargeError, UnsupportedError
+from ingest.errors import BadBodyError, IngestError, TooLargeError, UnsupportedError
+from ingest.http import Answer
 
 TRACES_PATH: Final = "/v1/traces"
+LOGS_PATH: Final = "/v1/logs"
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 MAX_DECODED_BYTES: Final = 64 * 1024 * 1024
-MAX_SPANS: Final = 100_000
-_STATUS_ERROR: Final = 2
+MAX_JSON_BYTES: Final = 32 * 1024 * 1024
+MAX_JSON_PARTS: Final = 2_000_000
+"""Members and elements of a JSON body: each becomes a Python object, of which the smallest has 28 bytes."""
+_RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
+"""google.rpc.Code by HTTP status; OTLP clients go by the HTTP status, people by the code."""
 
-Attribute = str | int | float | bool
-"""Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
+_MAX_MESSAGE_BYTES: Final = 16_383
+"""What a length of two bytes can say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One span; times are nanoseconds since the Unix epoch, 0 where the sender gave none; ids are hex."""
+class Signal(Enum):
+    """A kind of export: its response message, and what its partial success calls what was rejected."""
 
-    trace_id: str
-    span_id: str
-    start_ns: int
-    end_ns: int
-    is_error: bool
-    attributes: Mapping[str, Attribute]
-    resource: Mapping[str, Attribute]
-    events: tuple[tuple[str, int], ...]
+    TRACES = (ExportTraceServiceResponse, "rejected_spans", "rejectedSpans")
+    METRICS = (ExportMetricsServiceResponse, "rejected_data_points", "rejectedDataPoints")
+    LOGS = (ExportLogsServiceResponse, "rejected_log_records", "rejectedLogRecords")
 
 
 def media_type(content_type: str | None) -> str:
@@ -54,111 +51,50 @@ def media_type(content_type: str | None) -> str:
     return name
 
 
-def read_spans(data: bytes, media: str) -> list[Span]:
-    """Return the spans of an export request, uncompressed; raises BadBodyError."""
-    try:
-        spans = list(_capped(_from_protobuf(data) if media == PROTOBUF else _from_json(data)))
-    except DecodeError as error:
-        raise BadBodyError("malformed", f"not an ExportTraceServiceRequest: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
-        raise BadBodyError("malformed", f"not an OTLP/JSON trace export: {error!r:.200}") from error
-    return spans
-
-
-def response(media: str, rejected_spans: int, message: str) -> bytes:
-    """Return the export response; OTLP's partial success says how many spans were not taken, and why."""
+def response(media: str, rejected: int, message: str, signal: Signal = Signal.TRACES) -> bytes:
+    """Return the export response. Rejected 0 and no message is success, with the partial success unset."""
+    kind, field, json_field = signal.value
     if media == JSON:
-        partial = {"rejectedSpans": str(rejected_spans), "errorMessage": message} if rejected_spans else {}
+        partial = {json_field: str(rejected), "errorMessage": message} if rejected or message else {}
         return orjson.dumps({"partialSuccess": partial} if partial else {})
-    answer = ExportTraceServiceResponse()
-    if rejected_spans:
-        answer.partial_success.rejected_spans = rejected_spans
-        answer.partial_success.error_message = message
+    answer: Message = kind()
+    if rejected or message:
+        partial_success = answer.partial_success  # type: ignore[attr-defined]
+        setattr(partial_success, field, rejected)
+        partial_success.error_message = message
     return answer.SerializeToString()
 
 
-def _capped(spans: Iterable[Span]) -> Iterator[Span]:
-    for number, span in enumerate(spans):
-        if number == MAX_SPANS:
-            raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
-        yield span
+def failure(content_type: str | None, error: IngestError) -> Answer:
+    """Return a refusal as a sender of this content type reads it."""
+    try:
+        media = media_type(content_type)
+    except UnsupportedError:
+        media = JSON
+    code = _RPC_CODES.get(error.status, 2)
+    if media == PROTOBUF:
+        return Answer(error.status, status_message(code, error.detail), PROTOBUF, error.reason)
+    body = orjson.dumps({"code": code, "message": error.detail, **error.problem()})
+    return Answer(error.status, body, JSON, error.reason)
 
 
-def _from_protobuf(data: bytes) -> Iterator[Span]:
-    request = ExportTraceServiceRequest.FromString(data)
-    for group in request.resource_spans:
-        resource = _attributes(group.resource.attributes)
-        for scope in group.scope_spans:
-            for span in scope.spans:
-                yield Span(
-                    span.trace_id.hex(),
-                    span.span_id.hex(),
-                    span.start_time_unix_nano,
-                    span.end_time_unix_nano,
-                    span.status.code == _STATUS_ERROR,
-                    _attributes(span.attributes),
-                    resource,
-                    tuple((event.name, event.time_unix_nano) for event in span.events),
-                )
+def status_message(code: int, message: str) -> bytes:
+    """Return a google.rpc.Status, whose code is field 1 and message field 2; a package for two fields is too many."""
+    text = message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
+    length = len(text)
+    return bytes((0x08, code, 0x12, length & 0x7F | 0x80, length >> 7)) + text
 
 
-def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
-    values: dict[str, Attribute] = {}
-    for pair in pairs:
-        value = _value(pair.value)
-        if value is not None:
-            values[pair.key] = value
-    return values
-
-
-def _value(value: AnyValue) -> Attribute | None:
-    kind = value.WhichOneof("value")
-    if kind == "string_value":
-        return value.string_value
-    if kind == "int_value":
-        return value.int_value
-    if kind == "double_value":
-        return value.double_value
-    return value.bool_value if kind == "bool_value" else None
-
-
-def _from_json(data: bytes) -> Iterator[Span]:
-    for group in orjson.loads(data).get("resourceSpans") or []:
-        resource = _json_attributes((group.get("resource") or {}).get("attributes"))
-        for scope in group.get("scopeSpans") or []:
-            for span in scope.get("spans") or []:
-                status = (span.get("status") or {}).get("code", 0)
-                yield Span(
-                    _hex(span["traceId"], 32),
-                    _hex(span["spanId"], 16),
-                    int(span.get("startTimeUnixNano") or 0),
-                    int(span.get("endTimeUnixNano") or 0),
-                    status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
-                    _json_attributes(span.get("attributes")),
-                    resource,
-                    tuple(
-                        (str(event["name"]), int(event.get("timeUnixNano") or 0)) for event in span.get("events") or []
-                    ),
-                )
-
-
-def _hex(text: Any, digits: int) -> str:
-    if not isinstance(text, str) or len(text) != digits:
-        raise ValueError(f"an id must be {digits} hex digits, got {text!r:.40}")
-    return bytes.fromhex(text).hex()
-
-
-def _json_attributes(pairs: Any) -> dict[str, Attribute]:
-    values: dict[str, Attribute] = {}
-    for pair in pairs or []:
-        given = pair.get("value") or {}
-        if "stringValue" in given:
-            values[pair["key"]] = str(given["stringValue"])
-        elif "intValue" in given:
-            values[pair["key"]] = int(given["intValue"])
-        elif "doubleValue" in given:
-            values[pair["key"]] = float(given["doubleValue"])
-        elif "boolValue" in given:
-            values[pair["key"]] = given["boolValue"] is True
-    return values
+def parsed_json(data: bytes) -> dict[str, Any]:
+    """Return the object of a JSON body whose number of parts was bounded before; raises BadBodyError."""
+    if len(data) > MAX_JSON_BYTES:
+        raise TooLargeError(f"more than {MAX_JSON_BYTES} bytes of JSON; send {PROTOBUF} or smaller bodies")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_JSON_PARTS:
+        raise TooLargeError(f"more than {MAX_JSON_PARTS} members and elements in one JSON body")
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadBodyError("malformed", f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadBodyError("malformed", "not an OTLP/JSON export: it must be an object")
+    return found

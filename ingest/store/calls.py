@@ -1,32 +1,58 @@
-"""Writes LLM calls: each once, however often and by however many sources it is reported."""
+"""Writes LLM calls: each report is kept, and of several reports of one call exactly one counts, whatever the order.
+
+``api_calls`` holds one row per call, what counts of it; readers need no filter. ``call_keys`` names calls: a report whose
+names are all new is a call of its own and goes in at once, together with thousands of others. Only where a name is known,
+or shared within the group, are the reports of that call gathered and merged, under a lock of the site. Two writers at
+once meet at the key of ``call_keys``: the second waits until the first has committed, and then finds the name known.
+"""
+# ruff: noqa: S608 - the SQL is made of this package's own names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
 
-from ingest.calls import ApiCall, CallSource
+from ingest.calls import ApiCall, CallSource, Report
 from ingest.errors import BadBodyError, UnavailableError
-from ingest.store.hours import DAY_US
+from ingest.store.call_merge import merge
+from ingest.store.call_stage import FIELDS, NAMED, TABLE, SiteReport, stage
+from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.registry import Registry
 
-_TYPES: Final = {"int": "bigint", "str": "text", "bool": "boolean"}
-_COLUMNS: Final = [(entry.name, _TYPES[str(entry.type).partition(" ")[0]]) for entry in fields(ApiCall)]
-_NOT_YET_KEPT: Final = ("request_id",)
-_KEPT: Final = [name for name, _ in _COLUMNS if name not in ("called_at_us", "origin", *_NOT_YET_KEPT)]
-# Two sources of one call time its start differently, so a known key is looked for around the time, not at it.
+_COLUMNS: Final = f"called_at, site_id, tenant_id, source, {', '.join(FIELDS)}"
+# In the order of the keys: two writers that name the same calls wait for each other, never in a circle.
+_NAME: Final = (
+    f"INSERT INTO call_keys (site_id, key, called_at, dedupe_key) SELECT site_id, key, called_at, dedupe_key FROM {NAMED} "
+    "AS named ORDER BY site_id, key ON CONFLICT DO NOTHING"
+)
+# Where this transaction has written before, the names it gave then are known too, and look like those it gives now.
+_BEGUN: Final = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+_NAME_AGAIN: Final = (
+    f"WITH named AS MATERIALIZED {NAMED}, made AS (INSERT INTO call_keys (site_id, key, called_at, dedupe_key) "
+    "SELECT site_id, key, called_at, dedupe_key FROM named ORDER BY site_id, key ON CONFLICT DO NOTHING "
+    "RETURNING site_id, key) SELECT DISTINCT n FROM named WHERE (site_id, key) NOT IN (SELECT site_id, key FROM made)"
+)
+_KNOWN: Final = (
+    f"SELECT DISTINCT n FROM {NAMED} AS named JOIN call_keys AS known USING (site_id, key) "
+    "WHERE known.xmin <> pg_current_xact_id()::xid"
+)
 _INSERT: Final = (
-    f"INSERT INTO api_calls (called_at, site_id, source, origin, {', '.join(_KEPT)}) "  # noqa: S608 (our own names)
-    f"SELECT at, %s, %s, origin, {', '.join(_KEPT)} FROM (SELECT "
-    "timestamptz '1970-01-01 00:00:00+00' + called_at_us * interval '1 microsecond' AS at, * "
-    f"FROM unnest({', '.join(f'%s::{kind}[]' for _, kind in _COLUMNS)}) AS sent ({', '.join(name for name, _ in _COLUMNS)})) AS new "
-    "WHERE NOT EXISTS (SELECT FROM api_calls AS known WHERE known.dedupe_key = new.dedupe_key "
-    "AND known.called_at BETWEEN new.at - interval '1 day' AND new.at + interval '1 day') "
-    "ORDER BY at, dedupe_key ON CONFLICT (dedupe_key, called_at) DO NOTHING RETURNING called_at"
+    f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_COLUMNS} FROM {TABLE} WHERE n <> ALL (%s) "
+    "ON CONFLICT (dedupe_key, called_at) DO NOTHING"
+)
+_ELSEWHERE: Final = (
+    f"SELECT dedupe_key FROM {TABLE} AS new JOIN api_calls AS known USING (dedupe_key, called_at) "
+    "WHERE known.site_id <> new.site_id LIMIT 1"
+)
+_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('wattledger.calls', %s))"
+_CHANGES: Final = (
+    "INSERT INTO changes (site_id, from_at, to_at, kind) SELECT site, at, at + interval '1 hour', 'api_calls' FROM "
+    "(SELECT site, timestamptz '1970-01-01 00:00:00+00' + hour * interval '1 hour' AS at "
+    "FROM unnest(%s::integer[], %s::bigint[]) AS touched (site, hour)) AS hours"
 )
 
 
@@ -42,29 +68,63 @@ class Written:
 def write_calls(
     engine: sa.Engine, registry: Registry, site_id: int, calls: Sequence[ApiCall], *, source: CallSource
 ) -> Written:
-    """Commit the reports that are not in yet. Raises UnavailableError or BadBodyError."""
+    """Commit the reports of one source. Raises UnavailableError or BadBodyError."""
     if not calls:
         return Written()
     try:
-        registry.ensure_days("api_calls", {call.called_at_us // DAY_US for call in calls})
+        registry.ensure_days("api_calls", days_of(calls))
         with engine.begin() as conn:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
-            # One writer of calls at a time: two reports of one call at different times would both find it missing.
-            driver.execute("SELECT pg_advisory_xact_lock(hashtextextended('wattledger.api_calls', 0))")
-            arrays = [list(column) for column in zip(*(astuple(call) for call in calls), strict=True)]
-            written = [at for (at,) in driver.execute(_INSERT, [site_id, source.value, *arrays])]
-            if written:
-                driver.execute(
-                    "INSERT INTO changes (site_id, from_at, to_at, kind) SELECT DISTINCT %s::integer, hour, "
-                    "hour + interval '1 hour', 'api_calls' FROM (SELECT date_trunc('hour', at, 'UTC') AS hour "
-                    "FROM unnest(%s::timestamptz[]) AS at) AS hours",
-                    [site_id, written],
-                )
+            return keep_calls(driver, [SiteReport(site_id, Report(call, source)) for call in calls])
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, psycopg.OperationalError) as error:
         raise UnavailableError("database_unavailable", "the calls cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError(
-            "refused_by_database", f"the database refuses these spans: {type(error).__name__}"
+            "refused_by_database", f"the database refuses these calls: {type(error).__name__}"
         ) from error
-    return Written(counted=len(written), repeated=len(calls) - len(written))
+
+
+def days_of(calls: Iterable[ApiCall]) -> set[int]:
+    """Return the days since the Unix epoch whose partitions these calls need."""
+    return {call.called_at_us // DAY_US for call in calls}
+
+
+def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -> Written:
+    """Keep reports within the caller's transaction; their days' partitions are there. Leaves ``changes``.
+
+    The transaction must be READ COMMITTED; it waits for others that name the same calls. Raises psycopg's errors, and
+    BadBodyError where a row of another site has the same key at the same instant.
+    """
+    if not reports:
+        return Written()
+    begun = driver.execute(_BEGUN).fetchone()
+    staged = stage(driver, reports)
+    slow = set(staged.sharing)
+    if begun == (True,):
+        slow |= {position for (position,) in driver.execute(_NAME_AGAIN)}
+    elif driver.execute(_NAME).rowcount < staged.names:
+        slow |= {position for (position,) in driver.execute(_KNOWN)}
+    inserted = driver.execute(_INSERT, [list(slow)]).rowcount
+    alone = len(reports) - len(slow)
+    if inserted < alone:
+        # Written without a name by a replica of the version before; or by another site, and then it is not this call.
+        clash = driver.execute(_ELSEWHERE).fetchone()
+        if clash is not None:
+            raise BadBodyError("known_elsewhere", f"another site has a call {clash[0]!r} at the same instant")
+    hours = {
+        (entry.site_id, entry.report.call.called_at_us // HOUR_US) for at, entry in enumerate(reports) if at not in slow
+    }
+    counted, superseded, repeated = inserted, 0, alone - inserted
+    for site_id in sorted({reports[position].site_id for position in slow}):
+        driver.execute(_LOCK, [site_id])
+        ours = {position: reports[position].report for position in sorted(slow) if reports[position].site_id == site_id}
+        merged = merge(driver, site_id, ours)
+        counted += merged.counted
+        superseded += merged.superseded
+        repeated += merged.repeated
+        hours |= {(site_id, at_us // HOUR_US) for at_us in merged.touched_us}
+    if hours:
+        sites, numbers = zip(*sorted(hours), strict=True)
+        driver.execute(_CHANGES, [list(sites), list(numbers)])
+    return Written(counted, superseded, repeated)

@@ -98,7 +98,7 @@ def test_bad_spans_are_told_and_the_rest_is_kept(db: Database) -> None:
         assert partial.error_message == "1 spans before_2000; 1 spans from_the_future"
 
     run(Settings(db), scenario)
-    assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
+    assert rows(db, "SELECT (SELECT count(*) FROM api_calls), (SELECT count(*) FROM spans)") == [(1, 1)]
 
 
 def test_a_token_that_only_reads_may_not_write_traces(db: Database) -> None:
@@ -110,7 +110,14 @@ def test_a_token_that_only_reads_may_not_write_traces(db: Database) -> None:
 
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await send(client, export((1, now_us(), USED)), reader)
-        assert (answer.status_code, answer.json()["type"]) == (403, "urn:wattledger:problem:scope_missing")
+        # A google.rpc.Status: code 7, permission denied, and a message.
+        assert (answer.status_code, answer.headers["content-type"], answer.content[:3]) == (
+            403,
+            PROTOBUF,
+            b"\x08\x07\x12",
+        )
+        answer = await send(client, b"{}", reader, **{"content-type": "application/json"})
+        assert (answer.json()["code"], answer.json()["type"]) == (7, "urn:wattledger:problem:scope_missing")
 
     run(Settings(db), scenario)
 

@@ -34,7 +34,7 @@ call_keys = Table(
     metadata,
     # No foreign key: it would cost a look-up per key, and the calls themselves have one.
     column("site_id", Integer, comment="surrogate id"),
-    Column("key", Uuid, nullable=False, comment="first 128 bits of the SHA-256 of ingest.calls.ApiCall.keys"),
+    Column("key", Uuid, nullable=False, comment="first 128 bits of the SHA-256 of ingest.calls.ApiCall.names"),
     instant("called_at", comment="instant, UTC: with dedupe_key the row of api_calls that counts"),
     column("dedupe_key", Text),
     PrimaryKeyConstraint("site_id", "key"),

@@ -1,0 +1,146 @@
+"""What each dialect calls the same thing: attribute names by what they mean, best first. Data only.
+
+OpenTelemetry ``gen_ai.*`` (current and 2025 names), Traceloop ``llm.*``, OpenInference ``llm.token_count.*``, Vercel AI SDK
+``ai.*``, pydantic-ai ``gen_ai.usage.details.*``, LiteLLM ``metadata.*``. An attribute that is in none of these is never read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+API_KEY: Final = "wattledger.api_key"
+ORIGIN: Final = "wattledger.origin"
+OPERATION: Final = "gen_ai.operation.name"
+REQUEST_TYPE: Final = "llm.request.type"
+OPENINFERENCE_KIND: Final = "openinference.span.kind"
+TRACELOOP_KIND: Final = "traceloop.span.kind"
+VERCEL_OPERATION: Final = "ai.operationId"
+AGENT_NAME: Final = "gen_ai.agent.name"
+TOOL_NAME: Final = "gen_ai.tool.name"
+ERROR_TYPE: Final = "error.type"
+OUTPUT_VALUE: Final = "output.value"
+"""OpenInference: the response as JSON. Only the id at its very beginning is looked at."""
+VERCEL_USER_AGENT: Final = "ai.request.headers.user-agent"
+VERCEL_FIRST_CHUNK_MS: Final = ("ai.response.msToFirstChunk", "ai.response.msToFirstToken")
+FIRST_CHUNK_S: Final = ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token")
+
+PROVIDER: Final = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system", "ai.model.provider")
+MODEL: Final = (
+    "gen_ai.response.model",
+    "ai.response.model",
+    "gen_ai.request.model",
+    "llm.model_name",
+    "embedding.model_name",
+    "llm.request.model",
+    "ai.model.id",
+)
+RESPONSE_ID: Final = ("gen_ai.response.id", "ai.response.id", "llm.response.id")
+REQUEST_ID: Final = ("gen_ai.request.id", "litellm.call_id", "metadata.litellm_call_id", "aws.request_id")
+INPUT: Final = (
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.prompt_tokens",
+    "llm.token_count.prompt",
+    "llm.usage.prompt_tokens",
+    "ai.usage.inputTokens",
+    "ai.usage.promptTokens",
+    "ai.usage.tokens",
+)
+OUTPUT: Final = (
+    "gen_ai.usage.output_tokens",
+    "gen_ai.usage.completion_tokens",
+    "llm.token_count.completion",
+    "llm.usage.completion_tokens",
+    "ai.usage.outputTokens",
+    "ai.usage.completionTokens",
+)
+TOTAL: Final = ("gen_ai.usage.total_tokens", "llm.usage.total_tokens", "llm.token_count.total", "ai.usage.totalTokens")
+CACHE_READ: Final = (
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.cache_read_input_tokens",
+    "llm.token_count.prompt_details.cache_read",
+    "gen_ai.usage.input_tokens.cached",
+    "gen_ai.usage.details.cache_read_tokens",
+    "gen_ai.usage.details.cached_tokens",
+    "ai.usage.cachedInputTokens",
+    "ai.usage.inputTokenDetails.cacheReadTokens",
+)
+CACHE_WRITE: Final = (
+    "gen_ai.usage.cache_creation.input_tokens",
+    "gen_ai.usage.cache_creation_input_tokens",
+    "llm.token_count.prompt_details.cache_write",
+    "gen_ai.usage.details.cache_write_tokens",
+    "ai.usage.inputTokenDetails.cacheWriteTokens",
+)
+REASONING: Final = (
+    "gen_ai.usage.reasoning.output_tokens",
+    "gen_ai.usage.reasoning_tokens",
+    "llm.token_count.completion_details.reasoning",
+    "gen_ai.usage.output_tokens.reasoning",
+    "gen_ai.usage.details.reasoning_tokens",
+    "ai.usage.reasoningTokens",
+    "ai.usage.outputTokenDetails.reasoningTokens",
+)
+AUDIO_IN: Final = ("llm.token_count.prompt_details.audio", "gen_ai.usage.details.input_audio_tokens")
+AUDIO_OUT: Final = ("llm.token_count.completion_details.audio", "gen_ai.usage.details.output_audio_tokens")
+STREAMED: Final = ("gen_ai.is_streaming", "llm.is_streaming", "gen_ai.request.stream")
+# Who called, best first. service.name is the last resort: it says which program, which is often one key.
+KEY_ON_SPAN: Final = (
+    API_KEY,
+    "metadata.user_api_key_alias",
+    "enduser.id",
+    "user.id",
+    "ai.telemetry.metadata.userId",
+    "traceloop.association.properties.user_id",
+)
+KEY_ON_RESOURCE: Final = (API_KEY, "service.name")
+KEPT: Final = {
+    "gen_ai.agent.id": "gen_ai.agent.id",
+    AGENT_NAME: AGENT_NAME,
+    "agent.name": AGENT_NAME,
+    TOOL_NAME: TOOL_NAME,
+    "tool.name": TOOL_NAME,
+    "ai.toolCall.name": TOOL_NAME,
+    "gen_ai.tool.call.id": "gen_ai.tool.call.id",
+    "ai.toolCall.id": "gen_ai.tool.call.id",
+    "gen_ai.tool.type": "gen_ai.tool.type",
+    "gen_ai.conversation.id": "gen_ai.conversation.id",
+    "session.id": "session.id",
+    "gen_ai.workflow.name": "gen_ai.workflow.name",
+    "traceloop.workflow.name": "gen_ai.workflow.name",
+    "traceloop.entity.name": "traceloop.entity.name",
+    "gen_ai.data_source.id": "gen_ai.data_source.id",
+    ERROR_TYPE: ERROR_TYPE,
+}
+"""Attributes kept with a span, and the name they are kept under."""
+
+WANTED: Final = frozenset(
+    (
+        ORIGIN,
+        OPERATION,
+        REQUEST_TYPE,
+        OPENINFERENCE_KIND,
+        TRACELOOP_KIND,
+        VERCEL_OPERATION,
+        OUTPUT_VALUE,
+        VERCEL_USER_AGENT,
+        *VERCEL_FIRST_CHUNK_MS,
+        *FIRST_CHUNK_S,
+        *PROVIDER,
+        *MODEL,
+        *RESPONSE_ID,
+        *REQUEST_ID,
+        *INPUT,
+        *OUTPUT,
+        *TOTAL,
+        *CACHE_READ,
+        *CACHE_WRITE,
+        *REASONING,
+        *AUDIO_IN,
+        *AUDIO_OUT,
+        *STREAMED,
+        *KEY_ON_SPAN,
+        *KEY_ON_RESOURCE,
+        *KEPT,
+    )
+)
+"""All a receiver of spans reads."""

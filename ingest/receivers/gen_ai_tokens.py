@@ -1,0 +1,95 @@
+"""Splits the usage a span reports into disjoint token parts. Pure.
+
+Almost all senders count what was read from the cache in the input, and reasoning in the output, as the convention says.
+Some pass on what the provider counted, and Anthropic counts cached tokens beside the input. Three things tell, in this
+order: the dialect (Vercel AI SDK before version 6 passes Anthropic's figures on), the reported total where there is one,
+and arithmetic: a part larger than its whole was never in it. Otherwise the convention holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ingest.calls import MAX_TOKENS
+from ingest.receivers import gen_ai_names as names
+from ingest.receivers.otlp_spans import Attribute
+
+_VERCEL_MAJOR: Final = re.compile(r"\bai/(\d+)\.")
+_VERCEL_INCLUDES_SINCE: Final = 6
+
+
+@dataclass(slots=True)
+class Parts:
+    """Disjoint counts; None = not reported. ``known``: the span says anything of its usage."""
+
+    input_uncached: int | None
+    cache_read: int | None
+    cache_write: int | None
+    output_text: int | None
+    reasoning: int | None
+    audio: int | None
+    known: bool
+
+
+def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
+    """Return the parts of one call."""
+    given, produced = number(attributes, names.INPUT), number(attributes, names.OUTPUT)
+    if given is None and produced is None:
+        return Parts(None, None, None, None, None, None, known=False)
+    cache_read, cache_write = number(attributes, names.CACHE_READ), number(attributes, names.CACHE_WRITE)
+    reasoning = number(attributes, names.REASONING)
+    audio_in, audio_out = number(attributes, names.AUDIO_IN), number(attributes, names.AUDIO_OUT)
+    cached = (cache_read or 0) + (cache_write or 0)
+    beside_input, beside_output = _beside(attributes, provider, given or 0, produced or 0, cached, reasoning or 0)
+    return Parts(
+        _remainder(given, (audio_in or 0) + (0 if beside_input else cached)),
+        cache_read,
+        cache_write,
+        _remainder(produced, (audio_out or 0) + (0 if beside_output else reasoning or 0)),
+        reasoning,
+        None if audio_in is None and audio_out is None else (audio_in or 0) + (audio_out or 0),
+        known=True,
+    )
+
+
+def number(attributes: Mapping[str, Attribute], keys: Iterable[str]) -> int | None:
+    """Return the first of these that is a count of tokens. JavaScript has no integers: 62.0 is one, NaN is not."""
+    for key in keys:
+        value = attributes.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS:
+            return value
+    return None
+
+
+def _beside(
+    attributes: Mapping[str, Attribute], provider: str, given: int, produced: int, cached: int, reasoning: int
+) -> tuple[bool, bool]:
+    """Return whether cached tokens are beside the input, and reasoning beside the output."""
+    if cached == 0 and reasoning == 0:
+        return False, False
+    total = number(attributes, names.TOTAL)
+    if total is not None:
+        if total == given + produced:
+            return cached > given or _vercel_passes_on(attributes, provider), reasoning > produced
+        for input_apart, output_apart in ((True, False), (False, True), (True, True)):
+            if total == given + produced + input_apart * cached + output_apart * reasoning:
+                return input_apart, output_apart
+    return cached > given or _vercel_passes_on(attributes, provider), reasoning > produced
+
+
+def _vercel_passes_on(attributes: Mapping[str, Attribute], provider: str) -> bool:
+    if names.VERCEL_OPERATION not in attributes or not provider.startswith("anthropic"):
+        return False
+    version = _VERCEL_MAJOR.search(str(attributes.get(names.VERCEL_USER_AGENT, "")))
+    return version is not None and int(version[1]) < _VERCEL_INCLUDES_SINCE
+
+
+def _remainder(total: int | None, taken: int) -> int | None:
+    if total is None:
+        return None
+    return total - taken if taken <= total else total

@@ -1,0 +1,220 @@
+"""Reads OTLP trace exports, protobuf or JSON, into one plain form. Knows the encoding, not what a span means.
+
+Only wanted attributes are read; all others, message content among them, are left in the body. JSON differs from
+protobuf's own JSON mapping: ids are hex, and 64-bit numbers come as texts or numbers. Every way a body can be wrong ends
+in BadBodyError; a span that is too large for its caps is refused by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from ingest.errors import BadBodyError, TooLargeError
+from ingest.receivers.otlp import PROTOBUF, parsed_json
+from ingest.receivers.protobuf import fields, messages
+
+MAX_SPANS: Final = 100_000
+MAX_GROUPS: Final = 20_000
+"""Resources and scopes of one export."""
+MAX_FIELDS: Final = 20_000
+"""Attributes, events and links of one span."""
+MAX_EVENTS: Final = 64
+"""Events looked at: the first token is among the first."""
+_LARGE_BYTES: Final = 64 * 1024
+_RESOURCE_SPANS: Final = 1
+_RESOURCE: Final = 1
+_GROUPS: Final = 2
+_ATTRIBUTES: Final = 9
+_EVENTS: Final = 11
+_KEPT_FIELDS: Final = frozenset((1, 2, 4, 5, 6, 7, 8, 15))
+_STATUS_ERROR: Final = 2
+
+Attribute = str | int | float | bool
+"""Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
+
+
+@dataclass(slots=True)
+class Span:
+    """One span; times are nanoseconds since the Unix epoch, 0 where the sender gave none; ids are hex, '' = none."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    name: str
+    start_ns: int
+    end_ns: int
+    is_error: bool
+    attributes: dict[str, Attribute]
+    resource: Mapping[str, Attribute]
+    events: Sequence[tuple[str, int]] = ()
+
+
+@dataclass(slots=True)
+class Export:
+    """The spans of a body, and how many were refused by reason."""
+
+    spans: list[Span] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+def read_spans(data: bytes, media: str, wanted: Collection[str]) -> Export:
+    """Return the spans of an uncompressed export with their wanted attributes; raises BadBodyError."""
+    export = Export()
+    try:
+        if media == PROTOBUF:
+            _from_protobuf(data, wanted, export)
+        else:
+            export.spans = list(_capped(_from_json(parsed_json(data), wanted)))
+    except DecodeError as error:
+        raise BadBodyError("malformed", f"not an ExportTraceServiceRequest: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
+        raise BadBodyError("malformed", f"not an OTLP/JSON trace export: {error!r:.200}") from error
+    return export
+
+
+def _capped(spans: Iterable[Span]) -> Iterator[Span]:
+    for number, span in enumerate(spans):
+        if number == MAX_SPANS:
+            raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
+        yield span
+
+
+def _from_protobuf(data: bytes, wanted: Collection[str], export: Export) -> None:
+    groups = 0
+    spans, total = export.spans, 0
+    for group_at, group_end in messages(data, 0, len(data), _RESOURCE_SPANS):
+        resource: Mapping[str, Attribute] = {}
+        for at, end in messages(data, group_at, group_end, _RESOURCE):
+            resource = _resource(data[at:end], wanted)
+        for scope_at, scope_end in messages(data, group_at, group_end, _GROUPS):
+            groups += 1
+            if groups > MAX_GROUPS:
+                raise TooLargeError(f"more than {MAX_GROUPS} scopes in one request")
+            for at, end in messages(data, scope_at, scope_end, _GROUPS):
+                total += 1
+                if total > MAX_SPANS:
+                    raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
+                piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, wanted)
+                if piece is None:
+                    export.refused["too_many_parts"] = export.refused.get("too_many_parts", 0) + 1
+                else:
+                    spans.append(_span(SpanMessage.FromString(piece), resource, wanted))
+
+
+def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Collection[str]) -> Span:
+    return Span(
+        span.trace_id.hex(),
+        span.span_id.hex(),
+        span.parent_span_id.hex(),
+        span.name,
+        span.start_time_unix_nano,
+        span.end_time_unix_nano,
+        span.status.code == _STATUS_ERROR,
+        _attributes(span.attributes, wanted),
+        resource,
+        [(event.name, event.time_unix_nano) for event in span.events[:MAX_EVENTS]],
+    )
+
+
+def _resource(data: bytes, wanted: Collection[str]) -> dict[str, Attribute]:
+    if len(data) > _LARGE_BYTES:
+        raise TooLargeError(f"a resource of more than {_LARGE_BYTES} bytes")
+    return _attributes(Resource.FromString(data).attributes, wanted)
+
+
+def _lean(data: bytes, start: int, end: int, wanted: Collection[str]) -> bytes | None:
+    """Return a large span without what is not wanted of it; None where it has too many parts."""
+    parts: list[bytes] = []
+    events = 0
+    for count, (number, begin, at, stop) in enumerate(fields(data, start, end)):
+        if count == MAX_FIELDS:
+            return None
+        if number == _ATTRIBUTES:
+            if stop - at <= _LARGE_BYTES and _key(data, at, stop) in wanted:
+                parts.append(data[begin:stop])
+        elif number == _EVENTS:
+            events += 1
+            if events <= MAX_EVENTS and stop - at <= _LARGE_BYTES:
+                parts.append(data[begin:stop])
+        elif number in _KEPT_FIELDS and stop - at <= _LARGE_BYTES:
+            parts.append(data[begin:stop])
+    return b"".join(parts)
+
+
+def _key(data: bytes, start: int, end: int) -> str:
+    return next((data[at:stop].decode(errors="replace") for at, stop in messages(data, start, end, 1)), "")
+
+
+def _attributes(pairs: Iterable[KeyValue], wanted: Collection[str]) -> dict[str, Attribute]:
+    values: dict[str, Attribute] = {}
+    for pair in pairs:
+        key = pair.key
+        if key in wanted:
+            value = pair.value
+            kind = value.WhichOneof("value")
+            if kind == "string_value":
+                values[key] = value.string_value
+            elif kind == "int_value":
+                values[key] = value.int_value
+            elif kind == "bool_value":
+                values[key] = value.bool_value
+            elif kind == "double_value":
+                values[key] = value.double_value
+    return values
+
+
+def _from_json(request: Mapping[str, Any], wanted: Collection[str]) -> Iterator[Span]:
+    for group in request.get("resourceSpans") or []:
+        resource = _json_attributes((group.get("resource") or {}).get("attributes"), wanted)
+        for scope in group.get("scopeSpans") or []:
+            for span in scope.get("spans") or []:
+                status = (span.get("status") or {}).get("code", 0)
+                yield Span(
+                    _hex(span.get("traceId"), 32),
+                    _hex(span.get("spanId"), 16),
+                    _hex(span.get("parentSpanId"), 16),
+                    str(span.get("name") or ""),
+                    int(span.get("startTimeUnixNano") or 0),
+                    int(span.get("endTimeUnixNano") or 0),
+                    status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
+                    _json_attributes(span.get("attributes"), wanted),
+                    resource,
+                    [
+                        (str(event["name"]), int(event.get("timeUnixNano") or 0))
+                        for event in (span.get("events") or [])[:MAX_EVENTS]
+                    ],
+                )
+
+
+def _hex(text: Any, digits: int) -> str:
+    if text in (None, ""):
+        return ""
+    if not isinstance(text, str) or len(text) != digits:
+        raise ValueError(f"an id must be {digits} hex digits, got {text!r:.40}")
+    return bytes.fromhex(text).hex()
+
+
+def _json_attributes(pairs: Any, wanted: Collection[str]) -> dict[str, Attribute]:
+    values: dict[str, Attribute] = {}
+    for pair in pairs or []:
+        key = pair["key"]
+        if key not in wanted:
+            continue
+        given = pair.get("value") or {}
+        if "stringValue" in given:
+            values[key] = str(given["stringValue"])
+        elif "intValue" in given:
+            values[key] = int(given["intValue"])
+        elif "doubleValue" in given:
+            values[key] = float(given["doubleValue"])
+        elif "boolValue" in given:
+            values[key] = given["boolValue"] is True
+    return values

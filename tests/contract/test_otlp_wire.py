@@ -1,0 +1,164 @@
+"""The OTLP encodings and answers: what is refused, what is bounded, and how failures are worded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+
+import pytest
+import zstandard
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from ingest.errors import BadBodyError, TooLargeError, UnavailableError, UnsupportedError
+from ingest.http import decoded
+from ingest.receivers.gen_ai import read_calls
+from ingest.receivers.gen_ai_names import WANTED
+from ingest.receivers.otlp import JSON, PROTOBUF, Signal, failure, media_type, response
+from ingest.receivers.otlp_logs import count_records
+from ingest.receivers.otlp_spans import MAX_FIELDS, MAX_SPANS, read_spans
+
+pytestmark = pytest.mark.contract
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"resourceSpans": 5}',
+        b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": 5}]}]}]}',
+        b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "zz"}]}]}]}',
+        b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "x"}]}]}]}',
+    ],
+)
+def test_what_is_no_export_is_refused(body: bytes) -> None:
+    with pytest.raises(BadBodyError):
+        read_spans(body, JSON, WANTED)
+    with pytest.raises(BadBodyError):
+        read_spans(b"\xff" + body, PROTOBUF, WANTED)
+
+
+@pytest.mark.parametrize("encode", [gzip.compress, zstandard.compress])
+def test_compressed_bodies_are_bounded(encode: object) -> None:
+    name, pack = ("gzip", gzip.compress) if encode is gzip.compress else ("zstd", zstandard.compress)
+    assert decoded(pack(b"abc"), name, 3) == b"abc"
+    with pytest.raises(TooLargeError):
+        decoded(pack(bytes(10_000)), name, 9_999)
+    with pytest.raises(BadBodyError):
+        decoded(pack(b"abc" * 100)[:-6], name, 1_000)
+    with pytest.raises(BadBodyError):
+        decoded(b"abc", name, 1_000)
+
+
+def test_other_encodings_and_types_are_refused() -> None:
+    with pytest.raises(UnsupportedError):
+        decoded(b"", "br", 1)
+    with pytest.raises(UnsupportedError):
+        media_type("text/plain")
+
+
+def test_a_zstd_frame_that_wants_much_memory_is_refused() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    wide = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    body = wide.compress(b"abc") + wide.flush()
+    with pytest.raises(BadBodyError):
+        decoded(body, "zstd", 1_000)
+
+
+def test_a_failure_is_a_status_in_the_encoding_of_the_request() -> None:
+    error = UnavailableError("queue_full", "later: ü", 7)
+    answer = failure(PROTOBUF, error)
+    # google.rpc.Status: 1 = code (14 unavailable), 2 = message, its length in two bytes (9 = 0x89 0x00).
+    assert (answer.status, answer.content_type) == (503, PROTOBUF)
+    assert answer.body == b"\x08\x0e\x12\x89\x00" + "later: ü".encode()
+    answer = failure("application/json; charset=utf-8", error)
+    assert answer.content_type == JSON
+    assert json.loads(answer.body) == {
+        "code": 14,
+        "message": "later: ü",
+        "type": "urn:wattledger:problem:queue_full",
+        "title": "Cannot be kept now",
+        "status": 503,
+        "detail": "later: ü",
+    }
+    assert failure(None, UnsupportedError("what is it")).content_type == JSON
+
+
+def test_partial_success_is_unset_on_success_and_counts_otherwise() -> None:
+    assert response(PROTOBUF, 0, "") == b""
+    assert response(JSON, 0, "") == b"{}"
+    partial = ExportTraceServiceResponse.FromString(response(PROTOBUF, 2, "why")).partial_success
+    assert (partial.rejected_spans, partial.error_message) == (2, "why")
+    assert json.loads(response(JSON, 1, "why", Signal.LOGS)) == {
+        "partialSuccess": {"rejectedLogRecords": "1", "errorMessage": "why"}
+    }
+
+
+def test_log_records_are_counted_in_both_encodings() -> None:
+    request = ExportLogsServiceRequest()
+    for records in (2, 0, 3):
+        scope = request.resource_logs.add().scope_logs.add()
+        for _ in range(records):
+            scope.log_records.add(severity_text="INFO")
+    assert count_records(request.SerializeToString(), PROTOBUF) == 5
+    told = {"resourceLogs": [{"scopeLogs": [{"logRecords": [{}, {}]}, {}]}, {"scopeLogs": None}]}
+    assert count_records(json.dumps(told).encode(), JSON) == 2
+    assert (count_records(b"", PROTOBUF), count_records(b"{}", JSON)) == (0, 0)
+    with pytest.raises(BadBodyError):
+        count_records(b'{"resourceLogs": [3]}', JSON)
+    with pytest.raises(BadBodyError):
+        count_records(b"\x0a\x05ab", PROTOBUF)
+
+
+def field(number: int, value: bytes) -> bytes:
+    length, spelled = len(value), bytearray()
+    while length >= 0x80:
+        spelled.append(length & 0x7F | 0x80)
+        length >>= 7
+    spelled.append(length)
+    return bytes((number << 3 | 2,)) + bytes(spelled) + value
+
+
+def test_many_empty_spans_are_counted_before_they_are_made() -> None:
+    body = field(1, field(2, bytes((2 << 3 | 2, 0)) * (MAX_SPANS + 1)))
+    with pytest.raises(TooLargeError, match="spans"):
+        read_spans(body, PROTOBUF, WANTED)
+    with pytest.raises(TooLargeError, match="scopes"):
+        read_spans(field(1, bytes((2 << 3 | 2, 0)) * 1_000_000), PROTOBUF, WANTED)
+    with pytest.raises(TooLargeError, match="members"):
+        read_spans(b'{"resourceSpans": [' + b"{}," * 2_000_000 + b"{}]}", JSON, WANTED)
+
+
+def test_one_span_of_a_million_empty_attributes_is_refused_by_itself() -> None:
+    hostile = field(2, bytes((9 << 3 | 2, 0)) * 1_000_000)
+    fine = ExportTraceServiceRequest()
+    fine.resource_spans.add().scope_spans.add().spans.add(name="fine")
+    body = field(1, field(2, hostile)) + fine.SerializeToString()
+    tracemalloc.start()
+    export = read_spans(body, PROTOBUF, WANTED)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ([span.name for span in export.spans], export.refused) == (["fine"], {"too_many_parts": 1})
+    assert peak_bytes < 8_000_000
+    assert MAX_FIELDS < 1_000_000
+
+
+def test_a_call_with_a_picture_in_its_messages_is_a_call_like_any_other() -> None:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 16, span_id=b"s" * 8, name="chat m")
+    span.start_time_unix_nano = 1_795_255_064_555_000_000
+    for key, value in {
+        "gen_ai.operation.name": AnyValue(string_value="chat"),
+        "gen_ai.input.messages": AnyValue(string_value="x" * 5_000_000),
+        "gen_ai.usage.input_tokens": AnyValue(int_value=9),
+    }.items():
+        span.attributes.append(KeyValue(key=key, value=value))
+    (call,) = read_calls(read_spans(request.SerializeToString(), PROTOBUF, WANTED), 1_900_000_000_000_000).calls
+    assert (call.model, call.input_uncached_tokens) == ("m", 9)
