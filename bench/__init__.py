@@ -5,6 +5,7 @@ from typing import Final
 BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
+    "ingest.otlp": "bench.ingest_otlp",
     "history": "bench.history",
     "agent.cost": "bench.agent_cost",
 }

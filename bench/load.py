@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Final, cast
 
 from collector.wire import CONTENT_ENCODING, CONTENT_TYPE, SAMPLES_PATH, SENT_AT_HEADER
 
@@ -27,14 +28,13 @@ class Answered:
 class Connection(asyncio.Protocol):
     """One sender: one request at a time, in the order they fall due. It costs no task and no future per request."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, path: str, headers: str) -> None:
         self.answers: list[Answered] = []
         self.idle = asyncio.Event()
         """Set while nothing waits to be sent or answered."""
         self.idle.set()
         self._head = (
-            f"POST {SAMPLES_PATH} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: {CONTENT_TYPE}\r\n"
-            f"Content-Encoding: {CONTENT_ENCODING}\r\n{SENT_AT_HEADER}: "
+            f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n{headers}{SENT_AT_HEADER}: "
         ).encode()
         self._transport: asyncio.Transport | None = None
         self._received = b""
@@ -93,11 +93,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._head + tail + body)
 
 
-async def connect(port: int, tokens: Sequence[str]) -> list[Connection]:
+_NATIVE: Final = f"Content-Type: {CONTENT_TYPE}\r\nContent-Encoding: {CONTENT_ENCODING}\r\n"
+
+
+async def connect(
+    port: int, tokens: Sequence[str], path: str = SAMPLES_PATH, headers: str = _NATIVE
+) -> list[Connection]:
+    """Open a connection per token, for bodies to ``path`` with these headers, each ended by CRLF."""
     loop = asyncio.get_running_loop()
     connections = []
     for token in tokens:
-        _, protocol = await loop.create_connection(lambda token=token: Connection(token), "127.0.0.1", port)  # type: ignore[misc]
+        made = partial(Connection, token, path, headers)
+        _, protocol = await loop.create_connection(made, "127.0.0.1", port)
         connections.append(protocol)
     return connections
 
