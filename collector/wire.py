@@ -326,6 +326,9 @@ DEVICE_STREAMS: Final = frozenset(
 """Streams whose rows belong to an entry of the batch's device table; rows of the others belong to the node."""
 
 
+JOBS_BEGUN_ANEW: Final = "jobs_begun_anew"
+"""A node event: the agent began at its instant without knowing what was told before. What it found held then it tells as a start at that
+very instant, beside the start it knows; what it does not tell so was over, and ends with the last reading before it."""
 UNKNOWN_MODEL: Final = "unknown"
 """The model of a device that is known by its UUID alone; whoever reads it describes it, and that description stays."""
 

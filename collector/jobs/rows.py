@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from collector.jobs.evidence import Change, Finding
+from collector.jobs.holding import Device
 from collector.probe import Row
-from collector.wire import cleaned
+from collector.wire import JOBS_BEGUN_ANEW, cleaned
 
 
 def allocation_row(change: Change) -> Row:
@@ -37,6 +40,22 @@ def finding_row(finding: Finding) -> Row:
         "subject": finding.device_uuid or None,
         "detail": cleaned(finding.detail),
     }
+
+
+def anew_row(at_us: int) -> Row:
+    """Return the node event of an agent that began at ``at_us`` without knowing what was told before."""
+    detail = "the agent began without its state; what it does not find held was over before"
+    return {"at_us": at_us, "kind": JOBS_BEGUN_ANEW, "subject": None, "detail": detail}
+
+
+def found_held(devices: Mapping[str, Device], at_us: int) -> list[Row]:
+    """Return a start at ``at_us`` of all that was held then and is still: what goes on, whatever was told of it before."""
+    return [
+        allocation_row(Change(at_us, uuid, held.job, True, held.share_ratio, held.evidence))
+        for uuid, device in devices.items()
+        for held in device.open.values()
+        if held.since_us < at_us
+    ]
 
 
 def _cleaned(text: str | None) -> str | None:

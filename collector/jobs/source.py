@@ -24,10 +24,10 @@ from collector.jobs.mapping import MappingFolder
 from collector.jobs.names import DeviceNames, MinorNumbers, read_minors
 from collector.jobs.processes import EnvironMode, ProcessTable
 from collector.jobs.roster import Roster
-from collector.jobs.rows import allocation_row, finding_row
+from collector.jobs.rows import allocation_row, anew_row, finding_row, found_held
 from collector.jobs.shares import Sample, share_rows
 from collector.jobs.sight import job_sights
-from collector.jobs.told import Facts, Told, put_away, recall_told
+from collector.jobs.told import KEPT_US, Facts, Told, put_away, recall_told
 from collector.jobs.watch import FolderWatch
 from collector.probe import Observation, ProcessReading, Row, Sight
 from collector.sampler import STEP_US
@@ -42,6 +42,10 @@ PERIOD_S: Final = 5.0
 _EARLY_US: Final = 500_000
 _KUBELET_EVERY: Final = 2
 _HEARTBEAT_US: Final = 60_000_000
+_LOOKS_BEFORE_ANEW: Final = 3
+"""An agent that knows nothing says what it found after so many looks: by then the driver was asked for processes, and hooks are in."""
+_MUST_ANSWER: Final = ("jobs:kubelet_", "jobs:mapping_unusable", "jobs:hook", "jobs:minor", "jobs:processes_from")
+"""While one of these failed, what is not seen may be held all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class JobSource:
         if due and self._names.devices and not self._folder.more:
             self._looked_us = now.monotonic_us
             rows[Stream.DEVICE_SHARE] = self._look(now.wall_us, errors)
-        self._tell(now.wall_us, rows, errors, changed=bool(taken))
+        self._tell(now.wall_us, rows, errors, changed=bool(taken), anew=due and self._may_tell_anew(errors))
         self._last_errors = errors
         return Observation({stream: tuple(found) for stream, found in rows.items() if found}, dict(errors))
 
@@ -217,6 +221,8 @@ class JobSource:
         if memory is None:
             if text is not None:
                 errors["jobs:state_damaged"] += 1
+            if self._facts is not None:
+                self._memory.anew_at_us = now_us
             return True
         boot_id, self._memory = self._memory.boot_id, memory
         for name in memory.unplaced:
@@ -227,6 +233,11 @@ class JobSource:
             self._memory.boot_id = boot_id
             self._memory.files = {}
         memory.handed_on(now_us)  # they are on their way again
+        if memory.anew_told and memory.anew_at_us is not None:
+            if now_us - memory.anew_at_us < KEPT_US:
+                rows[Stream.NODE_EVENT].append(anew_row(memory.anew_at_us))
+            else:
+                memory.anew_at_us = None
         if memory.at_us - now_us > STEP_US:
             self._clock_set_back(now_us, memory.at_us - now_us, errors)
         return True
@@ -358,7 +369,15 @@ class JobSource:
         )
         return share_rows(samples, self._ledger.devices, since_us)
 
-    def _tell(self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str], *, changed: bool) -> None:
+    def _may_tell_anew(self, errors: Counter[str]) -> bool:
+        """Say whether an agent that began without knowing anything has looked everywhere by now."""
+        if self._memory.anew_at_us is None or self._memory.anew_told or self._looks < _LOOKS_BEFORE_ANEW:
+            return False
+        return not any(kind.startswith(_MUST_ANSWER) for kind in errors) and not self._folder.more
+
+    def _tell(
+        self, now_us: int, rows: dict[Stream, list[Row]], errors: Counter[str], *, changed: bool, anew: bool
+    ) -> None:
         """Put changes into rows, and what is needed to go on after a crash into the facts."""
         changes, findings = self._ledger.take()
         findings, self._found = [*findings, *self._found], []
@@ -366,6 +385,10 @@ class JobSource:
             Stream.ALLOCATION: [allocation_row(change) for change in changes],
             Stream.NODE_EVENT: [finding_row(finding) for finding in findings],
         }
+        if anew and self._memory.anew_at_us is not None:
+            fresh[Stream.ALLOCATION] += found_held(self._ledger.devices, self._memory.anew_at_us)
+            fresh[Stream.NODE_EVENT].append(anew_row(self._memory.anew_at_us))
+            self._memory.anew_told = changed = True
         for stream, found in fresh.items():
             rows[stream] += found
         # Events of allocations alone: the server would take a node event that is told twice for two.

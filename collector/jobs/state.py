@@ -36,6 +36,10 @@ class Memory:
     unplaced: list[str] = field(default_factory=list)
     """Files of starts whose devices were not all found yet: to be read again."""
 
+    anew_at_us: int | None = None
+    """When an agent began that knew nothing: to be told once it has looked around, and again soon after; None where none did."""
+    anew_told: bool = False
+
     def handed_on(self, at_us: int) -> None:
         """Note that all that was told is handed on at ``at_us``, again."""
         for entry in self.told:
@@ -49,6 +53,8 @@ class Memory:
             entry.at_us = min(entry.at_us, at_us)
         for part in self.parts:
             part.at_us = min(part.at_us, at_us)
+        if self.anew_at_us is not None:
+            self.anew_at_us = min(self.anew_at_us, at_us)
 
 
 def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
@@ -67,6 +73,7 @@ def dump(memory: Memory, ledger: Ledger, roster: Roster) -> str:
             "at": memory.at_us,
             "files": memory.files,
             "unplaced": memory.unplaced,
+            "anew": [memory.anew_at_us, memory.anew_told],
             "told": [[entry.at_us, entry.row] for entry in memory.told],
             "parts": [astuple(part) for part in memory.parts],
             "slurm": roster.slurm_cluster,
@@ -95,6 +102,7 @@ def load(text: str | None, ledger: Ledger, roster: Roster) -> Memory | None:
         told = [Told(*entry) for entry in raw["told"]]
         parts = [Part(*entry) for entry in raw.get("parts", ())]
         memory = Memory(str(raw["boot"]), int(raw["at"]), dict(raw["files"]), told, parts, list(raw["unplaced"]))
+        memory.anew_at_us, memory.anew_told = raw.get("anew", (None, False))
         slurm_cluster = raw["slurm"]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None

@@ -10,7 +10,7 @@ it waited for, and a row would have been replaced before it was known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from ingest.receivers.work import RunKey
-from ingest.store import job_runs
-from ingest.store.intervals import END, Allocation, Revision, Told, revise
+from ingest.store import anew, job_runs
+from ingest.store.anew import Held
+from ingest.store.intervals import ANEW, END, Allocation, Revision, Told, revise
 from ingest.store.job_holds import settle_seen
 
 _JOB_TEXTS: Final = ("account", "user_name", "partition", "qos", "namespace", "label", "name", "workload_kind")
@@ -34,6 +35,7 @@ WITH new AS MATERIALIZED (
         -- Grouped along the index from the instant backwards: it stops at the first that is an end alone.
         SELECT before.at FROM allocation_events AS before
         WHERE before.job_id = given.job_id AND before.device_id = given.device_id AND before.at < given.at
+        AND NOT starts_with(before.evidence, '{anew}') -- which a start that comes later may take back
         GROUP BY before.at HAVING min(before.action) = {end} ORDER BY before.at DESC LIMIT 1
     ) AS closed_at
     FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[]) AS given (job_id, device_id, at)
@@ -42,7 +44,7 @@ SELECT new.job_id, new.device_id, new.closed_at, event.at, event.action, event.e
        event.accelerators, event.evidence
 FROM new JOIN allocation_events AS event ON event.job_id = new.job_id AND event.device_id = new.device_id
 AND event.at > coalesce(new.closed_at, '-infinity')
-""".replace("{end}", str(END))
+""".replace("{end}", str(END)).replace("{anew}", ANEW)
 _ROWS_SINCE: Final = """
 SELECT held.job_id, held.device_id, held.id, held.start_at, held.end_at, held.start_energy_mj, held.end_energy_mj,
        held.share_ratio, held.evidence, held.accelerators
@@ -86,16 +88,40 @@ def apply(conn: psycopg.Connection[Any], events: Iterable[Event]) -> dict[int, d
         return {}
     ordered = _as_known(conn, ordered)
     job_ids = _upsert_jobs(conn, ordered)
-    facts = {(job_ids[event.job], event.device_id): event for event in ordered}
-    revisions = _revisions(conn, _keep(conn, job_ids, ordered), facts)
+    held = {
+        (job_ids[event.job], event.device_id): Held(event.site_id, _instant(event.job.started_at_us))
+        for event in ordered
+    }
+    fresh = _keep(conn, job_ids, ordered)
+    for pair, at in anew.ends(conn, {pair: (at, held[pair].job_started_at) for pair, at in fresh.items()}).items():
+        fresh[pair] = min(at, fresh[pair])
+    return _revise(conn, fresh, held, sorted(set(job_ids.values())))
+
+
+def begin_anew(conn: psycopg.Connection[Any], begun: Iterable[tuple[int, datetime]]) -> dict[int, datetime]:
+    """Take in, by node, when agents began without knowing what was told before; return by site from when on that changes anything."""
+    held = anew.begin(conn, begun)
+    if not held:
+        return {}
+    fresh = anew.ends(conn, {pair: (one.start_at, one.job_started_at) for pair, one in held.items()})
+    return _revise(conn, fresh, held, sorted({job_id for job_id, _ in fresh})) if fresh else {}
+
+
+def _revise(
+    conn: psycopg.Connection[Any],
+    fresh: dict[_Pair, datetime],
+    held: Mapping[_Pair, Held],
+    job_ids: list[int],
+) -> dict[int, datetime]:
+    """Write what new events since ``fresh`` change; return by site from when on."""
+    revisions = _revisions(conn, fresh, held)
     if revisions:
-        known_at = _knowing_at(conn, sorted(set(job_ids.values())))
-        _write(conn, facts, revisions, known_at)
-    settle_jobs(conn, sorted(set(job_ids.values())))
+        _write(conn, held, revisions, _knowing_at(conn, job_ids))
+    settle_jobs(conn, job_ids)
     # What a scheduler said of a node whose devices are known now would count twice.
-    touched = settle_seen(conn, sorted(set(job_ids.values())))
+    touched = settle_seen(conn, job_ids)
     for pair, revision in revisions.items():
-        site_id = facts[pair].site_id
+        site_id = held[pair].site_id
         if revision.changed_from is not None:
             touched[site_id] = min(revision.changed_from, touched.get(site_id, revision.changed_from))
     return touched
@@ -125,7 +151,7 @@ def _keep(conn: psycopg.Connection[Any], job_ids: dict[JobKey, int], events: Seq
 
 
 def _revisions(
-    conn: psycopg.Connection[Any], fresh: dict[_Pair, datetime], facts: dict[_Pair, Event]
+    conn: psycopg.Connection[Any], fresh: dict[_Pair, datetime], held: Mapping[_Pair, Held]
 ) -> dict[_Pair, Revision]:
     """Return what the new events change, read from the last end before them after which nothing was held."""
     if not fresh:
@@ -142,9 +168,7 @@ def _revisions(
         _ROWS_SINCE, [[job for job, _ in closed], [device for _, device in closed], list(closed.values())]
     ):
         rows[job_id, device_id].append(Allocation(*fields))
-    found = {
-        pair: revise(rows[pair], told[pair], _instant(facts[pair].job.started_at_us), closed[pair]) for pair in fresh
-    }
+    found = {pair: revise(rows[pair], told[pair], held[pair].job_started_at, closed[pair]) for pair in fresh}
     return {pair: revision for pair, revision in found.items() if revision.changed_from is not None}
 
 
@@ -199,7 +223,7 @@ def _knowing_at(conn: psycopg.Connection[Any], job_ids: list[int]) -> datetime:
 
 
 def _write(
-    conn: psycopg.Connection[Any], facts: dict[_Pair, Event], revisions: dict[_Pair, Revision], known_at: datetime
+    conn: psycopg.Connection[Any], held: Mapping[_Pair, Held], revisions: dict[_Pair, Revision], known_at: datetime
 ) -> None:
     gone = [row.id for revision in revisions.values() for row in revision.superseded]
     if gone:
@@ -212,7 +236,7 @@ def _write(
             [
                 (
                     job_id,
-                    facts[job_id, device_id].site_id,
+                    held[job_id, device_id].site_id,
                     device_id,
                     row.accelerators,
                     row.share_ratio,

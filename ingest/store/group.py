@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import sqlalchemy as sa
 
-from collector.wire import Stream
+from collector.wire import JOBS_BEGUN_ANEW, Stream
 from ingest.accept import BODY, Accepted, Refusal
 from ingest.errors import BadBodyError, IngestError, UnavailableError
 from ingest.store import allocations, spools
@@ -132,6 +132,7 @@ class GroupWriter:
                     else:
                         self._copy_late(conn, stream, late)
                         self._copy(conn, TARGETS[stream], rows)
+                _begin_anew(conn, prepared, fresh, now_us)
                 _record_changes(conn, _sample_changes(prepared.hours))
                 _count_refusals(conn, prepared, fresh, now_us)
         return _outcomes(prepared, fresh, claim)
@@ -239,6 +240,20 @@ def _apply_allocations(conn: psycopg.Connection[Any], prepared: Prepared, parts:
         if isinstance(rows, Whole):
             raise TypeError("allocation events are applied row by row; prepare keeps no block of them")
         changed = allocations.apply(conn, prepared.allocation_events(rows))
+        _record_changes(conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()])
+
+
+def _begin_anew(conn: psycopg.Connection[Any], prepared: Prepared, fresh: frozenset[int], now_us: int) -> None:
+    """End what nodes left open whose agents began without knowing anything; after the begins and ends of the same bodies."""
+    begun = [
+        (prepared.identities[body].node_id, _instant(at_us))
+        for part in prepared.accepted.get(Stream.NODE_EVENT, ())
+        for body, at_us, kind in part.rows.select(BODY, "at_us", "kind").iter_rows()
+        if kind == JOBS_BEGUN_ANEW and body in fresh
+    ]
+    if begun:
+        until = _instant(now_us)
+        changed = allocations.begin_anew(conn, begun)
         _record_changes(conn, [(site, at, max(at, until), "allocations") for site, at in changed.items()])
 
 

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 START: Final = 1
 END: Final = 2
+ANEW: Final = "begun-anew:"
+"""Beginning of the evidence of an end that nobody told: an agent began at the instant that follows, in microseconds, without knowing what was
+told before, and what it did not find held was over. A start at that very instant says that it did find it: then this is no end."""
 START_UNKNOWN: Final = "+start-unknown"
 """Suffix of the evidence of an allocation whose start no event tells: it begins with the job, or with the end before it."""
+
+
+_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Told(NamedTuple):
@@ -31,6 +37,11 @@ class Told(NamedTuple):
     share_ratio: Decimal | None
     accelerators: int
     evidence: str
+
+    @property
+    def anew_at_us(self) -> int | None:
+        """The instant at which an agent began without knowing anything, of an end for that reason; null = an event that was told."""
+        return int(self.evidence.removeprefix(ANEW)) if self.evidence.startswith(ANEW) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +97,7 @@ def meaning(told: Iterable[Told], job_started_at: datetime, closed_at: datetime 
             held, opened = start, None
         elif end is not None or opened is None:
             opened = start
-        if end is not None:
+        if end is not None and (held is not None or end.anew_at_us is None):
             found.append(_closed(held, end, job_started_at, last_end_at))
             last_end_at = end.at
     if opened is not None:
@@ -115,8 +126,12 @@ def revise(
 
 def _instants(told: Iterable[Told]) -> list[tuple[Told | None, Told | None]]:
     """Return the start and the end of each instant, in time order; of several alike always the same one."""
+    told = list(told)
+    found_held = {_us(event.at) for event in told if event.action == START}
     chosen: dict[datetime, dict[int, Told]] = {}
     for event in told:
+        if event.anew_at_us in found_held:
+            continue
         actions = chosen.setdefault(event.at, {})
         before = actions.get(event.action)
         if before is None or _preference(event) < _preference(before):
@@ -124,9 +139,21 @@ def _instants(told: Iterable[Told]) -> list[tuple[Told | None, Told | None]]:
     return [(chosen[at].get(START), chosen[at].get(END)) for at in sorted(chosen)]
 
 
+def _us(at: datetime) -> int:
+    return (at - _UNIX_EPOCH) // timedelta(microseconds=1)
+
+
 def _preference(event: Told) -> tuple[object, ...]:
     energy_mj, share = event.energy_mj, event.share_ratio
-    return (energy_mj is None, event.evidence, share is None, share or 0, event.accelerators, energy_mj or 0)
+    return (
+        event.anew_at_us is not None,
+        energy_mj is None,
+        event.evidence,
+        share is None,
+        share or 0,
+        event.accelerators,
+        energy_mj or 0,
+    )
 
 
 def _ends_only(following: Sequence[tuple[Told | None, Told | None]]) -> bool:

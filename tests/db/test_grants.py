@@ -14,10 +14,11 @@ pytestmark = pytest.mark.db
 WRITER = {
     "rwd": "api_calls",
     "rwud": "call_reports",
-    "w": "agent_health changes device_events device_health device_samples device_shares engine_samples fabric_samples "
+    "w": "agent_health changes device_events device_health device_shares engine_samples fabric_samples "
     "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples node_events node_samples",
-    "rw": "allocation_events engines epochs fabric_ports findings hold_events lineage_events meters nodes "
+    "w r(at,device_id)": "device_samples",
+    "rw": "allocation_events begun_anew engines epochs fabric_ports findings hold_events lineage_events meters nodes "
     "outcomes spans",
     "rw u(accelerators,account,eligible_at,ended_at,label,name,namespace,partition,qos,reason,source,started_at,state,"
     "submitted_at,suspended_us,user_name,workload,workload_kind,workload_kind_source)": "jobs",

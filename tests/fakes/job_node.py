@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from collector.errors import SpoolError
+from collector.jobs import state
+from collector.jobs.ledger import Ledger
 from collector.jobs.mapping import MappingFolder
 from collector.jobs.processes import ProcessTable
-from collector.jobs.source import JobPlaces, JobSettings, JobSource
+from collector.jobs.roster import Roster
+from collector.jobs.source import FACT, JobPlaces, JobSettings, JobSource
 from collector.probe import ProcessReading, Row
 from collector.wire import DeviceRef, Stream
 from tests.fakes.clock import FixedClock
@@ -49,6 +52,9 @@ class JobNode:
         for gpu in range(len(GPUS)):
             self.board(gpu, minor=gpu)
         self.facts = FakeFacts()
+        # As an agent leaves them that ran here before and saw nothing.
+        memory = state.Memory("boot-1", at_us=self.clock.wall_us)
+        self.facts.values[FACT] = state.dump(memory, Ledger(), Roster("lab"))
         self.settings = JobSettings(cluster="lab", **settings)
         self.hooks = root / "hooks"
         self.mapping = root / "gpustat"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from collector.jobs.source import FACT
-from collector.wire import COLUMNS, Stream
+from collector.wire import COLUMNS, JOBS_BEGUN_ANEW, Stream
 from tests.fakes.job_node import GPUS, JobNode, S
 
 JOB_31 = "0::/system.slice/slurmstepd.scope/job_31/step_0/user/task_0"
@@ -594,3 +594,57 @@ def test_a_device_that_is_gone_stays_its_hook_s_until_the_epilog(node: JobNode) 
     assert [row for _ in range(90) for row in node.read()] == ["0 +31 gpu1 hook"]
     node.hook("end", 31)
     assert node.read() == ["455 -31 gpu1 hook"]
+
+
+def begun_anew(node: JobNode) -> list[float]:
+    """When, by the node events of the last reading, an agent began that knew nothing; seconds since the tests' clock began."""
+    rows = node.rows.get(Stream.NODE_EVENT, [])
+    return [(int(row["at_us"] or 0) - 1_800_000_000 * S) / S for row in rows if row["kind"] == JOBS_BEGUN_ANEW]
+
+
+def test_an_agent_without_its_state_tells_what_it_finds_held_as_of_its_start(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    node.run(100, 1, JOB_32)
+    assert node.read() == ["0 +31 gpu0 hook", "-1 +32 gpu1 cgroup"]
+    node.facts.values.clear()
+    node.restart()
+    # What is known of their begins is told as ever; and, once it has looked around, that they were held at 10 s, when it began.
+    assert node.read() == ["0 +31 gpu0 hook", "-1 +32 gpu1 cgroup"]
+    node.hook("start", 33, "3")  # begins after that and needs no word
+    assert node.read() == ["10 +33 gpu3 hook"]
+    assert begun_anew(node) == []
+    assert node.read() == ["10 +31 gpu0 hook", "10 +32 gpu1 cgroup"]
+    assert begun_anew(node) == [10]
+    assert node.read() == []
+    assert begun_anew(node) == []
+    node.restart()  # it may not have reached the spool: told again for a while, as all that was told
+    node.read()
+    assert begun_anew(node) == [10]
+    node.clock.advance(900)
+    node.restart()
+    node.read()
+    assert begun_anew(node) == []
+
+
+def test_one_that_ended_before_it_had_looked_around_leaves_that_to_the_next(node: JobNode) -> None:
+    node.facts.values.clear()
+    node.restart()
+    node.run(100, 1, JOB_31)
+    assert node.read() == ["-1 +31 gpu1 cgroup"]
+    node.restart()
+    told = [row for _ in range(3) for row in node.read()]
+    assert told == ["-1 +31 gpu1 cgroup", "5 +31 gpu1 cgroup"]
+    assert begun_anew(node) == [5]
+
+
+def test_while_a_place_of_evidence_does_not_answer_nothing_is_said_to_be_over(node: JobNode) -> None:
+    node.facts.values.clear()
+    node.mapping.mkdir(mode=0o777)
+    node.mapping.chmod(0o777)  # anybody's: not believed
+    node.restart()
+    for _ in range(6):
+        node.read()
+        assert begun_anew(node) == []
+    node.mapping.chmod(0o755)
+    node.read()
+    assert begun_anew(node) == [5]

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Index,
     Integer,
     Numeric,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -90,6 +91,16 @@ allocations = Table(
     CheckConstraint("num_nonnulls(device_id, node_id, pool) = 1", name="target"),
     CheckConstraint("end_at IS NULL OR end_at >= start_at", name="order"),
     comment="A job holds a device share, or (node, count), or (pool, model, count), during [start, end).",
+)
+
+begun_anew = Table(
+    "begun_anew",
+    metadata,
+    reference("node_id", "nodes"),
+    instant("at"),
+    recorded_at(),
+    PrimaryKeyConstraint("node_id", "at"),
+    comment="When agents began without knowing what was told before: what they did not find held was over by then.",
 )
 
 allocation_events = Table(
