@@ -272,3 +272,23 @@ def test_two_that_send_the_same_node_at_once_are_both_answered(db: Database) -> 
 
     run(Settings(db), scenario)
     assert rows(db, "SELECT count(DISTINCT (device_id, at)), count(*) FROM device_samples") == [(12, 24)]
+
+
+def test_the_spacing_is_the_senders_word_or_learned_from_three_steps_in_a_row(db: Database) -> None:
+    site, at_ms = site_of(db), now_ms() - 600_000
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for number in range(6):
+            for host, headers in (("told", {"wattledger-cadence-seconds": "30"}), ("learned", {})):
+                body = write_request(
+                    *device_series(f"GPU-{host}", at_ms + number * 30_000, {"DCGM_FI_DEV_POWER_USAGE": 1.0}, host)
+                )
+                assert (await write(client, site.site_token, body, **headers)).status_code == 204
+
+    run(Settings(db), scenario)
+    query = "SELECT nodes.name, cadence_us / 1000000, count(*) FROM device_samples JOIN epochs ON epochs.id = epoch_id"
+    assert rows(db, f"{query} JOIN nodes ON nodes.id = node_id GROUP BY 1, 2 ORDER BY 1, 2") == [
+        ("learned", 15, 3),
+        ("learned", 30, 3),
+        ("told", 30, 6),
+    ]
