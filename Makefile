@@ -46,6 +46,29 @@ test: $(STAMP) ## every test but the slow ones (JOBS=4: four at a time)
 test-slow: $(STAMP) ## the slow suites: long kill -9 series, the full demo twice
 	$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: test-slurm
+test-slurm: $(STAMP) ## everything that a real small Slurm is asked (Debian: slurm-wlm slurmdbd munge mariadb-server bc)
+	$(BIN)/pytest $(ARGS) tests/contract/test_slurm_real.py tests/contract/test_slurm_hooks_real.py tests/db/test_watch_slurm_real.py
+
+# The same tests on other servers (tests/servers): each is fetched into a cache the first time, nothing is installed.
+OTHER_SERVERS := postgres15 timescale
+CONTRACT := $(shell grep -v '^\#' tests/servers/contract.txt)
+EVERY_STORE_TEST := tests/db tests/e2e/test_fleet.py tests/e2e/test_books_match_truth.py
+define on_other_servers
+	@for server in $(OTHER_SERVERS); do \
+	  tests/servers/fetch.sh $$server; \
+	  WATTLEDGER_TEST_SERVER=$$server $(PYTEST) -q -m 'not slow' --junitxml=build/junit-$$server.xml $(ARGS) $(1); \
+	done
+endef
+
+.PHONY: test-servers
+test-servers: $(STAMP) ## what every server has to keep, on PostgreSQL 15 and on TimescaleDB
+	$(call on_other_servers,$(CONTRACT))
+
+.PHONY: test-timescale
+test-timescale: $(STAMP) ## every database test and the fleets, on PostgreSQL 15 and on TimescaleDB
+	$(call on_other_servers,$(EVERY_STORE_TEST))
+
 .PHONY: real
 real: $(STAMP) ## energy and bills of ../shared/data against published totals
 	@$(BIN)/python -m tests.real.report

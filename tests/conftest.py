@@ -39,15 +39,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put long files first, and leave out what only root can ask unless root runs the tests.
+    """Put long files first, and leave out what only root, or only TimescaleDB, can show unless root or it runs the tests.
 
     Left out is not skipped: a skip would fail CI's run of a user.
     """
     items.sort(key=_rank)
-    left_out = [item for item in items if item.get_closest_marker("root")]
-    if left_out and os.geteuid() != 0:
+    absent = {"root": os.geteuid() != 0, "timescale": servers.chosen(os.environ) is not servers.Kind.TIMESCALE}
+    left_out = [item for item in items if any(absent[mark] and item.get_closest_marker(mark) for mark in absent)]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("root")]
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def _rank(item: pytest.Item) -> int:

@@ -69,8 +69,9 @@ def chosen_layout(connection: sa.Connection, asked: Layout | None) -> Choice:
     try:
         layouts.prepare(connection, choice.layout)
     except sa.exc.DBAPIError as error:
+        said = str(error.orig).partition("\n")[0]
         raise MigrationError(
-            f"no hypertables: {str(error.orig).strip()}; have an administrator run CREATE EXTENSION {layouts.EXTENSION} in this "
+            f"no hypertables: {said}; have an administrator run CREATE EXTENSION {layouts.EXTENSION} in this "
             "database (its server needs shared_preload_libraries = 'timescaledb'), or use --layout native"
         ) from error
     return choice
