@@ -61,7 +61,7 @@ WHERE cluster = :cluster AND native_id = :native_id AND started_at <= CAST(:at A
 AND (ended_at IS NULL OR ended_at >= :at) ORDER BY started_at DESC LIMIT 1
 """
 _JOB: Final = _JOB_OF_RUN.replace("AND (ended_at IS NULL OR ended_at >= :at) ", "")
-_BINDINGS: Final = """
+BINDINGS: Final = """
 SELECT id AS binding_id, position, tenant_id, cluster, account, partition, user_name, namespace, label, api_key, tag,
        valid_from, valid_to FROM bindings WHERE superseded_at IS NULL
 """
@@ -100,7 +100,7 @@ def owner(conn: sa.Connection, call: Any) -> Owner:
     if tenant_id is None:
         driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
         assert driver is not None  # noqa: S101 - a checked-out connection has one
-        bindings = fetch_frame(driver, _BINDINGS, {}, Bindings)
+        bindings = fetch_frame(driver, BINDINGS, {}, Bindings)
         hour_at = call.called_at.replace(minute=0, second=0, microsecond=0)
         tenant_id = tenancy.explain({"api_key": call.api_key}, bindings, hour_at).tenant_id
     if tenant_id is None:

@@ -6,6 +6,7 @@ a file whose cells carry two different ones.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from collector.wire import MAX_STRING_BYTES, cleaned
 from ingest.importers.errors import MissingColumnError, OptionError, RowError, UnitError
 from ingest.importers.instants import EPOCH, US_PER_TIME_UNIT, iso_reader, numeric_reader, zone
 from ingest.importers.report import ImportReport, ProgressCallback, RowLog
-from ingest.importers.tabular import CsvTable, ParquetTable, open_table
+from ingest.importers.tabular import Table, open_table
 
-Kind = Literal["text", "integer", "quantity", "decimal", "instant", "flag"]
+Kind = Literal["text", "integer", "quantity", "decimal", "instant", "flag", "object"]
 
 NULLS: Final = frozenset({"", "null", "(null)", "n/a", "[n/a]", "na", "nan", "none", "unknown", "-"})
 TEXT_NULLS: Final = frozenset({"", "null", "(null)"})
@@ -39,6 +40,7 @@ DURATION_UNITS: Final = US_PER_TIME_UNIT
 """To microseconds."""
 _NUMBER = re.compile(r"([+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][+-]?\d{1,2})?)\s*([^\d\s.,+-][^\s]{0,15})?")
 _HEADER_UNIT = re.compile(r"(.+?)\s*[\[(]\s*([^\[\]()]+?)\s*[\])]")
+MAX_OBJECT_CHARACTERS: Final = 1 << 18
 _TRUE, _FALSE = frozenset({"true", "t", "yes", "1"}), frozenset({"false", "f", "no", "0"})
 
 
@@ -135,7 +137,7 @@ def normalised(header: str) -> tuple[str, str | None]:
     return re.sub(r"[^0-9a-z]+", "_", name.strip().casefold()).strip("_"), unit
 
 
-def _bind(table: CsvTable | ParquetTable, fields: Sequence[Field], source: Source) -> list[_Bound]:
+def _bind(table: Table, fields: Sequence[Field], source: Source) -> list[_Bound]:
     ours = {each.name for each in fields}
     for option, given in (("--map", source.columns), ("--unit", source.units)):
         if unknown := sorted(set(given) - ours):
@@ -208,6 +210,8 @@ def _converter(bound: _Bound, source: Source) -> Callable[[str], Any]:
             return _integer
         case "flag":
             return _flag
+        case "object":
+            return _object
         case "instant":
             if bound.unit is not None:
                 base = source.relative_to
@@ -278,6 +282,22 @@ def _integer(cell: str) -> int:
     return int(match.group(1))
 
 
+def _object(cell: str) -> dict[str, Any]:
+    if len(cell) > MAX_OBJECT_CHARACTERS:
+        raise RowError("text too long", f"{len(cell)} characters, at most {MAX_OBJECT_CHARACTERS}")
+    try:
+        found = json.loads(cell, parse_float=Decimal, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise RowError("not a JSON object", repr(cell[:60])) from None
+    if not isinstance(found, dict):
+        raise RowError("not a JSON object", repr(cell[:60]))
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _flag(cell: str) -> bool:
     folded = cell.casefold()
     if folded in _TRUE:
@@ -295,7 +315,7 @@ def _converted(
     bad: set[int],
     log: RowLog,
 ) -> list[Any]:
-    nulls = TEXT_NULLS if each.kind == "text" else NULLS
+    nulls = TEXT_NULLS if each.kind in {"text", "object"} else NULLS
     out: list[Any] = []
     for index, raw in enumerate(cells):
         cell = raw.strip() if raw is not None else ""

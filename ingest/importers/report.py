@@ -69,6 +69,8 @@ class ImportReport:
     scope: str = ""
     dry_run: bool = False
     already_imported_at: datetime | None = None
+    import_id: int = 0
+    """The store's id of this import; of one that is done again, of the first."""
     columns: dict[str, str] = field(default_factory=dict)
     rows_read: int = 0
     rejections: RowLog = field(default_factory=RowLog)

@@ -27,6 +27,7 @@ def importing(
     try:
         with one_import(conn, dry_run=dry_run):
             claimed = claim(conn, site, kind, sha256, scope, source.path.name)
+            report.import_id = claimed.id
             if claimed.imported_at is not None:
                 report.already_imported_at = claimed.imported_at
                 yield report, None

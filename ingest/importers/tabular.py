@@ -11,11 +11,12 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,7 +53,17 @@ def sha256_of(path: Path) -> bytes:
         raise TabularError(f"cannot read {path}: {error.strerror}") from error
 
 
-def open_table(path: Path, delimiter: str | None = None) -> CsvTable | ParquetTable:
+class Table(Protocol):
+    """A table of text cells: ``header``, and rows in chunks of the wanted columns."""
+
+    header: list[str]
+
+    def chunks(
+        self, wanted: Sequence[int], log: RowLog, progress: ProgressCallback | None = None
+    ) -> Iterator[RawChunk]: ...
+
+
+def open_table(path: Path, delimiter: str | None = None) -> Table:
     """Look at the first bytes and return the table; the header is read already."""
     try:
         with path.open("rb") as stream:
@@ -65,6 +76,10 @@ def open_table(path: Path, delimiter: str | None = None) -> CsvTable | ParquetTa
         return ParquetTable(path)
     if any(magic.startswith(bom) for bom in _WIDE_BOMS):
         raise TabularError(f"{path.name} is UTF-16 or UTF-32 text; save it as UTF-8")
+    if magic.lstrip()[:1] in {b"[", b"{"}:
+        from ingest.importers.json_table import JsonTable  # noqa: PLC0415 - it is made of what is declared here
+
+        return JsonTable(path)
     return CsvTable(path, delimiter, gzipped=magic.startswith(_GZIP))
 
 
@@ -232,6 +247,9 @@ def _as_text(column: pa.Array) -> Cells:
         return [None if value is None else repr(value) for value in column.to_pylist()]
     if pa.types.is_integer(kind):
         return [None if value is None else str(value) for value in column.to_pylist()]
+    if pa.types.is_map(kind) or pa.types.is_struct(kind):
+        # Tags come as a map from some clouds and as JSON from others.
+        return [None if value is None else json.dumps(dict(value), default=str) for value in column.to_pylist()]
     try:
         if pa.types.is_timestamp(kind) and kind.tz is not None:
             column = pc.cast(column, pa.timestamp(kind.unit, "UTC"))

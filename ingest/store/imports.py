@@ -8,7 +8,7 @@ database, in bounded memory. Run as the owner role, on an engine with room for t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -132,7 +132,11 @@ def make_partitions(
     ``referred_site_id``: the site, where the table has a foreign key to sites.
     """
     query = f"SELECT DISTINCT ({at_sql(column)} AT TIME ZONE 'UTC')::date FROM {stage.name}"  # noqa: S608 - our own names
-    days = conn.exec_driver_sql(query).scalars().all()
+    make_days(conn, table, conn.exec_driver_sql(query).scalars().all(), referred_site_id=referred_site_id)
+
+
+def make_days(conn: sa.Connection, table: str, days: Collection[date], *, referred_site_id: int | None = None) -> None:
+    """Make the daily partitions of these days as :func:`make_partitions` does; raises TooManyDaysError."""
     if len(days) > MAX_DAYS:
         raise TooManyDaysError(
             f"the rows lie on {len(days)} different days, at most {MAX_DAYS} are taken; check the times"

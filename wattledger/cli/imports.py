@@ -38,6 +38,8 @@ One per format:
   wattledger import jobs jobs.csv --site berlin-1 --cluster c1 --tz Europe/Berlin
   sacct -X -P -o ALL > jobs.txt; wattledger import sacct jobs.txt --cluster c1 --tz Europe/Berlin
   wattledger import llm-log requests.csv --provider azure --model gpt-4 --tenant acme/chat --tz UTC
+  wattledger import litellm spend-logs.csv --site cloud
+  wattledger import focus focus-2026-10.csv --site cloud
   wattledger import tariffs day-ahead.csv --zone DE-LU --currency EUR
   wattledger import intensity electricitymaps.csv --zone DE
   wattledger import prices litellm.csv --valid-from 2026-01-01
@@ -53,7 +55,7 @@ taken, 1: some rows were refused and are listed with their line, 2: the file cou
 """,
 )
 def import_() -> None:
-    """Take in node power, jobs, sacct, LLM logs, tariffs, intensity, prices and facility factors from files."""
+    """Take in node power, jobs, LLM logs, what providers charge, tariffs, intensity and prices from files; list them."""
 
 
 @dataclass(frozen=True, slots=True)

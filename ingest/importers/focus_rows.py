@@ -1,0 +1,291 @@
+"""One row of a FOCUS export as a charge: checked, told apart from others, and joined to LLM calls where it lists some. Pure.
+
+A charge's identity is all that says which charge it is; amounts and quantities are what a later file may restate. Amounts
+are kept with every digit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from collector.wire import cleaned
+from ingest.importers.columns import Chunk
+from ingest.importers.errors import RowError
+from ingest.importers.instants import EPOCH
+from ingest.importers.report import RowLog
+
+CATEGORIES: Final = ("usage", "purchase", "tax", "credit", "adjustment")
+MAX_AMOUNT: Final = Decimal(10) ** 20
+MAX_PLACES: Final = 40
+MAX_TAGS: Final = 500
+_AMOUNTS: Final = ("billed_cost", "effective_cost", "list_cost", "contracted_cost")
+_QUANTITIES: Final = ("pricing_quantity", "consumed_quantity")
+# What a restated row keeps. Not the lines' own amounts and quantities, nor the invoice: a charge gets its invoice later.
+_IDENTITY: Final = (
+    *("provider", "publisher", "invoice_issuer", "billing_account", "sub_account", "period_start", "period_end"),
+    *(
+        "charge_start",
+        "charge_end",
+        "category",
+        "is_correction",
+        "service_category",
+        "service",
+        "description",
+        "frequency",
+    ),
+    *(
+        "pricing_category",
+        "sku",
+        "sku_price",
+        "sku_meter",
+        "resource",
+        "region",
+        "commitment",
+        "currency",
+        "pricing_unit",
+    ),
+    *("consumed_unit", "tags", "call", "model", "api_key", "sku_details"),
+)
+_TOKENS: Final = re.compile(r"(?:per\s+)?(?:(\d[\d,_]*)\s*)?([km])?\s*(?:\w+\s+)?tokens?", re.IGNORECASE)
+_SCALE: Final = {"": 1, "k": 1_000, "m": 1_000_000}
+_MODEL_KEYS: Final = ("ModelVersion", "ModelId", "Model", "ModelName", "x_ModelId")
+_PARTS: Final = (
+    # In this order: a cached input is no input, reasoning is billed apart where it is told apart.
+    ("cache_write_tokens", ("cache write", "cache creation", "cachewrite", "write")),
+    ("cache_read_tokens", ("cached", "cache read", "cacheread", "cache hit", "read")),
+    ("reasoning_tokens", ("reasoning",)),
+    ("audio_tokens", ("audio",)),
+    ("image_tokens", ("image",)),
+    ("output_text_tokens", ("output", "completion", "outp", "generated")),
+    ("input_uncached_tokens", ("input", "prompt", "inp")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One row, in the order in which the store stages it; instants in microseconds, amounts exact."""
+
+    line: int
+    identity_sha256: bytes
+    content_sha256: bytes
+    provider: str
+    publisher: str | None
+    invoice_issuer: str | None
+    invoice_id: str | None
+    billing_account_id: str
+    sub_account_id: str | None
+    sub_account_name: str | None
+    period_start_us: int
+    period_end_us: int
+    charge_start_us: int
+    charge_end_us: int
+    category: str
+    is_correction: bool
+    service_category: str | None
+    service_name: str | None
+    description: str | None
+    frequency: str | None
+    pricing_category: str | None
+    sku_id: str | None
+    sku_price_id: str | None
+    sku_meter: str | None
+    resource_id: str | None
+    resource_name: str | None
+    region_id: str | None
+    commitment_id: str | None
+    billed_cost: Decimal
+    effective_cost: Decimal
+    list_cost: Decimal | None
+    contracted_cost: Decimal | None
+    currency: str
+    pricing_quantity: Decimal | None
+    pricing_unit: str | None
+    consumed_quantity: Decimal | None
+    consumed_unit: str | None
+    tags: str | None
+    covers: str | None
+    call_id: str | None
+    call_provider: str | None
+    call_model: str | None
+    call_tokens: int | None
+
+
+COLUMNS: Final = tuple(entry.name for entry in fields(Charge))
+
+
+@dataclass(frozen=True, slots=True)
+class CallLine:
+    """What a line item says of one LLM call. ``part`` None: the file does not say which tokens."""
+
+    call_id: str
+    provider: str
+    model: str
+    at_us: int
+    api_key: str | None
+    part: str | None
+    tokens: int | None
+
+
+def parse_charges(
+    chunk: Chunk, log: RowLog, provider_of_calls: str | None, now: datetime
+) -> Iterator[tuple[Charge, CallLine | None]]:
+    """Yield the charges of a chunk; rows that cannot be one go to the log with the reason."""
+    now_us = (now - EPOCH) // timedelta(microseconds=1)
+    names = list(chunk.values)
+    for line, *values in chunk.rows(*names):
+        row = dict(zip(names, values, strict=True))
+        try:
+            yield charge_of(line, row, provider_of_calls, now_us)
+        except RowError as error:
+            log.reject(line, error.reason, error.detail)
+
+
+def charge_of(
+    line: int, row: Mapping[str, Any], provider_of_calls: str | None, now_us: int
+) -> tuple[Charge, CallLine | None]:
+    """Return one row as a charge, and as a line of a call where it is one; raises RowError."""
+    category = row["category"].casefold()
+    if category not in CATEGORIES:
+        raise RowError("unknown charge category", f"{row['category']!r} is none of {', '.join(CATEGORIES)}")
+    corrects = (row["charge_class"] or "").casefold()
+    if corrects not in {"", "correction"}:
+        raise RowError("unknown charge class", repr(row["charge_class"]))
+    if not re.fullmatch(r"[A-Z]{3}", row["currency"]):
+        raise RowError("not a currency code", repr(row["currency"]))
+    for start, end in (("period_start", "period_end"), ("charge_start", "charge_end")):
+        if row[end] <= row[start]:
+            raise RowError(f"{start.partition('_')[0]} ends before it begins")
+    if row["charge_start"] > now_us:
+        raise RowError("in the future")
+    for name in (*_AMOUNTS, *_QUANTITIES):
+        _bounded(name, row[name])
+    tags = _tags(row["tags"])
+    whole = {**row, "category": category, "is_correction": corrects == "correction", "tags": tags}
+    identity = _digest([_spelled(whole[name]) for name in _IDENTITY])
+    content = _digest([identity.hex(), *(_spelled(whole[name]) for name in (*_AMOUNTS, *_QUANTITIES, "invoice_id"))])
+    covers, call = _call(row, provider_of_calls)
+    return (
+        Charge(
+            line=line,
+            identity_sha256=identity,
+            content_sha256=content,
+            provider=row["provider"],
+            publisher=row["publisher"],
+            invoice_issuer=row["invoice_issuer"],
+            invoice_id=row["invoice_id"],
+            billing_account_id=row["billing_account"],
+            sub_account_id=row["sub_account"],
+            sub_account_name=row["sub_account_name"],
+            period_start_us=row["period_start"],
+            period_end_us=row["period_end"],
+            charge_start_us=row["charge_start"],
+            charge_end_us=row["charge_end"],
+            category=category,
+            is_correction=corrects == "correction",
+            service_category=row["service_category"],
+            service_name=row["service"],
+            description=row["description"],
+            frequency=row["frequency"],
+            pricing_category=row["pricing_category"],
+            sku_id=row["sku"],
+            sku_price_id=row["sku_price"],
+            sku_meter=row["sku_meter"],
+            resource_id=row["resource"],
+            resource_name=row["resource_name"],
+            region_id=row["region"],
+            commitment_id=row["commitment"],
+            billed_cost=row["billed_cost"],
+            effective_cost=row["effective_cost"],
+            list_cost=row["list_cost"],
+            contracted_cost=row["contracted_cost"],
+            currency=row["currency"],
+            pricing_quantity=row["pricing_quantity"],
+            pricing_unit=row["pricing_unit"],
+            consumed_quantity=row["consumed_quantity"],
+            consumed_unit=row["consumed_unit"],
+            tags=None if tags is None else json.dumps(tags, sort_keys=True),
+            covers=covers,
+            call_id=None if covers != "call" else row["call"],
+            call_provider=None if call is None else call.provider,
+            call_model=None if call is None else call.model,
+            call_tokens=None if call is None else call.tokens,
+        ),
+        call if covers == "call" else None,
+    )
+
+
+def _call(row: Mapping[str, Any], provider_of_calls: str | None) -> tuple[str | None, CallLine | None]:
+    """Return what a row covers of LLM calls: one call, a model's calls, or none.
+
+    Only token charges cover calls: a support fee or a credit is nobody's call, and stays a charge.
+    """
+    if row["category"].casefold() != "usage":
+        return None, None
+    counted = tokens_of(row)
+    model = row["model"] or next(
+        (str((row["sku_details"] or {})[key]) for key in _MODEL_KEYS if key in (row["sku_details"] or {})), None
+    )
+    if counted is None or model is None:
+        return None, None
+    provider = provider_of_calls or row["provider"].casefold()
+    line = CallLine(
+        row["call"] or "", provider, cleaned(model), row["charge_start"], row["api_key"], part_of(row), counted
+    )
+    return ("call", line) if row["call"] else ("calls", line)
+
+
+def tokens_of(row: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a row charges, None where its unit is something else or the count is not whole."""
+    for quantity, unit in (("consumed_quantity", "consumed_unit"), ("pricing_quantity", "pricing_unit")):
+        match = _TOKENS.fullmatch(row[unit] or "")
+        if match and row[quantity] is not None:
+            each = int((match[1] or "1").replace(",", "").replace("_", "")) * _SCALE[(match[2] or "").casefold()]
+            count = row[quantity] * each
+            return int(count) if count == int(count) and 0 <= count < 1 << 60 else None
+    return None
+
+
+def part_of(row: Mapping[str, Any]) -> str | None:
+    """Return which part of a call's tokens a row charges, None where it does not say."""
+    details = row["sku_details"] or {}
+    said = [str(details.get(key, "")) for key in ("TokenCacheAction", "TokenDirection", "TokenType")]
+    for words in (" ".join(said), row["sku_meter"] or "", row["description"] or ""):
+        folded = words.casefold().replace("_", " ").replace("-", " ")
+        for part, marks in _PARTS:
+            if any(mark in folded.split() or (" " in mark and mark in folded) for mark in marks):
+                return part
+    return None
+
+
+def _bounded(name: str, amount: Decimal | None) -> None:
+    if amount is None:
+        return
+    exponent = amount.as_tuple().exponent
+    if abs(amount) >= MAX_AMOUNT or not isinstance(exponent, int) or exponent < -MAX_PLACES:
+        raise RowError(f"{name} is out of range", str(amount)[:60])
+
+
+def _tags(given: Mapping[str, Any] | None) -> dict[str, str] | None:
+    if not given:
+        return None
+    if len(given) > MAX_TAGS:
+        raise RowError("too many tags", f"{len(given)}, at most {MAX_TAGS}")
+    return {cleaned(str(key)): cleaned(str(value)) for key, value in given.items() if value is not None}
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        # 1.50 and 1.5 are one amount, whatever a file writes.
+        return format(value.normalize(), "f")
+    return {str(key): str(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _digest(parts: list[Any]) -> bytes:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
