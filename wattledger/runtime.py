@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import Database
 from ingest.store.migrate import pending
+from ingest.store.segments import Segments
 from wattledger.errors import NotReadyError
 from wattledger.home import Home
+
+SEGMENTS_VARIABLE: Final = "WATTLEDGER_SEGMENTS"
 
 
 def code_version() -> str:
@@ -44,6 +48,12 @@ def ready_database(home: Home, env: Mapping[str, str] | None = None) -> Database
             "run `wattledger migrate`"
         )
     return database
+
+
+def segments_of(home: Home, env: Mapping[str, str] | None = None) -> Segments:
+    """Return where sealed hours lie: WATTLEDGER_SEGMENTS (a folder or a bucket's URL), else the home's folder."""
+    environment = os.environ if env is None else env
+    return Segments.at(environment.get(SEGMENTS_VARIABLE) or home.segments, home.root / "segment-cache")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,12 @@ from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.model.hostlist import fold
 from ingest.store.engine import Database
+from ingest.store.segments import Segments
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.housekeeping import Housekeeper
-from wattledger.runtime import code_version, ready_database
+from wattledger.runtime import code_version, ready_database, segments_of
+from wattledger.sealing import Sealing, SealingSettings
 
 log = logging.getLogger(__name__)
 ENFORCE_INTERVAL_S: Final = 30.0
@@ -48,13 +50,15 @@ HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
+_SEALING_ENDS_WITHIN_S: Final = 5.0
 
 
 def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> None:
     """Work until SIGTERM or SIGINT; with ``once`` do every chore once and return."""
     database = ready_database(home)
     settings = WorkerSettings(code_version=code_version(), interval_s=interval_s)
-    worker = Worker(database, settings, home, enforced=enforced)
+    sealing = SealingSettings.from_env(os.environ)
+    worker = Worker(database, settings, home, enforced=enforced, segments=segments_of(home), sealing=sealing)
     try:
         if once:
             worker.once()
@@ -113,7 +117,10 @@ class Worker:
         *,
         enforced: bool,
         clock: Callable[[], datetime] = _now,
+        segments: Segments | None = None,
+        sealing: SealingSettings | None = None,
     ) -> None:
+        """Without ``segments`` nothing is sealed, and a sealed hour that is due is left open with an error."""
         self._database = database
         self._interval_s = settings.interval_s
         self._home = home
@@ -121,9 +128,13 @@ class Worker:
         # Renewed several times before it runs out: another worker takes over after half a minute of silence.
         holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
         self._lease = Lease(holder, LEASE)
-        self._engine = database.create_engine("worker", pool_size=2, application=self._lease.session)
+        self._engine = database.create_engine("worker", pool_size=3, application=self._lease.session)
         self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
-        self._closer = HourCloser(database, replace(settings, session=self._lease.session))
+        self._closer = HourCloser(database, replace(settings, session=self._lease.session), segments)
+        self._sealing = None
+        if segments is not None:
+            self._sealing = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
+        self._is_ours = False
         self._planes: dict[str, Plane] = {}
         executor = Executor(self._engine, self._planes, ActionSettings(home.root, enforced=enforced), clock)
         deliverer = Deliverer(self._engine, self._client, os.environ, clock)
@@ -142,9 +153,13 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Do chores as they fall due, until told to stop."""
         threading.Thread(target=self._stay_alive, args=(stop,), name="lease", daemon=True).start()
+        sealing = threading.Thread(target=self._seal, args=(stop,), name="sealing", daemon=True)
+        sealing.start()
         while not stop.is_set():
             self.round()
             stop.wait(self._interval_s * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
+        # Whatever hour it is in the middle of is as if it had not begun, should this take longer than we are given.
+        sealing.join(_SEALING_ENDS_WITHIN_S)
         self._give_back()
 
     def round(self) -> None:
@@ -154,7 +169,9 @@ class Worker:
                 is_ours = self._lease.take(connection)
         except psycopg.OperationalError as error:
             log.warning("the database does not answer: %s", str(error).partition("\n")[0])
+            self._is_ours = False
             return
+        self._is_ours = is_ours
         for chore in self.chores:
             if not is_ours or chore.due_s > time.monotonic():
                 continue
@@ -170,6 +187,8 @@ class Worker:
         """Do every chore once; the first failure is raised."""
         for chore in self.chores:
             chore.do(self._clock())
+        if self._sealing is not None:
+            self._sealing.once(self._clock())
 
     def close(self) -> None:
         """Let go of connections."""
@@ -225,6 +244,10 @@ class Worker:
         elif brake is None and self._was_paused:
             log.info("actions go on")
         self._was_paused = brake is not None
+
+    def _seal(self, stop: threading.Event) -> None:
+        if self._sealing is not None:
+            self._sealing.run(stop, lambda: self._is_ours, self._clock)
 
     def _stay_alive(self, stop: threading.Event) -> None:
         """Renew the lease while a round lasts, however long that is."""

@@ -57,6 +57,10 @@ WHERE site_id = {site} AND hour_at = '{hour}' AND retired_at IS NULL
 _SERIALIZATION: Final = ("40001", "40P01", "55P03")
 
 
+def no_step(name: str) -> None:
+    """Go on: what a process is told between two steps, unless a test ends it there."""
+
+
 class HourBusyError(RuntimeError):
     """Somebody else is writing, sealing or merging this hour right now; it is tried again later."""
 
@@ -102,13 +106,13 @@ class Sealer:
         segments: Segments,
         *,
         application: str = "wattledger-sealer",
-        step: Callable[[str], None] | None = None,
+        step: Callable[[str], None] = no_step,
     ) -> None:
         """``step`` is told the name of each step right before it: tests end the process there."""
         self._database = database
         self._segments = segments
         self._application = application
-        self._step = step or (lambda _: None)
+        self._step = step
 
     def seal(self, hour: SiteHour) -> Generation:
         """Seal an hour that is open, or go on where somebody stopped; raises HourBusyError, SegmentError."""

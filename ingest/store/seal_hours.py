@@ -1,0 +1,176 @@
+"""Which hours are to be sealed or merged, which days may leave the hot tables, and what is left to sweep up.
+
+Every hour of every site is sealed, those without rows too: a day of the hot tables is dropped only when each site's 24 hours
+of it are sealed, and then nobody has to look into it. It seals nothing itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+
+from ingest.store import partitions
+from ingest.store.hours import SiteHour
+from ingest.store.sample_tables import LATE
+from ingest.store.seal import folder_of, hour_of, no_step
+from ingest.store.segments import Segments
+
+log = logging.getLogger(__name__)
+
+# An hour of the open window is still read every few seconds, and rows for it are the rule, not late.
+_UNSEALED: Final = """
+SELECT sites.id, hours.hour_at FROM sites, unnest(%(days)s::date[]) AS day, LATERAL generate_series(
+    day::timestamp AT TIME ZONE 'UTC', day::timestamp AT TIME ZONE 'UTC' + interval '23 hours', interval '1 hour'
+) AS hours (hour_at)
+WHERE hours.hour_at < %(before)s
+AND NOT EXISTS (SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id AND known.hour_at = hours.hour_at
+                AND known.state = 'sealed')
+AND NOT EXISTS (SELECT FROM ledger_hours AS books WHERE books.site_id = sites.id AND books.hour_at = hours.hour_at
+                AND books.status = 'provisional')
+ORDER BY hours.hour_at, sites.id LIMIT %(most)s
+"""
+_LATE: Final = """
+SELECT site_id, hour_at, min(received_at), coalesce(bool_or(state = 'sealed'), false) FROM ({late}) AS late
+LEFT JOIN hour_catalog USING (site_id, hour_at) WHERE hour_at < %(before)s
+GROUP BY site_id, hour_at HAVING NOT coalesce(bool_or(state = 'sealed'), false) OR min(received_at) < %(waited)s
+ORDER BY hour_at, site_id LIMIT %(most)s
+"""
+_LATE_OF: Final = """
+SELECT nodes.site_id, date_trunc('hour', at, 'UTC') AS hour_at, min(received_at) AS received_at
+FROM {table} JOIN epochs ON epochs.id = epoch_id JOIN nodes ON nodes.id = node_id GROUP BY 1, 2
+"""
+_UNSEALED_OF_DAY: Final = """
+SELECT count(*) FROM sites, generate_series(0, 23) AS hour WHERE NOT EXISTS (
+    SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id AND known.state = 'sealed'
+    AND known.hour_at = CAST(:day AS date)::timestamp AT TIME ZONE 'UTC' + hour * interval '1 hour')
+"""
+_RETIRED: Final = """
+SELECT site_id, hour_at, stream, generation, path FROM hour_segments WHERE retired_at < now() - %s ORDER BY retired_at LIMIT 1000
+"""
+_FORGET: Final = """
+DELETE FROM hour_segments WHERE site_id = %s AND hour_at = %s AND stream = %s AND generation = %s AND retired_at IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Hours to be sealed, and sealed ones to be merged with their late rows; oldest first."""
+
+    seal: tuple[SiteHour, ...] = ()
+    merge: tuple[SiteHour, ...] = ()
+
+
+def due(engine: sa.Engine, now: datetime, *, seal_after: timedelta, merge_after: timedelta, most: int = 240) -> Due:
+    """Return hours that ended ``seal_after`` ago and are not sealed, and those whose late rows waited for ``merge_after``.
+
+    Hours of the open window are left alone. At most so many of each kind: the rest is due next time.
+    """
+    with engine.connect() as conn:
+        days = sorted({partition.day for partition in _hot_days(conn)})
+    before = now - seal_after - timedelta(hours=1)
+    raw = engine.raw_connection()
+    try:
+        connection: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
+        given: dict[str, Any] = {"before": before, "most": most, "waited": now - merge_after, "days": days}
+        unsealed = [hour_of(*row) for row in connection.execute(_UNSEALED, given)]
+        union = " UNION ALL ".join(_LATE_OF.format(table=target.table) for target in LATE.values())
+        late = connection.execute(_LATE.replace("{late}", union).encode(), given).fetchall()
+    finally:
+        raw.close()
+    seal = dict.fromkeys(unsealed)
+    seal |= dict.fromkeys(hour_of(site_id, at) for site_id, at, _, is_sealed in late if not is_sealed)
+    merge = [hour_of(site_id, at) for site_id, at, _, is_sealed in late if is_sealed]
+    return Due(tuple(sorted(seal, key=lambda hour: (hour.hour, hour.site_id))), tuple(merge))
+
+
+def _hot_days(conn: sa.Connection) -> list[partitions.Partition]:
+    return [partition for partition in partitions.partitions(conn) if partition.table in partitions.DROPPABLE]
+
+
+def drop_hot_days(
+    engine: sa.Engine, before: date, *, step: Callable[[str], None] = no_step
+) -> tuple[partitions.Partition, ...]:
+    """Drop days of the hot tables before a day, those of which every hour of every site is sealed; return what was dropped.
+
+    Looked at again once the day is locked: a site that was made meanwhile has rows nobody sealed.
+    """
+    with engine.connect() as conn:
+        days = sorted({partition.day for partition in _hot_days(conn) if partition.day < before})
+    dropped: list[partitions.Partition] = []
+    for day in days:
+        try:
+            with engine.begin() as conn:
+                if _unsealed(conn, day):
+                    continue
+                gone = [partition for partition in _hot_days(conn) if partition.day == day]
+                for partition in gone:
+                    conn.execute(sa.select(sa.func.drop_partition(partition.table, partition.day)))
+                step("look again")
+                if _unsealed(conn, day):
+                    conn.rollback()
+                    continue
+                dropped += gone
+                step("commit drop")
+            step("dropped")
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise
+            log.info("%s is being read; it is dropped later", day)
+    return tuple(dropped)
+
+
+def _unsealed(conn: sa.Connection, day: date) -> int:
+    return int(conn.execute(sa.text(_UNSEALED_OF_DAY), {"day": day}).scalar_one())
+
+
+def delete_retired(
+    connection: psycopg.Connection[Any], segments: Segments, grace: timedelta, *, step: Callable[[str], None] = no_step
+) -> int:
+    """Delete files that a later generation replaced so long ago that no reader can hold them; return how many.
+
+    The file goes first: a row without a file is deleted again, a file without a row would stay for ever.
+    """
+    rows = connection.execute(_RETIRED, [grace]).fetchall()
+    for site_id, hour_at, stream, generation, path in rows:
+        step("delete file")
+        segments.delete(path)
+        step("forget file")
+        connection.execute(_FORGET, [site_id, hour_at, stream, generation])
+        connection.commit()
+    return len(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What was left behind by processes that ended in the middle."""
+
+    unfinished: int = 0
+    unknown: tuple[str, ...] = ()
+
+
+def sweep(
+    connection: psycopg.Connection[Any], segments: Segments, hours: Sequence[tuple[str, datetime]], grace: timedelta
+) -> Swept:
+    """Delete unfinished files, and published ones of these (site, hour) that the catalog does not know, past the grace."""
+    unknown: list[str] = []
+    for site, hour_at in hours:
+        folder = folder_of(site, hour_at)
+        found = [path for path, age_s in segments.listed(folder) if age_s > grace.total_seconds()]
+        if not found:
+            continue
+        known = connection.execute("SELECT path FROM hour_segments WHERE path = ANY (%s)", [found]).fetchall()
+        unknown += sorted(set(found) - {path for (path,) in known})
+    for path in unknown:
+        segments.delete(path)
+    return Swept(segments.clear_scratch(grace.total_seconds()), tuple(unknown))
+
+
+def hot_before(now: datetime, retention: timedelta) -> date:
+    """Return the first day that stays in the hot tables; an hour of margin for clocks of ingest that go after ours."""
+    return (now - retention - timedelta(hours=1)).astimezone(UTC).date()

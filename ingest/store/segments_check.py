@@ -1,0 +1,57 @@
+"""Looks at sealed files before somebody needs them: there, whole, and with the rows the catalog says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+
+from ingest.store.catalog import ListedFile, listed_files
+from ingest.store.segments import SegmentError, Segments
+from ingest.store.segments_format import SegmentFormatError, check_pages, read_meta
+
+_SOME: Final = """
+SELECT hour_at FROM hour_segments WHERE retired_at IS NULL AND (published_at > now() - interval '2 hours' OR random() < %s)
+GROUP BY hour_at ORDER BY max(published_at) > now() - interval '2 hours' DESC, random() LIMIT %s
+"""
+_COUNT: Final = "SELECT count(DISTINCT hour_at) FROM hour_segments WHERE retired_at IS NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file and what is wrong with it; ``fault`` null = nothing."""
+
+    listed: ListedFile
+    fault: str | None
+
+
+def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> Checked:
+    """Look at a file: size and digest; ``thoroughly`` also every page with its own checksum, and the rows."""
+    try:
+        path = segments.checked(listed.file)
+        meta = read_meta(path)
+        if meta.rows != listed.file.rows or (thoroughly and check_pages(path) != meta.rows):
+            return Checked(listed, f"holds other than {listed.file.rows} rows")
+    except (SegmentError, SegmentFormatError) as error:
+        return Checked(listed, str(error))
+    return Checked(listed, None)
+
+
+def check_some(connection: psycopg.Connection[Any], segments: Segments, most: int) -> Sequence[Checked]:
+    """Check the files of the newest hours and of some others, by chance, afresh; return them all."""
+    (hours,) = connection.execute(_COUNT).fetchone() or (0,)
+    if not hours:
+        return ()
+    share = min(1.0, 2 * most / hours)
+    chosen: list[datetime] = [hour_at for (hour_at,) in connection.execute(_SOME, [share, most])]
+    random.shuffle(chosen)
+    segments.forget()
+    found = []
+    for hour_at in chosen:
+        files = listed_files(connection, None, hour_at, hour_at.replace(minute=59))
+        found += [check_file(segments, listed, thoroughly=False) for listed in files]
+    return found

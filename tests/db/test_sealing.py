@@ -1,0 +1,133 @@
+"""The worker's sealing: what is due, what a pass does, and what it leaves alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingest.store.engine import Database
+from ingest.store.hours import SiteHour
+from ingest.store.seal import Sealer, hour_of
+from ingest.store.seal_hours import drop_hot_days, due
+from ingest.store.segments import Segments
+from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from wattledger.errors import WattledgerError
+from wattledger.sealing import Pass, Sealing, SealingSettings
+
+pytestmark = pytest.mark.db
+NOW = HOUR_AT + timedelta(hours=8)
+DAY_AT = HOUR_AT.replace(hour=0)
+NO_TIME = timedelta(0)
+
+
+@pytest.fixture
+def fleet(db: Database) -> SmallFleet:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    return fleet
+
+
+@pytest.fixture
+def sealing(fleet: SmallFleet, tmp_path: Path) -> Iterator[Sealing]:
+    engine = fleet.database.create_engine("worker")
+    settings = SealingSettings(merge_after=NO_TIME, grace=NO_TIME)
+    yield Sealing(fleet.database, Segments.at(tmp_path / "segments"), settings, "wattledger-worker/test", engine)
+    engine.dispose()
+
+
+def hours(sealing: Sealing, now_hours: int) -> tuple[SiteHour, ...]:
+    now = HOUR_AT + now_hours * HOUR
+    return due(sealing.engine, now, seal_after=timedelta(hours=3), merge_after=NO_TIME).seal
+
+
+def test_an_hour_is_due_three_hours_after_its_end_and_not_while_it_is_in_the_open_window(
+    fleet: SmallFleet, sealing: Sealing
+) -> None:
+    eight = hour_of(fleet.site_id, HOUR_AT)
+    assert eight not in hours(sealing, 4)
+    assert hours(sealing, 5)[-1] == eight
+    assert len(hours(sealing, 5)) == 9  # the day from midnight: an hour without rows is sealed too
+    fleet.rows(
+        "WITH run AS (INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256, "
+        "content_sha256, reason) VALUES (%(site)s, %(hour)s, 0, 't', now(), '1', '', '', 't') RETURNING id) "
+        "INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256) "
+        "SELECT %(site)s, %(hour)s, 0, id, 'provisional', '1', '' FROM run RETURNING 1".replace(
+            "%(site)s", str(fleet.site_id)
+        ).replace("%(hour)s", f"'{HOUR_AT.isoformat()}'")
+    )
+    assert eight not in hours(sealing, 5)
+
+
+def test_a_pass_seals_merges_drops_and_tidies_up(fleet: SmallFleet, sealing: Sealing, tmp_path: Path) -> None:
+    first = sealing.once(NOW)
+    assert (first.sealed, first.rows) == (12, 1081)  # a reading every 10 s, both ends included
+    assert (first.merged, first.dropped_partitions) == (0, 0)
+    with fleet.admin() as connection:
+        connection.execute(
+            "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed, received_at) "
+            "VALUES (%s, %s, %s, 0, 0, 1, 0, %s)",
+            (HOUR_AT + timedelta(seconds=5), fleet.device_id, fleet.epoch_id, NOW - HOUR),
+        )
+    left = tmp_path / "segments" / "site=s1" / "date=2026-11-01" / "hour=08" / "device_samples.g0009.lost.parquet"
+    left.write_bytes(b"of a process that was killed")
+
+    second = sealing.once(NOW)
+
+    assert (second.sealed, second.merged, second.rows) == (0, 1, 361)
+    assert (second.deleted_files, second.unknown_files, second.damaged_files) == (1, 1, 0)
+    assert not left.exists()
+    assert sealing.once(DAY_AT + timedelta(days=4)).sealed == 12  # the rest of that day
+    assert sealing.once(DAY_AT + timedelta(days=4)).dropped_partitions == 7  # one of each stream's table
+    assert fleet.rows("SELECT count(*) FROM device_samples") == [(0,)]
+    assert not sealing.once(DAY_AT + timedelta(days=4)).is_anything
+
+
+def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallFleet, sealing: Sealing) -> None:
+    sealer, after = Sealer(fleet.database, sealing.segments), (DAY_AT + timedelta(days=1)).date()
+    day = [DAY_AT + number * HOUR for number in range(24)]
+    for at in day:
+        sealer.seal(hour_of(fleet.site_id, at))
+    ((site,),) = fleet.rows("INSERT INTO sites (name) VALUES ('new') RETURNING id")
+    for at in day[:23]:
+        sealer.seal(hour_of(site, at))
+    assert drop_hot_days(sealing.engine, after) == ()
+    sealer.seal(hour_of(site, day[23]))
+    assert {partition.day for partition in drop_hot_days(sealing.engine, after)} == {DAY_AT.date()}
+
+
+def test_a_damaged_file_is_a_finding_until_it_is_replaced(fleet: SmallFleet, sealing: Sealing, tmp_path: Path) -> None:
+    sealing.once(NOW)
+    path = min((tmp_path / "segments").rglob("hour=08/*.parquet"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+    assert sealing.once(NOW).damaged_files == 1
+
+    found = "SELECT start_at, evidence ->> 'stream', withdrawn_at IS NULL FROM findings WHERE kind = 'segment_damaged'"
+    assert fleet.rows(found) == [(HOUR_AT, "device_samples", True)]
+    ((hour, stream),) = fleet.rows("SELECT hour_at, stream FROM hour_segments WHERE path LIKE '%%hour=08%%'")
+    Sealer(fleet.database, sealing.segments).rebuild(hour_of(fleet.site_id, hour), [stream])
+    assert sealing.once(NOW).damaged_files == 0
+    assert fleet.rows(found) == [(HOUR_AT, "device_samples", False)]
+
+
+def test_nothing_is_sealed_by_a_worker_without_the_lease(sealing: Sealing) -> None:
+    assert sealing.once(NOW, lambda: False) == Pass()
+    stop = threading.Event()
+    thread = threading.Thread(target=sealing.run, args=(stop, lambda: False, lambda: NOW))
+    thread.start()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    with closing(sealing.engine.raw_connection()) as connection:
+        assert connection.cursor().execute("SELECT count(*) FROM hour_catalog").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "three", "1.5", "99999"])
+def test_settings_that_make_no_sense_name_their_variable(text: str) -> None:
+    with pytest.raises(WattledgerError, match="WATTLEDGER_SEAL_AFTER_H must be whole hours"):
+        SealingSettings.from_env({"WATTLEDGER_SEAL_AFTER_H": text})
