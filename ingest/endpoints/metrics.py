@@ -10,9 +10,6 @@ import time
 from functools import partial
 from typing import Final
 
-import orjson
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-
 from ingest.endpoints import series
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
@@ -33,7 +30,7 @@ async def take_metrics(runtime: Runtime, request: Request) -> Answer:
     for reason in ("delta", "bad_labels"):
         refused[reason] += sum(count for (_, why), count in taken.tally.by_name.items() if why == reason)
     refused = +refused
-    return Answer(200, _response(media, refused.total(), series.told(refused)), media)
+    return Answer(200, otlp.response(media, refused.total(), series.told(refused), otlp.Signal.METRICS), media)
 
 
 def _read(
@@ -50,15 +47,4 @@ def _read(
     return runtime.series.otlp(data, site_id, own_node, now_us, cadence_us, is_json=media == otlp.JSON)
 
 
-def _response(media: str, rejected: int, message: str) -> bytes:
-    if media == otlp.JSON:
-        partial = {"rejectedDataPoints": str(rejected), "errorMessage": message}
-        return orjson.dumps({"partialSuccess": partial} if rejected else {})
-    answer = ExportMetricsServiceResponse()
-    if rejected:
-        answer.partial_success.rejected_data_points = rejected
-        answer.partial_success.error_message = message
-    return answer.SerializeToString()
-
-
-ENDPOINTS: Final = (Post("metrics", otlp_metrics.PATH, take_metrics, otlp_metrics.MAX_BODY_BYTES),)
+ENDPOINTS: Final = (Post("metrics", otlp_metrics.PATH, take_metrics, otlp_metrics.MAX_BODY_BYTES, otlp.failure),)

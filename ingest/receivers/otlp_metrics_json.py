@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from ingest.errors import BadBodyError, TooLargeError
+from ingest.receivers import otlp
 from ingest.receivers.otlp_metrics import CUMULATIVE, MAX_POINTS, NO_VALUE
 from ingest.series.book import MAX_LABELS, MAX_LABELS_BYTES, Book
 from ingest.series.places import is_known
@@ -37,8 +38,9 @@ class _Gathered:
 def read_json(data: bytes, book: Book) -> Samples:
     """Return the points of an export; raises BadBodyError."""
     found = _Gathered()
+    export = otlp.parsed_json(data)
     try:
-        for about, metric in _metrics(orjson.loads(data)):
+        for about, metric in _metrics(export):
             _metric(about, metric, book, found)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
