@@ -1,4 +1,4 @@
-"""How the store keeps its days: daily partitions of PostgreSQL, or hypertables of TimescaleDB with chunks of one day (ADR 0014).
+"""How the store keeps its days: daily partitions of PostgreSQL, or hypertables of TimescaleDB with chunks of one day (ADR 0016).
 
 Chosen once, when an empty database is migrated, and recorded in `store_layout`; nothing here changes it later. Migrations
 say RANGE partitions in either case: :func:`tables_made_as` makes hypertables of them while they run.
