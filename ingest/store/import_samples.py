@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psycopg
 import sqlalchemy as sa
 
 from collector.wire import DeviceRef, Feed, Origin
 from ingest.store import identities
+from ingest.store.hours import SiteHour, array, hold_open
 from ingest.store.identities import EpochKey, NodeKey, OnNode
 from ingest.store.imports import (
     KNOWN_AT,
@@ -186,12 +188,11 @@ class Readings:
             f"SELECT {at_sql('at_us')} AS at, meter_id, epoch_id, energy_mj, power_mw FROM import_readings "
             "JOIN import_keys USING (key) JOIN import_epochs USING (node_id) WHERE NOT EXISTS "
             "(SELECT FROM node_samples AS known WHERE known.meter_id = import_keys.meter_id "
-            f"AND known.at = {at_sql('at_us')} AND known.at BETWEEN {at_sql(str(first_us))} AND {at_sql(str(last_us))})"
+            f"AND known.at = {at_sql('at_us')} AND known.at BETWEEN {at_sql(str(first_us))} AND {at_sql(str(last_us))}) "
+            "AND NOT EXISTS (SELECT FROM late_node_samples AS known WHERE known.meter_id = import_keys.meter_id "
+            f"AND known.at = {at_sql('at_us')})"
         )
-        inserted = conn.exec_driver_sql(
-            "INSERT INTO node_samples (at, meter_id, epoch_id, span_us, energy_mj, power_mw) "
-            "SELECT at, meter_id, epoch_id, 0, energy_mj, power_mw FROM import_new ORDER BY at, meter_id"
-        ).rowcount
+        inserted = self._spread()
         mark_changed(
             conn,
             self._site_id,
@@ -200,6 +201,22 @@ class Readings:
             "FROM import_new",
         )
         return inserted
+
+    def _spread(self) -> int:
+        """Put the new rows where their hours are: in the hot table, or beside the segments of those that are sealed."""
+        conn = self._conn
+        hours = conn.exec_driver_sql("SELECT DISTINCT floor(extract(epoch FROM at) / 3600)::integer FROM import_new").scalars()
+        driver: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
+        sealed = hold_open(driver, [SiteHour(self._site_id, hour) for hour in hours])
+        numbers = array(sorted(hour.hour for hour in sealed))
+        is_sealed = f"floor(extract(epoch FROM at) / 3600)::bigint = ANY ('{numbers}'::bigint[])"
+        return sum(
+            conn.exec_driver_sql(
+                f"INSERT INTO {table} (at, meter_id, epoch_id, span_us, energy_mj, power_mw) "
+                f"SELECT at, meter_id, epoch_id, 0, energy_mj, power_mw FROM import_new WHERE {chosen} ORDER BY at, meter_id"
+            ).rowcount
+            for table, chosen in (("node_samples", f"NOT {is_sealed}"), ("late_node_samples", is_sealed))
+        )
 
     def _devices(self, meters: Sequence[tuple[str, str]], node_ids: Sequence[int], device: NodeDevice) -> int:
         names = {node_id: node for node_id, (node, _) in zip(node_ids, meters, strict=True)}

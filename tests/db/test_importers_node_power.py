@@ -77,6 +77,19 @@ def test_the_same_file_twice_writes_nothing_and_says_so(conn: sa.Connection, wri
     assert rows(conn, "SELECT count(*) FROM changes") == [(1,)]
 
 
+def test_readings_of_a_sealed_hour_come_beside_its_segment(conn: sa.Connection, write: Write) -> None:
+    import_node_power(conn, write("a.csv", LOG), OPTIONS, now=NOW)
+    with conn.begin():
+        conn.execute(
+            sa.text("INSERT INTO hour_catalog (site_id, hour_at, state) SELECT id, '2024-05-10 11:00Z', 'sealed' FROM sites")
+        )
+    # 11:38:06 and 12:00:00.
+    more = "node,ts_ms,watts\nn1,1715341086000,2300\nn1,1715342400000,2400\n"
+    assert import_node_power(conn, write("b.csv", more), OPTIONS, now=NOW).written == {"node_samples": 2}
+    assert rows(conn, "SELECT power_mw FROM late_node_samples") == [(2_300_000,)]
+    assert rows(conn, "SELECT power_mw FROM node_samples ORDER BY at DESC LIMIT 1") == [(2_400_000,)]
+
+
 def test_a_dry_run_reports_the_same_and_keeps_nothing(conn: sa.Connection, write: Write) -> None:
     source = write("a.csv", LOG)
     dry = import_node_power(conn, source, OPTIONS, now=NOW, dry_run=True)
