@@ -22,6 +22,8 @@ _WINDOWS: Final = (timedelta(minutes=10), timedelta(hours=2), timedelta(hours=48
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _Pair = tuple[int, int]
 
+_LOCK: Final = "SELECT pg_advisory_xact_lock{kind}(hashtextextended('wattledger.begun_anew', 0))"
+"""Shared while events are kept, alone while a beginning is: else of a start and a beginning at once neither would see the other."""
 _BEGUN: Final = """
 SELECT given.job_id, given.device_id, begun.at
 FROM unnest(%s::bigint[], %s::integer[], %s::timestamptz[]) AS given (job_id, device_id, since_at)
@@ -58,6 +60,7 @@ class Held:
 
 def begin(conn: psycopg.Connection[Any], begun: Iterable[tuple[int, datetime]]) -> dict[_Pair, Held]:
     """Note when agents of nodes began without knowing anything; return what was open on those nodes then, its jobs locked."""
+    conn.execute(_LOCK.replace("{kind}", ""))
     fresh = conn.execute(
         "INSERT INTO begun_anew (node_id, at) SELECT * FROM unnest(%s::integer[], %s::timestamptz[]) "
         "ON CONFLICT DO NOTHING RETURNING node_id, at",
@@ -83,6 +86,9 @@ def ends(conn: psycopg.Connection[Any], since: Mapping[_Pair, tuple[datetime, da
 
     ``since``: from when on beginnings matter, and the job's start.
     """
+    if not since:
+        return {}
+    conn.execute(_LOCK.replace("{kind}", "_shared"))
     columns = [[job for job, _ in since], [device for _, device in since], [at for at, _ in since.values()]]
     found: dict[_Pair, datetime] = {}
     for job_id, device_id, begun_at in conn.execute(_BEGUN, columns).fetchall():

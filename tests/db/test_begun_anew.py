@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from collector.wire import JOBS_BEGUN_ANEW, Stream
 from ingest.settings import Settings
+from ingest.store.allocations import Event, JobKey, apply, begin_anew
 from ingest.store.engine import Database
 from tests.db.ingest_harness import batch_meta, body_of, device_row, make_site, now_us, rows, run, send
 
@@ -115,3 +118,33 @@ def test_hours_since_the_last_reading_are_due_again(db: Database) -> None:
         job = connection.execute("SELECT state, ended_at IS NOT NULL FROM jobs").fetchall()
     assert found == [(1,)]
     assert job == [("unknown", True)]
+
+
+def test_a_start_and_a_beginning_at_once_see_each_other(db: Database) -> None:
+    site = make_site(db)
+    with db.connect("admin") as admin:
+        ids: list[tuple[int, int]] = admin.execute(
+            "WITH device AS (INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-1', 'nvidia', 'H100', 'gpu') RETURNING id) "
+            "INSERT INTO placements (device_id, node_id, valid_from) SELECT device.id, nodes.id, now() - interval '1 day' "
+            "FROM device, nodes WHERE nodes.name = 'node-1' RETURNING device_id, node_id"
+        ).fetchall()
+    ((device_id, node_id),) = ids
+    began_us = now_us() - 40 * MINUTE_US
+    begun_at = datetime.fromtimestamp(began_us / 1e6, UTC) + timedelta(minutes=ANEW_MINUTE)
+    start = Event(
+        site.site_id, device_id, JobKey("c", "7", began_us), began_us, START, None, None, 1, "cgroup", 1, (None,) * 8
+    )
+
+    def begin() -> None:
+        with db.connect("writer") as other:
+            begin_anew(other, [(node_id, begun_at)])
+
+    with db.connect("writer") as conn:
+        apply(conn, [start])  # not committed yet
+        beginning = threading.Thread(target=begin)
+        beginning.start()
+        beginning.join(0.3)
+        assert beginning.is_alive()
+        conn.commit()
+        beginning.join(10)
+    assert held(db, began_us) == [("7", 0, 0)]
