@@ -1,0 +1,103 @@
+"""From one layout to the other by dump and restore, as docs/databases.md says it; needs a server with TimescaleDB."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingest.store import migrate
+from ingest.store.embedded import EmbeddedServer
+from ingest.store.engine import Database
+from ingest.store.layout import Layout
+from tests import servers
+from tests.db.ledger_fixture import HOUR_AT, small_fleet
+
+pytestmark = [pytest.mark.db, pytest.mark.timescale]
+
+NOT_DATA = ("-T", "alembic_version", "-T", "store_layout")
+
+
+@pytest.fixture
+def both(server: EmbeddedServer) -> Iterator[dict[Layout, Database]]:
+    """A migrated database of each layout."""
+    made = {layout: server.database(f"wattledger_{layout}") for layout in Layout}
+    with server.database("postgres").connect("admin", autocommit=True) as admin:
+        for layout, database in made.items():
+            admin.execute(f"CREATE DATABASE {database.name} OWNER wattledger_owner".encode())
+            migrate.upgrade(database.url, layout=layout)
+        try:
+            yield made
+        finally:
+            for database in made.values():
+                admin.execute(f"DROP DATABASE {database.name} WITH (FORCE)".encode())
+
+
+def run(*words: str, standard_input: str | None = None) -> str:
+    bindir = servers.programs(servers.Kind.TIMESCALE)
+    assert bindir is not None
+    done = subprocess.run(
+        [str(bindir / words[0]), *words[1:]], input=standard_input, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def restore(database: Database, script: str) -> None:
+    run("psql", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction", database.url, standard_input=script)
+
+
+def seeded(database: Database) -> None:
+    """Readings over midnight, calls and a change: two days of some tables, and rows under row-level security."""
+    fleet = small_fleet(database)
+    midnight = HOUR_AT.replace(hour=0) + timedelta(days=1)
+    fleet.samples(midnight - timedelta(hours=1), midnight + timedelta(hours=1))
+    with database.connect("writer") as writer:
+        for number in range(3):
+            at = datetime(2026, 11, 1, 20, tzinfo=UTC) + timedelta(hours=3 * number)
+            writer.execute(
+                "INSERT INTO api_calls (called_at, dedupe_key, site_id, provider, model, usage_known, source, origin) "
+                "VALUES (%s, %s, %s, 'p', 'm', false, 'span', 1)",
+                (at, f"call-{number}", fleet.site_id),
+            )
+
+
+def content(database: Database) -> dict[str, tuple[object, ...]]:
+    """Return the number of rows of each table and a digest of what matters most."""
+    with database.connect("admin") as admin:
+        names = admin.execute(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
+            "AND NOT relispartition AND relname NOT IN ('alembic_version', 'store_layout') ORDER BY 1"
+        ).fetchall()
+        counts = {
+            str(name): admin.execute(f"SELECT count(*) FROM {name}".encode()).fetchone() or () for (name,) in names
+        }
+        digest = admin.execute("SELECT md5(string_agg(d::text, '' ORDER BY at)) FROM device_samples AS d").fetchone()
+    return counts | {"digest": digest or ()}
+
+
+def test_daily_partitions_become_hypertables(both: dict[Layout, Database]) -> None:
+    old, new = both[Layout.NATIVE], both[Layout.HYPERTABLES]
+    seeded(old)
+    restore(new, run("pg_dump", "--data-only", "--load-via-partition-root", *NOT_DATA, old.url))
+    assert content(new) == content(old)
+    assert content(new)["device_samples"] == (721,)  # two hours, a row each 10 s, both ends
+    assert migrate.layout_of(new.url).layout is Layout.HYPERTABLES
+
+
+def test_hypertables_become_daily_partitions(both: dict[Layout, Database]) -> None:
+    old, new = both[Layout.HYPERTABLES], both[Layout.NATIVE]
+    seeded(old)
+    with old.connect("admin") as admin:
+        kept = admin.execute(
+            "SELECT parent, min(day)::text, (max(day) + 1)::text FROM stored_days() GROUP BY parent ORDER BY parent"
+        ).fetchall()
+    restore(new, run("pg_dump", "--data-only", "-N", "wattledger_days", "-N", "_timescaledb*", *NOT_DATA, old.url))
+    for table, first, last in kept:
+        run("psql", "-c", f"SELECT ensure_partitions('{first}', '{last}', ARRAY['{table}'])", new.url)
+        rows = run("psql", "-c", f"COPY (SELECT * FROM {table}) TO STDOUT", old.url)
+        run("psql", "-c", f"COPY {table} FROM STDIN", new.url, standard_input=rows)
+    assert content(new) == content(old)
+    assert content(new)["api_calls"] == (3,)
