@@ -21,6 +21,7 @@ from collector.clock import Clock, SystemClock
 from collector.config import Settings
 from collector.doorbell import Doorbell
 from collector.errors import AgentError, ConfigError, LibraryReplacedError
+from collector.exchange import IDENTITY, no_cookies
 from collector.http import httpx
 from collector.look import Looked, look
 from collector.placement import pin, step_back
@@ -292,9 +293,18 @@ def open_client(settings: Settings) -> Iterator[httpx.Client]:
                 verify.load_cert_chain(settings.client_cert_file, settings.client_key_file)
         except (OSError, ssl.SSLError) as error:
             raise AgentError(f"cannot load the certificates: {error}") from error
-    headers = {"User-Agent": f"wattledger-agent/{agent_version()}", "Accept": "application/json"}
+    headers = {
+        "User-Agent": f"wattledger-agent/{agent_version()}",
+        "Accept": "application/json",
+        "Accept-Encoding": IDENTITY,
+    }
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     with httpx.Client(
-        base_url=settings.server_url, verify=verify, timeout=TIMEOUT, headers=headers, limits=limits
+        base_url=settings.server_url,
+        verify=verify,
+        timeout=TIMEOUT,
+        headers=headers,
+        limits=limits,
+        cookies=no_cookies(),
     ) as client:
         yield client

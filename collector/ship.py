@@ -20,12 +20,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from collector import wire
 from collector.clock import US_PER_S, Clock, Instant
-from collector.errors import AgentError
+from collector.errors import AgentError, NoAnswerError
+from collector.exchange import Answer, Exchange, http_date
 from collector.http import httpx
 from collector.spool import Batch, Lane, Spool
 
@@ -35,6 +35,11 @@ TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
 LONGEST_RETRY_AFTER_S: Final = 3_600.0
+LIMIT_S: Final = 60.0
+"""For a whole exchange, with a second for each so many bytes of the body:"""
+SLOWEST_BYTES_PER_S: Final = 65_536
+ANSWER_S: Final = 5.0
+"""For the body of an answer, which only says why."""
 IDLE_S: Final = 1.0
 DRAIN_S: Final = 2.0
 """How long it goes on sending once told to stop, while the server answers."""
@@ -108,7 +113,7 @@ class Shipper:
         self._live_sequence = 0
         self._since_live = 0
         self.state = ShipState()
-        self._client = client
+        self._exchange = Exchange(client, limit_s=LIMIT_S, max_bytes=_MAX_ANSWER_BYTES, body_s=ANSWER_S)
         self._spool = spool
         self._clock = clock
         self._token = token
@@ -117,6 +122,7 @@ class Shipper:
         self._whole = _Way()
         self._accepted_batches = 0
         self._suspect = _Suspect()
+        self._faulty_answers = 0
         self._taken: set[int] = set()
         self._taken_of = spool.uuid
         self._taken_to = 0
@@ -159,12 +165,15 @@ class Shipper:
             return self._idle_s()
         way = self._ways[batch.lane]
         try:
-            code, retry_after, text = self._post(batch)
-        except httpx.HTTPError as error:
+            answer = self._post(batch)
+        except NoAnswerError as error:
             self._forget_taken()
-            self._failed(way, f"{type(error).__name__}: {error}")
+            self._failed(way, str(error))
             return self._idle_s(beside=batch.lane)
+        code = answer.code
         if 200 <= code < 300:
+            # The status decides: ingest gives it once all is committed, and nothing that follows takes that back.
+            self._note_fault(answer)
             self._acknowledge(batch)
             self.state.sent_batches += 1
             self.state.sent_bytes += len(batch.body)
@@ -173,7 +182,7 @@ class Shipper:
             for_bytes_s = len(batch.body) / self._max_bytes_per_s if self._max_bytes_per_s else 0.0
             return max(for_bytes_s, 1 / self._bodies_per_s)
         self._forget_taken()
-        reason = f"HTTP {code}: {text}"
+        reason = f"HTTP {code}: {answer.body.decode('utf-8', 'replace').strip()}"
         refused = 400 <= code < 500 and code not in _RETRIED_CODES and code not in _HELD_CODES
         if refused or (code >= 500 and self._is_at_fault(batch)):
             self._spool.quarantine(batch.sequence, reason, self._clock.now().wall_us, batch.lane)
@@ -181,7 +190,7 @@ class Shipper:
             _LOG.error("the server refused %s %d, it is in quarantine: %s", batch.lane.value, batch.sequence, reason)
             self._recovered(way)
             return 0.0
-        self._failed(way, reason, at_least_s=self._retry_after_s(retry_after))
+        self._failed(way, reason, at_least_s=self._retry_after_s(answer.headers.get("Retry-After")))
         return self._idle_s(beside=batch.lane)
 
     def _next(self) -> Batch | None:
@@ -253,7 +262,7 @@ class Shipper:
         suspect.accepted_before = self._accepted_batches
         return suspect.tries >= MAX_FORWARD_TRIES
 
-    def _post(self, batch: Batch) -> tuple[int, str | None, str]:
+    def _post(self, batch: Batch) -> Answer:
         sent = self._clock.now()
         headers = {"Content-Type": batch.envelope.content_type, wire.SENT_AT_HEADER: str(sent.wall_us)}
         if batch.envelope.content_encoding:
@@ -261,26 +270,26 @@ class Shipper:
         token = self._token()
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        with self._client.stream("POST", batch.envelope.path, content=batch.body, headers=headers) as response:
-            self._note_skew(sent, response.headers.get("Date"))
-            answer = b""
-            # An answer read to its end lets the connection be used again; an endless one is cut off.
-            for piece in response.iter_bytes():
-                answer += piece
-                if len(answer) > _MAX_ANSWER_BYTES:
-                    break
-            text = answer[:_MAX_ANSWER_BYTES].decode("utf-8", "replace").strip()
-            return response.status_code, response.headers.get("Retry-After"), text
+        more_s = len(batch.body) / SLOWEST_BYTES_PER_S
+        answer = self._exchange.ask("POST", batch.envelope.path, headers=headers, body=batch.body, more_s=more_s)
+        self._note_skew(sent, answer.headers.get("Date"))
+        return answer
+
+    def _note_fault(self, answer: Answer) -> None:
+        """Count an answer that says yes and cannot be read to its end: what is sent comes to the server, but slowly."""
+        if answer.fault is None:
+            self._faulty_answers = 0
+            return
+        self.state.failed_attempts += 1
+        self.state.last_failure = answer.fault
+        self._faulty_answers += 1
+        if self._faulty_answers == 1:
+            _LOG.warning("the server takes what is sent, but its answer cannot be read: %s", answer.fault)
 
     def _note_skew(self, sent: Instant, date: str | None) -> None:
         """Compare the clocks: the server dated its answer, to the second below, between the sending and now."""
-        if date is None:
-            return
-        try:
-            server = parsedate_to_datetime(date)
-        except ValueError:
-            return
-        if server.tzinfo is None:
+        server = http_date(date)
+        if server is None:
             return
         now = self._clock.now()
         middle_us = now.wall_us - (now.monotonic_us - sent.monotonic_us) // 2
@@ -310,11 +319,8 @@ class Shipper:
             return 0.0
         if header.strip().isdecimal():
             return min(float(header), LONGEST_RETRY_AFTER_S)
-        try:
-            until = parsedate_to_datetime(header)
-        except ValueError:
+        until = http_date(header)
+        if until is None:
             return 0.0
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=UTC)
         now = datetime.fromtimestamp(self._clock.now().wall_us / US_PER_S, UTC)
         return min(max(0.0, (until - now).total_seconds()), LONGEST_RETRY_AFTER_S)

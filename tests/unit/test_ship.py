@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from collector.errors import AgentError
 from collector.ship import MAX_FORWARD_TRIES, Shipper
 from collector.spool import Envelope, Lane, Spool
 from tests.fakes.clock import FixedClock
+from tests.fakes.rude_server import Serve, answer, trickle
+from tests.fakes.rude_server import server as server_of
 
 Answer = httpx.Response | Exception
 
@@ -416,3 +420,55 @@ def test_once_told_to_stop_what_is_left_is_sent_while_the_server_answers(
     shipper.run(stopped)
     assert server.bodies == [b"body 1", b"body 2"]
     assert waiting(spool) == [2, 3]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "serve",
+    [
+        trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x"),
+        answer(b"200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4", b"abcd"),
+        answer(b"200 OK\r\nContent-Encoding: gzip", gzip.compress(bytes(30_000_000))),
+    ],
+    ids=["a body that trickles", "a body that is not what it says", "a body that unpacks to 30 MB"],
+)
+def test_the_status_decides_whatever_the_body_is_and_that_it_cannot_be_read_is_counted(
+    serve: Serve, spool: Spool, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.ship.ANSWER_S", 0.3)
+    with server_of(serve) as url, httpx.Client(base_url=url, timeout=30) as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None)
+        for _ in range(4):
+            shipper.step()
+    assert waiting(spool) == []
+    assert (shipper.state.sent_batches, shipper.state.failed_attempts) == (3, 3)
+    assert shipper.state.last_failure
+
+
+@pytest.mark.contract
+def test_a_head_that_trickles_is_a_failure_and_given_up_in_time(
+    spool: Spool, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.ship.LIMIT_S", 0.3)
+    serve = trickle(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n")
+    with server_of(serve) as url, httpx.Client(base_url=url, timeout=30) as client:
+        shipper = Shipper(client, spool, clock, token=lambda: None)
+        began_s = time.monotonic()
+        shipper.step()
+        assert time.monotonic() - began_s < 3
+    assert waiting(spool) == [1, 2, 3]
+    assert shipper.state.failed_attempts == 1
+
+
+@pytest.mark.parametrize("header", ["Date", "Retry-After"])
+def test_a_date_without_sense_is_no_reason_to_send_again(
+    header: str, shipper: Shipper, server: Server, clock: FixedClock
+) -> None:
+    absurd = {header: "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}
+    server.answers = [httpx.Response(503, headers=absurd), httpx.Response(200, headers=absurd)]
+    attempt(shipper, server, clock)
+    attempt(shipper, server, clock)
+    assert server.bodies == [b"body 1", b"body 1"]
+    attempt(shipper, server, clock)
+    assert server.bodies[-1] == b"body 2"
+    assert shipper.state.last_failure == "HTTP 503: "
