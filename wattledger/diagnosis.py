@@ -13,6 +13,7 @@ from typing import Final
 
 from analytics.io.fleet import NodeStatus
 from analytics.io.health import LayoutFacts, LeaseFacts, LedgerFacts, Mapped, ServerFacts, SiteRates
+from analytics.io.segments import SegmentFacts
 from analytics.model.hostlist import fold
 from wattledger.standing import ChildStatus, Status
 
@@ -229,6 +230,22 @@ def check_hours(facts: LedgerFacts, now: datetime) -> Check:
         for site, at in facts.last_closed_at.items()
     )
     return fine(subject, "; ".join(lags))
+
+
+def check_segments(facts: SegmentFacts) -> Check:
+    """A damaged file is a hole in what a past bill can be computed from; until it is closed the hour cannot be restated."""
+    subject = "sealed hours"
+    if facts.damaged_files:
+        return broken(
+            subject,
+            f"{facts.damaged_files} files are missing or damaged, {facts.first_damaged} first",
+            "`wattledger segments rebuild` makes them anew while their rows are hot; else restore them from a backup",
+        )
+    if facts.last_hour_at is None:
+        return note(subject, "none yet; an hour is sealed three hours after its end")
+    return fine(
+        subject, f"{facts.sealed_hours:,} to {_hour(facts.last_hour_at)}, {facts.size_bytes / GIB:,.3f} GiB in segments"
+    )
 
 
 def check_intake(facts: LedgerFacts, now: datetime) -> list[Check]:

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from analytics.actions.pause import paused
 from analytics.io.fleet import fleet
 from analytics.io.health import LedgerFacts, ServerFacts, ledger_facts, server_facts
+from analytics.io.segments import segment_facts
 from ingest.store.embedded import EmbeddedError
 from ingest.store.embedded.account import server_account
 from ingest.store.embedded.binaries import find_binaries
@@ -141,6 +142,7 @@ def _database(home: Home, env: Mapping[str, str], standing: Status | None, now: 
         with database.connect("worker", autocommit=True, application="wattledger-doctor") as connection:
             facts = ledger_facts(connection, now or datetime.now(UTC), diagnosis.OVERDUE_AFTER)
             nodes = fleet(connection, now or datetime.now(UTC))
+            sealed = segment_facts(connection)
     except MigrationError as error:
         yield broken("schema", str(error), "install the version that wrote it, or newer")
     except psycopg.OperationalError as error:
@@ -155,6 +157,7 @@ def _database(home: Home, env: Mapping[str, str], standing: Status | None, now: 
         )
     else:
         yield from _store(server, facts, now or datetime.now(UTC))
+        yield diagnosis.check_segments(sealed)
         yield diagnosis.check_agents(nodes)
 
 

@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "fleet": "wattledger.cli.fleet:fleet",
     "watch": "wattledger.cli.watch:watch",
     "deadletter": "wattledger.cli.deadletter:deadletter",
+    "segments": "wattledger.cli.segments:segments",
 }
 EXIT_NO: Final = 1
 EXIT_UNANSWERED: Final = 2
@@ -88,6 +89,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "watch": "tell ingest what Slurm or Kubernetes knows of jobs and the queue",
     "fleet": "which agents report, are late or silent; signed orders to them",
     "deadletter": "list, show, replay and drop bodies that could not be taken",
+    "segments": "which hours are sealed, whether their files are whole, make bad ones anew",
 }
 
 
