@@ -123,7 +123,7 @@ def test_hours_since_the_last_reading_are_due_again(db: Database) -> None:
 def test_a_start_and_a_beginning_at_once_see_each_other(db: Database) -> None:
     site = make_site(db)
     with db.connect("admin") as admin:
-        ids: list[tuple[int, int]] = admin.execute(
+        ids: list[tuple[Any, ...]] = admin.execute(
             "WITH device AS (INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-1', 'nvidia', 'H100', 'gpu') RETURNING id) "
             "INSERT INTO placements (device_id, node_id, valid_from) SELECT device.id, nodes.id, now() - interval '1 day' "
             "FROM device, nodes WHERE nodes.name = 'node-1' RETURNING device_id, node_id"

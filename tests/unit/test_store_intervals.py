@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from ingest.store.intervals import END, START, START_UNKNOWN, Allocation, Told, meaning, revise
+from ingest.store.intervals import ANEW, END, START, START_UNKNOWN, Allocation, Told, meaning, revise
 
 pytestmark = pytest.mark.unit
 JOB_START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -115,3 +115,31 @@ def test_rows_of_a_release_that_kept_no_events_are_the_events_they_were_made_of(
     cut = revise([row(5, 1, 9)], [told(END, 4), told(START, 6)], JOB_START, None)
     assert spans(list(cut.made)) == [(1, 4, "cgroup"), (6, 9, "cgroup")]
     assert cut.changed_from == at(4)
+
+
+def with_anew(ends_at: int, begun_at: int, *events: tuple[int, int]) -> list[Span]:
+    """Return the minutes held where an agent began anew then, and what was open was given that end; in any order."""
+    begun_at_us = round(at(begun_at).timestamp() * 1_000_000)
+    end = Told(at(ends_at), END, None, None, 1, f"{ANEW}{begun_at_us}")
+    known = [end, *(told(*event) for event in events)]
+    found = {tuple(spans(meaning(order, JOB_START))) for order in permutations(known)}
+    assert len(found) == 1
+    return list(found.pop())
+
+
+def test_an_end_because_an_agent_began_anew_ends_what_was_open() -> None:
+    assert with_anew(8, 20, (START, 1)) == [(1, 8, "cgroup")]
+    assert with_anew(8, 20, (START, 1), (START, 25)) == [(1, 8, "cgroup"), (25, None, "cgroup")]
+
+
+def test_it_is_no_end_of_what_the_agent_found_held_as_it_began() -> None:
+    assert with_anew(8, 20, (START, 1), (START, 20)) == [(1, None, "cgroup")]
+    assert with_anew(8, 20, (START, 1), (START, 20), (END, 30)) == [(1, 30, "cgroup")]
+
+
+def test_it_makes_nothing_where_an_end_was_told_and_that_end_counts() -> None:
+    assert with_anew(8, 20, (START, 1), (END, 5)) == [(1, 5, "cgroup")]
+    assert with_anew(8, 20, (START, 1), (END, 8)) == [(1, 8, "cgroup")]
+    # From 8 to 12 it was held, though no start says so anew.
+    assert with_anew(8, 20, (START, 1), (END, 12)) == [(1, 8, "cgroup"), (8, 12, "cgroup" + START_UNKNOWN)]
+    assert with_anew(1, 20, (START, 1)) == [(1, 1, "cgroup")]
