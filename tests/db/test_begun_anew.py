@@ -87,7 +87,7 @@ def test_what_is_found_held_goes_on_without_a_break(db: Database, told: tuple[To
 
 
 @pytest.mark.parametrize("end", [5, 12])
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_an_end_that_was_told_after_all_is_the_end(db: Database, end: int, order: tuple[int, ...]) -> None:
     told: tuple[Told, ...] = (("start", 7, 1), ANEW, ("end", 7, end))
     found = tell(db, tuple(told[position] for position in order))
@@ -95,7 +95,7 @@ def test_an_end_that_was_told_after_all_is_the_end(db: Database, end: int, order
     assert all(before[2] == after[1] for before, after in pairwise(found))
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (2, 0, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_what_begins_later_is_another_holding(db: Database, order: tuple[int, ...]) -> None:
     told: tuple[Told, ...] = (("start", 7, 1), ANEW, ("start", 7, 25))
     assert tell(db, tuple(told[position] for position in order)) == [("7", 1, 8), ("7", 25, None)]
