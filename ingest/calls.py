@@ -37,14 +37,15 @@ class CallSource(Enum):
 _ORDER: Final = {source: rank for rank, source in enumerate(CallSource)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ApiCall:
     """One report of one LLM request; None = not reported. Token parts are disjoint: totals are their sums.
 
     ``dedupe_key`` names the report within its site, the same however often it is sent. ``response_id`` is the provider's
     name for the answer, ``request_id`` the gateway's or provider's for the question. ``usage_known`` False: the sender
     did not report usage, and every token part is None, never 0. ``status`` is ok, error or cancelled; ``origin`` a
-    collector.wire.Origin.
+    collector.wire.Origin. Treat it as frozen: it is not, as one is made for each call there is, and a frozen one takes
+    four times as long to make.
     """
 
     called_at_us: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,7 @@ _CANCELLED: Final = re.compile(r"cancel", re.IGNORECASE)
 _ORIGINS: Final = {origin.name: int(origin) for origin in Origin}
 _NO_NAME: Final = "unknown_service"
 """What the SDKs call a program that was given no name."""
+_FIRST_CHUNK: Final = (("first_chunk_ms", 1_000), ("first_chunk_s", 1_000_000))
 _ID_DIGITS: Final = (32, 16)
 
 
@@ -93,8 +94,8 @@ def _call(span: Span) -> ApiCall:
         api_key=_api_key(span),
         provider=provider,
         model=_model(span) or "unknown",
-        response_id=_text(attributes, names.RESPONSE_ID) or _id_in_output(attributes),
-        request_id=_text(attributes, names.REQUEST_ID),
+        response_id=_text(attributes, "response_id") or _id_in_output(attributes),
+        request_id=_text(attributes, "request_id"),
         trace_id=span.trace_id,
         span_id=span.span_id,
         input_uncached_tokens=parts.input_uncached,
@@ -115,10 +116,9 @@ def _call(span: Span) -> ApiCall:
 def _kept(span: Span, kind: str) -> KeptSpan:
     attributes = span.attributes
     kept: dict[str, Attribute] = {}
-    for key, name in names.KEPT.items():
-        value = attributes.get(key)
-        if value is not None and name not in kept:
-            kept[name] = clean(value) if isinstance(value, str) else value
+    for name in attributes.keys() & names.KEPT_NAMES:
+        value = attributes[name]
+        kept[name] = clean(value) if isinstance(value, str) else value
     is_call = kind in CALLS
     return KeptSpan(
         span.start_ns // 1_000,
@@ -136,14 +136,14 @@ def _kept(span: Span, kind: str) -> KeptSpan:
 
 
 def _provider(attributes: Mapping[str, Attribute]) -> str:
-    provider = _text(attributes, names.PROVIDER) or "unknown"
+    provider = _text(attributes, "provider") or "unknown"
     if names.VERCEL_OPERATION in attributes:
         return provider.partition(".")[0]  # openai.responses, anthropic.messages: the interface is no provider
     return provider
 
 
 def _model(span: Span) -> str | None:
-    model = _text(span.attributes, names.MODEL)
+    model = _text(span.attributes, "model")
     if model is None:
         operation, _, rest = span.name.partition(" ")
         return clean(rest) or None if operation in CALLS else None
@@ -158,11 +158,10 @@ def _status(span: Span) -> str:
 
 
 def _first_token_us(span: Span) -> int | None:
-    for at_names, unit_us in ((names.VERCEL_FIRST_CHUNK_MS, 1_000), (names.FIRST_CHUNK_S, 1_000_000)):
-        for name in at_names:
-            value = span.attributes.get(name)
-            if isinstance(value, int | float) and 0 < value * unit_us <= MAX_DURATION_US:
-                return round(value * unit_us)
+    for name, unit_us in _FIRST_CHUNK:
+        value = span.attributes.get(name)
+        if isinstance(value, int | float) and 0 < value * unit_us <= MAX_DURATION_US:
+            return round(value * unit_us)
     if not span.events:
         return None
     first_ns = min((at for name, at in span.events if at >= span.start_ns and _FIRST_TOKEN.search(name)), default=None)
@@ -170,9 +169,9 @@ def _first_token_us(span: Span) -> int | None:
 
 
 def _streamed(attributes: Mapping[str, Attribute], first_token_us: int | None) -> bool | None:
-    for key in names.STREAMED:
-        if key in attributes:
-            return str(attributes[key]).lower() == "true"
+    told = attributes.get("streamed")
+    if told is not None:
+        return str(told).lower() == "true"
     vercel = attributes.get(names.VERCEL_OPERATION)
     if isinstance(vercel, str):
         return vercel.endswith("doStream")
@@ -192,16 +191,15 @@ def _id_in_output(attributes: Mapping[str, Attribute]) -> str | None:
     return found[1] if found else None
 
 
-def _text(attributes: Mapping[str, Attribute], keys: Iterable[str]) -> str | None:
-    for key in keys:
-        value = attributes.get(key)
-        if isinstance(value, str) and (text := clean(value)):
-            return text
-    return None
+def _text(attributes: Mapping[str, Attribute], name: str) -> str | None:
+    value = attributes.get(name)
+    return clean(value) or None if isinstance(value, str) else None
 
 
 def clean(text: str) -> str:
     """Return a text the store takes: no control characters (NUL is none of PostgreSQL's), bounded."""
+    if len(text) <= MAX_TEXT and text.isprintable():  # nearly always, and ten times as fast
+        return text.strip()
     text = text[: 4 * MAX_TEXT]
     if not text.isprintable():
         text = "".join(character for character in text if character.isprintable())
@@ -209,7 +207,7 @@ def clean(text: str) -> str:
 
 
 def _api_key(span: Span) -> str | None:
-    name = _text(span.attributes, names.KEY_ON_SPAN) or _text(span.resource, names.KEY_ON_RESOURCE)
+    name = _text(span.attributes, "api_key") or _text(span.resource, "api_key")
     if name is None or name.startswith(_NO_NAME):
         return None
     if _SECRET.fullmatch(name):

@@ -79,12 +79,12 @@ def _vercel(operation: str) -> str:
 def _unnamed(span: Span) -> str:
     """Older senders name no operation; a provider and a model, or usage, together are only on calls."""
     attributes = span.attributes
-    if not any(key in attributes for key in names.PROVIDER):
+    if "provider" not in attributes:
         return OTHER
     first_word, _, rest = span.name.partition(" ")
     named = _OPERATIONS.get(first_word, _CHAT)
-    if any(key in attributes for key in names.MODEL):
+    if "model" in attributes:
         return named if named in CALLS else OTHER
     # The convention's span name is "operation model": enough where usage is there and the model's attribute is not.
-    used = any(key in attributes for key in (*names.INPUT, *names.OUTPUT))
+    used = "input" in attributes or "output" in attributes
     return named if used and rest and first_word in CALLS else OTHER

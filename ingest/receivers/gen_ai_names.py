@@ -1,12 +1,16 @@
 """What each dialect calls the same thing: attribute names by what they mean, best first. Data only.
 
 OpenTelemetry ``gen_ai.*`` (current and 2025 names), Traceloop ``llm.*``, OpenInference ``llm.token_count.*``, Vercel AI SDK
-``ai.*``, pydantic-ai ``gen_ai.usage.details.*``, LiteLLM ``metadata.*``. An attribute that is in none of these is never read.
+``ai.*``, pydantic-ai ``gen_ai.usage.details.*``, LiteLLM ``metadata.*``. An attribute that is in none of these is never read;
+of several that mean the same the first counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+from ingest.receivers.otlp_spans import Wanted
 
 API_KEY: Final = "wattledger.api_key"
 ORIGIN: Final = "wattledger.origin"
@@ -113,34 +117,45 @@ KEPT: Final = {
 }
 """Attributes kept with a span, and the name they are kept under."""
 
-WANTED: Final = frozenset(
-    (
-        ORIGIN,
-        OPERATION,
-        REQUEST_TYPE,
-        OPENINFERENCE_KIND,
-        TRACELOOP_KIND,
-        VERCEL_OPERATION,
-        OUTPUT_VALUE,
-        VERCEL_USER_AGENT,
-        *VERCEL_FIRST_CHUNK_MS,
-        *FIRST_CHUNK_S,
-        *PROVIDER,
-        *MODEL,
-        *RESPONSE_ID,
-        *REQUEST_ID,
-        *INPUT,
-        *OUTPUT,
-        *TOTAL,
-        *CACHE_READ,
-        *CACHE_WRITE,
-        *REASONING,
-        *AUDIO_IN,
-        *AUDIO_OUT,
-        *STREAMED,
-        *KEY_ON_SPAN,
-        *KEY_ON_RESOURCE,
-        *KEPT,
-    )
+_MEANINGS: Final[dict[str, tuple[str, ...]]] = {
+    "provider": PROVIDER,
+    "model": MODEL,
+    "response_id": RESPONSE_ID,
+    "request_id": REQUEST_ID,
+    "input": INPUT,
+    "output": OUTPUT,
+    "total": TOTAL,
+    "cache_read": CACHE_READ,
+    "cache_write": CACHE_WRITE,
+    "reasoning": REASONING,
+    "audio_in": AUDIO_IN,
+    "audio_out": AUDIO_OUT,
+    "streamed": STREAMED,
+    "first_chunk_ms": VERCEL_FIRST_CHUNK_MS,
+    "first_chunk_s": FIRST_CHUNK_S,
+}
+_OWN_NAMES: Final = (
+    ORIGIN,
+    OPERATION,
+    REQUEST_TYPE,
+    OPENINFERENCE_KIND,
+    TRACELOOP_KIND,
+    VERCEL_OPERATION,
+    OUTPUT_VALUE,
+    VERCEL_USER_AGENT,
 )
-"""All a receiver of spans reads."""
+
+
+def _wanted(meanings: Mapping[str, Sequence[str]], own_names: Sequence[str]) -> dict[str, tuple[str, int]]:
+    wanted = {name: (meaning, rank) for meaning, names in meanings.items() for rank, name in enumerate(names)}
+    return wanted | {name: (name, 0) for name in own_names}
+
+
+ON_SPAN: Final = _wanted(_MEANINGS | {"api_key": KEY_ON_SPAN}, _OWN_NAMES) | {
+    name: (meaning, rank) for rank, (name, meaning) in enumerate(KEPT.items())
+}
+"""All that is read of a span."""
+ON_RESOURCE: Final = _wanted({"api_key": KEY_ON_RESOURCE}, (ORIGIN,))
+"""All that is read of a resource."""
+WANTED: Final[Wanted] = (ON_SPAN, ON_RESOURCE)
+KEPT_NAMES: Final = frozenset(KEPT.values())

@@ -9,7 +9,7 @@ and arithmetic: a part larger than its whole was never in it. Otherwise the conv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,12 +36,12 @@ class Parts:
 
 def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
     """Return the parts of one call."""
-    given, produced = number(attributes, names.INPUT), number(attributes, names.OUTPUT)
+    given, produced = number(attributes, "input"), number(attributes, "output")
     if given is None and produced is None:
         return Parts(None, None, None, None, None, None, known=False)
-    cache_read, cache_write = number(attributes, names.CACHE_READ), number(attributes, names.CACHE_WRITE)
-    reasoning = number(attributes, names.REASONING)
-    audio_in, audio_out = number(attributes, names.AUDIO_IN), number(attributes, names.AUDIO_OUT)
+    cache_read, cache_write = number(attributes, "cache_read"), number(attributes, "cache_write")
+    reasoning = number(attributes, "reasoning")
+    audio_in, audio_out = number(attributes, "audio_in"), number(attributes, "audio_out")
     cached = (cache_read or 0) + (cache_write or 0)
     beside_input, beside_output = _beside(attributes, provider, given or 0, produced or 0, cached, reasoning or 0)
     return Parts(
@@ -55,14 +55,15 @@ def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
     )
 
 
-def number(attributes: Mapping[str, Attribute], keys: Iterable[str]) -> int | None:
-    """Return the first of these that is a count of tokens. JavaScript has no integers: 62.0 is one, NaN is not."""
-    for key in keys:
-        value = attributes.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS:
-            return value
+def number(attributes: Mapping[str, Attribute], name: str) -> int | None:
+    """Return this count of tokens, None where there is none. JavaScript has no integers: 62.0 is one, NaN is not."""
+    value = attributes.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS:
+        return value
     return None
 
 
@@ -72,7 +73,7 @@ def _beside(
     """Return whether cached tokens are beside the input, and reasoning beside the output."""
     if cached == 0 and reasoning == 0:
         return False, False
-    total = number(attributes, names.TOTAL)
+    total = number(attributes, "total")
     if total is not None:
         if total == given + produced:
             return cached > given or _vercel_passes_on(attributes, provider), reasoning > produced

@@ -7,7 +7,7 @@ in BadBodyError; a span that is too large for its caps is refused by itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,6 +38,10 @@ _STATUS_ERROR: Final = 2
 
 Attribute = str | int | float | bool
 """Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
+Names = Mapping[str, tuple[str, int]]
+"""Wanted attributes: what each means, and its rank among those that mean the same, 0 = counts first."""
+Wanted = tuple[Names, Names]
+"""What is wanted of spans, and of resources."""
 
 
 @dataclass(slots=True)
@@ -64,8 +68,8 @@ class Export:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-def read_spans(data: bytes, media: str, wanted: Collection[str]) -> Export:
-    """Return the spans of an uncompressed export with their wanted attributes; raises BadBodyError."""
+def read_spans(data: bytes, media: str, wanted: Wanted) -> Export:
+    """Return the spans of an uncompressed export, wanted attributes by what they mean; raises BadBodyError."""
     export = Export()
     try:
         if media == PROTOBUF:
@@ -87,13 +91,14 @@ def _capped(spans: Iterable[Span]) -> Iterator[Span]:
         yield span
 
 
-def _from_protobuf(data: bytes, wanted: Collection[str], export: Export) -> None:
+def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
+    of_span, of_resource = wanted
     groups = 0
     spans, total = export.spans, 0
     for group_at, group_end in messages(data, 0, len(data), _RESOURCE_SPANS):
         resource: Mapping[str, Attribute] = {}
         for at, end in messages(data, group_at, group_end, _RESOURCE):
-            resource = _resource(data[at:end], wanted)
+            resource = _resource(data[at:end], of_resource)
         for scope_at, scope_end in messages(data, group_at, group_end, _GROUPS):
             groups += 1
             if groups > MAX_GROUPS:
@@ -102,14 +107,14 @@ def _from_protobuf(data: bytes, wanted: Collection[str], export: Export) -> None
                 total += 1
                 if total > MAX_SPANS:
                     raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
-                piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, wanted)
+                piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, of_span)
                 if piece is None:
                     export.refused["too_many_parts"] = export.refused.get("too_many_parts", 0) + 1
                 else:
-                    spans.append(_span(SpanMessage.FromString(piece), resource, wanted))
+                    spans.append(_span(SpanMessage.FromString(piece), resource, of_span))
 
 
-def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Collection[str]) -> Span:
+def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names) -> Span:
     return Span(
         span.trace_id.hex(),
         span.span_id.hex(),
@@ -124,13 +129,13 @@ def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Collecti
     )
 
 
-def _resource(data: bytes, wanted: Collection[str]) -> dict[str, Attribute]:
+def _resource(data: bytes, wanted: Names) -> dict[str, Attribute]:
     if len(data) > _LARGE_BYTES:
         raise TooLargeError(f"a resource of more than {_LARGE_BYTES} bytes")
     return _attributes(Resource.FromString(data).attributes, wanted)
 
 
-def _lean(data: bytes, start: int, end: int, wanted: Collection[str]) -> bytes | None:
+def _lean(data: bytes, start: int, end: int, wanted: Names) -> bytes | None:
     """Return a large span without what is not wanted of it; None where it has too many parts."""
     parts: list[bytes] = []
     events = 0
@@ -153,27 +158,37 @@ def _key(data: bytes, start: int, end: int) -> str:
     return next((data[at:stop].decode(errors="replace") for at, stop in messages(data, start, end, 1)), "")
 
 
-def _attributes(pairs: Iterable[KeyValue], wanted: Collection[str]) -> dict[str, Attribute]:
+def _attributes(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute]:
     values: dict[str, Attribute] = {}
+    ranks: dict[str, int] = {}
     for pair in pairs:
-        key = pair.key
-        if key in wanted:
-            value = pair.value
-            kind = value.WhichOneof("value")
-            if kind == "string_value":
-                values[key] = value.string_value
-            elif kind == "int_value":
-                values[key] = value.int_value
-            elif kind == "bool_value":
-                values[key] = value.bool_value
-            elif kind == "double_value":
-                values[key] = value.double_value
+        meant = wanted.get(pair.key)
+        if meant is None:
+            continue
+        name, rank = meant
+        if name in values and ranks.get(name, 0) <= rank:
+            continue
+        value = pair.value
+        kind = value.WhichOneof("value")
+        if kind == "string_value":
+            values[name] = value.string_value
+        elif kind == "int_value":
+            values[name] = value.int_value
+        elif kind == "bool_value":
+            values[name] = value.bool_value
+        elif kind == "double_value":
+            values[name] = value.double_value
+        else:
+            continue
+        if rank or name in ranks:
+            ranks[name] = rank
     return values
 
 
-def _from_json(request: Mapping[str, Any], wanted: Collection[str]) -> Iterator[Span]:
+def _from_json(request: Mapping[str, Any], wanted: Wanted) -> Iterator[Span]:
+    of_span, of_resource = wanted
     for group in request.get("resourceSpans") or []:
-        resource = _json_attributes((group.get("resource") or {}).get("attributes"), wanted)
+        resource = _json_attributes((group.get("resource") or {}).get("attributes"), of_resource)
         for scope in group.get("scopeSpans") or []:
             for span in scope.get("spans") or []:
                 status = (span.get("status") or {}).get("code", 0)
@@ -185,7 +200,7 @@ def _from_json(request: Mapping[str, Any], wanted: Collection[str]) -> Iterator[
                     int(span.get("startTimeUnixNano") or 0),
                     int(span.get("endTimeUnixNano") or 0),
                     status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
-                    _json_attributes(span.get("attributes"), wanted),
+                    _json_attributes(span.get("attributes"), of_span),
                     resource,
                     [
                         (str(event["name"]), int(event.get("timeUnixNano") or 0))
@@ -202,19 +217,24 @@ def _hex(text: Any, digits: int) -> str:
     return bytes.fromhex(text).hex()
 
 
-def _json_attributes(pairs: Any, wanted: Collection[str]) -> dict[str, Attribute]:
+def _json_attributes(pairs: Any, wanted: Names) -> dict[str, Attribute]:
     values: dict[str, Attribute] = {}
+    ranks: dict[str, int] = {}
     for pair in pairs or []:
-        key = pair["key"]
-        if key not in wanted:
+        meant = wanted.get(pair["key"])
+        if meant is None or ranks.get(meant[0], meant[1] + 1) <= meant[1]:
             continue
+        name, rank = meant
         given = pair.get("value") or {}
         if "stringValue" in given:
-            values[key] = str(given["stringValue"])
+            values[name] = str(given["stringValue"])
         elif "intValue" in given:
-            values[key] = int(given["intValue"])
+            values[name] = int(given["intValue"])
         elif "doubleValue" in given:
-            values[key] = float(given["doubleValue"])
+            values[name] = float(given["doubleValue"])
         elif "boolValue" in given:
-            values[key] = given["boolValue"] is True
+            values[name] = given["boolValue"] is True
+        else:
+            continue
+        ranks[name] = rank
     return values

@@ -11,39 +11,52 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
 
-import polars as pl
 import psycopg
+import pyarrow as pa
 
 from ingest.calls import ApiCall, Report
-from ingest.store.copy import copy_statement, encode_text_frame
+from ingest.store.copy import SQL_TYPES, copy_statement, encode_batches
 
 MAX_KEYS: Final = 3
 """Names one report can give: its response's id, its request's, its own."""
-_POLARS: Final[dict[str, Any]] = {"int": pl.Int64, "str": pl.String, "bool": pl.Boolean}
-_SQL: Final = {"int": "bigint", "str": "text", "bool": "boolean"}
+_ARROW: Final[dict[str, Any]] = {"int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
 _KIND: Final = {entry.name: str(entry.type).partition(" ")[0] for entry in fields(ApiCall)}
 FIELDS: Final = tuple(name for name in _KIND if name != "called_at_us")
 """Fields of a call that are columns of the same name; ``called_at`` is apart."""
-_HEAD: Final[dict[str, Any]] = {"n": pl.Int32, "site_id": pl.Int32, "tenant_id": pl.Int32, "source": pl.String}
 _KEYS: Final = tuple(f"key{place}" for place in range(MAX_KEYS))
-SCHEMA: Final[dict[str, Any]] = {
-    **_HEAD,
-    "called_at": pl.Datetime("us", "UTC"),
-    **{name: _POLARS[_KIND[name]] for name in FIELDS},
-    **dict.fromkeys(_KEYS, pl.Binary),
-}
+_SCHEMA: Final = pa.schema(
+    {
+        "n": pa.int32(),
+        "site_id": pa.int32(),
+        "tenant_id": pa.int32(),
+        "source": pa.string(),
+        "called_at": pa.timestamp("us", "UTC"),
+        **{name: _ARROW[_KIND[name]] for name in FIELDS},
+        **dict.fromkeys(_KEYS, pa.binary()),
+    }
+)
 TABLE: Final = "call_stage"
 CREATE: Final = (
-    f"CREATE TEMPORARY TABLE IF NOT EXISTS {TABLE} (n integer, site_id integer, tenant_id integer, source text, "
-    "called_at timestamptz, " + ", ".join(f"{name} {_SQL[_KIND[name]]}" for name in FIELDS) + ", "
-    "" + ", ".join(f"{key} bytea" for key in _KEYS) + ") ON COMMIT DELETE ROWS"
+    f"CREATE TEMPORARY TABLE IF NOT EXISTS {TABLE} ("
+    + ", ".join(f"{column.name} {SQL_TYPES[column.type]}" for column in _SCHEMA)
+    + ") ON COMMIT DELETE ROWS"
 )
-NAMED: Final = (
-    f"(SELECT n, site_id, encode(name, 'hex')::uuid AS key, called_at, dedupe_key FROM {TABLE}, "  # noqa: S608 (our own names)
-    "LATERAL (VALUES " + ", ".join(f"({key})" for key in _KEYS) + ") AS names (name) WHERE name IS NOT NULL)"
-)
+
+
+def _named(keys: Sequence[str]) -> str:
+    return (
+        f"(SELECT n, site_id, encode(name, 'hex')::uuid AS key, called_at, dedupe_key FROM {TABLE}, "  # noqa: S608 (our own names)
+        "LATERAL (VALUES " + ", ".join(f"({key})" for key in keys) + ") AS names (name) WHERE name IS NOT NULL)"
+    )
+
+
+NAMED: Final = _named(_KEYS)
 """SQL for one row per report and name."""
-_COPY: Final = copy_statement(TABLE, list(SCHEMA))
+NAMING: Final = _named(_KEYS[:-1])
+"""The same of the names that are registered for a report: its ids, or its own name where it has none."""
+OWN: Final = _named(_KEYS[-1:])
+"""The same of the own names of reports with ids, which are only looked up."""
+_COPY: Final = copy_statement(TABLE, _SCHEMA.names)
 _values: Final = attrgetter(*FIELDS)
 
 
@@ -57,7 +70,7 @@ class SiteReport:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What was staged: how many different names, and the positions of reports that share one with another."""
+    """What was staged: how many names are to be registered, and the positions of reports that share a name with another."""
 
     names: int
     sharing: frozenset[int]
@@ -69,33 +82,32 @@ def stage(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -> Sta
     driver.execute(f"DELETE FROM {TABLE}")  # noqa: S608 - an import stages several times in one transaction
     first: dict[tuple[int, str], int] = {}
     sharing: set[int] = set()
-    digests: list[list[bytes | None]] = [[], [], []]
+    registered: set[tuple[int, str]] = set()
+    digests: tuple[list[bytes | None], ...] = ([], [], [])
     for position, entry in enumerate(reports):
         names = entry.report.call.names()
-        for place in range(MAX_KEYS):
-            digests[place].append(digest(names[place]) if place < len(names) else None)
+        named, own = (names[:-1], names[-1]) if len(names) > 1 else (names, None)
+        digests[0].append(digest(named[0]))
+        digests[1].append(digest(named[1]) if len(named) > 1 else None)
+        digests[2].append(None if own is None else digest(own))
         for name in names:
             owner = first.setdefault((entry.site_id, name), position)
             if owner != position:
                 sharing |= {owner, position}
-    columns: dict[str, Any] = {
-        "n": range(len(reports)),
-        "site_id": [entry.site_id for entry in reports],
-        "tenant_id": [entry.report.tenant_id for entry in reports],
-        "source": [entry.report.source.value for entry in reports],
-        "called_at": [entry.report.call.called_at_us for entry in reports],
-        **dict(zip(FIELDS, zip(*(_values(entry.report.call) for entry in reports), strict=True), strict=True)),
-        **dict(zip(_KEYS, digests, strict=True)),
-    }
-    frame = pl.DataFrame(
-        {
-            name: pl.Series(values, dtype=pl.Int64 if name == "called_at" else SCHEMA[name])
-            for name, values in columns.items()
-        }
-    ).with_columns(pl.col("called_at").cast(SCHEMA["called_at"]))
+        registered.update([(entry.site_id, name) for name in named])
+    columns: list[Any] = [
+        range(len(reports)),
+        [entry.site_id for entry in reports],
+        [entry.report.tenant_id for entry in reports],
+        [entry.report.source.value for entry in reports],
+        [entry.report.call.called_at_us for entry in reports],
+        *zip(*(_values(entry.report.call) for entry in reports), strict=True),
+        *digests,
+    ]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
     with driver.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
-        copy.write(encode_text_frame(frame))
-    return Staged(len(first), frozenset(sharing))
+        copy.write(encode_batches([pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)]))
+    return Staged(len(registered), frozenset(sharing))
 
 
 def digest(name: str) -> bytes:

@@ -19,34 +19,37 @@ import sqlalchemy as sa
 from ingest.calls import ApiCall, CallSource, Report
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.store.call_merge import merge
-from ingest.store.call_stage import FIELDS, NAMED, TABLE, SiteReport, stage
+from ingest.store.call_stage import FIELDS, NAMING, OWN, TABLE, SiteReport, stage
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.registry import Registry
 
 _COLUMNS: Final = f"called_at, site_id, tenant_id, source, {', '.join(FIELDS)}"
 # In the order of the keys: two writers that name the same calls wait for each other, never in a circle.
 _NAME: Final = (
-    f"INSERT INTO call_keys (site_id, key, called_at, dedupe_key) SELECT site_id, key, called_at, dedupe_key FROM {NAMED} "
+    f"INSERT INTO call_keys (site_id, key, called_at, dedupe_key) SELECT site_id, key, called_at, dedupe_key FROM {NAMING} "
     "AS named ORDER BY site_id, key ON CONFLICT DO NOTHING"
 )
 # Where this transaction has written before, the names it gave then are known too, and look like those it gives now.
 _BEGUN: Final = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 _NAME_AGAIN: Final = (
-    f"WITH named AS MATERIALIZED {NAMED}, made AS (INSERT INTO call_keys (site_id, key, called_at, dedupe_key) "
+    f"WITH named AS MATERIALIZED {NAMING}, made AS (INSERT INTO call_keys (site_id, key, called_at, dedupe_key) "
     "SELECT site_id, key, called_at, dedupe_key FROM named ORDER BY site_id, key ON CONFLICT DO NOTHING "
     "RETURNING site_id, key) SELECT DISTINCT n FROM named WHERE (site_id, key) NOT IN (SELECT site_id, key FROM made)"
 )
 _KNOWN: Final = (
-    f"SELECT DISTINCT n FROM {NAMED} AS named JOIN call_keys AS known USING (site_id, key) "
+    f"SELECT DISTINCT n FROM {NAMING} AS named JOIN call_keys AS known USING (site_id, key) "
     "WHERE known.xmin <> pg_current_xact_id()::xid"
 )
+# A report with ids is not registered under its own name as well, which would double the names there are. The same report
+# may have come without them, though: then that name is known.
+_KNOWN_BY_OWN: Final = f"SELECT n FROM {OWN} AS named JOIN call_keys AS known USING (site_id, key)"
 _INSERT: Final = (
     f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_COLUMNS} FROM {TABLE} WHERE n <> ALL (%s) "
     "ON CONFLICT (dedupe_key, called_at) DO NOTHING"
 )
-_ELSEWHERE: Final = (
-    f"SELECT dedupe_key FROM {TABLE} AS new JOIN api_calls AS known USING (dedupe_key, called_at) "
-    "WHERE known.site_id <> new.site_id LIMIT 1"
+_THERE: Final = (
+    f"SELECT new.n, new.site_id, known.site_id, dedupe_key FROM {TABLE} AS new JOIN api_calls AS known "
+    "USING (dedupe_key, called_at) WHERE new.n <> ALL (%s)"
 )
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('wattledger.calls', %s))"
 _CHANGES: Final = (
@@ -105,17 +108,13 @@ def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -
         slow |= {position for (position,) in driver.execute(_NAME_AGAIN)}
     elif driver.execute(_NAME).rowcount < staged.names:
         slow |= {position for (position,) in driver.execute(_KNOWN)}
-    inserted = driver.execute(_INSERT, [list(slow)]).rowcount
-    alone = len(reports) - len(slow)
-    if inserted < alone:
-        # Written without a name by a replica of the version before; or by another site, and then it is not this call.
-        clash = driver.execute(_ELSEWHERE).fetchone()
-        if clash is not None:
-            raise BadBodyError("known_elsewhere", f"another site has a call {clash[0]!r} at the same instant")
+    slow |= {position for (position,) in driver.execute(_KNOWN_BY_OWN)}
+    inserted, known = _inserted(driver, slow, len(reports))
+    slow |= known
     hours = {
         (entry.site_id, entry.report.call.called_at_us // HOUR_US) for at, entry in enumerate(reports) if at not in slow
     }
-    counted, superseded, repeated = inserted, 0, alone - inserted
+    counted, superseded, repeated = inserted, 0, 0
     for site_id in sorted({reports[position].site_id for position in slow}):
         driver.execute(_LOCK, [site_id])
         ours = {position: reports[position].report for position in sorted(slow) if reports[position].site_id == site_id}
@@ -128,3 +127,20 @@ def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -
         sites, numbers = zip(*sorted(hours), strict=True)
         driver.execute(_CHANGES, [list(sites), list(numbers)])
     return Written(counted, superseded, repeated)
+
+
+def _inserted(driver: psycopg.Connection[Any], slow: set[int], reports: int) -> tuple[int, set[int]]:
+    """Insert the staged reports that are calls of their own; return how many, and those whose row was there."""
+    driver.execute("SAVEPOINT calls")
+    inserted = driver.execute(_INSERT, [list(slow)]).rowcount
+    if inserted == reports - len(slow):
+        driver.execute("RELEASE calls")
+        return inserted, set()
+    # The same report came with other ids; or a replica of the version before wrote it, which gives no names.
+    driver.execute("ROLLBACK TO calls")
+    there: set[int] = set()
+    for position, site_id, known_site_id, key in driver.execute(_THERE, [list(slow)]):
+        if site_id != known_site_id:
+            raise BadBodyError("known_elsewhere", f"another site has a call {key!r} at the same instant")
+        there.add(position)
+    return driver.execute(_INSERT, [list(slow | there)]).rowcount, there

@@ -9,13 +9,14 @@ measured); frames with text go through pgpq.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pgpq
 import polars as pl
 import psycopg
+import pyarrow as pa
 
 SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = struct.pack(">h", -1)
@@ -30,6 +31,16 @@ _PG_TYPES: Final[dict[Any, str]] = {
     pl.String: "text",
     pl.Datetime("us", "UTC"): "timestamp with time zone",
 }
+SQL_TYPES: Final = {
+    pa.int16(): "smallint",
+    pa.int32(): "integer",
+    pa.int64(): "bigint",
+    pa.string(): "text",
+    pa.bool_(): "boolean",
+    pa.binary(): "bytea",
+    pa.timestamp("us", "UTC"): "timestamptz",
+}
+"""How a temporary table is declared for an Arrow batch."""
 _MAX_PATTERNS: Final = 32
 _BLOCK_ROWS: Final = 1_024
 
@@ -66,7 +77,7 @@ def encode(frame: pl.DataFrame) -> Iterator[bytes | memoryview[int]]:
     group cost more than filling it (7 ms against 1 ms per 10,000 rows, measured).
     """
     if pl.String in frame.dtypes:
-        yield encode_text_frame(frame)
+        yield _encode_with_text(frame)
         return
     yield SIGNATURE
     yield from encode_rows(frame)
@@ -146,9 +157,11 @@ def _numbers(series: pl.Series) -> np.ndarray[Any, Any]:
     return series.to_numpy()
 
 
-def encode_text_frame(frame: pl.DataFrame) -> bytes:
-    """Return the whole COPY stream of a frame with text, booleans or bytes among its columns."""
-    table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-    encoder = pgpq.ArrowToPostgresBinaryEncoder(table.schema)
-    parts = [encoder.write_header(), *(encoder.write_batch(batch) for batch in table.to_batches()), encoder.finish()]
-    return b"".join(parts)
+def _encode_with_text(frame: pl.DataFrame) -> bytes:
+    return encode_batches(frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches())
+
+
+def encode_batches(batches: Sequence[pa.RecordBatch]) -> bytes:
+    """Return the whole COPY stream of at least one Arrow batch, of any types: what comes from Python objects needs no frame."""
+    encoder = pgpq.ArrowToPostgresBinaryEncoder(batches[0].schema)
+    return b"".join([encoder.write_header(), *(encoder.write_batch(batch) for batch in batches), encoder.finish()])

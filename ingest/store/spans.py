@@ -6,43 +6,38 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import orjson
-import polars as pl
 import psycopg
+import pyarrow as pa
 
 from ingest.spans import KeptSpan
-from ingest.store.copy import copy_statement, encode_text_frame
+from ingest.store.copy import SQL_TYPES, copy_statement, encode_batches
 from ingest.store.hours import DAY_US
 
-_SCHEMA: Final[dict[str, Any]] = {
-    "site_id": pl.Int32,
-    "started_at": pl.Datetime("us", "UTC"),
-    "trace_id": pl.String,
-    "span_id": pl.String,
-    "parent_span_id": pl.String,
-    "name": pl.String,
-    "kind": pl.String,
-    "duration_us": pl.Int64,
-    "model": pl.String,
-    "status": pl.String,
-    "attributes": pl.String,
-    "origin": pl.Int16,
-}
-_SQL: Final = {
-    pl.Int32: "integer",
-    pl.Int64: "bigint",
-    pl.Int16: "smallint",
-    pl.String: "text",
-    pl.Datetime("us", "UTC"): "timestamptz",
-}
+_SCHEMA: Final = pa.schema(
+    {
+        "site_id": pa.int32(),
+        "started_at": pa.timestamp("us", "UTC"),
+        "trace_id": pa.string(),
+        "span_id": pa.string(),
+        "parent_span_id": pa.string(),
+        "name": pa.string(),
+        "kind": pa.string(),
+        "duration_us": pa.int64(),
+        "model": pa.string(),
+        "status": pa.string(),
+        "attributes": pa.string(),
+        "origin": pa.int16(),
+    }
+)
 _CREATE: Final = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS span_stage ("
-    + ", ".join(f"{name} {_SQL[kind]}" for name, kind in _SCHEMA.items())
+    + ", ".join(f"{column.name} {SQL_TYPES[column.type]}" for column in _SCHEMA)
     + ") ON COMMIT DELETE ROWS"
 )
-_COPY: Final = copy_statement("span_stage", list(_SCHEMA))
+_COPY: Final = copy_statement("span_stage", _SCHEMA.names)
 _INSERT: Final = (
-    f"INSERT INTO spans ({', '.join(_SCHEMA)}) SELECT "  # noqa: S608 (our own names)
-    + ", ".join("attributes::jsonb" if name == "attributes" else name for name in _SCHEMA)
+    f"INSERT INTO spans ({', '.join(_SCHEMA.names)}) SELECT "  # noqa: S608 (our own names)
+    + ", ".join("attributes::jsonb" if name == "attributes" else name for name in _SCHEMA.names)
     + " FROM span_stage ON CONFLICT (trace_id, span_id, started_at) DO NOTHING"
 )
 
@@ -73,12 +68,8 @@ def keep_spans(driver: psycopg.Connection[Any], spans: Sequence[tuple[int, KeptS
         )
         for site_id, span in spans
     ]
-    columns = {
-        name: pl.Series(values, dtype=pl.Int64 if name == "started_at" else kind)
-        for (name, kind), values in zip(_SCHEMA.items(), zip(*rows, strict=True), strict=True)
-    }
-    frame = pl.DataFrame(columns).with_columns(pl.col("started_at").cast(_SCHEMA["started_at"]))
+    arrays = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)]
     driver.execute(_CREATE)
     with driver.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
-        copy.write(encode_text_frame(frame))
+        copy.write(encode_batches([pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)]))
     return driver.execute(_INSERT).rowcount

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest.calls import ApiCall, CallSource, Report
+from ingest.errors import BadBodyError
 from ingest.store.call_stage import SiteReport
 from ingest.store.calls import Written, keep_calls, write_calls
 from ingest.store.engine import Database
@@ -172,6 +173,30 @@ def test_a_thousand_calls_told_by_three_sources_are_a_thousand(db: Database, eng
         ("span", 1_000, 499_500)
     ]
     assert rows(db, "SELECT count(*) FROM call_reports") == [(3_000,)]
+
+
+def test_the_same_span_with_and_without_its_ids_is_one_call(db: Database, engine: sa.Engine, site: int) -> None:
+    bare = replace(STREAM, response_id=None)
+    for first, second in ((bare, SPAN), (SPAN, bare)):
+        write(engine, site, CallSource.SPAN, first)
+        write(engine, site, CallSource.SPAN, second)
+        assert [row[:4] for row in rows(db, COUNTS)] == [("span", "span/1/1", 0, 1_000)]
+        rows(db, "DELETE FROM call_keys RETURNING 1")
+        rows(db, "DELETE FROM api_calls RETURNING 1")
+    # The span without ids gave way to a settlement; then it comes with them.
+    write(engine, site, CallSource.SPAN, replace(bare, request_id="q-1"))
+    write(engine, site, CallSource.SETTLEMENT, SETTLEMENT)
+    write(engine, site, CallSource.SPAN, SPAN)
+    assert [row[:4] for row in rows(db, COUNTS)] == [("settlement", "settled/9", -1, 990)]
+
+
+def test_a_call_at_the_same_instant_and_key_of_another_site_is_refused_not_lost(
+    db: Database, engine: sa.Engine, site: int
+) -> None:
+    other = int(rows(db, "INSERT INTO sites (name) VALUES ('elsewhere') RETURNING id")[0][0])
+    write(engine, site, CallSource.LOG, LOG)
+    with pytest.raises(BadBodyError, match="another site"):
+        write(engine, other, CallSource.LOG, LOG)
 
 
 REPORTS: Sequence[Report] = [

@@ -137,7 +137,7 @@ api_calls = Table(
     metadata,
     instant("called_at"),
     column("dedupe_key", Text, comment="response id, trace/span id, or file sha256 and line: one call is one row"),
-    reference("site_id", "sites"),
+    column("site_id", Integer, comment="surrogate id"),  # no foreign key: a look-up and a lock per row
     reference("tenant_id", "tenants", nullable=True),
     reference("binding_id", "bindings", nullable=True),
     column("api_key", Text, nullable=True, comment="the key's public name, never the secret"),
@@ -178,7 +178,7 @@ spans = Table(
     column("name", Text),
     column("kind", Text, comment="gen_ai operation, tool, agent, workflow"),
     column("duration_us", BigInteger, nullable=True),
-    reference("site_id", "sites"),
+    column("site_id", Integer, comment="surrogate id"),  # no foreign key: a look-up and a lock per row
     reference("tenant_id", "tenants", nullable=True),
     column("attributes", JSONB, comment="without message content"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
