@@ -26,6 +26,8 @@ SOURCE: Final = "slurm"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FORGET_AFTER: Final = timedelta(days=14)
 """Of a job that is over. Told again after that, it changes nothing."""
+GONE_AFTER: Final = timedelta(minutes=10)
+"""A job that waits no more and that the accounting does not speak of: slurmdbd may be told late, but not that late."""
 DEEP_EVERY: Final = timedelta(hours=6)
 DEEP: Final = timedelta(days=3)
 
@@ -61,6 +63,7 @@ class SlurmWatch:
     ) -> None:
         self._source, self._teller, self._memory = source, teller, memory
         self._settings, self._clock = settings, clock
+        self._missing: dict[str, datetime] = {}
         self._runs, self._waits = f"run/{settings.cluster}/", f"wait/{settings.cluster}/"
 
     def round(self) -> Counter[str]:
@@ -125,10 +128,14 @@ class SlurmWatch:
             present.add(key)
             note = json.dumps({"id": each.native_id, "submitted_us": each.submitted_us})
             yield key, self._wait_event(each, now), note
-        for key, note in self._memory.notes(self._waits).items():
-            if key not in present:
-                left = json.loads(note)
-                yield key, self._left_event(left["id"], left["submitted_us"], records, now), None
+        left = {key: json.loads(note) for key, note in self._memory.notes(self._waits).items() if key not in present}
+        unknown = {note["id"] for note in left.values()} - {each.native_id.partition("_")[0] for each in records}
+        more = self._source.named(sorted(unknown), now) if unknown else ()
+        self._missing = {key: self._missing.get(key, now) for key in left}
+        for key, note in left.items():
+            event = self._left_event(note["id"], note["submitted_us"], [*records, *more], now)
+            if event is not None:
+                yield key, event, None
 
     def _wait_event(self, each: Waiting, now: datetime) -> Event:
         event = self._queue(each.native_id, each.submitted_us, now)
@@ -145,18 +152,23 @@ class SlurmWatch:
         }
         return event | {name: value for name, value in facts.items() if value is not None}
 
-    def _left_event(self, native_id: str, submitted_us: int, records: Sequence[Record], now: datetime) -> Event:
-        """Return how a wait ended: as the accounting says, else it is gone since now."""
-        left_us, outcome = _us(now), "gone"
+    def _left_event(self, native_id: str, submitted_us: int, records: Sequence[Record], now: datetime) -> Event | None:
+        """Return how a wait ended as the accounting says; None where it does not say yet."""
+        left: tuple[int, str] | None = None
         for each in records:
             is_task = each.native_id == native_id or each.native_id.startswith(f"{native_id}_")
             if not is_task or each.submitted_us != submitted_us:
                 continue
             if each.job is not None:
-                left_us, outcome = each.job.started_us, "started"
-            elif each.ended_us is not None and outcome != "started":
-                left_us, outcome = each.ended_us, "cancelled"
-        return self._queue(native_id, submitted_us, now) | {"left_at": _text(left_us), "outcome": outcome}
+                left = (each.job.started_us, "started")
+            elif each.ended_us is not None and left is None:
+                left = (each.ended_us, "cancelled")
+        if left is None:
+            missing_at = self._missing[f"{self._waits}{native_id}/{submitted_us}"]
+            if now - missing_at < GONE_AFTER:
+                return None
+            left = (_us(missing_at), "gone")
+        return self._queue(native_id, submitted_us, now) | {"left_at": _text(left[0]), "outcome": left[1]}
 
     def _queue(self, native_id: str, submitted_us: int, now: datetime) -> Event:
         job = {"cluster": self._settings.cluster, "id": native_id, "submitted_at": _text(submitted_us)}

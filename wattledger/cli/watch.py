@@ -42,6 +42,7 @@ SHOWN: Final = 200
 Examples:
   wattledger watch slurm --server-url https://ledger.example.org --token-file /etc/wattledger/token
   wattledger watch slurm --dry-run                  what would be told, from this machine
+  wattledger watch kubernetes --cluster prod --server-url https://ledger.example.org --token-file /run/secrets/token
 \b
 The token: wattledger token create slurm-poller --scope write --site SITE. docs/schedulers.md tells what is read, with
 which rights, and what becomes of it.
@@ -80,7 +81,7 @@ def watches(function: Callable[..., None]) -> Callable[..., None]:
                 "--server-url",
                 "server",
                 envvar="WATTLEDGER_SERVER_URL",
-                default="http://127.0.0.1:8600",
+                default="http://127.0.0.1:8470",
                 show_default=True,
                 help="Ingest.",
             ),
@@ -142,6 +143,54 @@ def slurm(asked: Asked, cluster: str | None, since: timedelta, overlap: timedelt
         return SlurmWatch(source, teller, memory, settings, lambda: datetime.now(UTC)).round
 
     carry_out(asked, SOURCE, f"slurm-{cluster or 'default'}", made)
+
+
+@watch.command(
+    epilog="""\b
+Examples:
+  wattledger watch kubernetes --cluster prod --server-url https://ledger.example.org --token-file /run/secrets/wattledger/token
+  kubectl proxy & wattledger watch kubernetes --cluster prod --api-server http://127.0.0.1:8001 --dry-run
+\b
+Runs inside the cluster with the service account of deploy/kubernetes/watcher.yaml (get, list, watch; nothing else), and only
+calls out: to the API server it runs under, and to ingest.
+"""
+)
+@watches
+@click.option("--cluster", required=True, help="The name agents on its nodes give the cluster (their setting cluster).")
+@click.option("--namespace", help="Only this namespace; then no nodes. Default: all.")
+@click.option("--api-server", metavar="URL", help="Default: the one this pod runs under.")
+@click.option(
+    "--api-token-file", type=click.Path(path_type=Path, dir_okay=False), help="Default: the service account's."
+)
+@click.option("--api-ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Default: the service account's.")
+def kubernetes(
+    asked: Asked,
+    cluster: str,
+    namespace: str | None,
+    api_server: str | None,
+    api_token_file: Path | None,
+    api_ca_file: Path | None,
+) -> None:
+    """Follow pods, Jobs, Kueue's Workloads and nodes, tell ingest."""
+    from ingest.pollers.kube_api import connected
+    from ingest.pollers.kubernetes import SOURCE, KubernetesWatch
+
+    client, api = connected(api_server, api_token_file, api_ca_file)
+
+    def made(teller: Telling | Dry, memory: Memory) -> Callable[[], Counter[str]]:
+        watch = KubernetesWatch(api, teller, memory, cluster, lambda: datetime.now(UTC), namespace=namespace)
+        if not (asked.once or asked.dry_run):
+            watch.start(threading.Event())  # its threads end with the process
+            return watch.round
+
+        def once() -> Counter[str]:
+            watch.look()
+            return watch.round()
+
+        return once
+
+    with client:
+        carry_out(asked, SOURCE, f"kubernetes-{cluster}-{namespace or 'all'}", made)
 
 
 def carry_out(
