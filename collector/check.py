@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pynvml
 
 from collector.clock import Clock
 from collector.config import Settings
 from collector.errors import AgentError, SpoolError
-from collector.http import httpx
+from collector.exchange import Exchange
 from collector.probe.nvidia_smi import NvidiaSmiProbe
 from collector.probe.nvml import NvmlProbe
 from collector.run import open_client, read_boot_id
 from collector.sources import by_nvidia_smi
 from collector.spool import Spool
+
+_LIMIT_S: Final = 60.0
+_MAX_ANSWER_BYTES: Final = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def _server(settings: Settings) -> Answer:
         return Answer(True, "server", "none set: batches stay in the spool")
     try:
         with open_client(settings) as client:
-            code = client.get("/healthz").status_code
-    except (httpx.HTTPError, AgentError) as error:
+            code = Exchange(client, limit_s=_LIMIT_S, max_bytes=_MAX_ANSWER_BYTES).ask("GET", "/healthz").code
+    except AgentError as error:
         return Answer(False, "server", f"{settings.server_url}: {error}")
     return Answer(code < 300, "server", f"{settings.server_url} answers {code}")

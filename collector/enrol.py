@@ -10,15 +10,19 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from collector.config import Settings
-from collector.errors import AgentError
-from collector.http import httpx
+from collector.errors import AgentError, NoAnswerError
+from collector.exchange import Exchange
 from collector.recorder import agent_version
 from collector.wire import ENROLL_PATH
 
+if TYPE_CHECKING:
+    from collector.http import httpx
+
 DEFAULT_TOKEN_FILE: Final = Path("/etc/wattledger-agent/token")
+_LIMIT_S: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 16_384
 _MAX_TOKEN_CHARACTERS: Final = 4_096
 _ADVICE: Final = {
@@ -57,17 +61,15 @@ def _join_token(path: Path) -> str:
 
 def _ask(settings: Settings, client: httpx.Client, join_token: str) -> str:
     body = {"node": settings.node, "agent_version": agent_version()}
-    headers = {"Authorization": f"Bearer {join_token}"}
+    headers = {"Authorization": f"Bearer {join_token}", "Content-Type": "application/json"}
+    exchange = Exchange(client, limit_s=_LIMIT_S, max_bytes=_MAX_ANSWER_BYTES)
     try:
-        with client.stream("POST", ENROLL_PATH, json=body, headers=headers) as response:
-            answer = b""
-            for piece in response.iter_bytes():
-                answer += piece
-                if len(answer) > _MAX_ANSWER_BYTES:
-                    break
-            code = response.status_code
-    except httpx.HTTPError as error:
+        found = exchange.ask("POST", ENROLL_PATH, headers=headers, body=json.dumps(body).encode())
+    except NoAnswerError as error:
         raise AgentError(f"{settings.server_url} does not answer: {error}") from error
+    code, answer = found.code, found.body
+    if code == 200 and found.fault:
+        raise AgentError(f"the server's answer cannot be read: {found.fault}; revoke the token it gave and enrol again")
     if code != 200:
         raise AgentError(f"the server answered {code}: {_ADVICE.get(code, _reason(answer))}")
     try:

@@ -19,12 +19,14 @@ from collector.commands.check import Bounds, RefusedError, check, parse
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders, Tell
 from collector.errors import AgentError
+from collector.exchange import Exchange
 from collector.http import httpx
 from collector.wire import COMMANDS_PATH
 
 _LOG = logging.getLogger(__name__)
 
 KEY_BYTES: Final = 32
+_LIMIT_S: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 262_144
 _MAX_ORDERS: Final = 100
 _JOIN_S: Final = 0.2
@@ -80,11 +82,11 @@ class CommandChannel:
                 self._working.release()
         self._thread.join(_JOIN_S)
 
-    def turn(self, client: httpx.Client) -> None:
+    def turn(self, exchange: Exchange) -> None:
         """Undo what is due and ask once."""
         with self._working:
             self._orders.undo_due()
-        for raw in self._fetch(client):
+        for raw in self._fetch(exchange):
             if self._stop.is_set():
                 return
             with self._working:
@@ -92,9 +94,9 @@ class CommandChannel:
 
     def _run(self) -> None:
         with self._opened as client:
-            self._poll(client)
+            self._poll(Exchange(client, limit_s=_LIMIT_S, max_bytes=_MAX_ANSWER_BYTES))
 
-    def _poll(self, client: httpx.Client) -> None:
+    def _poll(self, exchange: Exchange) -> None:
         first = True
         while not self._stop.is_set():
             try:
@@ -102,27 +104,22 @@ class CommandChannel:
                     with self._working:
                         self._orders.undo_all("found after a restart")
                     first = False
-                self.turn(client)
-            except (AgentError, httpx.HTTPError) as error:
+                self.turn(exchange)
+            except AgentError as error:
                 self._failed(type(error).__name__, str(error))
             except Exception as error:  # noqa: BLE001  the outermost loop of the thread
                 _LOG.exception("the command channel failed in a way nobody foresaw; it goes on")
                 self._failed(type(error).__name__, str(error))
             self._stop.wait(self._period_s * (0.5 + random.random()))  # noqa: S311  only spreads the fleet's requests
 
-    def _fetch(self, client: httpx.Client) -> list[object]:
+    def _fetch(self, exchange: Exchange) -> list[object]:
         token = self._token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        answer = b""
-        with client.stream("GET", COMMANDS_PATH, headers=headers) as response:
-            for piece in response.iter_bytes():
-                answer += piece
-                if len(answer) > _MAX_ANSWER_BYTES:
-                    raise AgentError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
-            if response.status_code != 200:
-                raise AgentError(f"HTTP {response.status_code}: {answer[:200].decode('utf-8', 'replace')}")
+        answer = exchange.whole("GET", COMMANDS_PATH, headers=headers)
+        if answer.code != 200:
+            raise AgentError(f"HTTP {answer.code}: {answer.body[:200].decode('utf-8', 'replace')}")
         try:
-            found = json.loads(answer)
+            found = json.loads(answer.body)
         except (ValueError, RecursionError) as error:
             raise AgentError(f"the answer is not JSON: {error}") from error
         if not isinstance(found, list):

@@ -6,11 +6,11 @@ environment are not used, as all of this is local. It retries nothing; a source 
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from collector.exchange import IDENTITY, Connections, no_cookies
 
 if TYPE_CHECKING:
     import ssl
@@ -57,6 +57,7 @@ class Fetcher:
         self._verify = verify
         self._transport = transport
         self._client: httpx.Client | None = None
+        self._connections = Connections()
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Return the answer of a GET. Raises FetchError."""
@@ -75,26 +76,27 @@ class Fetcher:
                 transport=self._transport,
                 follow_redirects=False,
                 trust_env=False,
-                headers={"Accept-Encoding": "identity", "User-Agent": "wattledger-agent"},
+                cookies=no_cookies(),
+                headers={"Accept-Encoding": IDENTITY, "User-Agent": "wattledger-agent"},
                 limits=httpx.Limits(max_connections=4, max_keepalive_connections=4),
             )
-        client, abandoned = self._client, threading.Event()
-        try:
-            with (
-                self._watched(client, abandoned),
-                client.stream(method, url, headers=dict(headers or {}), content=body) as response,
-            ):
-                return self._read(response)
-        except httpx.TimeoutException as error:
-            raise FetchError("timeout", f"no answer within {self._timeout_s} s from {url}") from error
-        except RuntimeError as error:  # httpx says so where another thread closed the connections meanwhile
-            raise FetchError("timeout" if abandoned.is_set() else "closed", f"{url}: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            # httpx gives a refused certificate as a ConnectError whose text OpenSSL wrote.
-            if abandoned.is_set():
-                raise FetchError("timeout", f"{url} had not ended after {_PATIENCE * self._timeout_s} s") from error
-            kind = "tls" if "CERTIFICATE" in str(error) or "SSL" in str(error) else "connect"
-            raise FetchError(kind, f"{url}: {error}") from error
+        limit_s = _PATIENCE * self._timeout_s
+        trace = {"trace": self._connections.note}
+        with self._connections.within(limit_s) as late:
+            try:
+                with self._client.stream(
+                    method, url, headers=dict(headers or {}), content=body, extensions=trace
+                ) as response:
+                    return self._read(response)
+            except httpx.TimeoutException as error:
+                raise FetchError("timeout", f"no answer within {self._timeout_s} s from {url}") from error
+            # Beside httpx's own errors what it does not translate: a head with impossible texts, a client closed meanwhile.
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError, RuntimeError, OSError) as error:
+                if late.is_set():
+                    raise FetchError("timeout", f"{url} had not ended after {limit_s} s") from error
+                # httpx gives a refused certificate as a ConnectError whose text OpenSSL wrote.
+                kind = "tls" if "CERTIFICATE" in str(error) or "SSL" in str(error) else "connect"
+                raise FetchError(kind, f"{url}: {error}") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,29 +104,11 @@ class Fetcher:
         if client is not None:
             client.close()
 
-    @contextmanager
-    def _watched(self, client: httpx.Client, abandoned: threading.Event) -> Iterator[None]:
-        """Close the connections under an exchange that trickles: httpx limits each read, and headers may be any number."""
-
-        def abandon() -> None:
-            abandoned.set()
-            if self._client is client:
-                self._client = None
-            client.close()
-
-        watchdog = threading.Timer(_PATIENCE * self._timeout_s, abandon)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            yield
-        finally:
-            watchdog.cancel()
-
     def _read(self, response: httpx.Response) -> Answer:
         url = response.request.url
         if not response.is_success:
             raise FetchError(f"status_{response.status_code}", f"{url} answered {response.status_code}")
-        if response.headers.get("content-encoding", "identity") != "identity":
+        if response.headers.get("content-encoding", IDENTITY) != IDENTITY:
             raise FetchError("encoding", f"{url} packed its body though asked not to")
         give_up_at = time.monotonic() + self._timeout_s
         body = bytearray()

@@ -445,6 +445,7 @@ def test_an_order_is_fetched_carried_out_once_and_undone_at_the_stop(stand: Stan
         httpx.Response(403, text="no"),
         httpx.Response(200, text="<html>"),
         httpx.Response(200, json={"not": "a list"}),
+        httpx.Response(200, text="[]", headers={"Content-Encoding": "identity, x-odd"}),
         httpx.Response(200, content=b"[" * 300_000),
         httpx.Response(200, json=[17, {"id": 1}]),
     ],

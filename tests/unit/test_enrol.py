@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,9 @@ import pytest
 from collector.config import Settings
 from collector.enrol import enroll
 from collector.errors import AgentError
+from tests.fakes.rude_server import Serve, trickle
+from tests.fakes.rude_server import answer as rude
+from tests.fakes.rude_server import server as rude_server
 
 pytestmark = pytest.mark.unit
 
@@ -85,3 +89,27 @@ def test_nothing_is_asked_where_the_answer_could_not_be_kept(tmp_path: Path, joi
         run(tmp_path, join, never)
     with pytest.raises(AgentError, match="cannot read the join token"):
         run(tmp_path, tmp_path / "none", never)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("serve", "advice"),
+    [
+        (trickle(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "no answer within"),
+        (trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x"), "cannot be read"),
+        (rude(b"200 OK\r\nContent-Encoding: gzip", gzip.compress(bytes(30_000_000))), "cannot be read"),
+        (rude(b"nonsense", b""), "does not answer"),
+    ],
+)
+def test_a_server_that_does_not_end_its_answer_is_left_in_time(
+    serve: Serve, advice: str, tmp_path: Path, join: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.enrol._LIMIT_S", 0.3)
+    settings = Settings(node="gpu-01", token_file=str(tmp_path / "token"))
+    with (
+        rude_server(serve) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+        pytest.raises(AgentError, match=advice),
+    ):
+        enroll(settings, client, join)
+    assert not (tmp_path / "token").exists()
