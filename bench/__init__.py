@@ -6,6 +6,7 @@ BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
     "ingest.otlp": "bench.ingest_otlp",
+    "ingest.otlp.metrics": "bench.ingest_otlp_metrics",
     "history": "bench.history",
     "agent.cost": "bench.agent_cost",
 }
