@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +20,9 @@ from ingest.store.layout import Layout
 from ingest.store.tables import samples, work
 from tests import servers
 from wattledger.cli import cli
+from wattledger.diagnosis import Verdict
+from wattledger.examination import examine
+from wattledger.home import resolve_home
 
 pytestmark = pytest.mark.db
 
@@ -95,6 +99,37 @@ def test_hypertables_that_cannot_be_are_refused_with_what_to_do_before_anything_
         if login is not empty:
             with empty.connect("admin", autocommit=True) as admin:
                 admin.execute("REVOKE wattledger_api, wattledger_worker, wattledger_writer FROM wattledger_owner")
+
+
+def test_every_unique_key_of_a_table_kept_by_day_contains_its_time(db: Database) -> None:
+    # Both layouts demand it: a day knows nothing of the others.
+    clocks = {"api_calls": "called_at", "spans": "started_at"}
+    names = [table.name for table in (*samples.PARTITIONED, *work.PARTITIONED)]
+    with db.connect("admin") as admin:
+        rows = admin.execute(
+            "SELECT c.relname::text, i.indexrelid::regclass::text, "
+            "ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum = ANY (i.indkey::int2[])) "
+            "FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid WHERE i.indisunique AND c.relname = ANY (%s)",
+            (names,),
+        ).fetchall()
+    assert {str(table) for table, _, _ in rows} >= {"api_calls"}
+    assert [index for table, index, columns in rows if clocks.get(str(table), "at") not in list(columns)] == []  # type: ignore[call-overload]
+
+
+def test_the_doctor_tells_server_layout_extension_and_licence(
+    db: Database, server_kind: servers.Kind, tmp_path: Path
+) -> None:
+    home = resolve_home({}, tmp_path / "home").create()
+    told = {check.subject: check for check in examine(home, {URL_VARIABLE: db.url})}
+    major = {servers.Kind.POSTGRES15: "15", servers.Kind.TIMESCALE: "17", servers.Kind.EMBEDDED: "18"}[server_kind]
+    assert told["PostgreSQL"].found.startswith(f"answers, version {major}.")
+    if server_kind is servers.Kind.TIMESCALE:
+        assert told["layout"].found.startswith("hypertables of TimescaleDB 2.")
+        assert told["layout"].found.endswith("licence apache: no columnstore")
+        assert "partitions" not in told
+    else:
+        assert told["layout"].found == "daily partitions of PostgreSQL (the server has no timescaledb)"
+    assert told["layout"].verdict is Verdict.FINE
 
 
 def test_the_command_says_which_layout_there_is_and_why(empty: Database) -> None:
