@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -70,7 +70,7 @@ _PARTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One row, in the order in which the store stages it; instants in microseconds, amounts exact."""
+    """One row, its fields in the order of the store's CHARGE_COLUMNS; instants in microseconds, amounts exact."""
 
     line: int
     identity_sha256: bytes
@@ -115,9 +115,6 @@ class Charge:
     call_provider: str | None
     call_model: str | None
     call_tokens: int | None
-
-
-COLUMNS: Final = tuple(entry.name for entry in fields(Charge))
 
 
 @dataclass(frozen=True, slots=True)

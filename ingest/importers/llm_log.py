@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from collector.wire import Origin
+from ingest.calls import ApiCall, CallSource
 from ingest.importers.columns import DURATION_UNITS, Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.report import ImportReport, ProgressCallback, RowLog
 from ingest.importers.run import importing
-from ingest.store.import_work import Calls
+from ingest.store.import_calls import keep_reports
 from ingest.store.tenancy import TenantPathError, checked_path
 
 MAX_AHEAD: Final = timedelta(minutes=5)
@@ -114,26 +116,27 @@ def import_llm_log(
     with importing(conn, source, kind="llm-log", site=options.site, dry_run=dry_run) as (report, site_id):
         if site_id is None:
             return report
-        calls = Calls(conn, site_id)
-        unknown = 0
+        unknown = superseded = 0
         for chunk in read(source, FIELDS, report, progress):
-            rows = list(parse_calls(chunk, report.rejections, options, report.sha256, now))
-            unknown += sum(not row[12] for row in rows)
-            calls.add(rows)
-        written = calls.store(options.tenant)
-        report.written["api_calls"] = written.inserted
-        report.unchanged = written.already_stored
+            calls = list(parse_calls(chunk, report.rejections, options, report.sha256, now))
+            unknown += sum(not call.usage_known for call in calls)
+            kept = keep_reports(conn, site_id, calls, CallSource.LOG, tenant=options.tenant)
+            report.written["api_calls"] += kept.counted
+            report.unchanged += kept.repeated
+            superseded += kept.superseded
+            if calls:
+                report.saw(min(call.called_at_us for call in calls), max(call.called_at_us for call in calls))
+        if superseded:
+            report.note(
+                f"{superseded} calls are known from a better source (a span, a settlement) and are not counted again"
+            )
         if unknown:
             report.note(f"{unknown} calls do not say how many tokens they used: they are kept as unknown")
-        if written.first_us is not None and written.last_us is not None:
-            report.saw(written.first_us, written.last_us)
     return report
 
 
-def parse_calls(
-    chunk: Chunk, log: RowLog, options: LlmLogOptions, sha256: str, now: datetime
-) -> Iterator[tuple[Any, ...]]:
-    """Yield rows in the order of the store's CALL_COLUMNS; what cannot be a call goes to the log."""
+def parse_calls(chunk: Chunk, log: RowLog, options: LlmLogOptions, sha256: str, now: datetime) -> Iterator[ApiCall]:
+    """Yield the calls of a chunk; what cannot be one goes to the log."""
     latest_us = (now + MAX_AHEAD - EPOCH) // timedelta(microseconds=1)
     names = list(chunk.values)
     for line, *values in chunk.rows(*names):
@@ -144,7 +147,7 @@ def parse_calls(
             log.reject(line, error.reason, error.detail)
 
 
-def _call(line: int, row: Mapping[str, Any], options: LlmLogOptions, sha256: str, latest_us: int) -> tuple[Any, ...]:
+def _call(line: int, row: Mapping[str, Any], options: LlmLogOptions, sha256: str, latest_us: int) -> ApiCall:
     if row["at"] > latest_us:
         raise RowError("in the future")
     model, provider = row["model"] or options.model, row["provider"] or options.provider
@@ -154,19 +157,24 @@ def _call(line: int, row: Mapping[str, Any], options: LlmLogOptions, sha256: str
         raise OptionError(f"line {line} does not say who provides {model}; add --provider")
     status = (row["status"] or "ok").casefold()
     response_id = row["response_id"]
-    return (
-        line,
-        row["at"],
-        f"{provider}/{response_id}" if response_id else f"{sha256}:{line}",
-        row["api_key"] or options.api_key,
-        provider,
-        model,
-        response_id,
-        *token_parts(row, excludes_cache=options.input_excludes_cache),
-        row["input"] is not None or row["output"] is not None,
-        status if status in STATUSES else "ok" if status in {"success", "200"} else "error",
-        row["duration"],
-        row["ttft"],
+    uncached, read_part, write_part, text, reasoning = token_parts(row, excludes_cache=options.input_excludes_cache)
+    return ApiCall(
+        called_at_us=row["at"],
+        dedupe_key=f"{provider}/{response_id}" if response_id else f"{sha256}:{line}",
+        api_key=row["api_key"] or options.api_key,
+        provider=provider,
+        model=model,
+        origin=int(Origin.IMPORTED),
+        response_id=response_id,
+        input_uncached_tokens=uncached,
+        cache_read_tokens=read_part,
+        cache_write_tokens=write_part,
+        output_text_tokens=text,
+        reasoning_tokens=reasoning,
+        usage_known=row["input"] is not None or row["output"] is not None,
+        status=status if status in STATUSES else "ok" if status in {"success", "200"} else "error",
+        duration_us=row["duration"],
+        time_to_first_token_us=row["ttft"],
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from ingest.errors import BadBodyError
 from ingest.importers.columns import Source
 from ingest.importers.errors import ImportFileError
 from ingest.importers.report import ImportReport
@@ -34,5 +35,5 @@ def importing(
                 return
             yield report, claimed.site_id
             finish(conn, claimed, report.as_json())
-    except TooManyDaysError as error:
+    except (TooManyDaysError, BadBodyError) as error:
         raise ImportFileError(f"{source.path.name}: {error}") from error

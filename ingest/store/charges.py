@@ -16,24 +16,59 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from collector.wire import Origin
-from ingest.importers.focus_rows import COLUMNS
 from ingest.store import identities
 from ingest.store.imports import Stage, at_sql
 
-_SQL_TYPES: Final = {
-    **dict.fromkeys(COLUMNS, "text"),
-    **dict.fromkeys(
-        ("line", "period_start_us", "period_end_us", "charge_start_us", "charge_end_us", "call_tokens"), "bigint"
-    ),
-    **dict.fromkeys(("identity_sha256", "content_sha256"), "bytea"),
-    **dict.fromkeys(("billed_cost", "effective_cost", "list_cost", "contracted_cost"), "numeric"),
-    **dict.fromkeys(("pricing_quantity", "consumed_quantity"), "numeric"),
+CHARGE_COLUMNS: Final = {
+    "line": "bigint",
+    "identity_sha256": "bytea",
+    "content_sha256": "bytea",
+    "provider": "text",
+    "publisher": "text",
+    "invoice_issuer": "text",
+    "invoice_id": "text",
+    "billing_account_id": "text",
+    "sub_account_id": "text",
+    "sub_account_name": "text",
+    "period_start_us": "bigint",
+    "period_end_us": "bigint",
+    "charge_start_us": "bigint",
+    "charge_end_us": "bigint",
+    "category": "text",
     "is_correction": "boolean",
+    "service_category": "text",
+    "service_name": "text",
+    "description": "text",
+    "frequency": "text",
+    "pricing_category": "text",
+    "sku_id": "text",
+    "sku_price_id": "text",
+    "sku_meter": "text",
+    "resource_id": "text",
+    "resource_name": "text",
+    "region_id": "text",
+    "commitment_id": "text",
+    "billed_cost": "numeric",
+    "effective_cost": "numeric",
+    "list_cost": "numeric",
+    "contracted_cost": "numeric",
+    "currency": "text",
+    "pricing_quantity": "numeric",
+    "pricing_unit": "text",
+    "consumed_quantity": "numeric",
+    "consumed_unit": "text",
+    "tags": "text",
+    "covers": "text",
+    "call_id": "text",
+    "call_provider": "text",
+    "call_model": "text",
+    "call_tokens": "bigint",
 }
-_INSTANTS: Final = {name: f"{name.removesuffix('_us')}_at" for name in COLUMNS if name.endswith("_us")}
-_TARGETS: Final = ", ".join(_INSTANTS.get(name, name) for name in COLUMNS)
+"""What is staged of a charge, in this order: column and PostgreSQL's type; instants in microseconds."""
+_INSTANTS: Final = {name: f"{name.removesuffix('_us')}_at" for name in CHARGE_COLUMNS if name.endswith("_us")}
+_TARGETS: Final = ", ".join(_INSTANTS.get(name, name) for name in CHARGE_COLUMNS)
 _VALUES: Final = ", ".join(
-    at_sql(name) if name in _INSTANTS else "tags::jsonb" if name == "tags" else name for name in COLUMNS
+    at_sql(name) if name in _INSTANTS else "tags::jsonb" if name == "tags" else name for name in CHARGE_COLUMNS
 )
 _GROUP: Final = (
     "provider, coalesce(invoice_issuer, ''), coalesce(invoice_id, ''), billing_account_id, {period}, currency"
@@ -88,10 +123,10 @@ class Charges:
 
     def __init__(self, conn: sa.Connection, site_id: int, import_id: int) -> None:
         self._conn, self._site_id, self._import_id = conn, site_id, import_id
-        self._stage = Stage(conn, "import_charges", _SQL_TYPES)
+        self._stage = Stage(conn, "import_charges", CHARGE_COLUMNS)
 
     def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Stage rows in the order of COLUMNS."""
+        """Stage rows in the order of CHARGE_COLUMNS."""
         self._stage.copy(rows)
 
     def store(

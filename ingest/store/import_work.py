@@ -1,4 +1,4 @@
-"""Writes imported jobs with what they held, and API calls.
+"""Writes imported jobs with what they held.
 
 A job is known by cluster, native id and start: a later file adds its end and state. What an import says a job held gives way
 to better evidence (an agent's), and replaces what an earlier import said.
@@ -7,7 +7,7 @@ to better evidence (an agent's), and replaces what an earlier import said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from collector.wire import Origin
 from ingest.store import identities
 from ingest.store.identities import NodeKey
-from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, make_partitions, mark_changed
+from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, mark_changed
 from ingest.store.job_runs import MAKING, SAME_START_US
 from ingest.store.pools import make_pool_devices
 
@@ -45,24 +45,6 @@ HOLD_COLUMNS: Final = {
     "accelerators": "integer",
     "start_us": "bigint",
     "end_us": "bigint",
-}
-CALL_COLUMNS: Final = {
-    "line": "bigint",
-    "called_us": "bigint",
-    "dedupe_key": "text",
-    "api_key": "text",
-    "provider": "text",
-    "model": "text",
-    "response_id": "text",
-    "input_uncached_tokens": "bigint",
-    "cache_read_tokens": "bigint",
-    "cache_write_tokens": "bigint",
-    "output_text_tokens": "bigint",
-    "reasoning_tokens": "bigint",
-    "usage_known": "boolean",
-    "status": "text",
-    "duration_us": "bigint",
-    "time_to_first_token_us": "bigint",
 }
 
 
@@ -210,53 +192,3 @@ class Jobs:
             "(SELECT start_at, end_at FROM import_wanted UNION ALL SELECT start_at, end_at FROM import_changed) AS touched",
         )
         return written, better_known
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenCalls:
-    inserted: int
-    already_stored: int
-    first_us: int | None
-    last_us: int | None
-
-
-class Calls:
-    """LLM requests of one file on their way into ``api_calls``."""
-
-    def __init__(self, conn: sa.Connection, site_id: int) -> None:
-        self._conn, self._site_id = conn, site_id
-        self._stage = Stage(conn, "import_calls", CALL_COLUMNS)
-
-    def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Stage rows in the order of CALL_COLUMNS."""
-        self._stage.copy(rows)
-
-    def store(self, tenant: str | None) -> WrittenCalls:
-        """Write what was staged; a call whose key is known is not written again."""
-        conn = self._conn
-        self._stage.ready()
-        make_partitions(conn, "api_calls", self._stage, "called_us", referred_site_id=self._site_id)
-        tenant_id = identities.tenant_ids(conn, [tenant])[tenant] if tenant else None
-        columns: Sequence[str] = [name for name in CALL_COLUMNS if name not in {"line", "called_us"}]
-        named = ", ".join(columns)
-        inserted = conn.execute(
-            sa.text(
-                f"INSERT INTO api_calls (called_at, site_id, tenant_id, source, origin, {named}) "
-                f"SELECT {at_sql('called_us')}, :site_id, :tenant_id, 'log', :origin, {named} FROM import_calls "
-                "ORDER BY called_us, line ON CONFLICT (dedupe_key, called_at) DO NOTHING"
-            ),
-            {"site_id": self._site_id, "tenant_id": tenant_id, "origin": int(Origin.IMPORTED)},
-        ).rowcount
-        staged, first_us, last_us = conn.exec_driver_sql(
-            "SELECT count(*), min(called_us), max(called_us) FROM import_calls"
-        ).one()
-        if inserted:
-            at = at_sql("called_us")
-            mark_changed(
-                conn,
-                self._site_id,
-                "api_calls",
-                f"SELECT DISTINCT tstzrange(date_trunc('hour', {at}, 'UTC'), date_trunc('hour', {at}, 'UTC') + "
-                "interval '1 hour') FROM import_calls",
-            )
-        return WrittenCalls(inserted, staged - inserted, first_us, last_us)

@@ -188,7 +188,7 @@ def test_a_log_that_does_not_say_its_model_asks_for_it(write: Write) -> None:
         list(parse_calls(chunk, report.rejections, LlmLogOptions("lab"), "ab", NOW))
     rows = list(parse_calls(chunk, report.rejections, LlmLogOptions("lab", model="m", provider="p"), "ab", NOW))
     # Without a response id the file and line are the call's identity; a call after now is none.
-    assert [row[2] for row in rows] == ["ab:2"]
+    assert [row.dedupe_key for row in rows] == ["ab:2"]
     assert report.rejections.by_reason == {"in the future": 1}
 
 
