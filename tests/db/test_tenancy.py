@@ -34,6 +34,14 @@ ROWS = {
     f"status, origin) VALUES (1, 'log', '{{t}}', '{HOUR}', '{{t}}', '{HOUR}', {{t}}, 'p', 'm', true, 'ok', 1)",
     "spans": "(started_at, trace_id, span_id, name, kind, site_id, tenant_id, attributes, origin) "
     f"VALUES ('{HOUR}', 't', '{{t}}', 'n', 'tool', 1, {{t}}, '{{{{}}}}', 1)",
+    "lineage_runs": "(site_id, tenant_id, run_id, job_namespace, job_name, state, first_event_at, origin) "
+    f"VALUES (1, {{t}}, '{{t}}', 'ns', 'j', 'start', '{HOUR}', 1)",
+    "outcomes": "(site_id, tenant_id, dedupe_key, response_id, kind, judged_at, source, origin) "
+    f"VALUES (1, {{t}}, '{{t}}', 'r', 'thumbs', '{HOUR}', 'api', 1)",
+    "imported_charges": "(site_id, tenant_id, import_id, line, identity_sha256, content_sha256, provider, billing_account_id, "
+    "period_start_at, period_end_at, charge_start_at, charge_end_at, category, is_correction, billed_cost, effective_cost, currency, "
+    "origin) VALUES (1, {t}, 1, {t}, '', '', 'p', 'b', '2026-11-01Z', '2026-12-01Z', '2026-11-01Z', '2026-12-01Z', 'usage', false, "
+    "1, 1, 'USD', 1)",
     "usage_hours": "(site_id, hour_at, revision, device_id, holder, job_id, tenant_id, state, held_us, covered_us, "
     "accelerators, source, coverage, origin) "
     f"VALUES (1, '{HOUR}', 2, 1, 'job:{{t}}', {{t}}, {{t}}, 'used', 1, 1, 1, 'measured', 1, 1)",
@@ -59,6 +67,7 @@ def filled(db: Database) -> Database:
         admin.execute("INSERT INTO nodes (site_id, name) VALUES (1, 'n')")
         admin.execute("INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-1', 'nvidia', 'H100', 'gpu')")
         admin.execute("SELECT ensure_partitions('2026-11-21', '2026-11-22')")
+        admin.execute("INSERT INTO imports (site_id, kind, sha256, scope, file_name) VALUES (1, 'focus', '', '', 'f')")
         for path in PATHS.values():
             admin.execute("INSERT INTO tenants (path) VALUES (%s)", [path])
         for table, row in ROWS.items():
@@ -230,9 +239,10 @@ def test_a_writer_fills_a_temporary_table_because_copy_stops_at_row_level_securi
                 copy.write(b"")
         writer.rollback()
         writer.execute("CREATE TEMPORARY TABLE taken (LIKE spans) ON COMMIT DROP")
-        with writer.cursor() as cursor, cursor.copy("COPY taken FROM STDIN") as copy:
-            copy.write_row((HOUR, "t", "9", None, "n", "tool", None, 1, 5, "{}", 1))
-        writer.execute("INSERT INTO spans SELECT * FROM taken")
+        columns = "started_at, trace_id, span_id, name, kind, site_id, tenant_id, attributes, status, origin"
+        with writer.cursor() as cursor, cursor.copy(f"COPY taken ({columns}) FROM STDIN".encode()) as copy:
+            copy.write_row((HOUR, "t", "9", "n", "tool", 1, 5, "{}", "ok", 1))
+        writer.execute(f"INSERT INTO spans ({columns}) SELECT {columns} FROM taken".encode())
         assert writer.execute("SELECT count(*) FROM spans").fetchone() == (6,)
 
 
