@@ -59,6 +59,8 @@ def body_of(rows: NodeRows, checker: Checker, now_us: int, cadence_us: int | Non
 def _fixed(stream: Stream, subjects: list[tuple[str, ...]], known: Known) -> dict[str, Any]:
     """Return the columns that every row has."""
     rows = len(subjects)
+    if stream is Stream.DEVICE_HEALTH:
+        return {"device": np.array([known.positions[subject[0]] for subject in subjects], dtype=np.int32)}
     # A reading of a gauge or counter at an instant speaks of no span before it.
     fixed: dict[str, Any] = {"span_us": np.zeros(rows, dtype=np.int64)}
     if stream is Stream.DEVICE:

@@ -87,6 +87,38 @@ DCGM: Final[Mapping[str, Meaning]] = {
 """Series of a device, which the label ``UUID`` names; with ``GPU_I_ID``, of its MIG instance. Every board reports energy in mJ."""
 
 
+def _health(column: str, unit: Unit, *names: str) -> dict[str, Meaning]:
+    return {f"DCGM_FI_DEV_{name}": Meaning(Stream.DEVICE_HEALTH, column, unit) for name in names}
+
+
+DCGM_HEALTH: Final[Mapping[str, Meaning]] = {
+    **_health("memory_total_bytes", "mib", "FB_TOTAL"),
+    **_health("memory_reserved_bytes", "mib", "FB_RESERVED"),
+    **_health("slowdown_temp_c", "celsius", "SLOWDOWN_TEMP", "GPU_TEMP_SLOWDOWN_CELSIUS"),
+    **_health("shutdown_temp_c", "celsius", "SHUTDOWN_TEMP", "GPU_TEMP_SHUTDOWN_CELSIUS"),
+    **_health("memory_max_temp_c", "celsius", "MEM_MAX_OP_TEMP", "MEMORY_MAX_OP_TEMP_CELSIUS"),
+    **_health("sm_clock_max_mhz", "count", "MAX_SM_CLOCK"),
+    **_health("memory_clock_max_mhz", "count", "MAX_MEM_CLOCK"),
+    **_health("power_limit_min_mw", "w", "POWER_MGMT_LIMIT_MIN"),
+    **_health("power_limit_max_mw", "w", "POWER_MGMT_LIMIT_MAX"),
+    **_health("power_limit_default_mw", "w", "POWER_MGMT_LIMIT_DEF"),
+    **_health("pcie_generation", "count", "PCIE_LINK_GEN"),
+    **_health("pcie_generation_max", "count", "PCIE_MAX_LINK_GEN"),
+    **_health("pcie_width", "count", "PCIE_LINK_WIDTH"),
+    **_health("pcie_width_max", "count", "PCIE_MAX_LINK_WIDTH"),
+    **_health("ecc_corrected_aggregate", "count", "ECC_SBE_AGG_TOTAL"),
+    **_health("ecc_uncorrected_aggregate", "count", "ECC_DBE_AGG_TOTAL"),
+    **_health("remapped_rows_corrected", "count", "CORRECTABLE_REMAPPED_ROWS"),
+    **_health("remapped_rows_uncorrected", "count", "UNCORRECTABLE_REMAPPED_ROWS"),
+    **_health("remapping_pending", "count", "ROW_REMAP_PENDING"),
+    **_health("remapping_failed", "count", "ROW_REMAP_FAILURE"),
+    **_health("retired_pages_corrected", "count", "RETIRED_SBE"),
+    **_health("retired_pages_uncorrected", "count", "RETIRED_DBE"),
+    **_health("mig_enabled", "count", "MIG_MODE"),
+}
+"""What changes rarely about a board: of what is scraped, a row a minute is kept."""
+
+
 def _engine(column: str, unit: Unit, *names: str) -> dict[str, Meaning]:
     return {name: Meaning(Stream.ENGINE, column, unit) for name in names}
 
@@ -193,5 +225,5 @@ HARDWARE: Final[Mapping[str, tuple[Hardware, ...]]] = {
 COUNTED_ELSEWHERE: Final = ("gen_ai.client.", "gen_ai_client_")
 """Histograms a client keeps of its calls: the same calls come as spans, so they are never counted here."""
 
-KNOWN: Final = frozenset({*DCGM, *ENGINES, *NODES})
+KNOWN: Final = frozenset({*DCGM, *DCGM_HEALTH, *ENGINES, *NODES})
 """Every name that is looked up as it stands; hardware names are told by their beginning."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from collector.wire import MAX_META_CHARACTERS, DeviceRef, Origin, Stream, cleaned
-from ingest.series.names import COUNTED_ELSEWHERE, DCGM, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
+from ingest.series.names import COUNTED_ELSEWHERE, DCGM, DCGM_HEALTH, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
 
 NODE_LABELS: Final = (
     "Hostname",
@@ -65,8 +65,8 @@ def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NOD
         return Skip(name, reason_of(name))
     node = _node(labels, node_labels)
     origin = _ORIGINS.get(labels.get("wattledger.origin", labels.get("wattledger_origin", "")), Origin.LIVE)
-    if name in DCGM:
-        return _of_device(name, DCGM[name], labels, node, origin)
+    if name in DCGM or name in DCGM_HEALTH:
+        return _of_device(name, DCGM.get(name) or DCGM_HEALTH[name], labels, node, origin)
     if name in ENGINES:
         return _of_engine(name, ENGINES[name], labels, node, origin)
     if name in NODES:
@@ -115,9 +115,9 @@ def _of_device(
     board = DeviceRef(uuid, model, pci_bus_id=_label(labels, "pci_bus_id"))
     number = labels.get("GPU_I_ID", "")
     if meaning.board or not (number.isdecimal() and number.isascii() and len(number) <= _MOST_INSTANCES_DIGITS):
-        return Place(Stream.DEVICE, node, (uuid,), meaning.column, meaning.unit, board, origin=origin)
+        return Place(meaning.stream, node, (uuid,), meaning.column, meaning.unit, board, origin=origin)
     instance = _instance(board, int(number), _label(labels, "GPU_I_PROFILE"))
-    return Place(Stream.DEVICE, node, (instance.uuid,), meaning.column, meaning.unit, instance, board, origin)
+    return Place(meaning.stream, node, (instance.uuid,), meaning.column, meaning.unit, instance, board, origin)
 
 
 def _instance(board: DeviceRef, number: int, profile: str | None) -> DeviceRef:

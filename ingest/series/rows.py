@@ -25,6 +25,7 @@ from ingest.series.units import DERIVED, converted, type_of
 
 _STALE_BITS: Final = 0x7FF0_0000_0000_0002
 """The NaN with which Prometheus says that a series ended."""
+_HEALTH_US: Final = 60_000_000
 Columns = dict[str, np.ndarray[Any, Any]]
 
 
@@ -242,6 +243,8 @@ def _finished(
     tally: Tally,
 ) -> tuple[list[tuple[str, ...]], np.ndarray[Any, Any], Columns] | None:
     used = {row for column in filled.values() for row in column}
+    if stream is Stream.DEVICE_HEALTH:
+        used = {row for (subject, at_us), row in table.items() if row in used and _is_due(known, subject, at_us)}
     if not used:
         return None
     # In order of time, so that a node's spacing is learned as it was.
@@ -256,8 +259,15 @@ def _finished(
     return [subject for _, subject, _ in ordered], at, columns
 
 
+def _is_due(known: Known, subject: tuple[str, ...], at_us: int) -> bool:
+    """Whether a health row is kept: a minute after the last, or another piece of that."""
+    latest_us = known.latest_us.get((Stream.DEVICE_HEALTH, subject), 0)
+    return at_us <= latest_us or at_us >= latest_us + _HEALTH_US
+
+
 def _column(values: Iterable[tuple[int, float]], place_of: Mapping[int, int]) -> np.ndarray[Any, Any]:
     column = np.full(len(place_of), np.nan)
     for row, value in values:
-        column[place_of[row]] = value
+        if row in place_of:
+            column[place_of[row]] = value
     return column

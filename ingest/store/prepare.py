@@ -120,7 +120,7 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
         frame = with_body([part.frame for part in unlike], [part.rows_of_bodies for part in unlike])
         taken = accept(stream, frame, facts, now_us)
         if stream in _NAMED:
-            taken = Accepted(_with_named_ids(registry, stream, taken.rows, identities), taken.refusals)
+            taken = Accepted(_with_named_ids(registry, stream, taken.rows, identities, submissions), taken.refusals)
         accepted.setdefault(stream, []).append(taken)
     return Prepared(submissions, identities, accepted, _hours(submissions, accepted))
 
@@ -201,7 +201,11 @@ def _seen(part: _Part, now_us: int) -> Iterable[tuple[int, int, int]]:
 
 
 def _with_named_ids(
-    registry: Registry, stream: Stream, rows: pl.DataFrame, identities: Sequence[Identity]
+    registry: Registry,
+    stream: Stream,
+    rows: pl.DataFrame,
+    identities: Sequence[Identity],
+    submissions: Sequence[Submission],
 ) -> pl.DataFrame:
     """Add the ids of meters, ports or engines, which rows name by text."""
     id_column, names = _NAMED[stream]
@@ -213,7 +217,15 @@ def _with_named_ids(
         ids = [engine_ids[key] for key in engines]
     else:
         places = [OnNode(*key) for key in keys]
-        place_ids = registry.meter_ids(places) if stream is Stream.NODE else registry.port_ids(places)
+        if stream is Stream.NODE:
+            # A meter known by series alone never bills: nobody has said which of a node's would.
+            billing = {place for place, body in zip(places, pairs[BODY], strict=True) if submissions[body].numbered}
+            place_ids = {
+                **registry.meter_ids(billing),
+                **registry.meter_ids(set(places) - billing, bills=False),
+            }
+        else:
+            place_ids = dict(registry.port_ids(places))
         ids = [place_ids[key] for key in places]
     pairs = pairs.with_columns(pl.Series(id_column, ids, dtype=pl.Int32))
     return rows.join(pairs, on=[BODY, *names], how="left", maintain_order="left")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
@@ -92,8 +93,9 @@ class Registry:
                     self._remember(sighting, made[position], now_us)
             return [found[position] for position in range(len(sightings))]
 
-    def meter_ids(self, keys: Iterable[OnNode]) -> Mapping[OnNode, int]:
-        return self._named(self._meters, keys, identities.meter_ids)
+    def meter_ids(self, keys: Iterable[OnNode], *, bills: bool = True) -> Mapping[OnNode, int]:
+        """Return the ids of meters; ``bills`` holds for those made now."""
+        return self._named(self._meters, keys, partial(identities.meter_ids, bills=bills))
 
     def port_ids(self, keys: Iterable[OnNode]) -> Mapping[OnNode, int]:
         return self._named(self._ports, keys, identities.port_ids)

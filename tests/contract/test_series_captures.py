@@ -12,7 +12,7 @@ from ingest.receivers.otlp_metrics import MetricsReader
 from ingest.receivers.otlp_metrics_json import read_json
 from ingest.series.book import Book
 from ingest.series.intake import Intake, Taken
-from ingest.series.names import DCGM
+from ingest.series.names import DCGM, DCGM_HEALTH
 
 pytestmark = pytest.mark.contract
 NOW_US = 1_795_300_000_000_000
@@ -102,12 +102,15 @@ def test_a_steady_sender_is_read_by_layout_as_by_walking(shared: Path) -> None:
 
 def test_agent_and_ingest_agree_on_the_names_of_dcgm() -> None:
     """Ingest may not import the agent's table, so there are two: whatever both read means one column in both."""
-    from collector.probe.dcgm_fields import MEANINGS  # noqa: PLC0415 - the agent's, for this comparison alone
+    from collector.probe.dcgm_fields import HEALTH_MEANINGS, MEANINGS  # noqa: PLC0415 - the agent's, for this comparison alone
 
     own = {"xid", "engine_active_ratio", "nvlink_errors"}  # made of several readings, or of one and the one before
     coarse = {"DCGM_FI_DEV_GPU_ENERGY_JOULES_TOTAL"}  # beside the millijoule counter it would run backwards
     theirs = {name: meaning.column for name, meaning in MEANINGS.items() if meaning.column not in own}
     assert {name: meaning.column for name, meaning in DCGM.items()} == {
         name: column for name, column in theirs.items() if name not in coarse
+    }
+    assert {name: meaning.column for name, meaning in DCGM_HEALTH.items()} == {
+        name: meaning.column for name, meaning in HEALTH_MEANINGS.items()
     }
     assert all(DCGM[name].board == MEANINGS[name].board for name in DCGM)

@@ -292,3 +292,29 @@ def test_the_spacing_is_the_senders_word_or_learned_from_three_steps_in_a_row(db
         ("learned", 30, 3),
         ("told", 30, 6),
     ]
+
+
+def test_what_changes_rarely_about_a_board_is_a_row_a_minute(db: Database) -> None:
+    site, at_ms = site_of(db), now_ms() - 600_000
+    values = {"DCGM_FI_DEV_FB_TOTAL": 81_559.0, "DCGM_FI_DEV_ROW_REMAP_FAILURE": 0.0}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for seconds in (0, 15, 30, 45, 60, 75):
+            for name, value in values.items():  # each in a request of its own
+                body = write_request(*device_series("GPU-1", at_ms + seconds * 1000, {name: value}))
+                assert (await write(client, site.site_token, body)).status_code == 204
+
+    run(Settings(db), scenario)
+    query = "SELECT max(memory_total_bytes), max(remapping_failed) FROM device_health GROUP BY at ORDER BY at"
+    assert rows(db, query) == [(81_559 * 2**20, 0)] * 2
+
+
+def test_meters_known_by_series_alone_never_bill(db: Database) -> None:
+    site = site_of(db)
+    labels = {"__name__": "node_rapl_package_joules_total", "instance": "gpu-1:9100", "path": "intel-rapl:0"}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await write(client, site.site_token, write_request(series(labels, (5.0, now_ms()))))).status_code == 204
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT name, bills FROM meters") == [("rapl/intel-rapl:0", False)]
