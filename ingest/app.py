@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from collector.wire import COMMANDS_PATH
 from ingest.body_limit import BodyLimit
 from ingest.endpoints import fleet, lineage, logs, metrics, outcomes, remote_write, samples, traces, work
-from ingest.http import Endpoint
+from ingest.endpoints.post import Post
+from ingest.http import Answer, Endpoint, Request
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
 from ingest.runtime import Runtime
 from ingest.settings import Settings
@@ -60,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.ingest = runtime
     answered = runtime.metrics.answered
     app.direct = {
-        post.path: Endpoint(post.name, partial(post.handle, runtime), post.max_body_bytes, answered, post.failure)
+        post.path: Endpoint(post.name, partial(_admitted, runtime, post), post.max_body_bytes, answered, post.failure)
         for module in _MODULES
         for post in module.ENDPOINTS
     }
@@ -85,3 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
         return PlainTextResponse(await runtime.in_thread(runtime.metrics.exposition), media_type=METRICS_TYPE)
 
     return app
+
+
+async def _admitted(runtime: Runtime, post: Post, request: Request) -> Answer:
+    await runtime.admit(request.headers.get(b"authorization"), len(request.body))
+    return await post.handle(runtime, request)

@@ -7,6 +7,7 @@ IngestError
 ├── UnauthorizedError     401: no token, or one that is unknown, expired or revoked
 ├── ForbiddenError        403: a good token that does not cover this
 └── UnavailableError      503: cannot be kept now; send it again after a while
+    └── TooManyError      429: this sender sends more than its share
 """
 
 from __future__ import annotations
@@ -88,3 +89,8 @@ class UnavailableError(IngestError):
 
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after_s)}
+
+
+class TooManyError(UnavailableError):
+    status = 429
+    title = "Too many requests"

@@ -20,6 +20,7 @@ import psycopg
 import sqlalchemy as sa
 
 from ingest.accept import clock_skew_us
+from ingest.admission import DiskGuard, RateLimits
 from ingest.auth import Authenticator, Principal
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.metrics import IngestMetrics
@@ -32,7 +33,6 @@ from ingest.store.group import GroupWriter, Outcome, Result
 from ingest.store.prepare import Submission
 from ingest.store.registry import Registry
 from ingest.store.writer import Writer
-from ingest.trace_writer import TraceWriter
 from ingest.trace_writer import TraceWriter
 
 _LOG = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ class Runtime:
         ]
         self.writer = Writer(sinks, settings.limits, self._settled)
         self.traces = TraceWriter(settings.database, self.registry)
-        self.traces = TraceWriter(settings.database, self.registry)
         self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
+        self.disk = DiskGuard(settings.data_paths, settings.min_free_mib * 1024 * 1024)
+        self._rates = RateLimits()
         self.series = Intake(settings.series_node_labels)
         self._probe = sinks[0]
         self._reader = Reader()
@@ -95,7 +96,6 @@ class Runtime:
             self._refreshing.cancel()
         await self.in_thread(self.writer.stop)
         await self.in_thread(self.traces.close)
-        await self.in_thread(self.traces.close)
         self._threads.shutdown(wait=True)
         self.engine.dispose()
         self._registry_engine.dispose()
@@ -113,6 +113,13 @@ class Runtime:
             await self._renewed()
             known = self.authenticator.recall(header)
         return known if known is not None else await self.in_thread(self.authenticator.verify, header)
+
+    async def admit(self, header: bytes | None, size: int) -> None:
+        """Say whether a body of ``size`` bytes may be looked at now; raises IngestError, 429 or 503 where it may not."""
+        self.disk.check()
+        token = (await self.principal(header)).token
+        rate = self.settings.site_rate if token.node_id is None else self.settings.node_rate
+        self._rates.take(token.id, rate, size)
 
     async def read(self, body: bytes) -> Body:
         """Check a body, a large one in a thread."""
@@ -151,6 +158,9 @@ class Runtime:
 
     def readiness(self) -> list[str]:
         """Return what keeps this process from taking data; empty = ready."""
+        short = self.disk.fault()
+        if short is not None:
+            return [short]
         if self.writer.is_down:
             return ["the database does not answer"]
         try:

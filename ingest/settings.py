@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
+from ingest.admission import Rate
 from ingest.series.places import NODE_LABELS
 from ingest.store.engine import Database
 from ingest.store.writer import Limits
@@ -38,6 +40,16 @@ class Settings:
     """Which label of a series names its node, for remote write and OTLP metrics: the first of these that is there."""
     token_cache_s: int = field(default=15, metadata={"bounds": (0, 300)})
     """How long a verified token is believed without asking again, in seconds: a revoked one works that much longer."""
+    node_bodies_per_s: int = field(default=50, metadata={"bounds": (0, 1_000_000)})
+    """Bodies a second that a token bound to one node may send, on average; 0 = no limit."""
+    node_kib_per_s: int = field(default=4_096, metadata={"bounds": (0, 64 * 1024 * 1024)})
+    """KiB a second, as sent, of a token bound to one node, on average; 0 = no limit."""
+    site_kib_per_s: int = field(default=0, metadata={"bounds": (0, 64 * 1024 * 1024)})
+    """KiB a second, as sent, of any other token, on average; 0 = no limit."""
+    min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})
+    """MiB that must be free in each of ``data_paths``; below it data is refused, as a full disk stops the database. 0 = off."""
+    data_paths: tuple[Path, ...] = ()
+    """Folders of file systems the database keeps its files in, where it runs on this machine; the embedded one's home."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -55,7 +67,7 @@ class Settings:
             raise SettingsError("ingest cannot start: " + "; ".join(faults))
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str], database: Database) -> Settings:
+    def from_env(cls, env: Mapping[str, str], database: Database, *, data_paths: tuple[Path, ...] = ()) -> Settings:
         """Return the settings of an environment; raises SettingsError naming everything wrong with it."""
         numbers: dict[str, Callable[[str], Any]] = {
             entry.name: int for entry in fields(cls) if "bounds" in entry.metadata
@@ -76,7 +88,7 @@ class Settings:
             except ValueError:
                 faults.append(f"{variable}: must be a whole number, got {env[variable]!r:.40}")
         try:
-            settings = cls(database, **values)
+            settings = cls(database, **values, data_paths=data_paths)
         except SettingsError as error:
             faults.append(str(error).removeprefix("ingest cannot start: "))
         if faults:
@@ -90,6 +102,14 @@ class Settings:
     @property
     def limits(self) -> Limits:
         return Limits(self.group_rows, self.linger_ms / 1_000, self.queue_mib * 1024 * 1024)
+
+    @property
+    def node_rate(self) -> Rate:
+        return Rate(self.node_bodies_per_s, self.node_kib_per_s * 1024)
+
+    @property
+    def site_rate(self) -> Rate:
+        return Rate(bytes_per_s=self.site_kib_per_s * 1024)
 
     @property
     def hot_retention(self) -> timedelta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,9 +19,12 @@ from wattledger.home import Home
 from wattledger.runtime import ready_database
 
 
-def create_service(database: Database, env: Mapping[str, str]) -> FastAPI:
-    """Return the application of one installation; its lifespan opens and closes what both halves hold."""
-    application = create_app(Settings.from_env(env, database))
+def create_service(database: Database, env: Mapping[str, str], *, data_paths: tuple[Path, ...] = ()) -> FastAPI:
+    """Return the application of one installation; its lifespan opens and closes what both halves hold.
+
+    ``data_paths``: where the database keeps its files, if that is on this machine.
+    """
+    application = create_app(Settings.from_env(env, database, data_paths=data_paths))
     service = Service.open(database)
     mount(application, service)
     ingest_lifespan = application.router.lifespan_context
@@ -39,8 +43,9 @@ def create_service(database: Database, env: Mapping[str, str]) -> FastAPI:
 
 def run_service(home: Home, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; requests in hand are finished first."""
+    data_paths = () if Database.from_env(os.environ) is not None else (home.root,)
     uvicorn.run(
-        create_service(ready_database(home), os.environ),
+        create_service(ready_database(home), os.environ, data_paths=data_paths),
         host=host,
         port=port,
         http="httptools",
