@@ -96,7 +96,6 @@ def import_focus(
 
 def _tell(report: ImportReport, written: WrittenCharges) -> None:
     report.written["charges"] = written.inserted
-    report.written["invoice_totals"] = written.totals
     report.unchanged = written.unchanged
     if written.restated:
         report.note(

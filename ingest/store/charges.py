@@ -136,7 +136,8 @@ class Charges:
 
         ``one_of_several``: a part of one export; its rows are all new whatever others say. ``whole_periods``: what earlier
         files said of the same provider, billing account and billing period and this one does not counts no longer.
-        ``stated``: totals by invoice id, or by provider where the file names no invoices. Raises StatedTotalError.
+        ``stated``: totals by invoice id, or by provider or issuer (``@YYYY-MM`` the month) where the file names no invoices.
+        Raises StatedTotalError.
         """
         conn, at = self._conn, {"site_id": self._site_id, "import_id": self._import_id}
         self._stage.ready()
@@ -185,13 +186,18 @@ class Charges:
         for name, total in stated.items():
             updated = conn.execute(
                 sa.text(
-                    "UPDATE invoice_totals SET stated_total = :total WHERE import_id = :import_id "
-                    "AND CASE WHEN invoice_id <> '' THEN invoice_id ELSE provider END = :name"
+                    "UPDATE invoice_totals SET stated_total = :total WHERE import_id = :import_id AND (:name = invoice_id OR "
+                    "(invoice_id = '' AND :name IN (provider, invoice_issuer, provider || '@' || {month}, "
+                    "invoice_issuer || '@' || {month})))".replace(
+                        "{month}", "to_char(period_start_at AT TIME ZONE 'UTC', 'YYYY-MM')"
+                    )
                 ),
                 {**at, "name": name, "total": total},
             ).rowcount
             if updated != 1:
-                raise StatedTotalError(f"{name!r} names {updated} invoices of the file, not one")
+                raise StatedTotalError(
+                    f"{name!r} names {updated} invoices of the file, not one; where it names none, say ISSUER@YYYY-MM"
+                )
         return written
 
 

@@ -56,7 +56,7 @@ Examples:
     type=Pair(),
     multiple=True,
     metavar="INVOICE=AMOUNT",
-    help="What an invoice says it adds up to (by provider where the file names no invoices).",
+    help="What an invoice says it adds up to; where the file names none: ISSUER@YYYY-MM=AMOUNT.",
 )
 def focus(
     asked: Asked,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wattledger.cli import EXIT_NO, chosen_home
+from wattledger.cli import EXIT_NO, EXIT_UNANSWERED, chosen_home
 from wattledger.cli.output import Format, Shown, decimal_cell, format_option, print_rows
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def _asked(ctx: click.Context, response_id: str, site: str | None) -> Chain:
             owner = None if call is None else lineage_rows.owner(conn, call)
             outcomes = lineage_rows.outcomes_of(conn, response_id, call, owner)
             if call is None and not outcomes:
-                raise click.UsageError(f"no response {response_id!r} is known, and no outcome names it")
+                click.echo(f"error: no response {response_id!r} is known, and no outcome names it", err=True)
+                ctx.exit(EXIT_UNANSWERED)
             return chains.chain(conn, response_id, call, owner, outcomes)
     finally:
         engine.dispose()
