@@ -31,6 +31,7 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
+from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
@@ -48,6 +49,7 @@ ENFORCE_INTERVAL_S: Final = 30.0
 """A decision reads a whole period's lines of each budget; hours close once an hour, the open one moves every round."""
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
+SOURCES_INTERVAL_S: Final = 300.0
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
 _SEALING_ENDS_WITHIN_S: Final = 5.0
@@ -146,6 +148,7 @@ class Worker:
             Chore("hours", settings.interval_s, self._close_hours),
             Chore("budgets", max(ENFORCE_INTERVAL_S, settings.interval_s), self._enforce),
             Chore("fleet", FLEET_INTERVAL_S, self._listen_to_the_fleet),
+            Chore("sources", SOURCES_INTERVAL_S, self._compare_sources),
             Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
         )
         log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
@@ -219,6 +222,11 @@ class Worker:
         said = [f"silent for over {SILENT_AFTER}: {fold(silent)}"] if silent else []
         said += [f"{told} findings told by agents"] if told else []
         return "; ".join(said) or None
+
+    def _compare_sources(self, now: datetime) -> object | None:
+        with self._database.connect("worker", application=self._lease.session) as connection:
+            new = raise_disagreements(connection, now)
+        return ", ".join(f"{number} findings {kind}" for kind, number in sorted(new.items())) or None
 
     def _find_slurm(self) -> None:
         """Reach the cluster whose commands are installed here; until it answers its jobs are dry runs."""

@@ -53,9 +53,9 @@ def record(row: Mapping[str, Any], cluster: str, now: datetime) -> Record | None
     if "." in native_id:
         return None
     suspended_s = seconds(row.get("suspended"))
-    if row["start"] == row["end"] and not row["alloc_tres"]:
-        # Withdrawn while it waited: Slurm says it began when it ended, on no node.
-        return Record(native_id, row["submit"], row["end"], None, suspended_s)
+    if not row["alloc_tres"] and not row["node_list"] and str(row["state"]).startswith("CANCELLED"):
+        # Withdrawn while it waited: Slurm says it began, when it ended, on no node; the end itself may be missing.
+        return Record(native_id, row["submit"], row["end"] or row["start"], None, suspended_s)
     try:
         job = job_of(0, row, cluster, now)
     except RowError as error:

@@ -233,7 +233,7 @@ def test_a_wait_is_told_with_each_new_reason_and_how_it_ended(world: World) -> N
     world.slurm.pending = [waits("7", "Priority"), waits("8"), waits("9")]
     world.round()
     world.slurm.pending = []
-    world.slurm.records = [ran("7", 3), ran("8", 4, 4, "CANCELLED by 1000", alloc_tres=None)]
+    world.slurm.records = [ran("7", 3), ran("8", 4, None, "CANCELLED by 1000", alloc_tres=None, node_list=None)]
     world.now += timedelta(minutes=5)
     world.round()
     assert world.ingest.taken() == [
