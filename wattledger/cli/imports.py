@@ -44,6 +44,7 @@ One per format:
   wattledger import intensity electricitymaps.csv --zone DE
   wattledger import prices litellm.csv --valid-from 2026-01-01
   wattledger import facility-factors pue.csv --site berlin-1
+  wattledger import topology /etc/slurm/topology.conf --site berlin-1
 \b
 See what would happen first, and what a file's columns are taken for:
   wattledger import node-power power.csv --dry-run
@@ -315,6 +316,28 @@ def facility_factors(asked: Asked, step: timedelta) -> None:
     def run(conn: sa.Connection, source: Source, site: str, progress: ProgressCallback) -> ImportReport:
         options = FacilityOptions(site, step)
         return import_facility_factors(conn, source, options, dry_run=asked.dry_run, progress=progress)
+
+    carry_out(asked, run)
+
+
+@import_.command(
+    epilog="""\b
+Examples:
+  wattledger import topology /etc/slurm/topology.conf --site berlin-1
+  wattledger import topology racks.csv --site berlin-1 --valid-from 2026-11-01
+\b
+topology.conf (tree or block), topology.yaml, or a table with node and any of rack, switch, nvlink_domain.
+"""
+)
+@takes_file
+@click.option("--valid-from", type=Instant(), help="From when on it is so. Default: now.")
+def topology(asked: Asked, valid_from: datetime | None) -> None:
+    """Where nodes stand: rack, switch, NVLink domain, from Slurm's topology file or a table."""
+    from ingest.importers.topology import TopologyOptions, import_topology
+
+    def run(conn: sa.Connection, source: Source, site: str, progress: ProgressCallback) -> ImportReport:
+        options = TopologyOptions(site, valid_from or _now())
+        return import_topology(conn, source, options, dry_run=asked.dry_run, progress=progress)
 
     carry_out(asked, run)
 
