@@ -7,6 +7,7 @@ It refuses to guess a database: the caller passes one (``ingest.store.migrate``)
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from typing import Any
@@ -27,6 +28,7 @@ MIGRATION_LOCK = 0x77_61_74_74
 MIGRATOR_WAIT = "120s"
 LOCK_TIMEOUT = "2s"
 
+log = logging.getLogger("ingest.store.migrate")
 PARTITION = re.compile(r"_p\d{8}(_|$)")
 
 # Reflection knows PostgreSQL's types by name; xid8 is missing from SQLAlchemy's list.
@@ -61,13 +63,22 @@ def run(connection: sa.Connection, asked: layout.Layout | None = None) -> None:
         with layout.tables_made_as(choice.layout), context.begin_transaction():
             context.run_migrations()
         if layout.found(connection) is layout.Layout.HYPERTABLES:
-            layout.keep_in_columns(connection)
-            connection.commit()
+            _keep_in_columns(connection)
     finally:
         connection.rollback()
         connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
         connection.execute(sa.text("RESET lock_timeout"))
         connection.commit()
+
+
+def _keep_in_columns(connection: sa.Connection) -> None:
+    """Turn the columnstore on where it may be. It saves space and decides nothing, so a refusal stops no upgrade."""
+    try:
+        layout.keep_in_columns(connection)
+        connection.commit()
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        log.warning("days stay in rows until they are sealed: TimescaleDB gives no columnstore: %s", error.orig)
 
 
 def main() -> None:

@@ -186,7 +186,8 @@ def check_layout(layout: LayoutFacts) -> Check:
     if layout.found == "native":
         return fine(subject, f"daily partitions of PostgreSQL ({layout.reason})")
     licence = layout.timescale_licence or "unknown"
-    columns = "closed days go to the columnstore" if licence == "timescale" else "no columnstore"
+    tables = layout.columnstore_tables
+    columns = f"columnstore for older days of {tables} tables" if tables else "no columnstore"
     return fine(subject, f"hypertables of TimescaleDB {layout.timescale_version}, licence {licence}: {columns}")
 
 

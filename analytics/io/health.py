@@ -34,6 +34,9 @@ SELECT layout, (SELECT CASE relkind WHEN 'p' THEN 'native' ELSE 'hypertables' EN
        reason, (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), current_setting('timescaledb.license', true)
 FROM store_layout
 """
+_COLUMNSTORE: Final = """
+SELECT count(*) FROM timescaledb_information.hypertables WHERE hypertable_schema = 'public' AND compression_enabled
+"""
 _PARTITION_DAYS: Final = """
 SELECT parent.relname, max(right(child.relname, 8)) FROM pg_inherits
 JOIN pg_class AS parent ON parent.oid = inhparent JOIN pg_class AS child ON child.oid = inhrelid
@@ -107,6 +110,8 @@ class LayoutFacts:
     """Of the extension in this database; None = not installed in it."""
     timescale_licence: str | None
     """apache or timescale; the second has a columnstore."""
+    columnstore_tables: int
+    """Hypertables whose older days TimescaleDB keeps by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,7 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
     }
     return LedgerFacts(
         unguarded_tables=tuple(name for (name,) in connection.execute(_UNGUARDED)),
-        layout=LayoutFacts(*_one(connection, _LAYOUT)),
+        layout=_layout(connection),
         last_partition={name: _day(days.get(name)) for name in names},
         lease=None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds()),
         last_closed_at=dict(connection.execute(_LAST_CLOSED).fetchall()),
@@ -205,6 +210,13 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
         unpriced_models=tuple(name for (name,) in connection.execute(_UNPRICED_MODELS.format(in_force=_IN_FORCE), at)),
         mapped=tuple(Mapped(*row) for row in connection.execute(_SHARES, at)),
     )
+
+
+def _layout(connection: psycopg.Connection[Any]) -> LayoutFacts:
+    recorded, found, reason, version, licence = _one(connection, _LAYOUT)
+    # Without the extension there is no such view.
+    tables = 0 if version is None else _one(connection, _COLUMNSTORE)[0]
+    return LayoutFacts(recorded, found, reason, version, licence, tables)
 
 
 def _one(connection: psycopg.Connection[Any], query: Any) -> tuple[Any, ...]:

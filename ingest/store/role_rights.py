@@ -32,7 +32,7 @@ def missing_statements(conn: sa.Connection) -> tuple[str, ...]:
     create, join = [], []
     for name, present, joined, may_join in conn.execute(sa.text(_ROLES), {"names": list(ROLE_NAMES.values())}):
         if not present and not creates_roles:
-            create.append(f"CREATE ROLE {name} NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;")
+            create.append(f"CREATE ROLE {name} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;")
         if (not present and not creates_roles) or (present and not joined and not may_join and not joins_any):
             join.append(name)
     if not join:

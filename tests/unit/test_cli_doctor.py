@@ -25,7 +25,7 @@ def server(**api: bool) -> ServerFacts:
 def ledger(**given: object) -> LedgerFacts:
     quiet: dict[str, object] = {
         "unguarded_tables": (),
-        "layout": LayoutFacts("native", "native", "the server has no timescaledb", None, None),
+        "layout": LayoutFacts("native", "native", "the server has no timescaledb", None, None, 0),
         "last_partition": {},
         "lease": None,
         "last_closed_at": {},
@@ -117,11 +117,13 @@ def test_an_old_server_is_broken() -> None:
 
 
 def test_the_layout_is_told_with_the_extension_and_what_its_licence_allows() -> None:
-    native = LayoutFacts("native", "native", "the server has no timescaledb", None, None)
+    native = LayoutFacts("native", "native", "the server has no timescaledb", None, None, 0)
     assert diagnosis.check_layout(native).found == "daily partitions of PostgreSQL (the server has no timescaledb)"
-    apache = LayoutFacts("hypertables", "hypertables", "asked for", "2.19.3", "apache")
+    apache = LayoutFacts("hypertables", "hypertables", "asked for", "2.19.3", "apache", 0)
     assert diagnosis.check_layout(apache).found == "hypertables of TimescaleDB 2.19.3, licence apache: no columnstore"
-    other = LayoutFacts("hypertables", "native", "asked for", "2.19.3", "apache")
+    community = LayoutFacts("hypertables", "hypertables", "asked for", "2.19.3", "timescale", 7)
+    assert diagnosis.check_layout(community).found.endswith("timescale: columnstore for older days of 7 tables")
+    other = LayoutFacts("hypertables", "native", "asked for", "2.19.3", "apache", 0)
     assert diagnosis.check_layout(other).verdict is Verdict.BROKEN
 
 
