@@ -1,4 +1,4 @@
-"""OTLP traces: the LLM calls among the spans, and the steps of their traces, are committed before the answer."""
+"""OTLP traces: LLM calls, the steps of their traces and evaluations of responses are committed before the answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from ingest.receivers import otlp
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp_spans import read_spans
+from ingest.receivers.outcomes import OutcomeReport, evaluations
 from ingest.runtime import Runtime
+from ingest.store.lineage import write_outcomes
 from ingest.store.tokens import Scope
 from ingest.trace_writer import Traces
 
@@ -22,8 +24,11 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
-    read = await runtime.in_thread(_read, request.body, encoding, media)
+    read, judged = await runtime.in_thread(_read, request.body, encoding, media)
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
+    if judged:
+        tenant = principal.token.tenant_path
+        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant, judged)
     refused = sum(read.refused.values())
     for reason, spans in read.refused.items():
         runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})
@@ -34,9 +39,10 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     return Answer(200, otlp.response(media, refused, message), media)
 
 
-def _read(body: bytes, encoding: str | None, media: str) -> Read:
+def _read(body: bytes, encoding: str | None, media: str) -> tuple[Read, tuple[OutcomeReport, ...]]:
     export = read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media, WANTED)
-    return read_calls(export, time.time_ns() // 1_000)
+    now_us = time.time_ns() // 1_000
+    return read_calls(export, now_us), evaluations(export.spans, now_us)
 
 
 ENDPOINTS: Final = (Post("traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES, otlp.failure),)

@@ -116,6 +116,13 @@ KEPT: Final = {
     ERROR_TYPE: ERROR_TYPE,
 }
 """Attributes kept with a span, and the name they are kept under."""
+EVALUATION: Final = (
+    "gen_ai.evaluation.name",
+    "gen_ai.evaluation.score.value",
+    "gen_ai.evaluation.score.label",
+    "gen_ai.response.id",
+)
+"""What is read of an evaluation, on a span or on an event of it; its explanation is content and is not."""
 
 _MEANINGS: Final[dict[str, tuple[str, ...]]] = {
     "provider": PROVIDER,
@@ -143,6 +150,7 @@ _OWN_NAMES: Final = (
     VERCEL_OPERATION,
     OUTPUT_VALUE,
     VERCEL_USER_AGENT,
+    *EVALUATION[:-1],
 )
 
 
@@ -157,5 +165,6 @@ ON_SPAN: Final = _wanted(_MEANINGS | {"api_key": KEY_ON_SPAN}, _OWN_NAMES) | {
 """All that is read of a span."""
 ON_RESOURCE: Final = _wanted({"api_key": KEY_ON_RESOURCE}, (ORIGIN,))
 """All that is read of a resource."""
-WANTED: Final[Wanted] = (ON_SPAN, ON_RESOURCE)
+ON_EVALUATION: Final = _wanted({}, EVALUATION)
+WANTED: Final[Wanted] = (ON_SPAN, ON_RESOURCE, ON_EVALUATION)
 KEPT_NAMES: Final = frozenset(KEPT.values())

@@ -40,8 +40,9 @@ Attribute = str | int | float | bool
 """Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
 Names = Mapping[str, tuple[str, int]]
 """Wanted attributes: what each means, and its rank among those that mean the same, 0 = counts first."""
-Wanted = tuple[Names, Names]
-"""What is wanted of spans, and of resources."""
+Wanted = tuple[Names, Names, Names]
+"""What is wanted of spans, of resources, and of events that are evaluations."""
+EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
 
 
 @dataclass(slots=True)
@@ -58,6 +59,8 @@ class Span:
     attributes: dict[str, Attribute]
     resource: Mapping[str, Attribute]
     events: Sequence[tuple[str, int]] = ()
+    evaluations: Sequence[tuple[int, Mapping[str, Attribute]]] = ()
+    """Of the events those that are evaluations, with what is wanted of them."""
 
 
 @dataclass(slots=True)
@@ -78,7 +81,7 @@ def read_spans(data: bytes, media: str, wanted: Wanted) -> Export:
             export.spans = list(_capped(_from_json(parsed_json(data), wanted)))
     except DecodeError as error:
         raise BadBodyError("malformed", f"not an ExportTraceServiceRequest: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
         raise BadBodyError("malformed", f"not an OTLP/JSON trace export: {error!r:.200}") from error
     return export
@@ -92,7 +95,7 @@ def _capped(spans: Iterable[Span]) -> Iterator[Span]:
 
 
 def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
-    of_span, of_resource = wanted
+    of_span, of_resource, of_evaluation = wanted
     groups = 0
     spans, total = export.spans, 0
     for group_at, group_end in messages(data, 0, len(data), _RESOURCE_SPANS):
@@ -111,10 +114,11 @@ def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
                 if piece is None:
                     export.refused["too_many_parts"] = export.refused.get("too_many_parts", 0) + 1
                 else:
-                    spans.append(_span(SpanMessage.FromString(piece), resource, of_span))
+                    spans.append(_span(SpanMessage.FromString(piece), resource, of_span, of_evaluation))
 
 
-def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names) -> Span:
+def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, of_evaluation: Names) -> Span:
+    events = span.events[:MAX_EVENTS]
     return Span(
         span.trace_id.hex(),
         span.span_id.hex(),
@@ -125,7 +129,12 @@ def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names) -
         span.status.code == _STATUS_ERROR,
         _attributes(span.attributes, wanted),
         resource,
-        [(event.name, event.time_unix_nano) for event in span.events[:MAX_EVENTS]],
+        [(event.name, event.time_unix_nano) for event in events],
+        [
+            (event.time_unix_nano, _attributes(event.attributes, of_evaluation))
+            for event in events
+            if event.name == EVALUATION_EVENT
+        ],
     )
 
 
@@ -186,12 +195,13 @@ def _attributes(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute
 
 
 def _from_json(request: Mapping[str, Any], wanted: Wanted) -> Iterator[Span]:
-    of_span, of_resource = wanted
+    of_span, of_resource, of_evaluation = wanted
     for group in request.get("resourceSpans") or []:
         resource = _json_attributes((group.get("resource") or {}).get("attributes"), of_resource)
         for scope in group.get("scopeSpans") or []:
             for span in scope.get("spans") or []:
                 status = (span.get("status") or {}).get("code", 0)
+                events = (span.get("events") or [])[:MAX_EVENTS]
                 yield Span(
                     _hex(span.get("traceId"), 32),
                     _hex(span.get("spanId"), 16),
@@ -202,9 +212,11 @@ def _from_json(request: Mapping[str, Any], wanted: Wanted) -> Iterator[Span]:
                     status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
                     _json_attributes(span.get("attributes"), of_span),
                     resource,
+                    [(str(event["name"]), int(event.get("timeUnixNano") or 0)) for event in events],
                     [
-                        (str(event["name"]), int(event.get("timeUnixNano") or 0))
-                        for event in (span.get("events") or [])[:MAX_EVENTS]
+                        (int(event.get("timeUnixNano") or 0), _json_attributes(event.get("attributes"), of_evaluation))
+                        for event in events
+                        if event["name"] == EVALUATION_EVENT
                     ],
                 )
 

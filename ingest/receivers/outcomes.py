@@ -7,21 +7,22 @@ and are dropped with it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from re import compile as pattern
 from typing import Any, Final
 
-from collector.wire import Origin
+from collector.wire import MAX_CLOCK_SKEW_US, Origin
+from ingest.accept import EARLIEST_AT_US
+from ingest.receivers.gen_ai_names import EVALUATION, ORIGIN
 from ingest.receivers.json_body import ItemError, Refused, exact, finite, instant_us, items, mapping, text
+from ingest.receivers.otlp_spans import Span
 
 OUTCOMES_PATH: Final = "/v1/outcomes"
 MAX_OUTCOMES: Final = 5_000
 MAX_DATASETS: Final = 100
-EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
-_NAME, _SCORE, _LABEL = "gen_ai.evaluation.name", "gen_ai.evaluation.score.value", "gen_ai.evaluation.score.label"
-_RESPONSE: Final = "gen_ai.response.id"
+EVALUATION_NAME, _SCORE, _LABEL, _RESPONSE = EVALUATION
 _HEX: Final = {"trace_id": pattern(r"[0-9a-f]{32}"), "span_id": pattern(r"[0-9a-f]{16}")}
 _FIELDS: Final = frozenset(
     (
@@ -72,51 +73,47 @@ def read_outcomes(body: bytes, now_us: int) -> ReadOutcomes:
     return read
 
 
-def evaluations(
-    trace_id: str,
-    span_id: str,
-    attributes: Mapping[str, object],
-    events: Iterable[tuple[str, int, Mapping[str, object]]],
-    at_us: int,
-    origin: int,
-) -> tuple[OutcomeReport, ...]:
-    """Return the evaluations a span carries, on itself or on its ``gen_ai.evaluation.result`` events.
+def evaluations(spans: Iterable[Span], now_us: int) -> tuple[OutcomeReport, ...]:
+    """Return the evaluations spans carry, on themselves or on their ``gen_ai.evaluation.result`` events.
 
-    ``events`` are (name, nanoseconds since the Unix epoch, attributes); ``at_us`` is when the span ended. An evaluation
-    without a score and a label, or with values of other types, says nothing and is left out.
+    One without a score and a label, with values of other types or a time that cannot be says nothing and is left out.
     """
-    given: list[tuple[int, Mapping[str, object]]] = [
-        (at_ns // 1_000, values) for name, at_ns, values in events if name == EVALUATION_EVENT
-    ]
-    if _NAME in attributes:
-        given.append((at_us, attributes))
-    found = []
-    for when_us, values in given:
-        name, score, label = values.get(_NAME), values.get(_SCORE), values.get(_LABEL)
-        response_id = values.get(_RESPONSE) or attributes.get(_RESPONSE)
+    found: list[OutcomeReport] = []
+    for span in spans:
+        if span.evaluations or EVALUATION_NAME in span.attributes:
+            found += _evaluated(span, now_us)
+    return tuple(found)
+
+
+def _evaluated(span: Span, now_us: int) -> Iterator[OutcomeReport]:
+    ended_us = (span.end_ns or span.start_ns) // 1_000
+    given = [(at_ns // 1_000 or ended_us, values) for at_ns, values in span.evaluations]
+    if EVALUATION_NAME in span.attributes:
+        given.append((ended_us, span.attributes))
+    for at_us, values in given:
         try:
-            kind, label = text(name, _NAME, required=True), text(label, _LABEL)
-            score, response_id = finite(score, _SCORE), text(response_id, _RESPONSE)
+            kind = text(values.get(EVALUATION_NAME), EVALUATION_NAME, required=True)
+            label, score = text(values.get(_LABEL), _LABEL), finite(values.get(_SCORE), _SCORE)
+            response_id = text(values.get(_RESPONSE) or span.attributes.get("response_id"), _RESPONSE)
+            if (score is None and label is None) or not EARLIEST_AT_US <= at_us <= now_us + MAX_CLOCK_SKEW_US:
+                continue
+            trace_id, span_id = _hex(span.trace_id, "trace_id"), _hex(span.span_id, "span_id")
         except ItemError:
             continue
-        if score is None and label is None:
-            continue
-        key = _hashed((trace_id, span_id, kind, when_us or at_us, score, label, response_id))
-        found.append(
-            OutcomeReport(
-                dedupe_key=f"span/{key}",
-                kind=kind,
-                judged_at_us=when_us or at_us,
-                source="span",
-                origin=origin,
-                response_id=response_id,
-                trace_id=trace_id,
-                span_id=span_id,
-                score=score,
-                label=label,
-            )
+        said = (trace_id, span_id, kind, at_us, score, label, response_id)
+        named = str(span.attributes.get(ORIGIN) or span.resource.get(ORIGIN) or "").upper()
+        yield OutcomeReport(
+            dedupe_key=f"span/{_hashed(said)}",
+            kind=kind,
+            judged_at_us=at_us,
+            source="span",
+            origin=int(Origin[named] if named in Origin.__members__ else Origin.LIVE),
+            response_id=response_id,
+            score=score,
+            label=label,
+            trace_id=trace_id,
+            span_id=span_id,
         )
-    return tuple(found)
 
 
 def _outcome(given: Mapping[str, Any], now_us: int) -> OutcomeReport:

@@ -15,7 +15,7 @@ from ingest.settings import Settings
 from ingest.store import tokens
 from ingest.store.engine import Database
 from ingest.store.tokens import Scope
-from tests.db.ingest_harness import make_site, run
+from tests.db.ingest_harness import make_site, now_us, run
 from tests.unit.test_open_lineage import RUN, event
 
 pytestmark = pytest.mark.db
@@ -143,3 +143,39 @@ def test_outcomes_are_kept_once_and_bad_ones_named(db: Database) -> None:
         db,
         "SELECT response_id, kind, value::text, value_unit, path FROM outcomes JOIN tenants ON tenants.id = tenant_id",
     ) == [("r-1", "revenue", "12.305", "EUR", "acme/nlp")]
+
+
+def test_evaluations_in_traces_are_outcomes_once_however_often_the_export_comes(db: Database) -> None:
+    headers = {**writer(db, make_site(db).site_id, "acme/nlp"), "content-type": "application/json"}
+    start_ns = (now_us() - 5_000_000) * 1_000
+    judged = [
+        {"key": "gen_ai.evaluation.name", "value": {"stringValue": "helpfulness"}},
+        {"key": "gen_ai.evaluation.score.value", "value": {"doubleValue": 0.75}},
+        {"key": "gen_ai.evaluation.explanation", "value": {"stringValue": "a customer's words"}},
+    ]
+    span = {
+        "traceId": "ab" * 16,
+        "spanId": "cd" * 8,
+        "startTimeUnixNano": str(start_ns),
+        "endTimeUnixNano": str(start_ns + 1_000),
+        "attributes": [
+            {"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}},
+            {"key": "gen_ai.provider.name", "value": {"stringValue": "openai"}},
+            {"key": "gen_ai.request.model", "value": {"stringValue": "m"}},
+            {"key": "gen_ai.response.id", "value": {"stringValue": "r-1"}},
+        ],
+        "events": [{"name": "gen_ai.evaluation.result", "timeUnixNano": str(start_ns + 900), "attributes": judged}],
+    }
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for _ in range(2):
+            answer = await post(client, "/v1/traces", {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}, headers)
+            assert answer.status_code == 200, answer.text
+
+    run(Settings(db), scenario)
+    assert rows(
+        db,
+        "SELECT response_id, trace_id, kind, score, source, path FROM outcomes JOIN tenants ON tenants.id = tenant_id",
+    ) == [("r-1", "ab" * 16, "helpfulness", 0.75, "span", "acme/nlp")]
+    assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
+    assert "customer" not in str(rows(db, "SELECT o::text FROM outcomes AS o UNION ALL SELECT s::text FROM spans AS s"))
