@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from collector.wire import MAX_META_CHARACTERS, DeviceRef, Origin, Stream, cleaned
@@ -56,7 +57,8 @@ class Skip:
 
     name: str
     reason: str
-    """``unmapped``; ``client_histogram`` for what comes as spans too; ``bad_labels`` where a needed label is missing or odd."""
+    """``unmapped``; ``client_histogram`` for what comes as spans too; ``kubernetes_watcher`` for what the watcher tells better;
+    ``bad_labels`` where a needed label is missing or odd."""
 
 
 def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NODE_LABELS) -> Place | Skip:
@@ -76,7 +78,10 @@ def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NOD
 
 def reason_of(name: str) -> str:
     """Return why a name that is not known has no place."""
-    return "client_histogram" if name.startswith(COUNTED_ELSEWHERE) else "unmapped"
+    if name.startswith(COUNTED_ELSEWHERE):
+        return "client_histogram"
+    # kube-state-metrics tells of pods in pieces, and of a pod's end by silence: jobs come from the watcher.
+    return "kubernetes_watcher" if name.startswith("kube_") else "unmapped"
 
 
 def is_known(name: str) -> bool:
@@ -112,14 +117,21 @@ def _of_device(
     if uuid is None:
         return Skip(name, "bad_labels")
     model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or "unknown"
-    board = DeviceRef(uuid, model, pci_bus_id=_label(labels, "pci_bus_id"))
+    board = _board(uuid, model, _label(labels, "pci_bus_id"))
     number = labels.get("GPU_I_ID", "")
     if meaning.board or not (number.isdecimal() and number.isascii() and len(number) <= _MOST_INSTANCES_DIGITS):
-        return Place(meaning.stream, node, (uuid,), meaning.column, meaning.unit, board, origin=origin)
+        return Place(meaning.stream, node, (board.uuid,), meaning.column, meaning.unit, board, origin=origin)
     instance = _instance(board, int(number), _label(labels, "GPU_I_PROFILE"))
     return Place(meaning.stream, node, (instance.uuid,), meaning.column, meaning.unit, instance, board, origin)
 
 
+@lru_cache(maxsize=65_536)
+def _board(uuid: str, model: str, pci_bus_id: str | None) -> DeviceRef:
+    """Return a board; of its fifty series each would have one of its own."""
+    return DeviceRef(uuid, model, pci_bus_id=pci_bus_id)
+
+
+@lru_cache(maxsize=65_536)
 def _instance(board: DeviceRef, number: int, profile: str | None) -> DeviceRef:
     """Name a MIG instance as drivers before 470 did: DCGM tells its board and number only."""
     match = _PROFILE.fullmatch(profile or "")
