@@ -23,5 +23,5 @@ class KeptSpan:
     duration_us: int | None
     model: str | None
     status: str
-    attributes: Mapping[str, str | int | float | bool]
+    attributes: Mapping[str, str]
     origin: int

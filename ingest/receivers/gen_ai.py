@@ -115,10 +115,7 @@ def _call(span: Span) -> ApiCall:
 
 def _kept(span: Span, kind: str) -> KeptSpan:
     attributes = span.attributes
-    kept: dict[str, Attribute] = {}
-    for name in attributes.keys() & names.KEPT_NAMES:
-        value = attributes[name]
-        kept[name] = clean(value) if isinstance(value, str) else value
+    kept = {name: clean(str(attributes[name])) for name in attributes.keys() & names.KEPT_NAMES}
     is_call = kind in CALLS
     return KeptSpan(
         span.start_ns // 1_000,

@@ -5,10 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import zstandard
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -155,3 +162,109 @@ def test_texts_and_times_no_database_holds_become_such_as_it_does(db: Database) 
         db,
         "SELECT provider, model, api_key, length(response_id), duration_us, time_to_first_token_us FROM api_calls",
     ) == [("openai", "m", "team-a", 255, None, None)]
+
+
+CONTENT = ("Paris", "Capital of France", "hello", "Budget has been exceeded")
+
+
+def test_captured_bodies_are_taken_and_their_content_is_in_no_column(db: Database, shared: Path) -> None:
+    site = make_site(db)
+    folders = sorted((shared / "captures" / "otlp").glob("*/traces-1.raw.bin"))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path in folders:
+            told = json.loads(path.with_name("traces-1.headers.json").read_text())
+            sent = {name: value for name, value in told.items() if name.lower() in ("content-type", "content-encoding")}
+            body = path.read_bytes()
+            for _ in range(2):  # the same again changes nothing
+                answer = await client.post(
+                    TRACES_PATH, content=body, headers={**sent, "authorization": f"Bearer {site.site_token}"}
+                )
+                assert answer.status_code == 200, (path, answer.content)
+                assert answer.content in (b"", b"{}")
+
+    run(Settings(db), scenario)
+    # All senders spoke to one API, so the ids are the same everywhere; what has none counts by itself.
+    ids = rows(db, "SELECT response_id, count(*) FROM api_calls WHERE response_id IS NOT NULL GROUP BY 1 ORDER BY 1")
+    assert ids == [("chatcmpl-lab1", 1), ("chatcmpl-lab2", 1), ("resp_lab1", 1)]
+    # Of the first, told by six senders, the best knows all parts: 1,000 - 600 and 250 - 120.
+    assert rows(
+        db,
+        "SELECT input_uncached_tokens, cache_read_tokens, output_text_tokens, reasoning_tokens FROM api_calls "
+        "WHERE response_id = 'chatcmpl-lab1'",
+    ) == [(400, 600, 130, 120)]
+    # Six embeddings and six refused calls; two streams of OpenInference; a call each of Node and the collector.
+    assert rows(db, "SELECT count(*) FROM api_calls WHERE response_id IS NULL") == [(16,)]
+    for table in ("api_calls", "call_reports", "call_keys", "spans"):
+        kept = rows(db, f"SELECT row_to_json(kept)::text FROM {table} AS kept")
+        assert kept
+        assert [word for (row,) in kept for word in CONTENT if word in row] == []
+
+
+def test_zstd_and_json_in_pieces_are_taken(db: Database) -> None:
+    site = make_site(db)
+    span = {
+        "traceId": "AB" * 16,
+        "spanId": "CD" * 8,
+        "startTimeUnixNano": now_us() * 1_000,
+        "attributes": [
+            {"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}},
+            {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "7"}},
+            {"key": "gen_ai.usage.output_tokens", "value": {"intValue": 5}},
+        ],
+    }
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 50):
+            yield body[at : at + 50]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        packed = zstandard.compress(export((1, now_us(), USED)))
+        answer = await send(client, packed, site.site_token, **{"content-encoding": "zstd"})
+        assert (answer.status_code, answer.content) == (200, b"")
+        sent = {"authorization": f"Bearer {site.site_token}", "content-type": "application/json"}
+        chunked = await client.post(TRACES_PATH, content=pieces(), headers=sent)
+        assert (chunked.status_code, chunked.content) == (200, b"{}")
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT trace_id, input_uncached_tokens, output_text_tokens FROM api_calls ORDER BY 1 DESC") == [
+        ("ab" * 16, 7, 5),
+        ("0" * 31 + "1", 400, 250),
+    ]
+
+
+def test_logs_are_declined_each_record_of_them(db: Database) -> None:
+    site = make_site(db)
+    request = ExportLogsServiceRequest()
+    request.resource_logs.add().scope_logs.add().log_records.add(severity_text="INFO")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        sent = {"authorization": f"Bearer {site.site_token}", "content-type": PROTOBUF}
+        answer = await client.post("/v1/logs", content=request.SerializeToString(), headers=sent)
+        partial = ExportLogsServiceResponse.FromString(answer.content).partial_success
+        assert (answer.status_code, partial.rejected_log_records) == (200, 1)
+        assert "no logs" in partial.error_message
+        empty = await client.post("/v1/logs", content=b"", headers=sent)
+        assert (empty.status_code, empty.content) == (200, b"")
+        assert (await client.post("/v1/logs", content=b"")).status_code == 401
+
+    run(Settings(db), scenario)
+
+
+def test_steps_of_a_trace_are_kept_with_what_tells_them_apart(db: Database) -> None:
+    site = make_site(db)
+    tool: dict[str, str | int] = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "now"}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for _ in range(2):
+            assert (
+                await send(client, export((1, now_us_once, USED), (2, now_us_once, tool)), site.site_token)
+            ).is_success
+
+    now_us_once = now_us()
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT kind, model, status, duration_us, attributes FROM spans ORDER BY kind") == [
+        ("chat", "m", "ok", 2_000_000, {}),
+        ("execute_tool", None, "ok", 2_000_000, {"gen_ai.tool.name": "now"}),
+    ]
