@@ -7,15 +7,19 @@ and understands of a body only its length.
 The sequence has to be inside the body, so the body is made inside the transaction that stores it: a crash in between
 undoes both, and a sequence that is used again was never seen by anybody. Storing parts and stamping them at sending time
 would have meant to encode each retry anew, and two sends of one batch could differ.
+
+What is settled is never given out again, also where the disk does not let it go: a full disk stops neither the sending of the
+others nor, with a little room kept for it, the deleting.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +27,11 @@ from typing import Final
 
 from collector import wire
 from collector.errors import SpoolError, SpoolFullError
-from collector.spool_file import is_damage, open_file, survives_reboot
+from collector.spool_file import is_damage, is_lack_of_room, open_file, survives_reboot
+from collector.spool_owed import MAX_PUT_OFF, Owed
+from collector.spool_reserve import Reserve
+
+_LOG = logging.getLogger(__name__)
 
 _QUARANTINE_SHARE: Final = 10  # refused bodies may take a tenth of the bound, the oldest go first
 _FORWARDS_SHARE: Final = 4  # bodies of others a quarter: what is metered here is never dropped for them
@@ -85,15 +93,23 @@ class Spool:
         self.damaged_files: list[Path] = []
         """Where damaged files went since this object was made; their batches are not sent."""
         self._lock = threading.RLock()
+        self._reserve = Reserve(path)
+        self._owed = {lane: Owed() for lane in Lane}
+        self._owing_told = False
+        self._lost = False
+        """Whether the file was damaged and no other is open yet."""
+        self._aside: Path | None = None
+        """Where the damaged file is to go, until it is there."""
         try:
-            self._db = open_file(path)
+            self._db, self.uuid = self._opened()
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise SpoolError(f"cannot open the spool {path}: {error}") from error
+            self._give_up_file()
             self._start_anew()
         except OSError as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
-        self.uuid = self._uuid()
+        self._reserve.keep()
         self.durable = survives_reboot(path)
         """Whether the file lies on a disk, as opposed to memory that a reboot clears."""
 
@@ -102,6 +118,7 @@ class Spool:
 
         Drops the oldest batches where the bound would be passed. Raises SpoolError where nothing was stored.
         """
+        self._settle()  # what is to go makes room
         with self._transaction() as db:
             cursor = db.execute("INSERT INTO batches (stored_at_us, bytes, body) VALUES (?, 0, x'')", (now_us,))
             sequence = cursor.lastrowid
@@ -139,42 +156,50 @@ class Spool:
 
     def oldest(self, after: int = 0, lane: Lane = Lane.BATCHES) -> Batch | None:
         """Return the oldest body of a lane whose sequence is higher than ``after``."""
-        return self._one(lane, "WHERE sequence > ? ORDER BY sequence LIMIT 1", (after,))
+        with self._errors():
+            owed = self._owed[lane]
+            if not owed:
+                return self._one(lane, "WHERE sequence > ? ORDER BY sequence LIMIT 1", after)
+            query = f"SELECT sequence FROM {lane.value} WHERE sequence > ? ORDER BY sequence"  # noqa: S608  an enum's value
+            with closing(self._db.execute(query, (max(after, owed.floor),))) as rows:
+                first = owed.first_seen((sequence for (sequence,) in rows), after)
+            return None if first is None else self._one(lane, "WHERE sequence = ?", first)
 
     def newest(self, lane: Lane = Lane.BATCHES, after: int = 0) -> Batch | None:
         """Return the newest body of a lane whose sequence is higher than ``after``."""
-        return self._one(lane, "WHERE sequence > ? ORDER BY sequence DESC LIMIT 1", (after,))
+        with self._errors():
+            query = f"SELECT sequence FROM {lane.value} WHERE sequence > ? ORDER BY sequence DESC"  # noqa: S608  an enum's value
+            with closing(self._db.execute(query, (after,))) as rows:
+                last = next((sequence for (sequence,) in rows if not self._owed[lane].hides(sequence)), None)
+            return None if last is None else self._one(lane, "WHERE sequence = ?", last)
 
     def acknowledge(self, sequence: int, lane: Lane = Lane.BATCHES) -> None:
-        """Forget a body that the server has; nothing happens where it was dropped meanwhile."""
-        with self._transaction() as db:
-            db.execute(f"DELETE FROM {lane.value} WHERE sequence = ?", (sequence,))  # noqa: S608  an enum's value
-        self._shrink()
+        """Forget a body that the server has; nothing happens where it was dropped meanwhile.
+
+        Where the disk does not let it be deleted now it is only never given out again, and deleted later.
+        """
+        with self._lock:
+            self._owed[lane].add(sequence)
+            self._settle()
 
     def acknowledge_all(self, sequences: Iterable[int]) -> None:
-        """Forget batches that the server has, in one transaction."""
-        with self._transaction() as db:
-            db.executemany("DELETE FROM batches WHERE sequence = ?", [(sequence,) for sequence in sequences])
-        self._shrink()
+        """Forget batches that the server has, in one transaction; like :meth:`acknowledge`."""
+        with self._lock:
+            for sequence in sequences:
+                self._owed[Lane.BATCHES].add(sequence)
+            self._settle()
 
     def quarantine(self, sequence: int, reason: str, now_us: int, lane: Lane = Lane.BATCHES) -> None:
-        """Set a refused body aside with the reason, never to be sent again; the oldest such give way to newer ones."""
-        with self._transaction() as db:
-            moved = f"SELECT ?, sequence, ?, ?, bytes, body FROM {lane.value} WHERE sequence = ?"  # noqa: S608  an enum's value
-            db.execute(
-                "INSERT INTO refused (lane, sequence, refused_at_us, reason, bytes, body) " + moved,
-                (lane.value, now_us, reason[:_MAX_REASON_CHARACTERS], sequence),
-            )
-            db.execute(f"DELETE FROM {lane.value} WHERE sequence = ?", (sequence,))  # noqa: S608  an enum's value
-            bound = self.max_bytes // _QUARANTINE_SHARE
-            # Keep the newest while their running total fits; what gives way is lost, and counted like any other drop.
-            given_up = db.execute(
-                "DELETE FROM refused WHERE number IN (SELECT number FROM (SELECT number, "
-                "sum(bytes) OVER (ORDER BY number DESC) AS kept FROM refused) WHERE kept > ?) RETURNING bytes",
-                (bound,),
-            ).fetchall()
-            self._add(db, "dropped_batches", len(given_up))
-            self._add(db, "dropped_bytes", sum(size for (size,) in given_up))
+        """Set a refused body aside with the reason, never to be sent again; the oldest such give way to newer ones.
+
+        Where the disk does not let it be moved now, and not too many wait for that, it is moved later. Raises SpoolError.
+        """
+        with self._lock:
+            put_off = self._owed[lane].put_off
+            if sequence not in put_off and len(put_off) >= MAX_PUT_OFF:
+                raise SpoolError(f"{len(put_off)} refused bodies wait for room on the disk already")
+            put_off[sequence] = (reason[:_MAX_REASON_CHARACTERS], now_us)
+            self._settle()
 
     def refusals(self) -> list[tuple[int, int, str]]:
         """Return sequence, instant and reason of what is in quarantine, oldest first."""
@@ -186,7 +211,9 @@ class Spool:
         with self._errors():
             batches, held, oldest = self._db.execute(
                 "SELECT count(*), coalesce(sum(bytes), 0), min(stored_at_us) FROM "
-                "(SELECT stored_at_us, bytes FROM batches UNION ALL SELECT stored_at_us, bytes FROM forwards)"
+                "(SELECT stored_at_us, bytes FROM batches WHERE sequence > ? UNION ALL "
+                "SELECT stored_at_us, bytes FROM forwards WHERE sequence > ?)",
+                [self._owed[lane].floor for lane in Lane],  # of what is owed above it there are few
             ).fetchone()
             (quarantined,) = self._db.execute("SELECT count(*) FROM refused").fetchone()
         return SpoolState(
@@ -222,17 +249,78 @@ class Spool:
         """Close the file; the WAL is folded in by the last connection."""
         self._db.close()
 
-    def _one(self, lane: Lane, condition: str, values: tuple[int, ...]) -> Batch | None:
+    def _one(self, lane: Lane, condition: str, value: int) -> Batch | None:
         columns = "sequence, stored_at_us, body"
         if lane is Lane.FORWARDS:
             columns += ", path, content_type, content_encoding"
-        with self._errors():
-            query = f"SELECT {columns} FROM {lane.value} {condition}"  # noqa: S608  an enum's value and our own words
-            row = self._db.execute(query, values).fetchone()
+        query = f"SELECT {columns} FROM {lane.value} {condition}"  # noqa: S608  an enum's value and our own words
+        row = self._db.execute(query, (value,)).fetchone()
         if row is None:
             return None
         sequence, stored_at_us, body, *envelope = row
         return Batch(sequence, stored_at_us, body, Envelope(*envelope) if envelope else _BATCH_ENVELOPE, lane)
+
+    def _settle(self) -> None:
+        """Delete or move away what is owed; where the disk does not let it, later. Raises SpoolError where the file is damaged."""
+        with self._lock:
+            if not any(self._owed.values()):
+                return
+            try:
+                self._settle_now()
+            except SpoolError as error:
+                if self._lost or not any(self._owed.values()):
+                    raise  # another file: nothing is owed there
+                if not self._owing_told:
+                    _LOG.warning("what is settled cannot be deleted now, it is only not sent again: %s", error)
+                self._owing_told = True
+                return
+            self._owing_told = False
+            for owed in self._owed.values():
+                owed.deleted()
+                owed.put_off.clear()
+            with suppress(SpoolError):  # it can wait
+                self._shrink()
+            self._reserve.keep()
+
+    def _settle_now(self) -> None:
+        try:
+            self._delete_owed()
+        except SpoolError as error:
+            if not (is_lack_of_room(error.__cause__) and self._reserve.give()):
+                raise
+            self._fold_log_in()
+            self._delete_owed()
+            self._fold_log_in()
+
+    def _fold_log_in(self) -> None:
+        """Have the log's own room written to again, whatever others do with the disk's."""
+        with suppress(sqlite3.Error), self._lock:
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _delete_owed(self) -> None:
+        with self._transaction() as db:
+            for lane, owed in self._owed.items():
+                for sequence, (reason, refused_at_us) in owed.put_off.items():
+                    self._move_to_quarantine(db, lane, sequence, reason, refused_at_us)
+                db.execute(f"DELETE FROM {lane.value} WHERE sequence <= ?", (owed.floor,))  # noqa: S608  an enum's value
+                gone = [(sequence,) for sequence in (*owed.above, *owed.put_off)]
+                db.executemany(f"DELETE FROM {lane.value} WHERE sequence = ?", gone)  # noqa: S608  an enum's value
+
+    def _move_to_quarantine(self, db: sqlite3.Connection, lane: Lane, sequence: int, reason: str, at_us: int) -> None:
+        moved = f"SELECT ?, sequence, ?, ?, bytes, body FROM {lane.value} WHERE sequence = ?"  # noqa: S608  an enum's value
+        db.execute(
+            "INSERT INTO refused (lane, sequence, refused_at_us, reason, bytes, body) " + moved,
+            (lane.value, at_us, reason, sequence),
+        )
+        bound = self.max_bytes // _QUARANTINE_SHARE
+        # Keep the newest while their running total fits; what gives way is lost, and counted like any other drop.
+        given_up = db.execute(
+            "DELETE FROM refused WHERE number IN (SELECT number FROM (SELECT number, "
+            "sum(bytes) OVER (ORDER BY number DESC) AS kept FROM refused) WHERE kept > ?) RETURNING bytes",
+            (bound,),
+        ).fetchall()
+        self._add(db, "dropped_batches", len(given_up))
+        self._add(db, "dropped_bytes", sum(size for (size,) in given_up))
 
     def _shrink(self) -> None:
         """Give the disk its space back once much of it is free; a file that stays as large as its worst day is a surprise."""
@@ -273,14 +361,6 @@ class Spool:
     def _count(self, name: str) -> int:
         return int(self.recall(name) or 0)
 
-    def _uuid(self) -> str:
-        with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO facts VALUES ('uuid', ?)", (str(uuid.uuid4()),))
-        found = self.recall("uuid")
-        if found is None:
-            raise SpoolError(f"the spool {self.path} has no identity")
-        return found
-
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors():
@@ -296,25 +376,62 @@ class Spool:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         with self._lock:
+            if self._lost:
+                self._start_anew()
             try:
                 yield
             except sqlite3.Error as error:
                 if is_damage(error):
                     self._db.close()
+                    self._give_up_file()
                     self._start_anew()
-                    self.uuid = self._uuid()
                 raise SpoolError(f"the spool {self.path} failed: {error}") from error
 
+    def _give_up_file(self) -> None:
+        self._lost = True
+        self._aside = self.path.with_name(f"{self.path.name}.damaged-{uuid.uuid4().hex[:8]}")
+
     def _start_anew(self) -> None:
-        """Put the damaged file aside for whoever wants to rescue it; its uuid goes with it, so no batch id is reused."""
-        target = self.path.with_name(f"{self.path.name}.damaged-{uuid.uuid4().hex[:8]}")
+        """Put the damaged file aside for whoever wants to rescue it; its uuid goes with it, so no batch id is reused.
+
+        Where that fails, on a full disk for one, each call tries again to go on where it failed. Raises SpoolError.
+        """
         try:
-            self.path.rename(target)
-            for suffix in ("-wal", "-shm"):
-                beside = self.path.with_name(self.path.name + suffix)
-                if beside.exists():
-                    beside.rename(target.with_name(target.name + suffix))
-            self.damaged_files.append(target)
-            self._db = open_file(self.path)
+            if self._aside is not None:
+                for suffix in ("", "-wal", "-shm"):
+                    beside = self.path.with_name(self.path.name + suffix)
+                    if beside.exists():
+                        beside.rename(self._aside.with_name(self._aside.name + suffix))
+                self.damaged_files.append(self._aside)
+                self._aside = None
+            self._db, self.uuid = self._opened()
         except (OSError, sqlite3.Error) as error:
+            if self._aside is None and isinstance(error, sqlite3.Error) and is_damage(error):
+                # Begun and not finished, and nothing of ours is in it.
+                for suffix in ("", "-wal", "-shm"):
+                    with suppress(OSError):
+                        self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             raise SpoolError(f"the spool {self.path} is damaged and could not be started anew: {error}") from error
+        self._lost = False
+        self._owed = {lane: Owed() for lane in Lane}
+
+    def _opened(self) -> tuple[sqlite3.Connection, str]:
+        """Open or create the file; return it with its uuid, which is in it for good: numbers of it are never another's."""
+        try:
+            return self._open_once()
+        except sqlite3.DatabaseError as error:
+            if not (is_lack_of_room(error) and self._reserve.give()):
+                raise
+            return self._open_once()
+
+    def _open_once(self) -> tuple[sqlite3.Connection, str]:
+        db = open_file(self.path)
+        try:
+            found = db.execute("SELECT value FROM facts WHERE name = 'uuid'").fetchone()
+            if found is None:
+                found = (str(uuid.uuid4()),)
+                db.execute("INSERT INTO facts VALUES ('uuid', ?)", found)
+        except BaseException:
+            db.close()
+            raise
+        return db, str(found[0])

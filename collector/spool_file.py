@@ -51,6 +51,8 @@ def open_file(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits in a power cut
         db.execute("PRAGMA cache_size = -256")
         db.execute("PRAGMA journal_size_limit = 4194304")
+        # A mebibyte: as much as the reserve, so that the log can be folded in on a full disk.
+        db.execute("PRAGMA wal_autocheckpoint = 256")
         _migrate(db, path)
     except BaseException:
         db.close()
@@ -85,6 +87,12 @@ def is_damage(error: sqlite3.Error) -> bool:
         return False
     code = getattr(error, "sqlite_errorcode", None)
     return code is None or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_lack_of_room(error: BaseException | None) -> bool:
+    """Tell whether more room on the disk might help: quotas and the shared memory of the log are reported as faults of the disk."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(code, int) and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 def survives_reboot(path: Path) -> bool:
