@@ -1,7 +1,7 @@
 """ingest.layouts: rows/s of COPY into hypertables, against COPY of the same bytes into daily partitions of the same server.
 
 TimescaleDB of Debian (tests/servers), fsync on, one connection, 10,000 rows a transaction, BRIN only as on an open day. The
-median of five rounds each, taken in turns.
+median of eleven rounds each, taken in turns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests import servers
 
 ROWS: Final = 10_000
 TRANSACTIONS: Final = 20
-ROUNDS: Final = 5
+ROUNDS: Final = 11
 TARGET: Final = 0.9
 
 
