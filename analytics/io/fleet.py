@@ -67,6 +67,7 @@ RETURNING evidence ->> 'node', xmax = 0
 
 TOLD_BY_AGENTS: Final = (
     "attribution_conflict",
+    "hooks_held",
     "job_end_missing",
     "job_leftover",
     "node_name_mismatch",

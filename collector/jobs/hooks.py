@@ -7,7 +7,6 @@ Only root's files in a folder that only root may write are believed. It maps no 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -17,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from collector.jobs.folder_lock import FolderLock
+
+HELD: Final = "hooks_held_by_another_agent"
+"""The error of a folder that another agent holds: nothing of it can be told here."""
 MAX_EVENTS: Final = 512
 """Of one reading: with eight devices each they still fit the memory that the recorder has for rows."""
 MAX_FILE_BYTES: Final = 16_384
@@ -124,8 +127,7 @@ class HookFolder:
         """Since the last :meth:`read`."""
         self._trusted = frozenset(trusted_uids if trusted_uids is not None else {0, os.geteuid()})
         self._broken: set[str] = set()
-        self._lock: tuple[int, int] | None = None
-        """Descriptor and inode of the folder this object holds."""
+        self._lock = FolderLock(path, self._trusted)
         self.present: frozenset[str] = frozenset()
         """Names that were there at the last :meth:`read`."""
         self.more = False
@@ -143,27 +145,7 @@ class HookFolder:
 
     def close(self) -> None:
         """Let another agent have the folder."""
-        if self._lock is not None:
-            os.close(self._lock[0])
-            self._lock = None
-
-    def _is_ours(self) -> bool:
-        """Hold the folder's lock: a second agent on a node (one of a test, say) would take away what the first is to be told."""
-        try:
-            inode = self.path.stat().st_ino
-            if self._lock is not None and self._lock[1] == inode:
-                return True
-            self.close()
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return False
-        self._lock = (descriptor, inode)
-        return True
+        self._lock.close()
 
     def read(self, known: Collection[str]) -> list[HookEvent]:
         """Return the events of files that are not among ``known`` names, the oldest :data:`MAX_EVENTS`; faults are counted."""
@@ -178,9 +160,11 @@ class HookFolder:
             self.errors["hooks_unreadable"] += 1
             return []
         self.present = frozenset(names)
-        if not self._is_ours():
-            self.errors["hooks_held_by_another_agent"] += 1
+        if not self._lock.take():
+            self.errors[HELD] += 1
             return []
+        if self._lock.unguarded:
+            self.errors["unguarded_hooks"] += 1
         fresh = sorted(
             name for name in names if name not in known and name not in self._broken and _NAME.fullmatch(name)
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from collector.jobs.hooks import HookFolder
+from collector.jobs.hooks import HELD, HookFolder
 from collector.jobs.mapping import MappingError, MappingFolder, read_mapping
 from collector.jobs.names import DeviceNames
 from collector.jobs.processes import EnvironMode, ProcessTable
@@ -51,7 +51,7 @@ def _processes(table: ProcessTable) -> Sight:
 
 def _hooks(hooks: HookFolder, errors: Mapping[str, int]) -> Sight:
     subject = "Slurm prolog and epilog"
-    if "jobs:hooks_held_by_another_agent" in errors:
+    if f"jobs:{HELD}" in errors:
         remedy = "run one agent a node"
         return Sight(subject, seen=False, detail=f"another agent takes in {hooks.path}", remedy=remedy)
     why = hooks.distrust()

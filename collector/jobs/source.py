@@ -17,7 +17,7 @@ from collector.clock import US_PER_S, Clock, Instant
 from collector.errors import AgentError
 from collector.jobs import kubelet, pods, state
 from collector.jobs.evidence import Evidence, Finding, Grant, JobKey
-from collector.jobs.hooks import HookEvent, HookFolder
+from collector.jobs.hooks import HELD, HookEvent, HookFolder
 from collector.jobs.ledger import Ledger
 from collector.jobs.looks import PodLook, ProcessLook, mapped_grants
 from collector.jobs.mapping import MappingFolder
@@ -40,6 +40,8 @@ MAPPING_FOLDERS: Final[tuple[MappingFolder, ...]] = (MappingFolder(Path("/run/gp
 FACT: Final = "jobs"
 PERIOD_S: Final = 5.0
 _EARLY_US: Final = 500_000
+_HELD_TOLD_US: Final = 5_000_000
+"""So long the hooks' folder may be another's before it is told: the agent before this one may still be about to let go of it."""
 _KUBELET_EVERY: Final = 2
 _HEARTBEAT_US: Final = 60_000_000
 _LOOKS_BEFORE_ANEW: Final = 3
@@ -133,6 +135,9 @@ class JobSource:
         self._read_at: Instant | None = None
         self._slurm_node: str | None = None
         """Slurm's name of this node, where it is another than ours; None while none was told."""
+        self._held_since_us: int | None = None
+        """Since when the hooks' folder is another agent's, on the monotonic clock."""
+        self._held_told = False
 
     def read(self) -> Observation:
         """Take in what is new; look at processes, kubelet and mapping folders where that is due."""
@@ -146,6 +151,7 @@ class JobSource:
         self._follow_clock(now, errors)
         self._find_devices(errors)
         taken = self._take_hooks(errors)
+        self._notice_held(now)
         due = self._looked_us is None or now.monotonic_us - self._looked_us >= round(PERIOD_S * US_PER_S) - _EARLY_US
         # While hooks wait to be taken in, a process could be of a job whose begin is not known yet.
         if due and self._names.devices and not self._folder.more:
@@ -307,6 +313,18 @@ class JobSource:
             if not self._names.numbered:
                 errors["jobs:minor_numbers_unknown"] += 1
         return events
+
+    def _notice_held(self, now: Instant) -> None:
+        """Tell once each time that another agent has the hooks' folder: no begin and no end of a job is told by this one then."""
+        if HELD not in self._folder.errors:
+            self._held_since_us, self._held_told = None, False
+            return
+        if self._held_since_us is None:
+            self._held_since_us = now.monotonic_us
+        if not self._held_told and now.monotonic_us - self._held_since_us >= _HELD_TOLD_US:
+            self._held_told = True
+            detail = f"another agent holds {self._folder.path}; what the hooks tell is not told by this one: run one agent a node"
+            self._found.append(Finding(now.wall_us, "hooks_held", "", detail))
 
     def _compare_node(self, event: HookEvent) -> None:
         """Tell once that Slurm calls this node otherwise: what is imported from Slurm would be of another node."""

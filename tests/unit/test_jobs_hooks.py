@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -130,9 +131,10 @@ def test_what_a_killed_script_left_is_swept_after_an_hour(tmp_path: Path) -> Non
     jobs = tmp_path / "jobs"
     put(jobs, "." + NAME, "half", AT_NS)
     put(jobs, f".{AT_NS}.78.start.32", "just now", AT_NS + 3_600_000_000_000)
+    (jobs / "agent.lock").touch()  # by the agent before
     os.utime(jobs, ns=(AT_NS + 3_700_000_000_000, AT_NS + 3_700_000_000_000))
     HookFolder(jobs).read(())
-    assert [path.name for path in jobs.iterdir()] == [f".{AT_NS}.78.start.32"]
+    assert [path.name for path in jobs.glob(".*")] == [f".{AT_NS}.78.start.32"]
 
 
 def test_a_second_agent_takes_nothing_away_from_the_first(tmp_path: Path) -> None:
@@ -144,6 +146,40 @@ def test_a_second_agent_takes_nothing_away_from_the_first(tmp_path: Path) -> Non
     first.close()
     assert len(second.read(())) == 1
     second.close()
+
+
+def test_whoever_may_only_look_into_the_folder_cannot_keep_the_agent_from_it(tmp_path: Path) -> None:
+    put(tmp_path / "jobs")
+    looking = os.open(tmp_path / "jobs", os.O_RDONLY)  # as every user of the node may
+    folder = HookFolder(tmp_path / "jobs")
+    try:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        assert len(folder.read(())) == 1
+    finally:
+        folder.close()
+        os.close(looking)
+    assert (tmp_path / "jobs" / "agent.lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "second name"])
+def test_a_lock_that_somebody_else_put_there_is_replaced(tmp_path: Path, kind: str) -> None:
+    put(tmp_path / "jobs")
+    other, lock = tmp_path / "other", tmp_path / "jobs" / "agent.lock"
+    other.write_text("mine")
+    other.chmod(0o644)
+    if kind == "link":
+        lock.symlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.hardlink_to(other)
+    with other.open() as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        folder = HookFolder(tmp_path / "jobs")
+        assert len(folder.read(())) == 1
+        folder.close()
+    assert lock.is_file()
+    assert other.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_folder_made_anew_is_held_anew(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.jobs.hooks import HookFolder
 from collector.jobs.source import FACT
 from collector.wire import COLUMNS, JOBS_BEGUN_ANEW, Stream
 from tests.fakes.job_node import GPUS, JobNode, S
@@ -40,7 +41,7 @@ def test_a_hook_s_job_holds_its_gpus_from_hook_to_hook_with_all_that_slurm_says(
     assert node.read() == node.read() == []
     node.hook("end", 31, "0,2", ago_s=1.0)
     assert node.read(0.5) == ["14.5 -31 gpu0 hook", "14.5 -31 gpu2 hook"]
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_the_number_of_a_board_is_its_minor_number_where_the_driver_tells_it(node: JobNode) -> None:
@@ -158,11 +159,11 @@ def test_while_facts_cannot_be_kept_rows_go_out_and_the_hooks_files_stay(node: J
     node.hook("end", 31)
     assert node.read() == ["4 +31 gpu0 hook", "5 -31 gpu0 hook"]
     assert node.errors["jobs:state_not_kept"] == 1
-    assert len(list(node.hooks.iterdir())) == 2
+    assert len(list(node.hooks.glob("[0-9]*"))) == 2
     node.facts.broken = False
     node.restart()
     assert node.read() == ["4 +31 gpu0 hook", "5 -31 gpu0 hook"]
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_while_facts_cannot_be_read_nothing_is_told_and_nothing_is_lost(node: JobNode) -> None:
@@ -185,7 +186,7 @@ def test_a_reboot_ends_what_ran_and_old_hooks_tell_of_no_job_of_this_boot(node: 
     node.restart()
     assert node.read()[1:] == ["5 -31 gpu0 hook"]
     assert node.read() == []
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_what_a_hook_says_of_a_job_that_was_seen_before_travels_with_its_end(node: JobNode) -> None:
@@ -226,7 +227,7 @@ def test_a_requeued_job_whose_epilog_was_lost_holds_the_gpu_of_its_new_run_alone
     assert event["detail"] == "an earlier run of job 31 held it when it began again"
     node.hook("end", 31, "1", started=1_800_000_003)
     assert node.read() == ["10 -31 gpu1 hook"]
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_a_requeued_job_on_the_same_gpu_is_told_as_two_runs(node: JobNode) -> None:
@@ -316,6 +317,21 @@ def test_a_node_that_slurm_calls_otherwise_is_told_once(tmp_path: Path) -> None:
     assert Stream.NODE_EVENT not in node.rows
 
 
+def test_a_hooks_folder_that_another_agent_holds_is_told_once(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    other = HookFolder(node.hooks)
+    other.read(())
+    assert node.read() == []
+    assert Stream.NODE_EVENT not in node.rows  # the agent before this one may be about to let go
+    node.read()
+    (event,) = node.rows[Stream.NODE_EVENT]
+    assert (event["kind"], event["subject"]) == ("hooks_held", None)
+    node.read()
+    assert Stream.NODE_EVENT not in node.rows
+    other.close()
+    assert node.read() == ["0 +31 gpu0 hook"]
+
+
 @pytest.mark.parametrize("name", ["", "gpu-7"])
 def test_a_node_of_the_same_name_or_of_none_has_nothing_to_tell(tmp_path: Path, name: str) -> None:
     node = JobNode(tmp_path, node=name)
@@ -365,7 +381,7 @@ def test_a_thousand_jobs_of_a_night_without_an_agent_are_taken_in_by_portions(no
         assert len(told) == min(2_000, 512 * (portion + 1))
     assert len(told) == 2_000
     assert len({line.split()[1] for line in told}) == 2_000
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
     assert node.facts.writes == 8  # a part of told rows and the state, four times
     assert node.read() == []
     node.source.close()
@@ -383,11 +399,11 @@ def test_an_idle_job_is_not_forgotten_however_many_jobs_without_a_gpu_come_and_g
         node.hook("end", number)
         if number % 50 == 49:
             assert node.read() == []
-    assert {path.name.split(".")[-1] for path in node.hooks.iterdir()} == {"31", "32"}
+    assert {path.name.split(".")[-1] for path in node.hooks.glob("[0-9]*")} == {"31", "32"}
     node.hook("end", 31)
     node.hook("end", 32)
     assert node.read() == ["45 -31 gpu0 hook"]
-    assert list(node.hooks.iterdir()) == []
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_what_the_agent_may_not_delete_it_takes_in_once(node: JobNode, monkeypatch: pytest.MonkeyPatch) -> None:
