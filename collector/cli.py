@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from collector import config
+from collector import config, logs
 from collector.agent import SIGNALS
 from collector.check import check
 from collector.clock import Clock, SystemClock
@@ -74,12 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(options: argparse.Namespace, loaded: Loaded, load: Callable[[], Loaded]) -> int:
-    logging.basicConfig(
-        level=loaded.settings.log_level.upper(),
-        format="%(levelname)s %(name)s: %(message)s",  # the journal adds the time
-        stream=sys.stderr,
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for each request
+    logs.start(loaded.settings.log_level)
     replay = Path(options.replay) if options.replay else None
     stop = threading.Event()
     clock = SystemClock(stop)

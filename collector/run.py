@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from collector import logs
 from collector.agent import Agent, Ending
 from collector.clock import Clock, SystemClock
 from collector.config import Settings
@@ -82,7 +83,7 @@ class Runner:
             before, self._settings, self._next = self._settings, self._next, None
 
     def _run_once(self, settings: Settings) -> Ending:
-        logging.getLogger().setLevel(settings.log_level.upper())
+        logs.set_level(settings.log_level)
         if settings.cpu_affinity and (fault := pin(settings.cpu_affinity)):
             _LOG.warning("%s", fault)
         stop = threading.Event()
