@@ -5,8 +5,11 @@ from typing import Final
 BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
+    "ingest.layouts": "bench.ingest_layouts",
     "ingest.otlp": "bench.ingest_otlp",
     "ingest.otlp.metrics": "bench.ingest_otlp_metrics",
+    "ingest.disk": "bench.ingest_disk",
+    "query.fleet": "bench.query_fleet",
     "history": "bench.history",
     "agent.cost": "bench.agent_cost",
 }

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,13 @@ class Stand:
     database: Database
     socket_dir: Path
     port: int
+    server: EmbeddedServer
+
+    def restart(self, between: Callable[[Path], None]) -> None:
+        """Stop the database, do something to the folder of its files, and start it again."""
+        self.server.stop()
+        between(self.server.placement.data)
+        self.server.start()
 
 
 @contextmanager
@@ -48,7 +55,7 @@ def stand() -> Iterator[Stand]:
         server.start()
         database = server.database()
         upgrade(database.url)
-        yield Stand(database, server.placement.socket_dir, _free_port())
+        yield Stand(database, server.placement.socket_dir, _free_port(), server)
     finally:
         server.destroy()
         shutil.rmtree(home)

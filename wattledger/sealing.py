@@ -22,7 +22,7 @@ from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Generation, HourBusyError, Sealer
 from ingest.store.seal_hours import delete_retired, drop_hot_days, due, hot_before, sweep
-from ingest.store.segments import SegmentError, Segments
+from ingest.store.segments import SegmentError, Segments, SegmentUnreachableError
 from ingest.store.segments_check import check_some
 from wattledger.errors import WattledgerError
 
@@ -138,7 +138,7 @@ class Sealing:
         except HourBusyError as error:
             log.info("%s; later", error)
             done.busy += 1
-        except SegmentError:
+        except (SegmentError, SegmentUnreachableError):
             log.exception("site %s, hour %s: not merged", hour.site_id, hour.hour)
             done.failed += 1
         return None

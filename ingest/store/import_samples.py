@@ -205,7 +205,9 @@ class Readings:
     def _spread(self) -> int:
         """Put the new rows where their hours are: in the hot table, or beside the segments of those that are sealed."""
         conn = self._conn
-        hours = conn.exec_driver_sql("SELECT DISTINCT floor(extract(epoch FROM at) / 3600)::integer FROM import_new").scalars()
+        hours = conn.exec_driver_sql(
+            "SELECT DISTINCT floor(extract(epoch FROM at) / 3600)::integer FROM import_new"
+        ).scalars()
         driver: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
         sealed = hold_open(driver, [SiteHour(self._site_id, hour) for hour in hours])
         numbers = array(sorted(hour.hour for hour in sealed))

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -25,6 +26,10 @@ CACHE_BYTES: Final = 4 << 30
 
 class SegmentError(RuntimeError):
     """A sealed hour cannot be read: its file is missing or not what was sealed. Says which, and what to do."""
+
+
+class SegmentUnreachableError(RuntimeError):
+    """The bucket does not answer, or not to us: nothing is known of the file, so nothing is said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +108,18 @@ class Bucket:
         if kept.exists():
             os.utime(kept)
             return kept
+        self.cache.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.partial")
-        with partial.open("wb") as target:
-            for chunk in obstore.get(self.store, file.path).stream(_CHUNK_BYTES):
-                target.write(chunk)
+        try:
+            with partial.open("wb") as target:
+                for chunk in obstore.get(self.store, file.path).stream(_CHUNK_BYTES):
+                    target.write(chunk)
+        except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
+            partial.unlink(missing_ok=True)
+            raise FileNotFoundError(file.path) from error
+        except obstore.exceptions.BaseError as error:
+            partial.unlink(missing_ok=True)
+            raise SegmentUnreachableError(f"segment {file.path} cannot be fetched: {error}") from error
         partial.replace(kept)
         self._shrink()
         return kept
@@ -114,10 +127,8 @@ class Bucket:
     def delete(self, path: str) -> None:
         import obstore  # noqa: PLC0415
 
-        try:
+        with suppress(FileNotFoundError, obstore.exceptions.NotFoundError):
             obstore.delete(self.store, path)
-        except FileNotFoundError:
-            return
 
     def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
         import obstore  # noqa: PLC0415

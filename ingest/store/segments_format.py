@@ -21,9 +21,10 @@ META_KEY: Final = b"wattledger.segment"
 FORMAT_VERSION: Final = 1
 ROW_GROUP_ROWS: Final = 131_072
 """Some 4 MB compressed: small enough to skip by device, large enough that footers are a thousandth."""
-ZSTD_LEVEL: Final = 9
-_TRIAL_ROWS: Final = 16_384
-_TRIAL_LEVEL: Final = 3
+ZSTD_LEVEL: Final = 15
+"""A twentieth smaller than 9 for five times the work: 3 µs a row, once, for files that stay a year."""
+_TRIAL_ROWS: Final = 65_536
+
 _DELTA: Final = "DELTA_BINARY_PACKED"
 _SPLIT: Final = "BYTE_STREAM_SPLIT"
 
@@ -156,7 +157,7 @@ def _size(column: pa.Table, name: str, encoding: str) -> int:
         column,
         sink,
         compression="zstd",
-        compression_level=_TRIAL_LEVEL,
+        compression_level=ZSTD_LEVEL,
         use_dictionary=not encoding,
         column_encoding={name: encoding} if encoding else None,
         write_statistics=False,

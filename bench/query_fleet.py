@@ -1,0 +1,168 @@
+"""query.fleet: energy by tenant in steps of a minute over a fleet's 40 M samples; the peer answers the same, to the millijoule.
+
+Ours comes from the minute rollups that closing hours writes, and beside it from the sealed segments, raw. Cold: server restarted
+and the kernel's pages of its files let go. Warm: the median of several. VictoriaMetrics is asked past its result cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import psycopg
+
+from analytics.io.rollups import energy_by_tenant
+from analytics.jobs import HourCloser, WorkerSettings
+from bench import victoria
+from bench.report import Result
+from bench.stand import Stand, stand
+from bench.trace_fleet import METRICS
+from bench.trace_stand import HOUR, START_AT, TraceStand, furnish, size_of
+from ingest.store.samples import samples
+from ingest.store.seal import Sealer, hour_of
+from ingest.store.segments import Segments
+
+TARGET_RATIO: Final = 1.0
+RAW_TARGET_MS: Final = 150.0
+_ROUNDS: Final = 7
+_QUERY: Final = "sum by (tenant) (increase(energy_mj[1m]))"
+Answer = dict[tuple[int, str], int]
+"""Millijoules by (start of the minute in Unix seconds, tenant)."""
+
+
+def run() -> list[Result]:
+    devices, hours = size_of("WATTLEDGER_BENCH_QUERY_DEVICES", 1_000), size_of("WATTLEDGER_BENCH_QUERY_HOURS", 4)
+    with tempfile.TemporaryDirectory(prefix="wl-bench-query-") as name, stand() as on:
+        folder = Path(name)
+        loaded = furnish(on.database, devices, hours)
+        segments = Segments.at(folder / "segments")
+        HourCloser(on.database, WorkerSettings(code_version="bench")).run(loaded.end_at + timedelta(hours=2))
+        sealer = Sealer(on.database, segments)
+        for number in range(hours):
+            sealer.seal(hour_of(1, START_AT + number * HOUR))
+        with on.database.connect("admin", autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE minute_rollups")
+            connection.execute("CHECKPOINT")
+        rollups = _rollups(loaded)
+        raw = _raw(loaded, segments)
+        if rollups.answer != raw.answer:
+            raise RuntimeError("rollups and raw segments disagree: " + _difference(rollups.answer, raw.answer))
+        _cool(on, folder / "segments", rollups, raw)
+        peer, detail = _peer(loaded, folder / "victoria", rollups.answer)
+    detail |= {"samples": loaded.samples, "devices": devices, "hours": hours, "answers": len(rollups.answer)}
+    detail |= {"cold_ms": rollups.cold_ms, "raw_cold_ms": raw.cold_ms}
+    met = peer is not None and rollups.warm_ms <= TARGET_RATIO * peer
+    return [
+        Result("query.fleet", rollups.warm_ms, "ms", f"<= {TARGET_RATIO:g} x peer", met, peer, detail),
+        Result(
+            "query.fleet.raw", raw.warm_ms, "ms", f"<= {RAW_TARGET_MS:g} ms", raw.warm_ms <= RAW_TARGET_MS, peer, detail
+        ),
+    ]
+
+
+class _Way:
+    """One way to the answer, with what it takes."""
+
+    def __init__(self, ask: Callable[[], Answer]) -> None:
+        self.ask = ask
+        self.answer = ask()
+        self.warm_ms = round(statistics.median(self._timed() for _ in range(_ROUNDS)), 2)
+        self.cold_ms: float | None = None
+
+    def chill(self) -> None:
+        """Take the time of the first question after whatever was done before."""
+        self.cold_ms = round(self._timed(), 2)
+
+    def _timed(self) -> float:
+        began_s = time.perf_counter()
+        self.ask()
+        return (time.perf_counter() - began_s) * 1_000
+
+
+def _rollups(loaded: TraceStand) -> _Way:
+    # One connection, as the API's pool and the peer's HTTP client keep theirs; a restarted server gets a new one.
+    pool = loaded.database.create_engine("worker", pool_size=1)
+
+    def ask() -> Answer:
+        with closing(pool.raw_connection()) as lent:
+            connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
+            rows = energy_by_tenant(connection, START_AT, loaded.end_at)
+        return {(int(at.timestamp()), str(tenant)): int(energy or 0) for at, tenant, energy in rows}
+
+    return _Way(ask)
+
+
+def _raw(loaded: TraceStand, segments: Segments) -> _Way:
+    tenants = pl.LazyFrame(
+        [(device, loaded.tenant_of(device)) for device in range(1, loaded.devices + 1)],
+        schema={"device_id": pl.Int32, "tenant": pl.String},
+        orient="row",
+    )
+
+    def ask() -> Answer:
+        rows = samples(loaded.database, START_AT, loaded.end_at + HOUR, ["energy_mj"], segments=segments)
+        marks = rows.filter(pl.col("at").dt.second() == 0).select("device_id", "at", "energy_mj")
+        is_same = pl.col("device_id") == pl.col("device_id").shift(-1)
+        spent = marks.select(
+            "device_id", "at", pl.when(is_same).then(pl.col("energy_mj").shift(-1) - pl.col("energy_mj"))
+        ).filter(pl.col("at") < loaded.end_at)
+        found = spent.join(tenants, on="device_id").group_by("at", "tenant").agg(pl.col("energy_mj").sum()).collect()
+        seconds = found["at"].dt.epoch("s").to_list()
+        return dict(
+            zip(zip(seconds, found["tenant"].to_list(), strict=True), found["energy_mj"].to_list(), strict=True)
+        )
+
+    return _Way(ask)
+
+
+def _cool(on: Stand, segments: Path, *ways: _Way) -> None:
+    """Restart the server with none of its files in memory, and ask each way once."""
+    for way in ways:
+        on.restart(victoria.forget_pages)
+        victoria.forget_pages(segments)
+        with on.database.connect("admin") as connection:
+            connection.execute("SELECT 1")
+        way.chill()
+
+
+def _peer(loaded: TraceStand, folder: Path, ours: Answer) -> tuple[float | None, dict[str, Any]]:
+    if not victoria.is_installed():
+        return None, {"peer": victoria.MISSING}
+    labels: Callable[[int], dict[str, str]] = lambda device: {  # noqa: E731
+        "gpu": f"GPU-{device}",
+        "node": f"node-{(device - 1) // 8 + 1}",
+        "tenant": loaded.tenant_of(device),
+    }
+    with victoria.victoria(folder) as server:
+        server.load(loaded.rows, METRICS, labels)
+        server.merge()
+        warm = _Way(lambda: _asked(server, loaded))
+    if warm.answer != ours:
+        raise RuntimeError("ours and the peer's answers differ: " + _difference(ours, warm.answer))
+    victoria.forget_pages(folder)
+    with victoria.victoria(folder) as server:
+        began_s = time.perf_counter()
+        _asked(server, loaded)
+        cold_ms = round((time.perf_counter() - began_s) * 1_000, 2)
+    return warm.warm_ms, {"peer": "VictoriaMetrics, nocache=1", "peer_cold_ms": cold_ms}
+
+
+def _asked(server: victoria.Victoria, loaded: TraceStand) -> Answer:
+    start_s, end_s = START_AT.timestamp() + 60, loaded.end_at.timestamp()
+    return {
+        (int(at_s) - 60, series["metric"]["tenant"]): int(float(value))
+        for series in server.query_range(_QUERY, start_s, end_s, 60)
+        for at_s, value in series["values"]
+    }
+
+
+def _difference(left: Answer, right: Answer) -> str:
+    wrong = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
+    return f"{len(wrong)} of {len(left)} and {len(right)}, first {wrong[:3]}"

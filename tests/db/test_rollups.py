@@ -1,0 +1,36 @@
+"""Energy by tenant and step, from minute rollups."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from analytics.io.rollups import energy_by_tenant
+from analytics.jobs import HourCloser, WorkerSettings
+from ingest.store.engine import Database
+from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
+
+pytestmark = pytest.mark.db
+
+
+def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db: Database) -> None:
+    # 100 W for an hour; a job of nlp from 8:10 to 8:30, another of a quarter of the device until 8:50.
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    fleet.job("7", HOUR_AT + timedelta(minutes=10), HOUR_AT + timedelta(minutes=30))
+    fleet.job("8", HOUR_AT + timedelta(minutes=30), HOUR_AT + timedelta(minutes=50))
+    fleet.rows(
+        "UPDATE allocations SET share_ratio = 0.25 WHERE start_at > %s RETURNING 1", HOUR_AT + timedelta(minutes=20)
+    )
+    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
+
+    with db.connect("worker") as connection:
+        by_minute = energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR)
+        by_hour = energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600)
+
+    assert by_minute[0] == (HOUR_AT, None, 6_000_000)  # 100 W x 60 s
+    assert by_minute[10] == (HOUR_AT + timedelta(minutes=10), "acme/research/nlp", 6_000_000)
+    assert by_minute[30] == (HOUR_AT + timedelta(minutes=30), "acme/research/nlp", 1_500_000)
+    # 20 minutes of the whole and 20 of a quarter; 20 minutes nobody held.
+    assert by_hour == [(HOUR_AT, "acme/research/nlp", 150_000_000), (HOUR_AT, None, 120_000_000)]
