@@ -7,6 +7,7 @@ tenant, because a call of the books' bindings carries no tenant of its own: thei
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +19,14 @@ import sqlalchemy as sa
 from analytics.frames import Bindings
 from analytics.io.rows import fetch_frame
 from analytics.model import tenancy
+from ingest.store.call_stage import digest
 
 _CALLS: Final = """
 SELECT site_id, sites.name AS site, called_at, provider, model, api_key, response_id, trace_id, span_id, usage_known, status,
        source, origin, input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_text_tokens, reasoning_tokens,
        audio_tokens, image_tokens, tenant_id, binding_id
-FROM api_calls JOIN sites ON sites.id = site_id WHERE response_id = :response_id ORDER BY called_at, site_id
+FROM call_named(:name_key) AS named JOIN api_calls USING (site_id, called_at, dedupe_key)
+JOIN sites ON sites.id = site_id ORDER BY called_at, site_id
 """
 _OUTCOMES: Final = """
 SELECT outcomes.*, tenants.path AS tenant FROM outcomes LEFT JOIN tenants ON tenants.id = outcomes.tenant_id
@@ -76,14 +79,15 @@ class Owner:
 
 
 def any_call(conn: sa.Connection, response_id: str) -> list[Any]:
-    """Return the calls that count under this response id, one per site and answer."""
-    return list(conn.execute(sa.text(_CALLS), {"response_id": response_id}))
+    """Return the calls that count under this response (or request) id, one per site."""
+    name_key = uuid.UUID(bytes=digest(f"id/{response_id}"))
+    return list(conn.execute(sa.text(_CALLS), {"name_key": name_key}))
 
 
 def outcomes_of(conn: sa.Connection, response_id: str, call: Any | None, owner: Owner | None) -> list[Any]:
     """Return what became of a response, oldest first: outcomes nobody in particular or somebody of its tenant's line told."""
     asked = {
-        "response_id": response_id,
+        "response_id": response_id if call is None else call.response_id or response_id,
         "site_id": None if call is None else call.site_id,
         "trace_id": None if call is None else call.trace_id,
         "span_id": None if call is None else call.span_id,

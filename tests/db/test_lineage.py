@@ -14,11 +14,14 @@ import sqlalchemy as sa
 
 from analytics.api.app import create_api
 from analytics.jobs import HourCloser, WorkerSettings
+from ingest.calls import ApiCall, CallSource
 from ingest.receivers.open_lineage import read_events
 from ingest.receivers.outcomes import read_outcomes
 from ingest.store import tokens
+from ingest.store.calls import write_calls
 from ingest.store.engine import Database
 from ingest.store.lineage import write_events, write_outcomes
+from ingest.store.registry import Registry
 from ingest.store.tokens import Scope
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from tests.fakes.serving import serving
@@ -92,10 +95,9 @@ def world(db: Database) -> Iterator[World]:
                 "VALUES ('vllm', %s, %s, %s, 'token', 'USD', 'test', '2026-01-01Z')",
                 [MODEL, meter, amount],
             )
-        call(fleet, "r-1", CALLED_AT, "team-a", 1000, 500)
-        call(fleet, "r-2", CALLED_AT, "team-b", 7, 9)
-        fleet.changed("api_calls", HOUR_AT + HOUR, HOUR_AT + 2 * HOUR, conn)
     engine, admin = db.create_engine("writer"), db.create_engine("admin")
+    call(engine, fleet.site_id, "r-1", "team-a", 1000, 500)
+    call(engine, fleet.site_id, "r-2", "team-b", 7, 9)
 
     def issue(tenant: str) -> dict[str, str]:
         with admin.begin() as conn:
@@ -108,14 +110,20 @@ def world(db: Database) -> Iterator[World]:
     admin.dispose()
 
 
-def call(fleet: SmallFleet, response_id: str, at: Any, key: str, given: int, produced: int) -> None:
-    with fleet.admin() as conn:
-        conn.execute(
-            "INSERT INTO api_calls (called_at, dedupe_key, site_id, api_key, provider, model, response_id, usage_known, "
-            "input_uncached_tokens, output_text_tokens, source, origin) "
-            "VALUES (%s, %s, %s, %s, 'vllm', %s, %s, true, %s, %s, 'span', 1)",
-            [at, response_id, fleet.site_id, key, MODEL, response_id, given, produced],
-        )
+def call(engine: sa.Engine, site_id: int, response_id: str, key: str, given: int, produced: int) -> None:
+    reported = ApiCall(
+        called_at_us=int(CALLED_AT.timestamp()) * 1_000_000,
+        dedupe_key=f"span/{response_id}",
+        provider="vllm",
+        model=MODEL,
+        usage_known=True,
+        origin=1,
+        api_key=key,
+        response_id=response_id,
+        input_uncached_tokens=given,
+        output_text_tokens=produced,
+    )
+    write_calls(engine, Registry(engine), site_id, [reported], source=CallSource.SPAN)
 
 
 def hops(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
