@@ -211,10 +211,10 @@ class _Keeper:
         columns = ("started_at", *_INSTANTS, *_WORDS, "source")
         updates = []
         for row in self._conn.execute(
-            f"SELECT id, native_id, {', '.join(columns)} FROM jobs WHERE id = ANY (%s) ORDER BY id",  # noqa: S608 (our own names)
+            f"SELECT id, {', '.join(columns)} FROM jobs WHERE id = ANY (%s) ORDER BY id",  # noqa: S608 (our own names)
             [list(reports)],
         ).fetchall():
-            before = dict(zip(("id", "native_id", *columns), row, strict=True))
+            before = dict(zip(("id", *columns), row, strict=True))
             after = before | _meaning(before, reports[before["id"]])
             if after == before:
                 continue
@@ -263,7 +263,7 @@ def _meaning(row: Mapping[str, Any], reports: Mapping[str, Words]) -> dict[str, 
         found["source"] = told_by[0]
         if row["source"] == "agent":  # an end that was made of the last holding's is a scheduler's to tell from now on
             found = {"state": "unknown", "ended_at": None} | found
-    if facts.get("started_at") is not None and not job_runs.is_unique(row["native_id"]):
+    if facts.get("started_at") is not None:
         # The scheduler's start is the job's; an agent's prolog ran a little later.
         found["started_at"] = _instant(facts["started_at"])
     if found.get("ended_at") is not None:

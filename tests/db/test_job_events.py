@@ -192,8 +192,20 @@ def test_a_pod_is_one_run_whenever_its_sources_say_it_began(db: Database, site: 
         job(3, uid, start=0, state="running", holds=[{"node": "node-1", "accelerators": 1}]),
         source="kubernetes",
     )
-    assert [row[0] for row in asked(db, JOBS)] == [uid]
+    # Whoever speaks first, the run's start is the scheduler's.
+    assert [row[:2] for row in asked(db, JOBS)] == [(uid, instant(0))]
     assert [row[1] for row in asked(db, HELD)] == ["GPU-a"]
+
+
+def test_an_agent_that_speaks_after_the_scheduler_speaks_of_the_same_run(db: Database, site: Site) -> None:
+    uid = "240eb8bd-a70f-4720-b308-bc72f296352e"
+    holds = [{"node": "node-1", "accelerators": 1}]
+    tell(db, site, job(1, state="running", holds=holds), source="slurm")
+    tell(db, site, job(1, uid, state="running", holds=holds), source="kubernetes")
+    agent_tells(db, site, START, 0, "GPU-a", start=0.05)
+    agent_tells(db, site, START, 2, "GPU-b", uid, start=2)
+    assert [row[:2] for row in asked(db, JOBS)] == [(uid, instant(0)), ("7", instant(0))]
+    assert [row[1] for row in asked(db, HELD)] == ["GPU-b", "GPU-a"]
 
 
 def test_a_wait_has_its_reasons_with_their_instants_and_an_end(db: Database, site: Site) -> None:
