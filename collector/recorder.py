@@ -18,7 +18,7 @@ from collector import wire
 from collector.batch import Rows, encode_body
 from collector.clock import Clock
 from collector.probe import DeviceEvent, Epoch, Row, Sweep
-from collector.rows import fault_of
+from collector.rows import fault_of, fits_i64, fitting
 from collector.sampler import RowBuilder, Tick, exact_row
 from collector.spool import Spool
 from collector.wire import DEVICE_STREAMS, UNKNOWN_MODEL, BatchMeta, DeviceRef, Feed, Origin, Reading, Stream
@@ -40,12 +40,15 @@ class _Lane:
     epoch: Epoch | None = None
     devices: tuple[DeviceRef, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
+    seen: tuple[DeviceRef, ...] = ()
+    """The device table as the probe gave it."""
 
     def know(self, sweep: Sweep) -> None:
-        if sweep.devices is not self.devices:
-            if sweep.devices != self.devices:
+        if sweep.devices is not self.seen:
+            if sweep.devices != self.seen:
+                self.devices = tuple(fitting(device) for device in sweep.devices)
                 self.positions = {device.uuid: position for position, device in enumerate(sweep.devices)}
-            self.devices = sweep.devices
+            self.seen = sweep.devices
 
 
 class Recorder:
@@ -186,11 +189,13 @@ class Recorder:
             # Where a row ends with this very reading, that row is the exact reading already.
             if reading is not None and (device, reading.at_us) not in ended_now:
                 rows.append(exact_row(reading, Reading.DEVICE_EVENT))
-        events = [
-            _event_row(event, readings[event.device].values if event.device in readings else {})
-            for event in sweep.events
-        ]
-        self._keep(lane, Stream.DEVICE_EVENT, events)
+        for event in sweep.events:
+            row = _event_row(event, readings[event.device].values if event.device in readings else {})
+            fault = fault_of(Stream.DEVICE_EVENT, row)
+            if fault:
+                self._refuse(Stream.DEVICE_EVENT, fault)
+            else:
+                self._keep(lane, Stream.DEVICE_EVENT, (row,))
 
     def _place(self, stream: Stream, row: Row) -> _Lane | None:
         """Return the lane a row belongs to and put its device's position in; None for an unknown device."""
@@ -285,12 +290,16 @@ def agent_version() -> str:
 
 
 def _event_row(event: DeviceEvent, values: dict[str, int | float | None]) -> Row:
-    detail = None if event.detail is None else event.detail[: wire.MAX_STRING_BYTES // 4]  # 4 bytes a character at most
+    detail, code = event.detail, event.code
+    if code is not None and not fits_i64(code):  # the event counts, whatever the driver put there
+        detail, code = f"code {code:#x}" + (f"; {detail}" if detail else ""), None
+    if detail is not None:
+        detail = detail[: wire.MAX_STRING_BYTES // 4]  # 4 bytes a character at most
     return {
         "at_us": event.at_us,
         "device": event.device,
         "kind": event.kind,
-        "code": event.code,
+        "code": code,
         "energy_mj": values.get("energy_mj"),
         "detail": detail,
     }

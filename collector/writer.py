@@ -19,6 +19,7 @@ from collector.batch import RowError
 from collector.clock import Clock
 from collector.errors import SpoolError
 from collector.probe import Epoch, Row
+from collector.rows import fault_of
 from collector.spool import Spool, SpoolState
 from collector.wire import DeviceRef, Stream
 
@@ -69,6 +70,20 @@ class Pending:
         """Drop the oldest row of a stream that matters least."""
         stream = min((stream for stream, rows in self.streams.items() if rows), key=_KEPT_LONGEST_RANK.__getitem__)
         self.streams[stream].popleft()
+
+    def give_up_unfit(self) -> list[str]:
+        """Drop the rows that do not fit their streams; return what is wrong with each."""
+        faults: list[str] = []
+        for stream, rows in self.streams.items():
+            fitting: deque[Row] = deque()
+            for row in rows:
+                fault = fault_of(stream, row)
+                if fault is None:
+                    fitting.append(row)
+                else:
+                    faults.append(f"{stream.value}: {fault}")
+            self.streams[stream] = fitting
+        return faults
 
 
 class Writer:
@@ -214,10 +229,16 @@ class Writer:
             _LOG.error("batch kept in memory, %d rows wait: %s", self._rows, error)
             return False
         except RowError as error:
-            # Trying again would fail again and hold up all that comes after.
             with self._lock:
-                self._state.dropped_rows += len(entry)
-            _LOG.error("%d rows dropped, they do not fit the wire: %s", len(entry), error)
+                faults = entry.give_up_unfit()
+                if not faults:
+                    # Trying again would fail again and hold up all that comes after.
+                    faults = [str(error)] * len(entry)
+                    entry.streams.clear()
+                self._state.dropped_rows += len(faults)
+                self._rows -= len(faults)
+            _LOG.error("%d rows dropped, they do not fit the wire: %s", len(faults), faults[0])
+            return self._put(entry) if entry else True
         else:
             self._state.batches += 1
         return True

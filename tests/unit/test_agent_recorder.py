@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import zstandard
 
 from collector import wire
+from collector.batch import RowError
 from collector.errors import SpoolError
 from collector.probe import DeviceEvent, DeviceReading, Epoch, Row, Sweep
 from collector.recorder import MAX_UNREAD_DEVICES, Recorder
@@ -215,13 +217,74 @@ def test_a_row_that_fits_no_column_is_dropped_and_the_next_batch_goes_on(bench: 
     bench.second()
     lane = next(iter(bench.recorder._lanes.values()))
     bench.recorder._keep(lane, Stream.DEVICE, [{"at_us": 1, "device": 0, "nonsense": 5}])
+    bench.recorder._keep(lane, Stream.DEVICE_EVENT, [{"at_us": 1, "device": 0, "kind": "xid", "code": 1 << 63}])
     for _ in range(9):
         bench.second()
-    assert bench.batches() == []
-    assert bench.recorder.state.dropped_rows == 3
+    ((_, streams),) = bench.batches()
+    assert [row["device"] for row in streams[Stream.DEVICE]] == [0, 1]
+    assert Stream.DEVICE_EVENT not in streams
+    assert bench.recorder.state.dropped_rows == 2
+    assert bench.recorder.writer.waiting_rows == 0
+    for _ in range(10):
+        bench.second()
+    assert len(bench.batches()) == 2
+
+
+def test_of_a_batch_that_cannot_be_encoded_at_all_nothing_is_left_to_hold_up_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> bytes:
+            raise RowError("no")
+
+        patch.setattr(bench.recorder.writer, "_encode", refuse)
+        for _ in range(10):
+            bench.second()
+    assert bench.recorder.state.dropped_rows == 2
     for _ in range(10):
         bench.second()
     assert len(bench.batches()) == 1
+
+
+@pytest.mark.parametrize("code", [1 << 63, (1 << 64) - 1])
+def test_an_event_whose_code_no_column_holds_is_told_and_costs_no_other_row(code: int, bench: Bench) -> None:
+    bench.second(bench.event("xid", code=code, detail="GPC 1"), bench.event("xid", device=1, code=79))
+    for _ in range(9):
+        bench.second()
+    ((_, streams),) = bench.batches()
+    events = [(row["device"], row["kind"], row["code"], row["detail"]) for row in streams[Stream.DEVICE_EVENT]]
+    assert events == [(0, "xid", None, f"code {code:#x}; GPC 1"), (1, "xid", 79, None)]
+    assert len(streams[Stream.DEVICE]) == 4  # two exact readings, two rows
+    assert bench.recorder.state.dropped_rows == 0
+
+
+def test_an_event_that_fits_nowhere_is_left_out_alone_and_counted(bench: Bench) -> None:
+    bench.second(DeviceEvent(0, 1 << 70, "xid", 1, None), bench.event("xid", device=1, code=79))
+    for _ in range(9):
+        bench.second()
+    ((_, streams),) = bench.batches()
+    assert [row["device"] for row in streams[Stream.DEVICE_EVENT]] == [1]
+    assert list(bench.recorder.state.refused_rows.values()) == [1]
+
+
+def test_a_device_whose_name_no_batch_may_hold_is_named_as_far_as_it_can_be(bench: Bench) -> None:
+    odd = (replace(DEVICES[0], model="NVIDIA\x00 A\n" + "x" * 300), replace(DEVICES[1], model="", pci_bus_id="\x7f"))
+    bench.clock.advance(1.0)
+    readings = tuple(DeviceReading(device, bench.clock.wall_us, {"energy_mj": 1}) for device in (0, 1))
+    bench.recorder.record(Tick(bench.clock.wall_us, 0, 0), Sweep(EPOCH, odd, readings, ()))
+    bench.recorder.flush()
+    ((meta, _),) = bench.batches()  # a receiver's own check: it refuses what does not fit
+    assert [device.model for device in meta.devices] == ["NVIDIA\ufffd A\ufffd" + "x" * 245, "unknown"]
+    assert meta.devices[1].pci_bus_id == "\ufffd"
+
+
+def test_no_number_is_too_large_to_be_refused(bench: Bench) -> None:
+    rows: list[Row] = [{"meter": "host", "cpu_util_ratio": 10**400}, {"meter": "host", "cpu_util_ratio": 0.5}]
+    bench.recorder.observe({Stream.NODE: rows}, 1)
+    bench.recorder.flush()
+    ((_, streams),) = bench.batches()
+    assert [row["cpu_util_ratio"] for row in streams[Stream.NODE]] == [0.5]
 
 
 def an_end(device_uuid: str, job: str) -> Row:
