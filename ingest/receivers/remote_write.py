@@ -31,6 +31,10 @@ _SAMPLE_BYTES: Final = 18
 """Tag and length, tag and value, tag and an instant of this century: how nearly every series ends."""
 _ZERO_SAMPLE_BYTES: Final = 9
 """The same with the value 0, which is left out."""
+_SERIES: Final = 1 << 3 | LENGTH
+_SERIES_HEAD: Final = 3
+_LONG: Final = 0x80
+"""A length from here on takes more than a byte."""
 _NAME_FIRST: Final = b"\x0a\x08__name__\x12"
 
 
@@ -78,8 +82,16 @@ def read(data: bytes, book: Book) -> Samples:
     reader = _Reader(data, book)
     at, end = 0, len(data)
     while at < end:
+        # A series of 128 to 16,383 bytes, as nearly all are: its tag, and its length in two bytes.
+        if end - at > _SERIES_HEAD and data[at] == _SERIES and data[at + 1] >= _LONG > data[at + 2]:
+            start = at + _SERIES_HEAD
+            at = start + (data[start - 2] & 0x7F) + (data[start - 1] << 7)
+            if at > end:
+                raise malformed(f"a series claims {at - start} bytes, {end - start} are there")
+            reader.series(start, at)
+            continue
         tag, at = varint(data, at, end)
-        if tag == (1 << 3 | LENGTH):
+        if tag == _SERIES:
             size, at = varint(data, at, end)
             if size > end - at:
                 raise malformed(f"a series claims {size} bytes, {end - at} are there")

@@ -9,7 +9,7 @@ series are spread over requests.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -91,6 +91,7 @@ def rows_of(
                 devices[node, entry.origin][device] = None
     placed = row_of[inverse] >= 0
     cells = _Cells(row_of[inverse][placed], column_of[inverse][placed], at_us[placed], values[placed])
+    cells = _in_units(cells, list(columns), tally)
     return _by_node(cells, list(rows), list(columns), devices, memory, site_id, now_us, tally), tally
 
 
@@ -117,6 +118,21 @@ class _Cells:
 
     def only(self, chosen: np.ndarray[Any, Any]) -> _Cells:
         return _Cells(self.row[chosen], self.column[chosen], self.at_us[chosen], self.value[chosen])
+
+    def tuples(self) -> Iterator[tuple[int, int, int, float]]:
+        """Return row, column, instant and value of each."""
+        return zip(self.row.tolist(), self.column.tolist(), self.at_us.tolist(), self.value.tolist(), strict=True)
+
+
+def _in_units(cells: _Cells, columns: list[tuple[Stream, str, Unit]], tally: Tally) -> _Cells:
+    """Return the cells with values as their columns have them, without those that cannot be taken."""
+    values = np.empty(len(cells.value))
+    for column, (stream, name, unit) in enumerate(columns):
+        chosen = cells.column == column
+        values[chosen] = converted(cells.value[chosen], unit, type_of(stream, name))
+    good = ~np.isnan(values)
+    tally.samples["unusable"] += int((~good).sum())
+    return _Cells(cells.row[good], cells.column[good], cells.at_us[good], values[good])
 
 
 def _by_node(
@@ -179,32 +195,25 @@ def _stream(
     filled: dict[str, dict[int, float]] = defaultdict(dict)
     idle: list[tuple[str, int, float]] = []
     kept = 0
-    for column in np.unique(cells.column).tolist():
+    for number, column, at_us, value in cells.tuples():
         of_stream, name, unit = columns[column]
         if of_stream is not stream:
             continue
-        some = cells.only(cells.column == column)
-        values = converted(some.value, unit, type_of(stream, name))
-        good = ~np.isnan(values)
-        tally.samples["unusable"] += int((~good).sum())
-        for number, at_us, value in zip(
-            some.row[good].tolist(), some.at_us[good].tolist(), values[good].tolist(), strict=True
-        ):
-            subject = rows[number].subject
-            if name == "cpu_idle_s":
-                idle.append((subject[1], at_us, value))
-                continue
-            taken: float | None = value
-            if unit == "violation":
-                taken = host.throttled_ns(known, subject[0], name, at_us, value)
-            if taken is None:
-                tally.samples["unit_not_known"] += 1
-                continue
-            row = table.setdefault((subject, at_us), len(table))
-            if name not in DERIVED:
-                kept += 1
-            held = filled[name].get(row)
-            filled[name][row] = taken if held is None or taken > held else held
+        subject = rows[number].subject
+        if name == "cpu_idle_s":
+            idle.append((subject[1], at_us, value))
+            continue
+        taken: float | None = value
+        if unit == "violation":
+            taken = host.throttled_ns(known, subject[0], name, at_us, value)
+        if taken is None:
+            tally.samples["unit_not_known"] += 1
+            continue
+        row = table.setdefault((subject, at_us), len(table))
+        kept += name not in DERIVED
+        values = filled[name]
+        held = values.get(row)
+        values[row] = taken if held is None or taken > held else held
     tally.samples["kept"] += kept
     _derive(filled, table, idle, known, tally)
     return _finished(stream, filled, table, known, now_us, tally)
