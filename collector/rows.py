@@ -13,7 +13,7 @@ from collector import wire
 from collector.wire import MAX_META_CHARACTERS, UNKNOWN_MODEL, DeviceRef, Stream
 
 _INTEGER_BITS: Final = {"i16": 15, "i32": 31, "i64": 63}
-_BOUNDS: Final = {kind: 2**bits for kind, bits in _INTEGER_BITS.items()}
+_BOUNDS: Final[dict[str, int]] = {kind: 2**bits for kind, bits in _INTEGER_BITS.items()}
 _F32_MAX: Final = 3.4028234e38
 _TYPES: Final = {stream: {entry.name: entry for entry in columns} for stream, columns in wire.COLUMNS.items()}
 _REQUIRED: Final = {
