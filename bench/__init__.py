@@ -6,7 +6,6 @@ BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
     "ingest.layouts": "bench.ingest_layouts",
-    "ingest.layouts": "bench.ingest_layouts",
     "ingest.otlp": "bench.ingest_otlp",
     "ingest.otlp.metrics": "bench.ingest_otlp_metrics",
     "ingest.disk": "bench.ingest_disk",
