@@ -35,6 +35,7 @@ _ATTRIBUTES: Final = 9
 _EVENTS: Final = 11
 _KEPT_FIELDS: Final = frozenset((1, 2, 4, 5, 6, 7, 8, 15))
 _STATUS_ERROR: Final = 2
+_SCALARS: Final = frozenset(("string_value", "int_value", "bool_value", "double_value"))
 
 Attribute = str | int | float | bool
 """Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
@@ -118,7 +119,7 @@ def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
 
 
 def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, of_evaluation: Names) -> Span:
-    events = span.events[:MAX_EVENTS]
+    events = span.events[:MAX_EVENTS] if span.events else ()
     return Span(
         span.trace_id.hex(),
         span.span_id.hex(),
@@ -178,17 +179,14 @@ def _attributes(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute
         if name in values and ranks.get(name, 0) <= rank:
             continue
         value = pair.value
-        kind = value.WhichOneof("value")
-        if kind == "string_value":
-            values[name] = value.string_value
-        elif kind == "int_value":
-            values[name] = value.int_value
-        elif kind == "bool_value":
-            values[name] = value.bool_value
-        elif kind == "double_value":
-            values[name] = value.double_value
-        else:
-            continue
+        # Which of its members is set costs as much to ask as to read one that is not, and nearly all are texts and counts.
+        found: Attribute = value.string_value or value.int_value
+        if not found:
+            kind = value.WhichOneof("value")
+            if kind not in _SCALARS:
+                continue
+            found = getattr(value, kind)
+        values[name] = found
         if rank or name in ranks:
             ranks[name] = rank
     return values
