@@ -56,7 +56,7 @@ AND charge_start_at >= %(from_at)s AND charge_start_at < %(to_at)s GROUP BY 1, 2
 _COMPARED: Final = """
 WITH charged AS (
     SELECT site_id, call_provider AS provider, call_model AS model, date_trunc('day', charge_start_at, 'UTC') AS day_at, currency,
-           count(*) AS rows, sum(billed_cost) AS billed_cost, sum(call_tokens) AS tokens, count(DISTINCT call_id) AS listed_calls
+           count(*) AS rows, sum(billed_cost) AS billed_cost, sum(call_tokens)::bigint AS tokens, count(DISTINCT call_id) AS listed_calls
     FROM imported_charges WHERE superseded_at IS NULL AND covers IS NOT NULL
     AND charge_start_at >= %(from_at)s AND charge_start_at < %(to_at)s GROUP BY 1, 2, 3, 4, 5
 )
@@ -68,7 +68,7 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS calls, count(*) FILTER (WHERE NOT usage_known) AS unknown,
            sum(coalesce(input_uncached_tokens, 0) + coalesce(cache_read_tokens, 0) + coalesce(cache_write_tokens, 0)
                + coalesce(output_text_tokens, 0) + coalesce(reasoning_tokens, 0) + coalesce(audio_tokens, 0)
-               + coalesce(image_tokens, 0)) AS tokens
+               + coalesce(image_tokens, 0))::bigint AS tokens
     FROM api_calls AS c WHERE c.site_id = charged.site_id AND c.called_at >= charged.day_at
     AND c.called_at < charged.day_at + interval '1 day'
     AND lower(c.provider) = lower(charged.provider) AND lower(c.model) = lower(charged.model)
