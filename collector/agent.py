@@ -86,8 +86,12 @@ class Agent:
         doorbell: Doorbell | None = None,
         service: ServiceManager | None = None,
         reload: Callable[[], bool] = lambda: False,
+        owing: Sequence[ProbeThread] = (),
     ) -> None:
-        """Compose what was made elsewhere; ``reload`` reads the settings anew and says whether they are others now."""
+        """Compose what was made elsewhere; ``reload`` reads the settings anew and says whether they are others now.
+
+        ``owing``: of an agent before this one, with probes this one has none of; they may still hold a driver.
+        """
         self.health = Health(clock.now())
         self.recorder = Recorder(
             spool,
@@ -110,6 +114,7 @@ class Agent:
         self._reload = reload
         self._release = Release(settings.release_file)
         self._released: str | None = None
+        self._owing = tuple(owing)
         self._holding: list[ProbeThread] = []
         self._governor = Governor(
             cap_ratio=settings.cpu_cap_percent / 100,
@@ -286,9 +291,15 @@ class Agent:
                 if device.release():
                     self.tell("released", device.name, code=1, detail=f"for {wanted}")
                 else:
-                    # Whoever waits to reset a GPU goes by ``released``: that is told once it is true.
-                    self._holding.append(device)
-                    self.tell("driver_held", device.name, detail=f"{wanted} waits: a driver call does not come back")
+                    self._is_held(device, wanted)
+        for device in self._owing:
+            if wanted is not None and not device.gone:
+                self._is_held(device, wanted)
+
+    def _is_held(self, device: ProbeThread, wanted: str) -> None:
+        # Whoever waits to reset a GPU goes by ``released``: that is told once it is true.
+        self._holding.append(device)
+        self.tell("driver_held", device.name, detail=f"{wanted} waits: a driver call does not come back")
 
     def _read_last(self, device: ProbeThread) -> None:
         """Take what the reading under way tells of events, so that none is lost to the release."""

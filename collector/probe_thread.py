@@ -7,6 +7,7 @@ is handed over with the next tick, and nothing piles up behind a call that does 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,8 @@ from collector.probe import Probe, Sweep
 T = TypeVar("T")
 
 _CLOSE_PATIENCE_S: Final = 1.0
+_OWED_S: Final = 0.5
+"""How often a probe that could not let go of its driver at the end is asked again."""
 
 
 class ExactReader(Protocol):
@@ -67,8 +70,12 @@ class _Call(Generic[T]):
 class ProbeThread:
     """One probe and its thread. Methods without another word belong to the main thread."""
 
-    def __init__(self, name: str, probe: Probe) -> None:
-        """Start the thread; the probe opens nothing before it is read."""
+    def __init__(self, name: str, probe: Probe, *, before: Sequence[ProbeThread] = ()) -> None:
+        """Start the thread; the probe opens nothing before it is read.
+
+        ``before`` are the closed ones of this name that may still hold the driver: while one does, this one has not let go of it.
+        """
+        self._before = tuple(before)
         self.name = name
         self.probe = probe
         self.released = False
@@ -77,6 +84,7 @@ class ProbeThread:
         self._sweep: _Call[Sweep] | None = None
         self._closing: _Call[None] | None = None
         self._stale = False
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name=f"probe-{name}", daemon=True)
         self._thread.start()
 
@@ -140,14 +148,19 @@ class ProbeThread:
         """Say whether a released probe has let go by now; where it still owes that to a call that hung, it is asked again."""
         if self._closing is not None and not self._closing.done:
             return False
-        if bool(getattr(self.probe, "released", True)):
-            return True
-        self._closing = self._submit(self.probe.close)
+        if self._lets_go:
+            return self._alone
+        if not self._ended:
+            self._closing = self._submit(self.probe.close)
         return False
 
     def begin_close(self) -> None:
-        """Let go of the driver and end the thread, without waiting for either; a call that never returns is left behind."""
+        """Let go of the driver and end the thread, without waiting for either; a call that never returns is left behind.
+
+        Where the probe owes that to a call that hangs, the thread goes on asking it, however long: nobody else does any more.
+        """
         self._closing = self._submit(self.probe.close)
+        self._ended = True
         self._calls.put(None)
 
     def closed(self, patience_s: float = _CLOSE_PATIENCE_S) -> bool:
@@ -157,7 +170,20 @@ class ProbeThread:
         with suppress(Exception):  # a probe that cannot close has let go of nothing, which is the answer
             self._closing.result(patience_s)
         self._sweep, self._stale = None, False
-        return self._closing.done and bool(getattr(self.probe, "released", True))
+        return self.gone and self._alone
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was closed, or released, and its own probe holds the driver no more."""
+        return self._closing is not None and self._closing.done and self._lets_go
+
+    @property
+    def _lets_go(self) -> bool:
+        return bool(getattr(self.probe, "released", True))
+
+    @property
+    def _alone(self) -> bool:
+        return all(earlier.gone for earlier in self._before)
 
     def _submit(self, ask: Callable[[], T]) -> _Call[T]:
         call = _Call(ask)
@@ -168,5 +194,9 @@ class ProbeThread:
         while True:
             call = self._calls.get()
             if call is None:
-                return
+                break
             call.make()
+        while not self._lets_go:
+            time.sleep(_OWED_S)
+            with suppress(Exception):  # asked again
+                self.probe.close()

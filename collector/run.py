@@ -1,6 +1,6 @@
 """Composes an agent from its settings and runs it, again with others where it was told to read them anew.
 
-It owns what outlives a reload: nothing but the process. It measures and sends nothing itself.
+It owns what outlives a reload: the process, and probes that still owe their driver its closing. It measures and sends nothing itself.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Runner:
         self._next: Settings | None = None
         self._refused: str | None = None
         self._agent: Agent | None = None
+        self._owing: list[ProbeThread] = []
+        """Closed, but for a driver call that hung: they go on closing by themselves."""
         self._doorbell = Doorbell()
         self._service = ServiceManager(os.environ, os.getpid())
 
@@ -97,7 +99,7 @@ class Runner:
             around = Around(clock, boot_id, dict(probes), spool, self._devices)
             # Readings of now beside a trace of then would be neither.
             sources = make_sources(settings, around) if self._replay is None else []
-            devices = [ProbeThread(name, probe) for name, probe in probes]
+            devices = self._threads(probes)
             agent = self._agent = Agent(
                 settings,
                 devices,
@@ -109,6 +111,7 @@ class Runner:
                 doorbell=self._doorbell,
                 service=self._service,
                 reload=self._reload,
+                owing=[device for device in self._owing if device.name not in dict(probes)],
             )
             try:
                 self._add_helpers(agent, settings, spool, clock)
@@ -128,11 +131,19 @@ class Runner:
                 return agent.run(stop)
             finally:
                 stop.set()
+                self._owing = [device for device in (*self._owing, *devices) if not device.gone]
                 if sender:
                     # What is on its way may arrive; what is not stays in the spool. A disk that hangs keeps the sender too.
                     sender.join(DRAIN_S if agent.stored else 0.0)
                 if agent.stored and (sender is None or not sender.is_alive()):
                     spool.close()
+
+    def _threads(self, probes: list[tuple[str, Probe]]) -> list[ProbeThread]:
+        owing = self._owing
+        return [
+            ProbeThread(name, probe, before=[device for device in owing if device.name == name])
+            for name, probe in probes
+        ]
 
     def _probes(self, settings: Settings, spool: Spool, clock: Clock, boot_id: str) -> list[tuple[str, Probe]]:
         if self._replay is not None:

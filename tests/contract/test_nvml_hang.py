@@ -8,6 +8,7 @@ import time
 import pytest
 
 from collector.probe.nvml_reader import MAX_HANGING
+from collector.probe_thread import ProbeThread
 from tests.fakes.nvml.build import FakeNvml
 from tests.fakes.nvml.harness import Node, kinds, values_of
 
@@ -207,3 +208,26 @@ def test_closing_lets_go_of_everything(nvml: FakeNvml) -> None:
     node.probe.close()
     assert nvml.held == (0, 0)
     assert node.probe.released
+
+
+def test_a_probe_made_anew_during_a_hang_has_let_go_only_when_the_one_before_it_has(nvml: FakeNvml) -> None:
+    nvml.configure(2, faults="hang:0:*@5-1000")
+    node = Node(nvml, patience_s=PATIENCE_S)
+    before = ProbeThread("nvml", node.probe)
+    node.sweep()
+    node.sweep(5.0)
+    before.begin_close()  # as a reload of the settings does
+    assert not before.closed(0.2)
+    again = Node(nvml, patience_s=PATIENCE_S)
+    after = ProbeThread("nvml", again.probe, before=[before])
+    after.ask()
+    assert after.sweep(5.0) is not None
+    assert not after.release()
+    assert nvml.held[0] > 0
+    nvml.release()
+    until_s = time.monotonic() + 5.0
+    while not after.let_go() and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert nvml.held[0] == 0
+    after.begin_close()
+    assert after.closed(1.0)

@@ -96,6 +96,7 @@ class Stand:
         self.agent: Agent | None = None
         self.reload: Callable[[], bool] = lambda: False
         self.overdue_s = 15.0
+        self.owing: list[ProbeThread] = []
 
     def run(self) -> Ending:
         sources = SourceThreads(
@@ -112,6 +113,7 @@ class Stand:
             boot_id="boot",
             doorbell=self.doorbell,
             reload=self.reload,
+            owing=self.owing,
         )
         self.agent.beside += self.beside
         return self.agent.run(threading.Event())

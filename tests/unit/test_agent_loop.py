@@ -18,6 +18,7 @@ import pytest
 from collector.agent import Ending
 from collector.errors import LibraryReplacedError
 from collector.probe import DeviceEvent, Observation, Row, Sweep
+from collector.probe_thread import ProbeThread
 from collector.ship import Shipper
 from collector.source_thread import Seen
 from collector.wire import DeviceRef, Feed, Reading, Stream
@@ -316,6 +317,37 @@ def test_a_release_is_told_once_the_driver_is_really_let_go_of(stand: Stand) -> 
     assert told_after == [4]
     assert events(stand)[1:3] == [("driver_held", "nvml"), ("released", "nvml")]
     assert [row["code"] for row in rows(stand, Stream.NODE_EVENT) if row["kind"] == "released"] == [1]
+
+
+def test_a_driver_that_an_agent_before_still_holds_is_told_though_its_probe_is_switched_off(stand: Stand) -> None:
+    class Held(ScriptedProbe):
+        released = False
+
+    held = Held(stand.clock, readings=1)
+    owing = ProbeThread("nvml", held)
+    owing.begin_close()
+    stand.owing.append(owing)
+    probe = ScriptedProbe(stand.clock, readings=6)
+    probe.before_read = lambda left: ring(stand, signal.SIGUSR1) if left == 4 else None
+    stand.probes["dcgm"] = probe
+    freed = False
+
+    def during(duration_s: float) -> None:
+        nonlocal freed
+        time.sleep(0.002)
+        stand.clock.advance(duration_s)
+        agent = stand.agent
+        assert agent is not None
+        if agent.health.events["driver_held"] and not freed:
+            freed = True
+            assert agent.health.events["released"] == 1
+            held.released = True  # the call came back
+        if agent.health.events["released"] == 2:
+            ring(stand, signal.SIGTERM)
+
+    stand.clock.wait = during  # type: ignore[method-assign]
+    stand.run()
+    assert events(stand)[1:4] == [("released", "dcgm"), ("driver_held", "nvml"), ("released", "nvml")]
 
 
 def ring(stand: Stand, number: int) -> None:

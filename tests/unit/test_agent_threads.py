@@ -10,7 +10,7 @@ import pytest
 
 from collector.clock import SystemClock
 from collector.doorbell import Doorbell
-from collector.probe import Observation
+from collector.probe import Observation, Sweep
 from collector.probe_thread import ProbeThread
 from collector.source_thread import MAX_WAITING, Seen, SourceThreads
 from collector.wire import Stream
@@ -70,6 +70,45 @@ def test_closing_a_probe_that_hangs_takes_a_bounded_time_and_says_so() -> None:
     assert not device.closed(1.0)
     assert time.monotonic() - began_s < 2.0
     gate.set()
+
+
+class Owing(ScriptedProbe):
+    """Can let go of its driver only once the call that hangs has returned, as the probe of the driver's library."""
+
+    returned = False
+    released = True
+
+    def read(self) -> Sweep:
+        self.released = False
+        return super().read()
+
+    def close(self) -> None:
+        super().close()
+        self.released = self.released or self.returned
+
+
+def test_what_a_closed_probe_owes_it_does_by_itself_and_until_then_the_next_one_has_not_let_go() -> None:
+    owing, fresh = Owing(FixedClock(), readings=10), Owing(FixedClock(), readings=10)
+    fresh.returned = True
+    before = ProbeThread("nvml", owing)
+    before.ask()
+    assert before.sweep(1.0) is not None
+    before.begin_close()
+    assert not before.closed(0.2)
+    after = ProbeThread("nvml", fresh, before=[before])
+    after.ask()
+    assert after.sweep(1.0) is not None
+    assert not after.release()
+    assert not after.let_go()
+    owing.returned = True
+    until_s = time.monotonic() + 5
+    freed = False
+    while not freed and time.monotonic() < until_s:
+        time.sleep(0.01)
+        freed = after.let_go()
+    assert freed
+    after.begin_close()
+    assert after.closed(1.0)
 
 
 def test_a_source_s_fault_is_counted_and_it_is_read_again() -> None:
