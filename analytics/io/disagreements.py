@@ -23,7 +23,16 @@ UNKNOWN_TO_SCHEDULER: Final = "job_unknown_to_scheduler"
 """Agents see a job of a cluster whose scheduler is watched and does not know it."""
 SCHEDULERS_DISAGREE: Final = "schedulers_disagree"
 """Two schedulers' words on what a job holds differ."""
-KINDS: Final = (HELD_AFTER_END, DEVICES_DISAGREE, UNSEEN_BY_AGENT, UNKNOWN_TO_SCHEDULER, SCHEDULERS_DISAGREE)
+DEVICES_UNKNOWN: Final = "node_devices_unknown"
+"""A scheduler gave jobs accelerators of a node of which no device is known: their time is in no bill."""
+KINDS: Final = (
+    HELD_AFTER_END,
+    DEVICES_DISAGREE,
+    UNSEEN_BY_AGENT,
+    UNKNOWN_TO_SCHEDULER,
+    SCHEDULERS_DISAGREE,
+    DEVICES_UNKNOWN,
+)
 LOOK_BACK: Final = timedelta(days=7)
 SETTLED_AFTER: Final = timedelta(minutes=15)
 """Words of one event come within minutes: an epilog, slurmdbd's delay, a round of a watcher."""
@@ -102,7 +111,19 @@ FROM jobs JOIN job_reports AS reports ON reports.job_id = jobs.id AND reports.so
 WHERE coalesce(jobs.ended_at, %(now)s) > %(from)s
 GROUP BY jobs.id HAVING count(DISTINCT reports.facts -> 'holds' -> 1) > 1
 """
-_QUERIES: Final = (_HELD_AFTER_END, _DEVICES_DISAGREE, _UNSEEN, _UNKNOWN, _SCHEDULERS)
+# Of a node, not of a job: one finding however many jobs ran there.
+_DEVICES_UNKNOWN: Final = """
+SELECT 'node_devices_unknown/' || nodes.id, nodes.site_id, 'node_devices_unknown', NULL::bigint, min(held.start_at),
+       max(coalesce(held.end_at, %(now)s)),
+       jsonb_build_object('node', nodes.name, 'jobs', count(DISTINCT held.job_id), 'accelerators', max(held.accelerators),
+                          'unbilled_accelerator_s', round(sum(held.accelerators
+                              * extract(epoch FROM coalesce(held.end_at, %(now)s) - held.start_at)))), max(jobs.origin)
+FROM allocations AS held JOIN nodes ON nodes.id = held.node_id JOIN jobs ON jobs.id = held.job_id
+WHERE held.superseded_at IS NULL AND coalesce(held.end_at, %(now)s) > %(from)s AND held.start_at < %(now)s - %(settled)s
+AND NOT EXISTS (SELECT FROM placements WHERE placements.node_id = nodes.id AND placements.superseded_at IS NULL)
+GROUP BY nodes.id
+"""
+_QUERIES: Final = (_HELD_AFTER_END, _DEVICES_DISAGREE, _UNSEEN, _UNKNOWN, _SCHEDULERS, _DEVICES_UNKNOWN)
 _RAISE: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, job_id, start_at, end_at, evidence, confidence, origin)
 SELECT dedupe_key, site_id, kind, job_id, start_at, greatest(start_at, end_at), evidence, 1.0, origin
@@ -115,7 +136,7 @@ RETURNING dedupe_key, kind, xmax = 0
 _WITHDRAW: Final = """
 UPDATE findings SET withdrawn_at = %(now)s
 WHERE kind = ANY (%(kinds)s) AND withdrawn_at IS NULL AND dedupe_key <> ALL (%(found)s)
-AND job_id IN (SELECT id FROM jobs WHERE coalesce(ended_at, %(now)s) > %(from)s)
+AND (job_id IN (SELECT id FROM jobs WHERE coalesce(ended_at, %(now)s) > %(from)s) OR (job_id IS NULL AND end_at > %(from)s))
 """
 
 

@@ -162,3 +162,12 @@ def test_two_schedulers_that_tell_of_other_holdings_are_found_and_the_first_in_r
     scheduler(fleet, "7", 15, count=3, source="other")
     assert found(fleet) == {"schedulers_disagree": 1}
     assert fleet.rows("SELECT accelerators FROM allocations WHERE superseded_at IS NULL") == [(2,)]
+
+
+def test_a_node_whose_devices_nobody_knows_is_found_once_with_what_is_in_no_bill(fleet: SmallFleet) -> None:
+    holds = [{"node": "n2", "accelerators": 4}]
+    scheduler(fleet, "7", 30, holds=holds)
+    scheduler(fleet, "8", 15, holds=holds)
+    assert found(fleet) == {"node_devices_unknown": 1}
+    # 4 devices for 30 and for 15 minutes.
+    assert evidence(fleet) == {"node": "n2", "jobs": 2, "accelerators": 4, "unbilled_accelerator_s": 10_800}
