@@ -54,7 +54,7 @@ class _Lane:
 class Recorder:
     """The way from a sweep or an observation to a durable batch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what every batch says of its sender
         self,
         spool: Spool,
         clock: Clock,
@@ -65,8 +65,12 @@ class Recorder:
         batch_us: int,
         labels: dict[str, str],
         boot_id: str = "unknown",
+        writer: Writer | None = None,
     ) -> None:
-        """Write batches of ``batch_us`` worth of rows for ``node``; ``boot_id`` is for a node without a device."""
+        """Write batches of ``batch_us`` worth of rows for ``node``; ``boot_id`` is for a node without a device.
+
+        ``writer``: of the recorder before this one, for the same spool, with the rows that still wait.
+        """
         self.state = RecorderState()
         self.clock_offset_us: int | None = None
         """By how much this clock is ahead of the server's, where that was measured; travels in each batch."""
@@ -81,7 +85,9 @@ class Recorder:
         self._lanes: dict[str, _Lane] = {}
         self._node_epoch = Epoch(boot_id, 0, Feed.NATIVE, Origin.LIVE)
         self._unread = _Lane(UNREAD_LANE, RowBuilder(period_us=period_us, row_us=row_us), epoch=self._node_epoch)
-        self.writer = Writer(spool, clock, self._body, self.state)
+        self.writer = writer or Writer(spool, clock, self._body, self.state)
+        if writer is not None:
+            writer.serve(clock, self._body, self.state)
         self._last_due_us = 0
 
     def record(self, tick: Tick, sweep: Sweep, probe: str = "nvml") -> None:

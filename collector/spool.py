@@ -92,6 +92,7 @@ class Spool:
         self.max_bytes = max_bytes
         self.damaged_files: list[Path] = []
         """Where damaged files went since this object was made; their batches are not sent."""
+        self._damaged_taken = 0
         self._lock = threading.RLock()
         self._reserve = Reserve(path)
         self._owed = {lane: Owed() for lane in Lane}
@@ -244,6 +245,12 @@ class Spool:
         """Let go of a fact, durably."""
         with self._transaction() as db:
             db.execute("DELETE FROM facts WHERE name = ?", (name,))
+
+    def take_damaged(self) -> list[Path]:
+        """Return where damaged files went since the last call."""
+        taken = self.damaged_files[self._damaged_taken :]
+        self._damaged_taken += len(taken)
+        return taken
 
     def close(self) -> None:
         """Close the file; the WAL is folded in by the last connection."""

@@ -47,6 +47,10 @@ class RecorderState:
     """Rows of sources and probes that were left out, by what was wrong with them."""
 
 
+Encode = Callable[["Pending", str, int], bytes]
+"""Makes a body of rows, the spool's uuid and a sequence."""
+
+
 @dataclass(slots=True)
 class Pending:
     """Rows of one lane and epoch that are not in the spool yet."""
@@ -61,6 +65,8 @@ class Pending:
     """Whether it is being stored: nobody else may touch it."""
     noted: bool = False
     """Whether its epoch has to be remembered before it is stored."""
+    encode: Encode | None = None
+    """What makes a body of it: rows that were kept under other settings are told as they were meant."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -89,13 +95,11 @@ class Pending:
 class Writer:
     """The rows that wait, and the thread that stores them."""
 
-    def __init__(
-        self, spool: Spool, clock: Clock, encode: Callable[[Pending, str, int], bytes], state: RecorderState
-    ) -> None:
-        """Store in ``spool`` what ``encode`` makes of rows, the spool's uuid and a sequence; count in ``state``."""
+    def __init__(self, spool: Spool, clock: Clock, encode: Encode, state: RecorderState) -> None:
+        """Store in ``spool`` what ``encode`` makes of rows; count in ``state``."""
+        self.spool = spool
         self.held: SpoolState | None = None
         """What the spool held when that was asked last; None until the answer is there."""
-        self._spool = spool
         self._clock = clock
         self._encode = encode
         self._state = state
@@ -114,6 +118,19 @@ class Writer:
         """Rows in memory."""
         return self._rows
 
+    def serve(self, clock: Clock, encode: Encode, state: RecorderState) -> None:
+        """Go on for another recorder; what waits already is stored before what that one keeps."""
+        with self._lock:
+            self._clock, self._encode, self._state, self.held = clock, encode, state, None
+
+    def known_epochs(self) -> dict[str, tuple[str, int]]:
+        """Return boot and driver epoch of each lane that has one, the last that was kept, stored or not."""
+        with self._lock:
+            waiting = {
+                entry.lane: (entry.epoch.boot_id, entry.epoch.driver_epoch) for entry in self._pending if entry.noted
+            }
+            return {**self._epochs, **waiting}
+
     def keep(
         self,
         lane: str,
@@ -128,8 +145,8 @@ class Writer:
         rows = tuple(rows)
         with self._lock:
             last = next((entry for entry in reversed(self._pending) if entry.lane == lane), None)
-            if last is None or last.in_hand or last.epoch != epoch:
-                last = Pending(lane, epoch, devices, noted=noted)
+            if last is None or last.in_hand or last.epoch != epoch or last.encode != self._encode:
+                last = Pending(lane, epoch, devices, noted=noted, encode=self._encode)
                 self._pending.append(last)
             last.devices = devices
             last.streams.setdefault(stream, deque()).extend(rows)
@@ -156,7 +173,9 @@ class Writer:
         self._answered.wait(patience_s)
 
     def start(self) -> None:
-        """Store in a thread from now on."""
+        """Store in a thread from now on; nothing happens where that runs already."""
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -199,7 +218,7 @@ class Writer:
         if self._held_asked:
             self._held_asked = False
             try:
-                self.held = self._spool.state()
+                self.held = self.spool.state()
             except SpoolError as error:
                 _LOG.debug("what the spool holds is unknown: %s", error)
             self._answered.set()
@@ -223,7 +242,7 @@ class Writer:
         """Store one batch; False where the spool could not take it now."""
         try:
             self._note_epoch(entry)
-            self._spool.put(partial(self._encode, entry), self._clock.now().wall_us)
+            self.spool.put(partial(entry.encode or self._encode, entry), self._clock.now().wall_us)
         except SpoolError as error:
             self._state.spool_failures += 1
             _LOG.error("batch kept in memory, %d rows wait: %s", self._rows, error)
@@ -247,7 +266,7 @@ class Writer:
         """Remember the epoch before any batch of it is stored: a restart must not give its number to another."""
         epoch = (entry.epoch.boot_id, entry.epoch.driver_epoch)
         if entry.noted and self._epochs.get(entry.lane) != epoch:
-            self._spool.remember(epoch_fact(entry.lane), f"{epoch[0]} {epoch[1]}")
+            self.spool.remember(epoch_fact(entry.lane), f"{epoch[0]} {epoch[1]}")
             self._epochs[entry.lane] = epoch
 
     def _drop_one(self) -> bool:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from collector.probe import Epoch
 from collector.spool import Spool
 from collector.wire import DeviceRef, Feed, Origin, Stream
-from collector.writer import MAX_PENDING_ROWS, Pending, RecorderState, Writer
+from collector.writer import MAX_PENDING_ROWS, Encode, Pending, RecorderState, Writer
 from tests.fakes.agent import ScriptedProbe, Stand
 from tests.fakes.clock import FixedClock
 
@@ -116,6 +117,39 @@ def test_the_epoch_s_number_is_on_the_disk_before_the_first_batch_of_it(tmp_path
         writer.keep(lane, EPOCH, DEVICES, Stream.DEVICE, [{"at_us": 1}], noted=noted)
         writer.store()
     assert told == ["driver_epoch=boot 3", "put", "put", "driver_epoch:amd=boot 3", "put", "put"]
+    spool.close()
+
+
+def test_what_waits_for_the_disk_is_handed_on_and_told_as_it_was_meant(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db", max_bytes=1 << 20)
+
+    def bodies(name: str) -> Encode:
+        return lambda entry, _uuid, _sequence: f"{name} {len(entry)} of {entry.epoch.driver_epoch}".encode()
+
+    def keep(epoch: Epoch) -> None:
+        writer.keep("nvml", epoch, DEVICES, Stream.DEVICE, [{"at_us": 1}], noted=True)
+
+    before, after = RecorderState(), RecorderState()
+    writer = Writer(spool, FixedClock(), bodies("before"), before)
+    keep(EPOCH)
+    writer.store()
+    other = taken_by_another(spool.path)
+    spool._db.execute("PRAGMA busy_timeout = 10")
+    keep(replace(EPOCH, driver_epoch=4))
+    writer.store()
+    assert (before.spool_failures, writer.waiting_rows) == (1, 1)
+    assert writer.known_epochs() == {"nvml": ("boot", 4)}  # also of what is not on the disk yet
+    writer.serve(FixedClock(), bodies("after"), after)
+    for _ in range(2):
+        keep(replace(EPOCH, driver_epoch=4))
+    other.rollback()
+    other.close()
+    writer.store()
+    found: list[str] = []
+    while (batch := spool.oldest(after=len(found))) is not None:
+        found.append(batch.body.decode())
+    assert found == ["before 1 of 3", "before 1 of 4", "after 2 of 4"]
+    assert (before.batches, after.batches, after.dropped_rows) == (1, 2, 0)
     spool.close()
 
 
