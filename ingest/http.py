@@ -24,6 +24,7 @@ _ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
 """What RFC 8878 asks every decoder to take; a frame that wants more memory is refused."""
 _ZSTD_STEP_BYTES: Final = 1024
 """Compressed bytes a step: at the format's best ratio these are 32 MiB, so a bomb is noticed after that."""
+_NO_CONTENT: Final = 204
 Answered = Counter[tuple[str, str]]
 """Bodies answered by (endpoint, outcome): counted in place, as an instrument call costs a tenth of a small body."""
 
@@ -86,11 +87,10 @@ class Endpoint:
             answer = self._failure(None if content_type is None else content_type.decode("latin-1"), error)
             extra = error.headers()
         self._answered[self._name, answer.outcome] += 1
-        fields = [
-            (b"content-type", answer.content_type.encode()),
-            (b"content-length", str(len(answer.body)).encode()),
-            *((name.encode(), value.encode()) for name, value in extra.items()),
-        ]
+        fields = [(name.encode(), value.encode()) for name, value in extra.items()]
+        if answer.status != _NO_CONTENT:  # such an answer has neither type nor length (RFC 9110)
+            fields.append((b"content-type", answer.content_type.encode()))
+            fields.append((b"content-length", str(len(answer.body)).encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from collector.wire import MAX_META_CHARACTERS, DeviceRef, Origin, Stream, cleaned
+from collector.wire import MAX_META_CHARACTERS, UNKNOWN_MODEL, DeviceRef, Origin, Stream, cleaned
 from ingest.series.names import COUNTED_ELSEWHERE, DCGM, DCGM_HEALTH, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
 
 NODE_LABELS: Final = (
@@ -116,7 +116,7 @@ def _of_device(
     uuid = _label(labels, "UUID", "gpu_uuid", "uuid")
     if uuid is None:
         return Skip(name, "bad_labels")
-    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or "unknown"
+    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or UNKNOWN_MODEL
     board = _board(uuid, model, _label(labels, "pci_bus_id"))
     number = labels.get("GPU_I_ID", "")
     if meaning.board or not (number.isdecimal() and number.isascii() and len(number) <= _MOST_INSTANCES_DIGITS):
@@ -203,7 +203,7 @@ def _of_hardware(name: str, labels: Mapping[str, str], node: str | None, origin:
                 return Skip(name, "bad_labels")
             # The identity is unique on its host only, unless it is the vendor's own.
             uuid = identity if identity.startswith(("GPU-", "MIG-")) else f"hw:{node or ''}/{identity}"
-            model = _label(labels, "hw.model", "hw.name") or "unknown"
+            model = _label(labels, "hw.model", "hw.name") or UNKNOWN_MODEL
             vendor = _label(labels, "hw.vendor") or ("nvidia" if identity.startswith(("GPU-", "MIG-")) else "unknown")
             device = DeviceRef(uuid[:MAX_META_CHARACTERS], model, vendor=vendor.lower())
             column, unit = entry.device.column, entry.device.unit

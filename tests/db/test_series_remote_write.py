@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -69,7 +72,7 @@ def test_a_scrape_of_a_device_is_a_row_of_its_columns(db: Database) -> None:
 
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await write(client, site.site_token, write_request(*device_series("GPU-1", at_ms, values)))
-        assert (answer.status_code, answer.content) == (204, b"")
+        assert (answer.status_code, answer.content, dict(answer.headers)) == (204, b"", {})
 
     run(Settings(db), scenario)
     found = rows(
@@ -318,3 +321,56 @@ def test_meters_known_by_series_alone_never_bill(db: Database) -> None:
 
     run(Settings(db), scenario)
     assert rows(db, "SELECT name, bills FROM meters") == [("rapl/intel-rapl:0", False)]
+
+
+def test_every_captured_body_is_accepted_over_http(db: Database, shared: Path) -> None:
+    site = site_of(db)
+    folder = shared / "captures/otlp"
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for body in sorted((folder / "prometheus").glob("*.snappy")):
+            assert (await write(client, site.site_token, body.read_bytes())).status_code == 204, body.name
+        exports = sorted(folder.glob("*/metrics-*.raw.bin"))
+        assert len(exports) == 7
+        for body in exports:
+            told = json.loads(body.with_name(body.name.replace("raw.bin", "headers.json")).read_text())
+            given = {name: told[name] for name in ("content-type", "content-encoding") if name in told}
+            answer = await export(client, site.site_token, body.read_bytes(), **given)
+            assert (answer.status_code, answer.content) == (200, b""), body
+        example = (shared / "data/fixtures/otlp/metrics.json").read_bytes()
+        answer = await export(client, site.site_token, example, **{"content-type": "application/json"})
+        assert (answer.status_code, answer.json()) == (200, {})
+
+    run(Settings(db), scenario)
+    query = "SELECT engines.name, requests_running, generation_tokens FROM engine_samples JOIN engines ON engines.id = engine_id"
+    assert set(rows(db, query)) == {("127.0.0.1:18091", 3, 48_210)}
+
+
+def test_hostile_bytes_are_never_an_error_of_ours(db: Database) -> None:
+    site, at_ms = site_of(db), now_ms()
+    injected = "'; DROP TABLE devices; --"
+    good = [
+        *device_series(injected, at_ms, {"DCGM_FI_DEV_POWER_USAGE": 1.0}, injected),
+        series(device_labels("DCGM_FI_DEV_POWER_USAGE", "GPU-\x00\n", "n"), (1.0, at_ms)),
+        series(
+            {"__name__": "node_rapl_package_joules_total", "path": "\x1b[31m" + injected, "node": "n"}, (1.0, at_ms)
+        ),
+        series({"__name__": injected * 10, "node": "n"}, (1.0, at_ms)),
+        series(device_labels("DCGM_FI_DEV_POWER_USAGE", "GPU-9"), (1.7e308, at_ms), (1.0, 2**63 - 1), (1.0, 0)),
+    ]
+    plain = b"".join(good)
+    chance = random.Random(4)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await write(client, site.site_token, write_request(*good))
+        assert answer.json()["detail"] == "kept but for what cannot be: 1 before_2000; 1 from_the_future"
+        for _ in range(60):
+            spoiled = bytearray(plain)
+            for _ in range(chance.randint(1, 4)):
+                spoiled[chance.randrange(len(spoiled))] = chance.randrange(256)
+            answer = await write(client, site.site_token, write_request(bytes(spoiled)))
+            assert answer.status_code in (204, 400, 413), answer.text
+
+    run(Settings(db), scenario)
+    assert (injected,) in rows(db, "SELECT uuid FROM devices")
+    assert (injected,) in rows(db, "SELECT name FROM nodes")
