@@ -31,10 +31,11 @@ exec 9>"$cache/$1.lock"
 flock 9 # two runs at once: the second finds what the first fetched
 if [ -x "$bin/postgres" ]; then echo "$bin"; exit; fi
 
-# The last suite of main that apt is configured with tells the mirror; a machine of another release uses the same one.
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(COMPONENT)' 'Created-By: Packages' |
-  awk '$2 == "main" && $1 ~ /\/debian\/?$/ {print $1; exit}')
-[ -n "$mirror" ] || fail "apt on this machine knows no Debian mirror (a repository .../debian with the component main)"
+# Where this machine gets its own release from (a mirror list, a snapshot), or any repository that is called debian.
+own=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-none}") || own=none
+mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+  awk -v own="$own" '$3 == "main" && $1 !~ /security/ && ($2 == own || $1 ~ /\/debian(\/|$)/) {print $1; exit}')
+[ -n "$mirror" ] || fail "apt on this machine knows no Debian mirror (a repository of its release, or .../debian, with the component main)"
 
 work=$(mktemp -d "$cache/.$1-XXXXXX")
 trap 'rm -rf "$work"' EXIT
