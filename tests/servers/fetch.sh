@@ -8,6 +8,7 @@
 # unpacks them, and each program is started by the C library it came with. The mirror is the one this machine's apt uses. What was
 # fetched is kept (WATTLEDGER_TEST_CACHE, else /var/cache/wattledger for root, ~/.cache/wattledger for others); remove it to renew it.
 set -euo pipefail
+umask 022 # who runs the server is not who fetches it
 
 fail() { echo "tests/servers/fetch.sh: $*" >&2; exit 1; }
 
