@@ -87,10 +87,12 @@ class Agent:
         service: ServiceManager | None = None,
         reload: Callable[[], bool] = lambda: False,
         owing: Sequence[ProbeThread] = (),
+        release: Release | None = None,
     ) -> None:
         """Compose what was made elsewhere; ``reload`` reads the settings anew and says whether they are others now.
 
         ``owing``: of an agent before this one, with probes this one has none of; they may still hold a driver.
+        ``release``: whether devices are let go, where that began before this agent.
         """
         self.health = Health(clock.now())
         self.recorder = Recorder(
@@ -112,7 +114,7 @@ class Agent:
         self._doorbell = doorbell
         self._service = service or ServiceManager({}, 0)
         self._reload = reload
-        self._release = Release(settings.release_file)
+        self._release = release or Release(settings.release_file)
         self._released: str | None = None
         self._owing = tuple(owing)
         self._holding: list[ProbeThread] = []
@@ -154,6 +156,8 @@ class Agent:
         self.tell("agent_started")
         self.recorder.writer.start()
         self._sources.start()
+        # Before anything beside the loop can open a driver that somebody waits for.
+        self._follow_release()
         for helper in self.beside:
             helper.start()
         self._service.ready()

@@ -16,6 +16,10 @@ class Release:
         self._flag_file = flag_file
         self._by_signal = False
 
+    def watch(self, flag_file: str) -> None:
+        """Watch another file from now on; what was asked by signal stays asked."""
+        self._flag_file = flag_file
+
     def toggle(self) -> None:
         """Ask for the devices, or give them back: what the signal means."""
         self._by_signal = not self._by_signal

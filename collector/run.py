@@ -1,6 +1,6 @@
 """Composes an agent from its settings and runs it, again with others where it was told to read them anew.
 
-It owns what outlives a reload: the process, and probes that still owe their driver its closing. It measures and sends nothing itself.
+It owns what outlives a reload: the process, probes that still owe their driver its closing, and a release by signal. It measures and sends nothing itself.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collector.probe import Probe
 from collector.probe.replay import ReplayProbe
 from collector.probe_thread import ProbeThread
 from collector.recorder import agent_version
+from collector.release import Release
 from collector.service import ServiceManager
 from collector.ship import BODIES_PER_S, DRAIN_S, TIMEOUT, Shipper
 from collector.source_thread import SourceThreads
@@ -58,6 +59,9 @@ class Runner:
         self._agent: Agent | None = None
         self._owing: list[ProbeThread] = []
         """Closed, but for a driver call that hung: they go on closing by themselves."""
+        self._release = Release()
+        self._left_released = False
+        """Whether the agent before ended while the devices were let go: counters may have been reset since it read them."""
         self._doorbell = Doorbell()
         self._service = ServiceManager(os.environ, os.getpid())
 
@@ -100,6 +104,7 @@ class Runner:
             # Readings of now beside a trace of then would be neither.
             sources = make_sources(settings, around) if self._replay is None else []
             devices = self._threads(probes)
+            self._release.watch(settings.release_file)
             agent = self._agent = Agent(
                 settings,
                 devices,
@@ -111,6 +116,7 @@ class Runner:
                 doorbell=self._doorbell,
                 service=self._service,
                 reload=self._reload,
+                release=self._release,
                 owing=[device for device in self._owing if device.name not in dict(probes)],
             )
             try:
@@ -131,6 +137,7 @@ class Runner:
                 return agent.run(stop)
             finally:
                 stop.set()
+                self._left_released = agent.released
                 self._owing = [device for device in (*self._owing, *devices) if not device.gone]
                 if sender:
                     # What is on its way may arrive; what is not stays in the spool. A disk that hangs keeps the sender too.
@@ -149,7 +156,9 @@ class Runner:
         if self._replay is not None:
             # Counters of a trace start over at each replay, so each replay is a boot of its own.
             return [("replay", ReplayProbe(self._replay, clock, boot_id=f"replay-{uuid.uuid4()}"))]
-        epochs = {name: _known_epoch(spool, name, boot_id) for name in _PROBES}
+        # What the agent before knew of the counters, to see whether they went on, went with it.
+        beyond = 1 if self._left_released else 0
+        epochs = {name: _known_epoch(spool, name, boot_id) + beyond for name in _PROBES}
         return make_probes(settings, clock, boot_id=boot_id, driver_epochs=epochs)
 
     def _devices(self) -> tuple[DeviceRef, ...]:

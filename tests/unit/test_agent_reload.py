@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from collector import run
+from collector.agent import Ending
 from collector.config import Settings
 from collector.probe import Probe
 from collector.run import Runner
@@ -58,3 +62,33 @@ def test_what_a_probe_owes_its_driver_is_asked_for_after_the_reload(
     assert device.let_go()
     runner._run_once(settings)
     assert runner._owing == []
+
+
+def test_devices_that_were_let_go_by_signal_stay_so_over_a_reload_and_come_back_in_a_new_driver_epoch(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    made: list[ScriptedProbe] = []
+
+    def make(*_args: object, driver_epochs: dict[str, int], **_names: object) -> list[tuple[str, Probe]]:
+        epochs.append(driver_epochs["nvml"])
+        made.append(ScriptedProbe(FixedClock(), readings=1_000))
+        return [("nvml", made[-1])]
+
+    monkeypatch.setattr(run, "make_probes", make)
+    others = replace(settings, labels="rack=r1")
+    runner = Runner(settings, lambda: others)
+
+    def once(with_settings: Settings, *numbers: int) -> Ending:
+        timers = [threading.Timer(0.3 * (at + 1), runner._doorbell._note, [number, None]) for at, number in enumerate(numbers)]  # fmt: skip
+        for timer in timers:
+            timer.start()
+        return runner._run_once(with_settings)
+
+    assert once(settings, signal.SIGUSR1, signal.SIGHUP) is Ending.RELOAD
+    assert made[0].opened == 1
+    assert once(others, signal.SIGTERM) is Ending.STOPPED
+    assert made[1].opened == 0
+    assert once(others, signal.SIGUSR1, signal.SIGTERM) is Ending.STOPPED
+    assert made[2].opened == 1
+    assert epochs == [0, 1, 1]
