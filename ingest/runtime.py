@@ -94,6 +94,7 @@ class Runtime:
         """Write what waits, then let go of everything."""
         if self._refreshing is not None:
             self._refreshing.cancel()
+        await self.in_thread(self.series.close)
         await self.in_thread(self.writer.stop)
         await self.in_thread(self.traces.close)
         self._threads.shutdown(wait=True)

@@ -25,7 +25,7 @@ async def take_metrics(runtime: Runtime, request: Request) -> Answer:
     encoding = request.text(b"content-encoding")
     cadence_us = series.cadence_us(request)
     read = partial(_read, runtime, request.body, encoding, media, principal.site_id, principal.node, cadence_us)
-    taken = await runtime.in_thread(read)
+    taken = await runtime.series.in_turn(len(request.body), read)
     refused = await series.keep(runtime, principal, "otlp", taken)
     for reason in ("delta", "bad_labels"):
         refused[reason] += sum(count for (_, why), count in taken.tally.by_name.items() if why == reason)

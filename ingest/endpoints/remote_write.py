@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
 from ingest.endpoints import series
@@ -25,14 +26,9 @@ async def take_remote_write(runtime: Runtime, request: Request) -> Answer:
         request.text(b"x-prometheus-remote-write-version"),
     )
     cadence_us = series.cadence_us(request)
-    taken = await runtime.in_thread(
-        runtime.series.remote_write,
-        request.body,
-        principal.site_id,
-        principal.node,
-        time.time_ns() // 1_000,
-        cadence_us,
-    )
+    now_us = time.time_ns() // 1_000
+    read = partial(runtime.series.remote_write, request.body, principal.site_id, principal.node, now_us, cadence_us)
+    taken = await runtime.series.in_turn(len(request.body), read)
     refused = await series.keep(runtime, principal, "remote_write", taken)
     if refused:
         raise BadBodyError("series_refused", f"kept but for what cannot be: {series.told(refused)}")
