@@ -1,6 +1,7 @@
 """Asks the server for orders and has them carried out; the thread, the key and the counts of the command channel.
 
-The server only carries orders: one whose signature is not of this node's key is refused, whoever sent it.
+The server only carries orders: one whose signature is not of this node's key is refused, whoever sent it. However long it takes to
+answer, orders are undone in time: by the thread of :mod:`collector.commands.expiry`, not by this one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from collector.commands.check import Bounds, RefusedError, check, parse
+from collector.commands.expiry import Expiry
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders, Tell
 from collector.errors import AgentError
@@ -40,6 +42,7 @@ class CommandChannel:
         opened: AbstractContextManager[httpx.Client],
         journal: Journal,
         orders: Orders,
+        expiry: Expiry,
         tell: Tell,
         now_us: Callable[[], int],
         *,
@@ -51,6 +54,7 @@ class CommandChannel:
     ) -> None:
         """Start nothing yet; ``opened`` is entered by the thread that asks, and left when it ends."""
         self.counts: Counter[str] = Counter()
+        self._expiry = expiry
         self._opened = opened
         self._journal = journal
         self._orders = orders
@@ -63,53 +67,42 @@ class CommandChannel:
         self._period_s = period_s
         self._refused: set[str] = set()
         self._stop = threading.Event()
-        self._working = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
 
     def start(self) -> None:
         """Undo what a crash left, then begin to ask."""
+        self._expiry.start()
         self._thread.start()
 
     def close(self) -> None:
         """Stop asking and undo every order; what cannot be undone in time is undone by the next start."""
         self._stop.set()
-        if self._working.acquire(timeout=_JOIN_S):
-            try:
-                self._orders.undo_all("the agent stops")
-            except AgentError as error:
-                _LOG.error("orders are undone at the next start: %s", error)
-            finally:
-                self._working.release()
+        self._expiry.close()
         self._thread.join(_JOIN_S)
 
     def turn(self, exchange: Exchange) -> None:
         """Undo what is due and ask once."""
-        with self._working:
-            self._orders.undo_due()
+        self._expiry.turn()
         for raw in self._fetch(exchange):
             if self._stop.is_set():
                 return
-            with self._working:
-                self._take(raw)
+            with self._expiry.working:
+                if not self._stop.is_set():  # else it was undone already, and would stay
+                    self._take(raw)
 
     def _run(self) -> None:
         with self._opened as client:
             self._poll(Exchange(client, limit_s=_LIMIT_S, max_bytes=_MAX_ANSWER_BYTES))
 
     def _poll(self, exchange: Exchange) -> None:
-        first = True
         while not self._stop.is_set():
             try:
-                if first:
-                    with self._working:
-                        self._orders.undo_all("found after a restart")
-                    first = False
                 self.turn(exchange)
             except AgentError as error:
-                self._failed(type(error).__name__, str(error))
+                self._expiry.failed(type(error).__name__, str(error))
             except Exception as error:  # noqa: BLE001  the outermost loop of the thread
                 _LOG.exception("the command channel failed in a way nobody foresaw; it goes on")
-                self._failed(type(error).__name__, str(error))
+                self._expiry.failed(type(error).__name__, str(error))
             self._stop.wait(self._period_s * (0.5 + random.random()))  # noqa: S311  only spreads the fleet's requests
 
     def _fetch(self, exchange: Exchange) -> list[object]:
@@ -155,11 +148,6 @@ class CommandChannel:
         if which not in self._refused and len(self._refused) < _MAX_TOLD:
             self._refused.add(which)
             self._tell("order_refused", which, detail=why)
-
-    def _failed(self, kind: str, why: str) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] == 1:
-            self._tell("commands_unavailable", detail=why)
 
 
 _MAX_TOLD: Final = 1_000

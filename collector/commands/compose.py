@@ -10,6 +10,7 @@ from typing import Protocol
 from collector.clock import Clock
 from collector.commands.channel import CommandChannel, read_key
 from collector.commands.check import Bounds
+from collector.commands.expiry import Expiry
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders
 from collector.commands.power import NvmlPower
@@ -47,11 +48,12 @@ def make_channel(
 
     key = read_key(Path(settings.command_key_file))
     journal = Journal(spool)
-    power = NvmlPower(lambda: agent.released)
+    orders = _orders(journal, agent, now_us)
     return CommandChannel(
         open_client(settings),
         journal,
-        Orders(journal, power, agent.tell, now_us),
+        orders,
+        Expiry(orders, agent.tell),
         agent.tell,
         now_us,
         node=settings.node,
@@ -60,3 +62,12 @@ def make_channel(
         bounds=Bounds(settings.power_limit_min_w, settings.power_limit_max_w),
         period_s=settings.command_poll_s,
     )
+
+
+def make_undoing(agent: Host, spool: Spool, clock: Clock) -> Expiry:
+    """Return what undoes the orders that the journal still holds, where no new ones are wanted; not started."""
+    return Expiry(_orders(Journal(spool), agent, lambda: clock.now().wall_us), agent.tell, no_more=True)
+
+
+def _orders(journal: Journal, agent: Host, now_us: Callable[[], int]) -> Orders:
+    return Orders(journal, NvmlPower(lambda: agent.released), agent.tell, now_us)

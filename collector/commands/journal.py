@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from collector.commands.check import LONGEST_US
+from collector.commands.left import CHANGE_FACT, SUFFIX
 from collector.errors import JournalError
 from collector.spool import Spool
 
 _LOG = logging.getLogger(__name__)
 
-SUFFIX: Final = ".orders"
 VERSION: Final = 1
 NONCES_KEPT_US: Final = LONGEST_US
 """How long after its order's expiry a nonce is kept: so far may the clock be set back and no order be carried out twice."""
 _MAX_FILE_BYTES: Final = 16 << 20
 # Where releases before this kept it: facts of the spool.
-_CHANGE: Final = "power:"
 _NONCE: Final = "nonce:"
 _SINCE: Final = "journal_since_us"
 
@@ -142,7 +141,7 @@ class Journal:
 
     def _facts(self) -> dict[str, str]:
         found = {
-            prefix + name: text for prefix in (_CHANGE, _NONCE) for name, text in self._spool.facts(prefix).items()
+            prefix + name: text for prefix in (CHANGE_FACT, _NONCE) for name, text in self._spool.facts(prefix).items()
         }
         since = self._spool.recall(_SINCE)
         return found if since is None else {**found, _SINCE: since}
@@ -217,7 +216,7 @@ def _of_facts(facts: dict[str, str]) -> _State:
         try:
             if name == _SINCE:
                 since_us = int(text)
-            elif name.startswith(_CHANGE):
+            elif name.startswith(CHANGE_FACT):
                 change = Change(**json.loads(text))
                 changes[change.device_uuid] = change
             else:

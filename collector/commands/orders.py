@@ -36,6 +36,13 @@ class Orders:
         self._power = power
         self._tell = tell
         self._now_us = now_us
+        self._stuck: dict[str, tuple[str, str]] = {}
+        """Nonce and reason of what could not be undone, by device: due whenever it expires, and told once."""
+
+    @property
+    def in_force(self) -> bool:
+        """Whether there is anything to be undone. Raises JournalError."""
+        return bool(self._journal.changes())
 
     def carry_out(self, order: PowerOrder) -> None:
         """Set the limit of the order's devices. Raises RefusedError where none was set, JournalError where it cannot be journalled."""
@@ -52,14 +59,18 @@ class Orders:
         for fault in faults:
             self._tell("order_failed", detail=fault)
 
-    def undo_due(self) -> None:
-        """Undo what has expired. What cannot be undone now stays in the journal and is tried again. Raises JournalError."""
+    def undo_due(self, *, again: bool = True) -> None:
+        """Undo what has expired and, with ``again``, what could not be undone before: that stays in the journal. Raises JournalError."""
         now_us = self._now_us()
         self._journal.begin(now_us)
         for path in self._journal.take_damaged():
             self._tell("orders_journal_damaged", str(path), detail="what it told is not undone; it is kept there")
         for change in self._journal.changes().values():
-            if change.expires_at_us <= now_us:
+            nonce, why = self._stuck.get(change.device_uuid, ("", ""))
+            if nonce == change.nonce:
+                if again:
+                    self._undo(change, why)
+            elif change.expires_at_us <= now_us:
                 self._undo(change, "it expired")
         self._journal.forget_expired(now_us)
 
@@ -110,8 +121,13 @@ class Orders:
             if now_mw == change.applied_mw and now_mw != change.previous_mw:
                 self._power.set_limit(uuid, change.previous_mw)
         except PowerError as error:
-            self._tell("order_not_undone", uuid, code=change.previous_mw, detail=f"tried again later: {error}")
+            if self._stuck.get(uuid, ("", ""))[0] != change.nonce:
+                self._stuck[uuid] = change.nonce, why
+                self._tell(
+                    "order_not_undone", uuid, code=change.previous_mw, detail=f"tried again until it can be: {error}"
+                )
             return
+        self._stuck.pop(uuid, None)
         if now_mw == change.applied_mw:
             self._tell("order_undone", uuid, code=change.previous_mw, detail=f"{why}; {change.nonce}")
         elif now_mw != change.previous_mw:

@@ -15,6 +15,7 @@ import pytest
 
 from collector.commands.channel import CommandChannel, read_key
 from collector.commands.check import Bounds, PowerOrder, RefusedError, check, parse
+from collector.commands.expiry import Expiry
 from collector.commands.journal import Journal
 from collector.commands.orders import Orders
 from collector.commands.power import PowerError, PowerLimit
@@ -404,6 +405,7 @@ def channel(stand: Stand, server: Server, period_s: float = 0.01) -> CommandChan
         client,
         stand.journal,
         stand.orders,
+        Expiry(stand.orders, stand.tell, tick_s=0.01, retry_s=0.05),
         stand.tell,
         lambda: stand.now_us,
         node="gpu-01",
@@ -479,6 +481,61 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(stand: Stand) -> 
     polling.close()
     gate.set()
     assert time.monotonic() - began_s < 2
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_an_order_is_undone_at_its_expiry_whatever_the_server_does_meanwhile(stand: Stand) -> None:
+    gate = threading.Event()
+
+    class Slow(Server):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            if self.asked:
+                gate.wait(10)
+            return super().__call__(request)
+
+    server = Slow(httpx.Response(200, json=[asdict(command())]))
+    polling = channel(stand, server)
+    polling.start()
+    until_s = time.monotonic() + 5
+    while not stand.boards.sets and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert stand.boards.limits["GPU-0"] == 400_000
+    stand.now_us += HOUR
+    while len(stand.boards.sets) < 2 and time.monotonic() < until_s:
+        time.sleep(0.005)
+    gate_was_shut = not gate.is_set()
+    limit_mw = stand.boards.limits["GPU-0"]
+    gate.set()
+    polling.close()
+    assert (gate_was_shut, limit_mw) == (True, 700_000)
+    assert stand.told[-1] == ("order_undone", "GPU-0", 700_000)
+
+
+def test_what_could_not_be_undone_after_a_crash_is_told_once_and_undone_when_it_can_be(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.crash()
+    stand.boards.failing = "get"
+    stand.orders.undo_all("found after a restart")
+    for _ in range(3):
+        stand.orders.undo_due()
+    stand.boards.failing = ""
+    stand.orders.undo_due(again=False)
+    assert stand.boards.limits["GPU-0"] == 400_000
+    stand.orders.undo_due()  # long before the order's expiry
+    assert stand.boards.limits["GPU-0"] == 700_000
+    assert [kind for kind, _, _ in stand.told] == ["order_applied", "order_not_undone", "order_undone"]
+
+
+def test_an_order_on_a_device_whose_last_one_could_not_be_undone_is_its_own(stand: Stand) -> None:
+    stand.carry_out(400)
+    stand.boards.failing = "get"
+    stand.orders.undo_all("found after a restart")
+    stand.boards.failing = ""
+    stand.carry_out(300, nonce="n2")
+    stand.orders.undo_due()
+    assert stand.boards.limits["GPU-0"] == 300_000
+    stand.now_us += HOUR
+    stand.orders.undo_due()
     assert stand.boards.limits["GPU-0"] == 700_000
 
 

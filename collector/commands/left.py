@@ -1,0 +1,17 @@
+"""Says where the journal of orders is and whether there is one, without reading it: most nodes never get an order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from collector.spool import Spool
+
+SUFFIX: Final = ".orders"
+"""Of the journal's file, beside the spool's."""
+CHANGE_FACT: Final = "power:"
+"""Where releases before this kept changes: facts of the spool."""
+
+
+def orders_may_be_left(spool: Spool) -> bool:
+    """Say whether an agent before this one may have left limits to be put back. Raises SpoolError."""
+    return spool.path.with_name(spool.path.name + SUFFIX).exists() or bool(spool.facts(CHANGE_FACT))
