@@ -1,6 +1,6 @@
 """Composes an agent from its settings and runs it, again with others where it was told to read them anew.
 
-It owns what outlives a reload: the process, probes that still owe their driver its closing, and a release by signal. It measures and sends nothing itself.
+It owns what outlives a reload: the process, the spool with what waits for it, probes that still owe their driver its closing, and a release by signal. It measures and sends nothing itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 from collector import logs
 from collector.agent import Agent, Ending
 from collector.clock import Clock, SystemClock
+from collector.commands.left import orders_may_be_left
 from collector.config import Settings
 from collector.doorbell import Doorbell
 from collector.errors import AgentError, ConfigError, LibraryReplacedError
@@ -36,8 +37,8 @@ from collector.ship import BODIES_PER_S, DRAIN_S, TIMEOUT, Shipper
 from collector.source_thread import SourceThreads
 from collector.sources import Around, make_probes, make_sources
 from collector.spool import Spool
+from collector.stores import Stores
 from collector.wire import DeviceRef
-from collector.writer import epoch_fact
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Runner:
         self._release = Release()
         self._left_released = False
         """Whether the agent before ended while the devices were let go: counters may have been reset since it read them."""
+        self._stores = Stores()
         self._doorbell = Doorbell()
         self._service = ServiceManager(os.environ, os.getpid())
 
@@ -71,6 +73,12 @@ class Runner:
         if self._settings.low_priority:
             for fault in step_back():
                 _LOG.warning("%s", fault)
+        try:
+            self._run_all()
+        finally:
+            self._stores.close()
+
+    def _run_all(self) -> None:
         before: Settings | None = None
         while True:
             try:
@@ -95,7 +103,7 @@ class Runner:
         stop = threading.Event()
         clock = SystemClock(stop, self._doorbell.wait)
         with _only_one(settings), open_client(settings) as client:
-            spool = open_spool(settings)
+            spool = self._stores.spool(settings)
             shipper = _shipper(settings, client, spool, stop)
             boot_id = read_boot_id()
             self._agent = None
@@ -117,6 +125,7 @@ class Runner:
                 service=self._service,
                 reload=self._reload,
                 release=self._release,
+                writer=self._stores.writer_of(spool),
                 owing=[device for device in self._owing if device.name not in dict(probes)],
             )
             try:
@@ -124,8 +133,9 @@ class Runner:
             except AgentError:
                 for device in devices:
                     device.begin_close()
-                spool.close()
+                self._stores.abandon(spool)
                 raise
+            self._stores.begin(agent.recorder.writer)
             if self._refused:
                 agent.tell("settings_refused", detail=self._refused)
                 self._refused = None
@@ -142,7 +152,9 @@ class Runner:
                 if sender:
                     # What is on its way may arrive; what is not stays in the spool. A disk that hangs keeps the sender too.
                     sender.join(DRAIN_S if agent.stored else 0.0)
-                if agent.stored and (sender is None or not sender.is_alive()):
+                if agent.hands_on:
+                    self._stores.keep(agent.recorder.writer)
+                elif agent.stored and (sender is None or not sender.is_alive()):
                     spool.close()
 
     def _threads(self, probes: list[tuple[str, Probe]]) -> list[ProbeThread]:
@@ -158,7 +170,7 @@ class Runner:
             return [("replay", ReplayProbe(self._replay, clock, boot_id=f"replay-{uuid.uuid4()}"))]
         # What the agent before knew of the counters, to see whether they went on, went with it.
         beyond = 1 if self._left_released else 0
-        epochs = {name: _known_epoch(spool, name, boot_id) + beyond for name in _PROBES}
+        epochs = {name: self._stores.known_epoch(spool, name, boot_id) + beyond for name in _PROBES}
         return make_probes(settings, clock, boot_id=boot_id, driver_epochs=epochs)
 
     def _devices(self) -> tuple[DeviceRef, ...]:
@@ -169,10 +181,17 @@ class Runner:
             from collector.otlp_listener import OtlpListener  # noqa: PLC0415
 
             agent.beside.append(OtlpListener(settings.otlp_listen, spool, lambda: clock.now().wall_us))
-        if settings.commands and self._replay is None:
+        if self._replay is not None:
+            return
+        if settings.commands:
             from collector.commands.compose import make_channel  # noqa: PLC0415
 
             agent.beside.append(make_channel(settings, open_client, agent, spool, clock))
+        elif orders_may_be_left(spool):
+            # Switched off after a crash, say: a limit that an order set is not to stay for good.
+            from collector.commands.compose import make_undoing  # noqa: PLC0415
+
+            agent.beside.append(make_undoing(agent, spool, clock))
 
     def _reload(self) -> bool:
         """Read the settings anew; say whether a new agent has to be made for them."""
@@ -202,27 +221,12 @@ def look_around(settings: Settings, clock: Clock, stop: threading.Event, *, repl
     return look(settings, clock, stop, probes, make_sources(settings, Around(clock, read_boot_id(), dict(probes))))
 
 
-def _known_epoch(spool: Spool, probe: str, boot_id: str) -> int:
-    known_boot, _, known_epoch = (spool.recall(epoch_fact(probe)) or "").partition(" ")
-    return int(known_epoch) if known_boot == boot_id and known_epoch else 0
-
-
 def read_boot_id() -> str:
     """Return the kernel's id of this boot. Raises AgentError where there is none: without it epochs could not be told apart."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError as error:
         raise AgentError(f"cannot read the boot id: {error}") from error
-
-
-def open_spool(settings: Settings) -> Spool:
-    """Open the spool and say what is wrong with it. Raises SpoolError."""
-    spool = Spool(Path(settings.spool_path), max_bytes=settings.spool_max_mib * _BYTES_PER_MIB)
-    for damaged in spool.damaged_files:
-        _LOG.error("the spool was damaged; it is kept as %s and a new one was started", damaged)
-    if not spool.durable:
-        _LOG.warning("the spool %s lies in memory: batches are lost at a reboot", spool.path)
-    return spool
 
 
 def _shipper(settings: Settings, client: httpx.Client, spool: Spool, stop: threading.Event) -> Shipper | None:

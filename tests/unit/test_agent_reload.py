@@ -11,9 +11,13 @@ import pytest
 
 from collector import run
 from collector.agent import Ending
+from collector.commands import compose
+from collector.commands.journal import Change, Journal
+from collector.commands.power import PowerLimit
 from collector.config import Settings
 from collector.probe import Probe
 from collector.run import Runner
+from collector.spool import Spool
 from tests.fakes.agent import ScriptedProbe
 from tests.fakes.clock import FixedClock
 
@@ -92,3 +96,38 @@ def test_devices_that_were_let_go_by_signal_stay_so_over_a_reload_and_come_back_
     assert once(others, signal.SIGUSR1, signal.SIGTERM) is Ending.STOPPED
     assert made[2].opened == 1
     assert epochs == [0, 1, 1]
+
+
+class Board:
+    limit_mw = 300_000
+
+    def __init__(self, _released: object) -> None:
+        """One board; what is asked of it here changes the class, as a process's end does not change a board."""
+
+    def devices(self) -> tuple[str, ...]:
+        return ("GPU-0",)
+
+    def limit(self, _device_uuid: str) -> PowerLimit:
+        return PowerLimit(Board.limit_mw, 200_000, 700_000)
+
+    def set_limit(self, _device_uuid: str, limit_mw: int) -> None:
+        Board.limit_mw = limit_mw
+
+
+def test_what_orders_left_is_undone_though_no_more_orders_are_wanted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "NvmlPower", Board)
+    probe = ScriptedProbe(FixedClock(), readings=8)
+    monkeypatch.setattr(run, "make_probes", lambda *_args, **_names: [("nvml", probe)])
+    limits: list[int] = []
+    probe.before_read = lambda _left: limits.append(Board.limit_mw)
+    spool = Spool(Path(settings.spool_path), max_bytes=1 << 20)
+    Journal(spool).note(Change("GPU-0", "n1", 700_000, 300_000, 1 << 60))
+    spool.close()
+    assert not settings.commands
+    Runner(settings, lambda: settings)._run_once(settings)
+    assert limits[-1] == 700_000, "while the agent runs, not only at its end"
+    spool = Spool(Path(settings.spool_path), max_bytes=1 << 20)
+    assert Journal(spool).changes() == {}
+    spool.close()
