@@ -33,6 +33,7 @@ from collector.ship import Shipper
 from collector.source_thread import SourceThreads
 from collector.spool import Spool
 from collector.wire import Stream
+from collector.writer import Writer
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,11 +89,13 @@ class Agent:
         reload: Callable[[], bool] = lambda: False,
         owing: Sequence[ProbeThread] = (),
         release: Release | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Compose what was made elsewhere; ``reload`` reads the settings anew and says whether they are others now.
 
         ``owing``: of an agent before this one, with probes this one has none of; they may still hold a driver.
-        ``release``: whether devices are let go, where that began before this agent.
+        ``release``: whether devices are let go, where that began before this agent. ``writer``: of the agent before this one,
+        for the same spool.
         """
         self.health = Health(clock.now())
         self.recorder = Recorder(
@@ -104,6 +107,7 @@ class Agent:
             batch_us=settings.batch_us,
             labels=settings.label_pairs,
             boot_id=boot_id,
+            writer=writer,
         )
         self._settings = settings
         self._devices = tuple(devices)
@@ -131,7 +135,8 @@ class Agent:
         self._held_asked = False
         self.stored = True
         """Whether the disk took everything at the end; False where it keeps somebody waiting."""
-        self._damaged_told = 0
+        self.hands_on = False
+        """Whether it ended for another agent, which goes on with the spool and its writer."""
         self._skew_told_us = 0
         self._health_at_us = clock.now().monotonic_us + round(settings.health_s * US_PER_S)
         self._cadence = Cadence(settings.sample_us, clock.now())
@@ -317,10 +322,8 @@ class Agent:
         if self._governor.note(now.monotonic_us, cpu_s()):
             self._change_cadence(now)
         self._tell_skew()
-        if len(self._spool.damaged_files) > self._damaged_told:
-            for path in self._spool.damaged_files[self._damaged_told :]:
-                self.tell("spool_damaged", str(path), detail="it is kept there and a new one was started")
-            self._damaged_told = len(self._spool.damaged_files)
+        for path in self._spool.take_damaged():
+            self.tell("spool_damaged", str(path), detail="it is kept there and a new one was started")
         if not self._held_asked and now.monotonic_us >= self._health_at_us - max(
             _HELD_ASKED_US, 2 * self._governor.period_us
         ):
@@ -388,6 +391,11 @@ class Agent:
         except Exception:  # noqa: BLE001  the rows before must be stored whatever happens here
             _LOG.exception("the last words of the agent failed")
         self.recorder.flush()
+        if self._ending is Ending.RELOAD:
+            # What the disk does not take in that time waits for it with the next agent.
+            self.recorder.writer.wait_stored(_HELD_CLOSE_S)
+            self.hands_on = True
+            return
         self.stored = self.recorder.writer.close(_STORE_CLOSE_S)
         if not self.stored:
             _LOG.error("%d rows are lost: the disk did not take them in time", self.recorder.writer.waiting_rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 
 MAX_PENDING_ROWS: Final = 5_000
 """Rows kept in memory while the spool fails: at most some 15 MB, an hour and a half of 8 devices."""
+_AGAIN_S: Final = 5.0
+_LOOK_S: Final = 0.01
 # What is given up last: rows that cannot be read again and that decide who pays.
 _KEPT_LONGEST: Final = (Stream.ALLOCATION, Stream.DEVICE_EVENT, Stream.NODE_EVENT)
 _KEPT_LONGEST_RANK: Final = {
@@ -111,6 +114,7 @@ class Writer:
         self._held_asked = False
         self._answered = threading.Event()
         self._ending = False
+        self._leaving = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -179,6 +183,20 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
+    def wait_stored(self, patience_s: float) -> bool:
+        """Wait until nothing waits for the disk; False where it takes longer."""
+        until_s = time.monotonic() + patience_s
+        while self._rows and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+        return not self._rows
+
+    def leave(self) -> None:
+        """End once all is stored, however long the disk takes, and close the spool: nothing more will be kept."""
+        self.store()
+        self._leaving = True
+        self.start()
+        self._wake.set()
+
     def close(self, patience_s: float) -> bool:
         """Store what may be stored and end; False where the disk did not let it in that time, and the thread is left behind."""
         if self._thread is None:
@@ -197,7 +215,7 @@ class Writer:
     def _run(self) -> None:
         ending = False
         while not ending:
-            self._wake.wait()
+            self._wake.wait(_AGAIN_S if self._leaving else None)
             self._wake.clear()
             ending = self._ending
             try:
@@ -205,6 +223,9 @@ class Writer:
             except Exception:  # noqa: BLE001  the outermost loop of the thread
                 self._state.spool_failures += 1
                 _LOG.exception("storing failed in a way nobody foresaw; going on")
+            if self._leaving and not self._rows:
+                self.spool.close()
+                return
 
     def _work(self) -> None:
         while (entry := self._take()) is not None:
