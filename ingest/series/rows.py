@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,7 @@ class NodeRows:
     """Subjects, instants (µs) and columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """A thing of a node that rows are about."""
 
     node: str
@@ -71,7 +70,7 @@ def rows_of(
     series, at_us, values = _with_values(samples, tally)
     rows: dict[_Row, int] = {}
     columns: dict[tuple[Stream, str, Unit], int] = {}
-    devices: dict[tuple[str, Origin], dict[DeviceRef, None]] = defaultdict(dict)
+    devices: dict[int, tuple[DeviceRef, ...]] = {}
     numbers, inverse, counts = np.unique(series, return_inverse=True, return_counts=True)
     row_of, column_of = np.full(len(numbers), -1), np.full(len(numbers), -1)
     for position, (number, count) in enumerate(zip(numbers.tolist(), counts.tolist(), strict=True)):
@@ -84,11 +83,10 @@ def rows_of(
             tally.samples["no_node"] += count
             continue
         row = _Row(node, entry.origin, entry.stream, entry.subject)
-        row_of[position] = rows.setdefault(row, len(rows))
+        row_of[position] = number_of_row = rows.setdefault(row, len(rows))
         column_of[position] = columns.setdefault((entry.stream, entry.column, entry.unit), len(columns))
-        for device in (entry.board, entry.device):
-            if device is not None:
-                devices[node, entry.origin][device] = None
+        if entry.device is not None:
+            devices[number_of_row] = (entry.device,) if entry.board is None else (entry.board, entry.device)
     placed = row_of[inverse] >= 0
     cells = _Cells(row_of[inverse][placed], column_of[inverse][placed], at_us[placed], values[placed])
     cells = _in_units(cells, list(columns), tally)
@@ -139,7 +137,7 @@ def _by_node(
     cells: _Cells,
     rows: list[_Row],
     columns: list[tuple[Stream, str, Unit]],
-    devices: Mapping[tuple[str, Origin], Mapping[DeviceRef, None]],
+    devices: Mapping[int, tuple[DeviceRef, ...]],
     memory: Memory,
     site_id: int,
     now_us: int,
@@ -167,8 +165,9 @@ def _by_node(
             admitted = ~np.isin(mine.row, strange)
             tally.samples["too_many_new"] += int((~admitted).sum())
             mine = mine.only(admitted)
-        named = devices.get((node, origin))
-        if named and not known.name(list(named), now_us):
+        # Only what has rows: each that is named becomes a row of the database.
+        named = [device for number in np.unique(mine.row).tolist() for device in devices.get(number, ())]
+        if named and not known.name(list({device.uuid: device for device in named}.values()), now_us):
             tally.samples["too_many_devices"] += len(mine.value)
             continue
         streams = {

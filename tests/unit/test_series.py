@@ -18,7 +18,8 @@ from ingest.series.intake import Intake, Taken
 from ingest.series.memory import DEFAULT_CADENCE_US, Cadence, Known, Memory
 from ingest.series.names import DCGM, DCGM_HEALTH, ENGINES, HARDWARE, NODES, Unit
 from ingest.series.places import NODE_LABELS, Place, Skip, place
-from ingest.series.rows import Tally
+from ingest.series.rows import Tally, rows_of
+from ingest.series.samples import Samples
 from ingest.series.units import DERIVED, converted
 
 pytestmark = pytest.mark.unit
@@ -221,3 +222,25 @@ def test_what_waits_to_be_read_is_bounded_and_a_full_queue_is_said_at_once() -> 
         intake.close()
 
     asyncio.run(scenario())
+
+
+def test_a_device_beyond_the_hours_room_is_not_named_to_the_database() -> None:
+    book = Book()
+    labels = [{"UUID": f"GPU-{number}", "Hostname": "n"} for number in range(2)]
+    numbers = [book.learn(str(n).encode(), "DCGM_FI_DEV_GPU_TEMP", lambda n=n: labels[n]) for n in range(2)]  # type: ignore[misc]
+    samples = Samples(np.array(numbers, dtype=np.int32), np.array([5, 5]), np.array([40.0, 41.0]))
+    (rows,), tally = rows_of(samples, book.entries, Memory(max_new_an_hour=1), 1, None, 3600 * SECOND_US)
+    assert [ref.uuid for ref in rows.known.devices] == ["GPU-0"]
+    assert tally.samples["too_many_new"] == 1
+
+
+def test_of_several_values_of_one_column_and_instant_the_largest_counts_in_any_order() -> None:
+    book = Book()
+    pods = [{"UUID": "GPU-1", "Hostname": "n", "pod": name} for name in ("a", "b", "c")]
+    numbers = [book.learn(str(n).encode(), "DCGM_FI_DEV_FB_USED", lambda n=n: pods[n]) for n in range(3)]  # type: ignore[misc]
+    for values in ([1.0, 3.0, 2.0], [3.0, 2.0, 1.0]):
+        samples = Samples(np.array(numbers, dtype=np.int32), np.array([5, 5, 5]), np.array(values))
+        (rows,), _ = rows_of(samples, book.entries, Memory(), 1, None, 3600 * SECOND_US)
+        subjects, at_us, columns = rows.streams[Stream.DEVICE]
+        assert (subjects, at_us.tolist()) == ([("GPU-1",)], [5])
+        assert columns["memory_used_bytes"].tolist() == [3 * 2**20]
