@@ -205,18 +205,31 @@ class Agent:
             _LOG.exception("one turn of the loop failed; going on")
 
     def _answer_signals(self) -> None:
-        for number in self._doorbell.take_signals() if self._doorbell else ():
-            if number in (signal.SIGTERM, signal.SIGINT):
-                self._ending = Ending.STOPPED
-                self._service.stopping()
-            elif number == signal.SIGUSR1:
-                self._release.toggle()
-                self._follow_release()
-            elif number == signal.SIGHUP and self._ending is None:
-                self._service.reloading(self._clock.now().monotonic_us)
+        while self._doorbell and (number := self._doorbell.take_signal()) is not None:
+            try:
+                self._answer_signal(number)
+            except BaseException:
+                self._doorbell.ring()  # those behind it are for the next turn, and that is to come at once
+                raise
+
+    def _answer_signal(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._ending = Ending.STOPPED
+            self._service.stopping()
+        elif number == signal.SIGUSR1:
+            self._release.toggle()
+            self._follow_release()
+        elif number == signal.SIGHUP and self._ending is None:
+            self._service.reloading(self._clock.now().monotonic_us)
+            try:
                 if self._reload():
                     self._ending = Ending.RELOAD
-                else:
+            except Exception as error:
+                self.tell("settings_refused", detail=f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                # Else the agent that is made from them says so, or the one from the settings before.
+                if self._ending is not Ending.RELOAD:
                     self._service.ready()
 
     def _take_in(self) -> None:

@@ -222,7 +222,11 @@ def _toml_file(path: Path, faults: list[str]) -> Mapping[str, object]:
             return tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         faults.append(f"cannot read {path}: {error}")
-        return {}
+    except UnicodeDecodeError as error:
+        faults.append(f"cannot read {path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8")
+    except RecursionError:
+        faults.append(f"cannot read {path}: it is nested too deeply; settings are names and values, no tables")
+    return {}
 
 
 def _environment(environ: Mapping[str, str], faults: list[str]) -> dict[str, object]:

@@ -46,9 +46,9 @@ class Doorbell:
         # The kernel may give a signal to any thread; then nothing interrupts the wait of this one but the pipe.
         signal.set_wakeup_fd(self._press, warn_on_full_buffer=False)
 
-    def take_signals(self) -> list[int]:
-        """Return the signals that came since the last call, oldest first."""
-        return [self._signals.popleft() for _ in range(len(self._signals))]
+    def take_signal(self) -> int | None:
+        """Return the oldest signal that was not taken yet, None where there is none."""
+        return self._signals.popleft() if self._signals else None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)

@@ -11,6 +11,7 @@ from collector.config import Settings
 from collector.doorbell import Doorbell
 from collector.probe import DeviceReading, Epoch, Observation, Probe, Sight, Source, Sweep
 from collector.probe_thread import ProbeThread
+from collector.service import ServiceManager
 from collector.ship import Shipper
 from collector.source_thread import SourceThreads
 from collector.spool import Spool
@@ -97,6 +98,7 @@ class Stand:
         self.reload: Callable[[], bool] = lambda: False
         self.overdue_s = 15.0
         self.owing: list[ProbeThread] = []
+        self.service: ServiceManager | None = None
 
     def run(self) -> Ending:
         sources = SourceThreads(
@@ -114,6 +116,7 @@ class Stand:
             doorbell=self.doorbell,
             reload=self.reload,
             owing=self.owing,
+            service=self.service,
         )
         self.agent.beside += self.beside
         return self.agent.run(threading.Event())

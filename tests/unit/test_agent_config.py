@@ -100,6 +100,22 @@ def test_a_missing_file_is_a_fault_and_not_ignored(tmp_path: Path) -> None:
         config.load(tmp_path / "none.toml", {}, {})
 
 
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b'node = "n\xff"', r"agent\.toml: it is not UTF-8 text \(byte 9\)"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"x=" + b"[" * 5_000, "nested too deeply"),
+        (b"[x", "cannot read"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_a_fault_by_name(tmp_path: Path, data: bytes, fault: str) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=fault):
+        config.load(file, {}, {})
+
+
 def test_the_printed_settings_are_toml_that_gives_the_same_settings(tmp_path: Path) -> None:
     loaded = config.load(None, {}, {"node": 'a"b\\c', "labels": "rack=r12", "gpm": False})
     printed = loaded.describe()

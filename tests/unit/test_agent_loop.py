@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -19,6 +19,7 @@ from collector.agent import Ending
 from collector.errors import LibraryReplacedError
 from collector.probe import DeviceEvent, Observation, Row, Sweep
 from collector.probe_thread import ProbeThread
+from collector.service import ServiceManager
 from collector.ship import Shipper
 from collector.source_thread import Seen
 from collector.wire import DeviceRef, Feed, Reading, Stream
@@ -364,6 +365,32 @@ def test_sighup_ends_the_loop_for_new_settings_only_where_they_are_others(stand:
     assert (answers, probe.open) == ([], False)
     # Nothing that was read is lost: 6 readings of 2 devices at the least.
     assert sum(row["samples"] for row in rows(stand, Stream.DEVICE)) >= 12
+
+
+def test_a_reload_that_fails_is_told_and_the_signal_behind_it_is_heard(stand: Stand) -> None:
+    class Manager(ServiceManager):
+        told: ClassVar[list[str]] = []
+
+        def _tell(self, state: str) -> None:
+            self.told.append(state.partition("=")[0])
+
+    def fail() -> bool:
+        raise RuntimeError("nobody foresaw this")
+
+    def both(left: int) -> None:
+        if left == 7:
+            ring(stand, signal.SIGHUP)
+            ring(stand, signal.SIGTERM)
+
+    probe = ScriptedProbe(stand.clock, readings=10)
+    probe.before_read = both
+    stand.reload, stand.service = fail, Manager({}, 1)
+    stand.probes["nvml"] = probe
+    assert stand.run() is Ending.STOPPED
+    assert probe.left >= 6, "long before the probe's last reading"
+    assert Manager.told == ["READY", "RELOADING", "READY", "STOPPING"]
+    (refused,) = [row for row in rows(stand, Stream.NODE_EVENT) if row["kind"] == "settings_refused"]
+    assert refused["detail"] == "RuntimeError: nobody foresaw this"
 
 
 def test_a_source_that_hangs_and_a_probe_that_hangs_hold_up_nobody(stand: Stand) -> None:
