@@ -30,7 +30,7 @@ def upgrade() -> None:
             "identity_sha256",
             sa.LargeBinary(),
             nullable=False,
-            comment="of what says which charge it is: all but amounts and quantities",
+            comment="of what says which charge it is",
         ),
         sa.Column("content_sha256", sa.LargeBinary(), nullable=False, comment="of all that is kept of the row"),
         sa.Column(

@@ -1,7 +1,7 @@
 """One row of a FOCUS export as a charge: checked, told apart from others, and joined to LLM calls where it lists some. Pure.
 
-A charge's identity is all that says which charge it is; amounts and quantities are what a later file may restate. Amounts
-are kept with every digit.
+A charge's identity is what says which charge it is; amounts, quantities, tags and the invoice are what a later file may
+restate. Amounts are kept with every digit.
 """
 
 from __future__ import annotations
@@ -27,31 +27,44 @@ MAX_PLACES: Final = 40
 MAX_TAGS: Final = 500
 _AMOUNTS: Final = ("billed_cost", "effective_cost", "list_cost", "contracted_cost")
 _QUANTITIES: Final = ("pricing_quantity", "consumed_quantity")
-# What a restated row keeps. Not the lines' own amounts and quantities, nor the invoice: a charge gets its invoice later.
+# What a restated row keeps. Tags and names are filled in later as invoices are, and are no other charge for it.
 _IDENTITY: Final = (
-    *("provider", "publisher", "invoice_issuer", "billing_account", "sub_account", "period_start", "period_end"),
     *(
+        "provider",
+        "billing_account",
+        "sub_account",
+        "period_start",
+        "period_end",
         "charge_start",
         "charge_end",
         "category",
-        "is_correction",
-        "service_category",
-        "service",
-        "description",
-        "frequency",
     ),
     *(
+        "is_correction",
+        "service",
+        "description",
         "pricing_category",
         "sku",
         "sku_price",
         "sku_meter",
         "resource",
         "region",
-        "commitment",
-        "currency",
-        "pricing_unit",
     ),
-    *("consumed_unit", "tags", "call", "model", "api_key", "sku_details"),
+    *("commitment", "currency", "pricing_unit", "consumed_unit", "call", "model", "api_key"),
+)
+_RESTATABLE: Final = (
+    *_AMOUNTS,
+    *_QUANTITIES,
+    *(
+        "invoice_id",
+        "invoice_issuer",
+        "publisher",
+        "service_category",
+        "frequency",
+        "sub_account_name",
+        "resource_name",
+    ),
+    *("tags", "sku_details"),
 )
 _TOKENS: Final = re.compile(r"(?:per\s+)?(?:(\d[\d,_]*)\s*)?([km])?\s*(?:\w+\s+)?tokens?", re.IGNORECASE)
 _SCALE: Final = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -166,7 +179,7 @@ def charge_of(
     tags = _tags(row["tags"])
     whole = {**row, "category": category, "is_correction": corrects == "correction", "tags": tags}
     identity = _digest([_spelled(whole[name]) for name in _IDENTITY])
-    content = _digest([identity.hex(), *(_spelled(whole[name]) for name in (*_AMOUNTS, *_QUANTITIES, "invoice_id"))])
+    content = _digest([identity.hex(), *(_spelled(whole[name]) for name in _RESTATABLE)])
     covers, call = _call(row, provider_of_calls)
     return (
         Charge(

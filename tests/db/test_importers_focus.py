@@ -134,6 +134,15 @@ def test_a_charge_that_gets_its_invoice_later_is_the_same_charge(conn: sa.Connec
     ]
 
 
+def test_a_charge_that_is_tagged_later_is_the_same_charge_also_where_tags_split_it(
+    conn: sa.Connection, load: Load
+) -> None:
+    load({"Tags": "", "BilledCost": "3"}, {"Tags": '{"team": "b"}', "BilledCost": "7"})
+    load({"Tags": '{"team": "a"}', "BilledCost": "3"}, {"Tags": '{"team": "b"}', "BilledCost": "7"})
+    query = "SELECT tags->>'team', billed_cost FROM imported_charges WHERE superseded_at IS NULL ORDER BY 1"
+    assert rows(conn, query) == [("a", Decimal(3)), ("b", Decimal(7))]
+
+
 def test_equal_rows_of_one_file_are_all_charged_and_once(conn: sa.Connection, load: Load) -> None:
     load({}, {}, {"SkuId": "x"})
     assert load({}, {}, {"SkuId": "x"}, {"SkuId": "y"}).written["charges"] == 1

@@ -40,13 +40,19 @@ def test_a_charge_is_staged_in_the_order_of_the_stores_columns() -> None:
     assert [field.name for field in fields(Charge)] == list(CHARGE_COLUMNS)
 
 
-def test_amounts_are_what_a_later_file_may_restate_and_all_else_says_which_charge_it_is() -> None:
+def test_amounts_tags_and_the_invoice_may_be_restated_and_what_is_charged_when_says_which_charge_it_is() -> None:
     first = charge()
     assert charge(billed_cost=Decimal("1.5000")).content_sha256 == first.content_sha256
-    restated = charge(billed_cost=Decimal(2), consumed_quantity=Decimal(7), invoice_id="INV-1")
-    assert restated.identity_sha256 == first.identity_sha256
-    assert restated.content_sha256 != first.content_sha256
-    for other in ({"sku": "x"}, {"tags": {"a": "b"}}, {"charge_class": "Correction"}, {"charge_end": START_US + 1}):
+    for changes in (
+        {"billed_cost": Decimal(2)},
+        {"consumed_quantity": Decimal(7)},
+        {"invoice_id": "INV-1"},
+        {"tags": {"a": "b"}},
+    ):
+        restated = charge(**changes)
+        assert restated.identity_sha256 == first.identity_sha256
+        assert restated.content_sha256 != first.content_sha256
+    for other in ({"sku": "x"}, {"resource": "r"}, {"charge_class": "Correction"}, {"charge_end": START_US + 1}):
         assert charge(**other).identity_sha256 != first.identity_sha256
 
 
