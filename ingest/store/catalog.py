@@ -58,14 +58,16 @@ def _sealed_hour(row: tuple[Any, ...]) -> SealedHour:
     return SealedHour(site_id, hour_at.astimezone(UTC), generation, file, known)
 
 
-def ranges(hours: Sequence[SealedHour]) -> list[tuple[datetime, datetime]]:
-    """Return the spans that sealed hours of one site cover, joined where they touch."""
+def open_spans(hours: Sequence[SealedHour], from_at: datetime, to_at: datetime) -> list[tuple[datetime, datetime]]:
+    """Return the parts of [from_at, to_at) that sealed hours of one site leave, in order."""
     spans: list[tuple[datetime, datetime]] = []
-    for hour in sorted({hour.hour_at for hour in hours}):
-        if spans and spans[-1][1] == hour:
-            spans[-1] = (spans[-1][0], hour + HOUR)
-        else:
-            spans.append((hour, hour + HOUR))
+    at = from_at
+    for hour_at in sorted({hour.hour_at for hour in hours}):
+        if hour_at > at:
+            spans.append((at, min(hour_at, to_at)))
+        at = max(at, hour_at + HOUR)
+    if at < to_at:
+        spans.append((at, to_at))
     return spans
 
 

@@ -157,13 +157,15 @@ class SampleSession:
         self, stream: Stream, names: Sequence[str], part: _Part, from_at: datetime, to_at: datetime, where: str
     ) -> str:
         """Return the query for the rows outside of segments: hot ones of hours not sealed, and all late ones."""
-        within = f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
         selected = ", ".join(dict.fromkeys(names))
-        spans = catalog.ranges(part.sealed)
-        parts = [f"SELECT {selected} FROM {LATE[stream].table} WHERE {within}{where}"]
-        if not any(start <= from_at and end >= to_at for start, end in spans):
-            outside = "".join(f" AND NOT (at >= '{a.isoformat()}' AND at < '{b.isoformat()}')" for a, b in spans)
-            parts.insert(0, f"SELECT {selected} FROM {TARGETS[stream].table} WHERE {within}{outside}{where}")
+        parts = [f"SELECT {selected} FROM {LATE[stream].table} WHERE {_within(from_at, to_at)}{where}"]
+        spans = catalog.open_spans(part.sealed, from_at, to_at)
+        if spans:
+            # What is asked for and not what is left out: an index on time finds the first and walks all of the second. The
+            # whole span as well, by which days are left out when the query is planned.
+            asked = " OR ".join(f"({_within(*span)})" for span in spans)
+            whole = _within(spans[0][0], spans[-1][1])
+            parts.append(f"SELECT {selected} FROM {TARGETS[stream].table} WHERE {whole} AND ({asked}){where}")
         return " UNION ALL ".join(parts)
 
     def _scan(
@@ -239,6 +241,10 @@ def samples(
         best = pl.col("feed").min().over("device_id", pl.col("at").dt.truncate("1h"))
         rows = rows.filter(pl.col("feed") == best)
     return rows.select(*_KEYS, "feed", "origin", "cadence_us", *columns)
+
+
+def _within(from_at: datetime, to_at: datetime) -> str:
+    return f"at >= '{from_at.isoformat()}' AND at < '{to_at.isoformat()}'"
 
 
 def _end(name: str, *, latest: bool) -> pl.Expr:
