@@ -95,7 +95,7 @@ def chain(conn: sa.Connection, response_id: str, call: Any | None, owner: Owner 
 def _response_hop(conn: sa.Connection, response_id: str, call: Any, owner: Owner | None, outcomes: int) -> Hop:
     if call is None or owner is None:
         reason = f"no call with this response id is known; {outcomes} outcomes name it"
-        return Hop("response", found=False, name=response_id, reason=reason)
+        return Hop("response", found=False, name=response_id, reason=reason, figures=HopFigures(unknown=(reason,)))
     return Hop(
         "response",
         found=True,
@@ -115,7 +115,7 @@ def _serving(conn: sa.Connection, named: str | None, model: str | None, at: date
     runs = rows.serving_runs(conn, model, at)
     if not runs:
         return _Known(
-            why=f"no serving run of {model!r} at that time {_NOT_SEEN}: it is served by others, or its run was not reported "
+            why=f"a serving run of {model!r} at that time {_NOT_SEEN}: it is served by others, or its run was not reported "
             "(OpenLineage, kind serving)"
         )
     why = f"{len(runs)} serving runs of it ran then; this is the latest begun" if len(runs) > 1 else None
@@ -202,7 +202,7 @@ def _datasets(
             if reached
             else "without the run of the fine-tune nobody knows them"
         )
-        yield Hop("dataset", found=False, reason=why)
+        yield Hop("dataset", found=False, reason=why, figures=HopFigures(unknown=(why,)))
         return
     for (namespace, name, version), depth in given.items():
         runs = rows.writers(conn, namespace, name, version, before)

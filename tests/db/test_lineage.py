@@ -196,7 +196,7 @@ def test_the_chain_says_where_it_breaks_and_goes_on_behind_the_gap(world: World)
     world.event(TUNE, 0.9, "fine_tune", outputs=[("models", MODEL)])
     told = world.ask("*").json()
     assert told["breaks_at"] == "serving"
-    assert f"no serving run of '{MODEL}' at that time is not known" in told["break_reason"]
+    assert f"a serving run of '{MODEL}' at that time is not known" in told["break_reason"]
     found = hops(told)
     assert (found["fine_tune"]["run_id"], found["dataset"]["name"]) == (TUNE, "s3://data:chats")
     # Nothing is closed yet: unknown, never 0.
@@ -253,3 +253,15 @@ def test_the_command_line_shows_the_chain_and_leaves_with_1_where_it_breaks(
     lines = terminal.run("lineage", "r-1", "--format", "csv").out.splitlines()
     assert [line.split(",")[0] for line in lines] == ["hop", "response", "serving", "fine_tune", "dataset"]
     assert terminal.run("lineage", "nothing").exit_code == 2
+
+
+def test_a_response_nobody_reported_is_known_by_its_outcomes_alone(world: World) -> None:
+    world.outcome(response_id="r-9", model=MODEL, fine_tune_id="c1/4711")
+    told = world.ask("*", "r-9").json()
+    assert (told["breaks_at"], told["break_reason"]) == (
+        "response",
+        "no call with this response id is known; 1 outcomes name it",
+    )
+    assert hops(told)["fine_tune"]["job"] == "c1/4711"
+    # It bears no tenant, so it is nobody's in particular.
+    assert world.ask("acme/research", "r-9").status_code == 404
