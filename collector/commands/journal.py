@@ -1,7 +1,8 @@
 """Remembers what an order changed and what was there before, durably and before it is changed.
 
 In a file of its own beside the spool: an undo must not depend on a spool that was lost, damaged or set aside. It is small and written
-anew at each change, to the disk before it takes the name, so after a crash there is the one state or the other. It carries out nothing.
+anew at each change, to the disk before it takes the name, so after a crash there is the one state or the other. A copy lies beside it,
+written after it, for the day a block of the disk does not give back what was written. It carries out nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from collector.commands.check import LONGEST_US
-from collector.commands.left import CHANGE_FACT, SUFFIX
+from collector.commands.left import CHANGE_FACT, COPY_SUFFIX, SUFFIX
 from collector.errors import JournalError
 from collector.spool import Spool
 
@@ -62,7 +63,8 @@ class Journal:
         self.path = spool.path.with_name(spool.path.name + SUFFIX)
         self._spool = spool
         self._loaded: _State | None = None
-        self._damaged: list[Path] = []
+        self._copy = spool.path.with_name(spool.path.name + COPY_SUFFIX)
+        self._damaged: list[tuple[Path, bool]] = []
 
     def begin(self, now_us: int) -> None:
         """Note since when there is this journal, where that is not noted yet."""
@@ -101,8 +103,8 @@ class Journal:
         if len(kept) < len(self._state.nonces):
             self._keep(replace(self._state, nonces=kept))
 
-    def take_damaged(self) -> list[Path]:
-        """Return where damaged journals went since the last call: what they told is not undone."""
+    def take_damaged(self) -> list[tuple[Path, bool]]:
+        """Return where damaged journals went since the last call, and whether a copy told the same: else it is not undone."""
         damaged, self._damaged = self._damaged, []
         return damaged
 
@@ -125,10 +127,13 @@ class Journal:
                     f"the journal of orders {self.path} is damaged and cannot be set aside: {error}"
                 ) from error
             _LOG.error("the journal of orders was damaged; it is kept as %s", target)
-            self._damaged.append(target)
-            state = _State()
+            state = self._read_copy()
+            self._damaged.append((target, state is not None))
+            state = state or _State()
+            self._write(state)
         except OSError as error:
             raise JournalError(f"cannot read the journal of orders {self.path}: {error}") from error
+        state = state or self._read_copy()
         facts = self._facts()
         if state is None:
             state = _of_facts(facts)
@@ -138,6 +143,14 @@ class Journal:
         for name in facts:
             self._spool.forget(name)
         return state
+
+    def _read_copy(self) -> _State | None:
+        try:
+            text = _read(self._copy)
+            return None if text is None else _parse(text)
+        except (OSError, _DamagedError):
+            _LOG.error("the copy %s of the journal of orders cannot be read", self._copy)
+            return None
 
     def _facts(self) -> dict[str, str]:
         found = {
@@ -161,22 +174,36 @@ class Journal:
             sort_keys=True,
         )
         data = f"{zlib.crc32(body.encode()):08x}\n{body}\n".encode()
-        beside = self.path.with_name(self.path.name + ".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                with open(descriptor, "wb", closefd=False) as file:
-                    file.write(data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            beside.replace(self.path)
-            _sync_folder(self.path.parent)
+            _replace(self.path, data)
         except OSError as error:
             self._loaded = None  # which of the two states the disk has is looked up
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
             raise JournalError(f"cannot write the journal of orders {self.path}: {error}") from error
+        try:
+            _replace(self._copy, data)
+        except OSError as error:
+            _LOG.error("the journal of orders has no copy now: %s", error)
+            with suppress(OSError):
+                self._copy.unlink(missing_ok=True)  # a state of before must not be taken for that of now
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that there is the old one or the new one, on the disk when this returns. Raises OSError."""
+    beside = path.with_name(path.name + ".new")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> str | None:

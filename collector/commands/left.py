@@ -8,10 +8,13 @@ from collector.spool import Spool
 
 SUFFIX: Final = ".orders"
 """Of the journal's file, beside the spool's."""
+COPY_SUFFIX: Final = ".orders.copy"
+"""Of its copy, for the day a block of the disk does not give back what was written."""
 CHANGE_FACT: Final = "power:"
 """Where releases before this kept changes: facts of the spool."""
 
 
 def orders_may_be_left(spool: Spool) -> bool:
     """Say whether an agent before this one may have left limits to be put back. Raises SpoolError."""
-    return spool.path.with_name(spool.path.name + SUFFIX).exists() or bool(spool.facts(CHANGE_FACT))
+    files = (spool.path.with_name(spool.path.name + suffix) for suffix in (SUFFIX, COPY_SUFFIX))
+    return any(file.exists() for file in files) or bool(spool.facts(CHANGE_FACT))

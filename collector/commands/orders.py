@@ -63,8 +63,10 @@ class Orders:
         """Undo what has expired and, with ``again``, what could not be undone before: that stays in the journal. Raises JournalError."""
         now_us = self._now_us()
         self._journal.begin(now_us)
-        for path in self._journal.take_damaged():
-            self._tell("orders_journal_damaged", str(path), detail="what it told is not undone; it is kept there")
+        for path, mended in self._journal.take_damaged():
+            lost = "limits of orders in force stay until the server hands them out again; compare them with the boards' defaults"
+            detail = "its copy told the same, nothing is lost" if mended else lost
+            self._tell("orders_journal_damaged", str(path), detail=detail)
         for change in self._journal.changes().values():
             nonce, why = self._stuck.get(change.device_uuid, ("", ""))
             if nonce == change.nonce:

@@ -107,6 +107,7 @@ class Stand:
     def lose_the_journal(self) -> None:
         self.lose_the_spool()
         self.journal.path.unlink()
+        self.journal.path.with_name("spool.db.orders.copy").unlink()
         self.start()
 
     def lose_the_spool(self) -> None:
@@ -320,7 +321,9 @@ def test_a_crash_while_it_is_taken_over_takes_it_over_again(stand: Stand, monkey
 def test_a_damaged_journal_is_kept_told_of_and_begun_anew(stand: Stand) -> None:
     stand.carry_out(400)
     text = stand.journal.path.read_text()
-    stand.journal.path.write_text(text.replace("700000", "200000"))  # a flipped bit must not become a limit
+    flipped = text.replace("700000", "200000")  # a flipped bit must not become a limit
+    stand.journal.path.write_text(flipped)
+    stand.journal.path.with_name("spool.db.orders.copy").write_text(flipped)
     stand.now_us += 60_000_000
     stand.crash()
     stand.orders.undo_due()
@@ -329,6 +332,34 @@ def test_a_damaged_journal_is_kept_told_of_and_begun_anew(stand: Stand) -> None:
     assert ("orders_journal_damaged", str(kept), None) in stand.told
     stand.carry_out(400)  # the server hands it out until it expires
     assert ("order_previous_unknown", "GPU-0", 690_000) in stand.told
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 4_096, None], ids=["emptied", "a block of nonsense", "removed"])
+def test_a_journal_that_cannot_be_read_costs_nothing_while_its_copy_can(damage: bytes | None, stand: Stand) -> None:
+    stand.carry_out(400)
+    if damage is None:
+        stand.journal.path.unlink()
+    else:
+        stand.journal.path.write_bytes(damage)
+    stand.crash()
+    stand.orders.undo_all("found after a restart")
+    assert stand.boards.limits["GPU-0"] == 700_000
+    assert len(list(stand.folder.glob("spool.db.orders.damaged-*"))) == (damage is not None)
+    stand.carry_out(300, nonce="n2")
+    stand.journal.path.with_name("spool.db.orders.copy").write_bytes(b"nonsense")
+    stand.crash()
+    stand.orders.undo_all("found after a restart")  # nor does the copy cost anything
+    assert stand.boards.limits["GPU-0"] == 700_000
+
+
+def test_a_copy_that_cannot_be_written_is_none_rather_than_one_of_before(stand: Stand) -> None:
+    stand.carry_out(400)
+    copy = stand.folder / "spool.db.orders.copy"
+    assert copy.read_bytes() == stand.journal.path.read_bytes()
+    (stand.folder / "spool.db.orders.copy.new").mkdir()
+    stand.carry_out(300, nonce="n2")
+    assert not copy.exists()
+    assert [change.applied_mw for change in stand.journal.changes().values()] == [300_000]
 
 
 def test_the_journal_is_its_user_s_alone(stand: Stand) -> None:
