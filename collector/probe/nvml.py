@@ -98,6 +98,9 @@ class NvmlProbe:
         self._retry_at_us = 0
         self._backoff_us = _FIRST_BACKOFF_US
         self._unavailable_code: int | None = None
+        self._count = 0
+        self._unidentified: dict[int, int | None] = {}
+        """Devices, by the driver's index, that did not say what they are when it was opened, with NVML's code if they gave one."""
 
     @property
     def unavailable_code(self) -> int | None:
@@ -160,7 +163,14 @@ class NvmlProbe:
 
     def sights(self) -> tuple[Sight, ...]:
         """Say what can be seen of the devices and what not, and which right or driver would add it; after some sweeps."""
-        driver = DriverState(self._unavailable_code, self._open, self._driver_version, self._event_set is not None)
+        driver = DriverState(
+            self._unavailable_code,
+            self._open,
+            self._driver_version,
+            self._event_set is not None,
+            self._count,
+            self._unidentified,
+        )
         return describe(self._table.slots, driver)
 
     def close(self) -> None:
@@ -219,6 +229,7 @@ class NvmlProbe:
                 if isinstance(answer, Happened):
                     self._take_events(answer)
             elif what == "index" and opening == self._opening and self._open and isinstance(answer, Identified):
+                self._unidentified.pop(position, None)
                 self._table.add(answer)
 
     def _take_back(self, position: int, answer: Answer | None) -> None:
@@ -319,7 +330,10 @@ class NvmlProbe:
         ]
         if self._event_set is None:  # it outlives a closing during which a call hung
             tasks.append((("event set", self._opening, 0), create_event_set))
-        for answer in self._reader.run(tasks):
+        self._count, self._unidentified = count, {}
+        for ((what, _, position), _), answer in zip(tasks, self._reader.run(tasks), strict=True):
+            if what == "index" and not isinstance(answer, Identified):
+                self._unidentified[position] = answer.code if isinstance(answer, Failure) else None
             if isinstance(answer, Identified):
                 self._table.add(answer)
             elif isinstance(answer, Done):

@@ -6,7 +6,7 @@ It reads what the visits remembered and asks no driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -20,6 +20,7 @@ from collector.probe.nvml_table import Slot
 
 _NEWER_DRIVER: Final = "a newer NVIDIA driver"
 _PROFILING: Final = "run as root, or load the driver with NVreg_RestrictProfilingToAdminUsers=0"
+_MAX_NAMED: Final = 16
 _RIGHTS: Final = "run as root, or as a user the driver's device files allow it"
 
 
@@ -80,6 +81,10 @@ class DriverState:
     opened: bool
     version: str | None
     has_events: bool
+    count: int
+    """Of the boards the driver says there are."""
+    unidentified: Mapping[int, int | None]
+    """NVML's codes of boards that did not say what they are, by index; None where the call did not come back."""
 
 
 def describe(slots: Sequence[Slot], driver: DriverState) -> tuple[Sight, ...]:
@@ -94,8 +99,11 @@ def describe(slots: Sequence[Slot], driver: DriverState) -> tuple[Sight, ...]:
             ),
         )
     boards = [slot for slot in slots if slot.board is None]
-    detail = f"{len(boards)} GPUs" + (f", driver {driver.version}" if driver.version else "")
+    of = f" of {driver.count}" if driver.unidentified else ""
+    detail = f"{len(boards)}{of} GPUs" + (f", driver {driver.version}" if driver.version else "")
     sights = [Sight("NVIDIA driver", seen=True, detail=detail)]
+    if driver.unidentified:
+        sights.append(_unidentified(driver))
     sights += [_trouble(slot) for slot in slots if slot.trouble is not None]
     read = [slot.device for slot in slots if slot.device is not None]
     if read:
@@ -117,6 +125,20 @@ def _no_driver(code: int) -> Sight:
         pynvml.NVML_ERROR_NO_PERMISSION: "give this user access to /dev/nvidiactl and /dev/nvidia*",
     }
     return Sight("NVIDIA driver", seen=False, detail=str(pynvml.NVMLError(code)), remedy=remedies.get(code))
+
+
+def _unidentified(driver: DriverState) -> Sight:
+    indices = sorted(driver.unidentified)
+    named = ", ".join(map(str, indices[:_MAX_NAMED])) + (", ..." if len(indices) > _MAX_NAMED else "")
+    whys = {
+        "it does not answer" if code is None else str(pynvml.NVMLError(code)) for code in driver.unidentified.values()
+    }
+    return Sight(
+        "GPUs that cannot be read",
+        seen=False,
+        detail=f"{len(indices)} of {driver.count} (index {named}): {'; '.join(sorted(whys))}",
+        remedy="look into the kernel log for XIDs; reset it (nvidia-smi -r -i INDEX) or reboot. Once it answers it is metered",
+    )
 
 
 def _trouble(slot: Slot) -> Sight:

@@ -88,3 +88,19 @@ def test_a_lost_device_and_instances_are_named(nvml: FakeNvml) -> None:
     assert seen["retired pages"].detail.startswith("0 of 2 devices")
     # Device 2, and the instance that holds a process, which nobody can say how much of it used.
     assert seen["utilization per process"].detail.startswith("2 of 3 devices")
+
+
+def test_a_gpu_that_hangs_from_the_start_is_told_with_its_index_until_it_answers(nvml: FakeNvml) -> None:
+    nvml.configure(4, faults="hang:2:*@0-1000")
+    node = Node(nvml, patience_s=0.2)
+    seen = sights(node)
+    assert seen["NVIDIA driver"].detail == "3 of 4 GPUs, driver 590.48.01"
+    missing = seen["GPUs that cannot be read"]
+    assert not missing.seen
+    assert missing.detail == "1 of 4 (index 2): it does not answer"
+    assert "kernel log" in (missing.remedy or "")
+    nvml.release()
+    node.wait_for_calls()
+    seen = sights(node)
+    assert "GPUs that cannot be read" not in seen
+    assert seen["NVIDIA driver"].detail == "4 GPUs, driver 590.48.01"
