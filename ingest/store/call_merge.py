@@ -14,21 +14,23 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from ingest.calls import ApiCall, CallSource, Report, better, counting, same_report
-from ingest.store.call_stage import FIELDS, NAMED, digest
+from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMED, digest
 from ingest.store.imports import EPOCH_SQL
 
 _US: Final = "(extract(epoch FROM {}) * 1000000)::bigint"
 _AT: Final = f"{EPOCH_SQL} + %s * interval '1 microsecond'"
 _ROW: Final = f"source, tenant_id, {_US.format('rows.called_at')}, " + ", ".join(f"rows.{name}" for name in FIELDS)
+# Each place is looked up by itself, along the index: a planner that has not seen the new rows yet joins in squares.
 _AT_PLACES: Final = (
-    f"FROM unnest(%s::bigint[], %s::text[]) AS wanted (at_us, wanted_key) JOIN {{}} AS rows ON rows.site_id = %s "
-    f"AND rows.{{}} = {EPOCH_SQL} + wanted.at_us * interval '1 microsecond' AND rows.{{}} = wanted.wanted_key"
+    f"FROM unnest(%s::bigint[], %s::text[]) AS wanted (at_us, wanted_key), LATERAL (SELECT * FROM {{}} AS found "
+    f"WHERE found.site_id = %s AND found.{{}} = {EPOCH_SQL} + wanted.at_us * interval '1 microsecond' "
+    "AND found.{} = wanted.wanted_key OFFSET 0) AS rows"
 )
 _COUNTED: Final = f"SELECT at_us, wanted_key, {_ROW} " + _AT_PLACES.format("api_calls", "called_at", "dedupe_key")
 _KEPT: Final = f"SELECT at_us, wanted_key, {_ROW} " + _AT_PLACES.format("call_reports", "counted_at", "counted_key")
 _PLACES: Final = (
-    f"SELECT named.n, {_US.format('known.called_at')}, known.dedupe_key FROM {NAMED} AS named "
-    "JOIN call_keys AS known USING (site_id, key) WHERE named.site_id = %s AND named.n = ANY (%s)"
+    f"SELECT named.n, {_US.format('known.called_at')}, known.dedupe_key FROM {NAMED} AS named, {KNOWN_NAME} AS known "
+    "WHERE named.site_id = %s AND named.n = ANY (%s)"
 )
 _COLUMNS: Final = ", ".join(FIELDS)
 _VALUES: Final = ", ".join(["%s"] * len(FIELDS))

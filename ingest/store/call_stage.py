@@ -56,6 +56,8 @@ NAMING: Final = _named(_KEYS[:-1])
 """The same of the names that are registered for a report: its ids, or its own name where it has none."""
 OWN: Final = _named(_KEYS[-1:])
 """The same of the own names of reports with ids, which are only looked up."""
+KNOWN_NAME: Final = "LATERAL (SELECT found.called_at, found.dedupe_key, found.xmin AS written_by FROM call_keys AS found WHERE found.site_id = named.site_id AND found.key = named.key OFFSET 0)"
+"""SQL for the known name that is ``named``, looked up along the key: a planner without statistics joins in squares."""
 _COPY: Final = copy_statement(TABLE, _SCHEMA.names)
 _values: Final = attrgetter(*FIELDS)
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from ingest.calls import ApiCall, CallSource, Report
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.store.call_merge import merge
-from ingest.store.call_stage import FIELDS, NAMING, OWN, TABLE, SiteReport, stage
+from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, SiteReport, stage
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.registry import Registry
 
@@ -37,19 +37,20 @@ _NAME_AGAIN: Final = (
     "RETURNING site_id, key) SELECT DISTINCT n FROM named WHERE (site_id, key) NOT IN (SELECT site_id, key FROM made)"
 )
 _KNOWN: Final = (
-    f"SELECT DISTINCT n FROM {NAMING} AS named JOIN call_keys AS known USING (site_id, key) "
-    "WHERE known.xmin <> pg_current_xact_id()::xid"
+    f"SELECT DISTINCT named.n FROM {NAMING} AS named, {KNOWN_NAME} AS known "
+    "WHERE known.written_by <> pg_current_xact_id()::xid"
 )
 # A report with ids is not registered under its own name as well, which would double the names there are. The same report
 # may have come without them, though: then that name is known.
-_KNOWN_BY_OWN: Final = f"SELECT n FROM {OWN} AS named JOIN call_keys AS known USING (site_id, key)"
+_KNOWN_BY_OWN: Final = f"SELECT named.n FROM {OWN} AS named, {KNOWN_NAME} AS known"
 _INSERT: Final = (
     f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_COLUMNS} FROM {TABLE} WHERE n <> ALL (%s) "
     "ON CONFLICT (dedupe_key, called_at) DO NOTHING"
 )
 _THERE: Final = (
-    f"SELECT new.n, new.site_id, known.site_id, dedupe_key FROM {TABLE} AS new JOIN api_calls AS known "
-    "USING (dedupe_key, called_at) WHERE new.n <> ALL (%s)"
+    f"SELECT new.n, new.site_id, known.site_id, dedupe_key FROM {TABLE} AS new, LATERAL (SELECT found.site_id FROM api_calls "
+    "AS found WHERE found.dedupe_key = new.dedupe_key AND found.called_at = new.called_at OFFSET 0) AS known "
+    "WHERE new.n <> ALL (%s)"
 )
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('wattledger.calls', %s))"
 _CHANGES: Final = (

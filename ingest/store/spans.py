@@ -38,7 +38,7 @@ _COPY: Final = copy_statement("span_stage", _SCHEMA.names)
 _INSERT: Final = (
     f"INSERT INTO spans ({', '.join(_SCHEMA.names)}) SELECT "  # noqa: S608 (our own names)
     + ", ".join("attributes::jsonb" if name == "attributes" else name for name in _SCHEMA.names)
-    + " FROM span_stage ON CONFLICT (trace_id, span_id, started_at) DO NOTHING"
+    + " FROM span_stage ORDER BY trace_id, span_id ON CONFLICT (trace_id, span_id, started_at) DO NOTHING"
 )
 
 
