@@ -191,7 +191,7 @@ def job_event(each: Record, now: datetime) -> Event:
         "qos": job.qos,
         "name": job.name,
         "accelerators": job.accelerators,
-        "suspended_s": each.suspended_s or None,
+        "suspended_s": each.suspended_s,
     }
     holds = [
         {

@@ -52,7 +52,7 @@ def record(row: Mapping[str, Any], cluster: str, now: datetime) -> Record | None
     native_id = str(row["job_id"])
     if "." in native_id:
         return None
-    suspended_s = seconds(row.get("suspended"))
+    suspended_s = seconds(row.get("suspended")) or None
     if not row["alloc_tres"] and not row["node_list"] and str(row["state"]).startswith("CANCELLED"):
         # Withdrawn while it waited: Slurm says it began, when it ended, on no node; the end itself may be missing.
         return Record(native_id, row["submit"], row["end"] or row["start"], None, suspended_s)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ingest.pollers.memory import Memory
 from ingest.pollers.rounds import Telling
 from ingest.pollers.slurm import SlurmSettings, SlurmWatch
 from ingest.pollers.slurm_commands import SlurmCommands
+from ingest.pollers.slurm_rest import SlurmRest, token_of
 from ingest.store.embedded.server import EmbeddedServer
 from ingest.store.engine import Database
 from tests.db import ingest_server
@@ -138,3 +139,31 @@ def test_what_happens_while_the_accounting_is_away_is_told_when_it_is_back(world
         assert time.monotonic() < deadline, asked(db, waits)
         time.sleep(0.4)
         world.watch.round()
+
+
+def test_slurmrestd_says_what_the_commands_say(cluster: SlurmCluster, tmp_path: Path) -> None:
+    job = cluster.submit("--gres=gpu:2", "--job-name=evil\n99|x")
+    cluster.submit("--gres=gpu:1", "--array=1-4%2", "--hold")
+    cluster.wait_for(job, "COMPLETED")
+    jwt = tmp_path / "jwt"
+    jwt.write_text(cluster.run("scontrol", "token", "lifespan=600"))
+    commands = SlurmCommands(environment=cluster.environment)
+    with cluster.rest(ingest_server.free_port()) as url, httpx.Client(timeout=30) as client:
+        rest = SlurmRest(client, url, "root", token_of(jwt))
+        assert (rest.version, rest.cluster) == ("v0.0.38", "lab")
+        deadline = time.monotonic() + 60
+        while True:
+            now = datetime.now(UTC)
+            said, expected = (
+                {each.native_id: each for each in source.ran(now - timedelta(hours=1), now)}
+                for source in (rest, commands)
+            )
+            if job in said and said == expected and said[job].ended_us is not None:
+                break
+            assert time.monotonic() < deadline, (said, expected)
+            time.sleep(0.5)
+        assert sorted(map(repr, rest.waiting())) == sorted(map(repr, commands.waiting()))
+        assert [each.native_id for each in rest.named([job], now)] == [job]
+        bad = SlurmRest(client, url, "root", lambda: "no token")
+        with pytest.raises(SourceError, match="is its token valid"):
+            bad.waiting()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -49,6 +50,36 @@ class SlurmCluster:
     def start_accounting(self) -> None:
         subprocess.run(["slurmdbd"], env=self.environment, check=True, timeout=30, stdin=subprocess.DEVNULL)
 
+    @contextmanager
+    def rest(self, port: int) -> Iterator[str]:
+        """Run slurmrestd as nobody; yield its address."""
+        environment = {
+            **self.environment,
+            "SLURMRESTD_SECURITY": "disable_unshare_sysv,disable_unshare_files",
+            "SLURM_JWT": "daemon",
+        }
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "slurmrestd", "-a", "rest_auth/jwt"]
+        command += ["-s", "openapi/v0.0.38,openapi/dbv0.0.38", f"127.0.0.1:{port}"]
+        with (self.folder / "rest.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                except OSError:
+                    assert process.poll() is None, (self.folder / "rest.log").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                else:
+                    break
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
 
 @contextmanager
 def small_cluster(shared: Path) -> Iterator[SlurmCluster]:
@@ -58,6 +89,7 @@ def small_cluster(shared: Path) -> Iterator[SlurmCluster]:
     if missing:
         pytest.skip(f"no {', '.join(missing)}: install slurm-wlm slurmdbd slurmrestd munge mariadb-server bc")
     folder = Path(tempfile.mkdtemp(prefix="wl-slurm-"))
+    folder.chmod(0o755)  # slurmrestd, which is nobody, reads its settings there
     environment = {**os.environ, "PATH": search, "L": str(folder), "SLURM_CONF": f"{folder}/etc/slurm.conf"}
     try:
         with (folder / "up.log").open("wb") as log:

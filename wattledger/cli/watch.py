@@ -119,6 +119,7 @@ Examples:
   wattledger watch slurm --server-url https://ledger.example.org --token-file /etc/wattledger/token
   wattledger watch slurm --cluster alpha --since 7d --once
   wattledger watch slurm --dry-run --format json
+  wattledger watch slurm --rest-url http://slurm.example.org:6820 --rest-user operator --rest-token-file /run/slurm.jwt
 \b
 Runs where sacct, squeue and scontrol reach the cluster, as a user who may see all jobs (an operator, or PrivateData
 without jobs). One process a cluster.
@@ -131,12 +132,29 @@ without jobs). One process a cluster.
     "--overlap", type=Duration(), default="1h", show_default=True, help="How late slurmdbd may be told of an end."
 )
 @click.option("--slurm-bin", type=click.Path(path_type=Path, exists=True), help="Folder of Slurm's commands.")
-def slurm(asked: Asked, cluster: str | None, since: timedelta, overlap: timedelta, slurm_bin: Path | None) -> None:
-    """Ask sacct and squeue, tell ingest: jobs that ran, run and wait, with what they hold."""
+@click.option("--rest-url", metavar="URL", help="Ask slurmrestd instead of the commands.")
+@click.option("--rest-user", default="root", show_default=True, help="Whose token that is.")
+@click.option("--rest-token-file", type=click.Path(path_type=Path, dir_okay=False), help="Output of `scontrol token`.")
+def slurm(
+    asked: Asked,
+    cluster: str | None,
+    since: timedelta,
+    overlap: timedelta,
+    slurm_bin: Path | None,
+    rest_url: str | None,
+    rest_user: str,
+    rest_token_file: Path | None,
+) -> None:
+    """Ask sacct and squeue, or slurmrestd, tell ingest: jobs that ran, run and wait, with what they hold."""
     from ingest.pollers.slurm import SOURCE, SlurmSettings, SlurmWatch
     from ingest.pollers.slurm_commands import SlurmCommands
+    from ingest.pollers.slurm_rest import SlurmRest, token_of
 
-    source = SlurmCommands(cluster, slurm_bin)
+    if (rest_url is None) != (rest_token_file is None):
+        raise click.UsageError("--rest-url and --rest-token-file go together")
+    source: SlurmCommands | SlurmRest = SlurmCommands(cluster, slurm_bin)
+    if rest_url is not None and rest_token_file is not None:
+        source = SlurmRest(_client(asked), rest_url, rest_user, token_of(rest_token_file), cluster)
 
     def made(teller: Telling | Dry, memory: Memory) -> Callable[[], Counter[str]]:
         settings = SlurmSettings(source.cluster, overlap=overlap, first_since=since)
