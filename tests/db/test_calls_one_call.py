@@ -199,6 +199,19 @@ def test_a_call_at_the_same_instant_and_key_of_another_site_is_refused_not_lost(
         write(engine, other, CallSource.LOG, LOG)
 
 
+def test_a_storm_of_repeats_costs_each_report_the_same(db: Database, engine: sa.Engine, site: int) -> None:
+    """Tables that grew since anybody counted their rows must not be joined in squares: that was 19 ms a report."""
+    calls = [call(f"span/{n}/1", NINE_US + n, response_id=f"r-{n}", input_uncached_tokens=n) for n in range(5_000)]
+    write(engine, site, CallSource.SPAN, *calls)
+    with engine.begin() as conn:
+        driver = conn.connection.driver_connection
+        assert driver is not None
+        driver.execute("SET LOCAL statement_timeout = '10s'")
+        assert keep_calls(driver, [SiteReport(site, Report(one, CallSource.SPAN)) for one in calls]) == Written(
+            repeated=5_000
+        )
+
+
 REPORTS: Sequence[Report] = [
     Report(SPAN, CallSource.SPAN),
     Report(STREAM, CallSource.SPAN),
