@@ -26,6 +26,7 @@ from collector.errors import AgentError, ConfigError, LibraryReplacedError
 from collector.exchange import IDENTITY, no_cookies
 from collector.http import httpx
 from collector.look import Looked, look
+from collector.memory import give_back, no_authorities, one_heap
 from collector.placement import pin, step_back
 from collector.probe import Probe
 from collector.probe.replay import ReplayProbe
@@ -69,6 +70,7 @@ class Runner:
 
     def run(self, signals: tuple[int, ...]) -> None:
         """Run until told to stop. Raises AgentError where the agent cannot start or has to leave."""
+        one_heap()
         self._doorbell.watch(signals)
         if self._settings.low_priority:
             for fault in step_back():
@@ -107,6 +109,7 @@ class Runner:
             shipper = _shipper(settings, client, spool, stop)
             boot_id = read_boot_id()
             self._agent = None
+            give_back()  # of the agent before this one
             probes = self._probes(settings, spool, clock, boot_id)
             around = Around(clock, boot_id, dict(probes), spool, self._devices)
             # Readings of now beside a trace of then would be neither.
@@ -311,6 +314,8 @@ def _held(descriptor: int, otherwise: str) -> Iterator[None]:
 def open_client(settings: Settings) -> Iterator[httpx.Client]:
     """Give out a client for the configured server. Raises AgentError where a certificate cannot be used."""
     verify: ssl.SSLContext | bool = True
+    if not settings.server_url.lower().startswith("https:"):
+        verify = no_authorities()
     if settings.ca_file or settings.client_cert_file:
         try:
             verify = ssl.create_default_context(cafile=settings.ca_file or None)

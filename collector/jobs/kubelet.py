@@ -8,18 +8,23 @@ changes anything.
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from collector.exchange import Connections, no_cookies
 from collector.jobs.protobuf import ProtobufError, children, text
+from collector.memory import no_authorities
 
 SOCKET: Final = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 MAX_DEVICES: Final = 65_536
 TIMEOUT_S: Final = 2.0
+_PATIENCE: Final = 3
+"""The whole exchange may take this many times the timeout of one step."""
 _SERVICE: Final = "http://localhost/v1.PodResourcesLister/"
 _EMPTY_REQUEST: Final = b"\0\0\0\0\0"
 _HEADERS: Final = {"content-type": "application/grpc", "te": "trailers"}
@@ -58,6 +63,7 @@ class KubeletClient:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._client: Any = None
+        self._connections = Connections()
 
     def list(self) -> tuple[PodDevice, ...]:
         """Return the devices of all pods of the node. Raises KubeletError."""
@@ -93,22 +99,32 @@ class KubeletClient:
             raise KubeletError("unreachable", f"{self.socket}: No such file or directory")
         from collector.http import httpx  # noqa: PLC0415  nodes without a kubelet need neither it nor h2
 
-        kept = self._client is not None
+        kept, late = self._client is not None, threading.Event()
         try:
             if self._client is None:
-                transport = httpx.HTTPTransport(uds=str(self.socket), http1=False, http2=True)
-                self._client = httpx.Client(transport=transport, timeout=self._timeout_s, trust_env=False)
-            with self._client.stream("POST", _SERVICE + method, content=_EMPTY_REQUEST, headers=_HEADERS) as answer:
+                transport = httpx.HTTPTransport(uds=str(self.socket), http1=False, http2=True, verify=no_authorities())
+                self._client = httpx.Client(
+                    transport=transport, timeout=self._timeout_s, trust_env=False, cookies=no_cookies()
+                )
+            trace = {"trace": self._connections.note}
+            with (
+                self._connections.within(_PATIENCE * self._timeout_s) as late,
+                self._client.stream(
+                    "POST", _SERVICE + method, content=_EMPTY_REQUEST, headers=_HEADERS, extensions=trace
+                ) as answer,
+            ):
                 return _message(self._body(method, answer))
         except ImportError as error:
             raise KubeletError(
                 "no_http2", "install h2 (pip install 'httpx[http2]'): the kubelet speaks HTTP/2 only"
             ) from error
-        except (httpx.HTTPError, OSError) as error:
+        # Beside httpx's own errors what it does not translate: a head with impossible texts, a connection cut meanwhile.
+        except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
             self.close()
-            if kept and not isinstance(error, httpx.TimeoutException):
+            over = isinstance(error, httpx.TimeoutException) or late.is_set()
+            if kept and not over:
                 return self._ask(method)  # the kubelet was restarted since: once more, on a new connection
-            kind = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
+            kind = "timeout" if over else "unreachable"
             raise KubeletError(kind, f"{self.socket}: {error}") from error
         except KubeletError:
             self.close()

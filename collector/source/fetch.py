@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collector.exchange import IDENTITY, Connections, no_cookies
+from collector.memory import no_authorities
 
 if TYPE_CHECKING:
     import ssl
@@ -57,6 +58,7 @@ class Fetcher:
         self._verify = verify
         self._transport = transport
         self._client: httpx.Client | None = None
+        self._secure = False
         self._connections = Connections()
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -69,9 +71,13 @@ class Fetcher:
         """Return the answer. Raises FetchError for anything but 2xx within size and time."""
         from collector.http import httpx  # noqa: PLC0415  only where something is to be fetched
 
+        secure = url.lower().startswith("https:")
+        if self._client is not None and secure and not self._secure:
+            self.close()
         if self._client is None:
+            self._secure = secure
             self._client = httpx.Client(
-                verify=self._verify,
+                verify=self._verify if secure else no_authorities(),
                 timeout=self._timeout_s,
                 transport=self._transport,
                 follow_redirects=False,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +139,29 @@ def test_a_broken_answer_is_an_error_of_a_known_kind(
 def test_importing_the_module_loads_neither_httpx_nor_h2() -> None:
     program = "import sys, collector.jobs.kubelet; sys.exit('httpx' in sys.modules or 'h2' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_a_kubelet_that_sends_frames_without_end_and_no_answer_is_given_up_in_time(kubelet: FakeKubelet) -> None:
+    stop, path = threading.Event(), kubelet.path.with_name("endless.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while not stop.wait(0.02):
+                connection.sendall(b"\0\0\0\x04\0\0\0\0\0")  # settings, none of them changed
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = KubeletClient(path, timeout_s=0.2)
+    began_s = time.monotonic()
+    with pytest.raises(KubeletError) as failed:
+        client.list()
+    assert failed.value.kind == "timeout"
+    assert time.monotonic() - began_s < 5
+    stop.set()
+    thread.join()
+    client.close()
+    listener.close()

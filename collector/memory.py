@@ -1,0 +1,33 @@
+"""Keeps the process small: one heap for all its threads, and what a reload freed is given back to the system.
+
+glibc gives each of many threads a heap of its own and keeps in each what was freed: 20 MiB after twenty reloads, measured with all
+sources on. It frees nothing that is in use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import ssl
+from contextlib import suppress
+from typing import Final
+
+_M_ARENA_MAX: Final = -8
+
+
+def one_heap() -> None:
+    """Have all threads share a heap; where the C library knows no such thing, nothing. Before any thread is started."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Free what only refers to itself, and give back what is free."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def no_authorities() -> ssl.SSLContext:
+    """Return a context for connections without TLS, which trusts nobody: the usual authorities take a megabyte for each client."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
