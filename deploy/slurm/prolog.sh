@@ -6,6 +6,8 @@
 # at all. It does not even ask which GPU a number means: /proc/driver/nvidia can hang with a hung driver, and the agent knows.
 event=start
 trap 'exit 0' 0 # even where not one more process can be had
+trap '' XFSZ    # a limit on files makes a write fail, and kills nobody: not this shell either, when it says so
+exec </dev/null >/dev/null 2>&1
 (
   PATH=/usr/bin:/bin LC_ALL=C
   export PATH LC_ALL
@@ -56,5 +58,5 @@ trap 'exit 0' 0 # even where not one more process can be had
   # Where no agent takes the files away, the oldest go: 4,096 of them are 16 MiB at most.
   set +f -- "$dir"/[0-9]*
   [ $# -le 4096 ] || rm -f "$1" "$2" "$3" "$4"
-) </dev/null >/dev/null 2>&1
+)
 exit 0
