@@ -25,6 +25,10 @@ DEFAULT_TOKEN_FILE: Final = Path("/etc/wattledger-agent/token")
 _LIMIT_S: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 16_384
 _MAX_TOKEN_CHARACTERS: Final = 4_096
+_NO_TOKEN: Final = (
+    "the server's answer holds no token; is server_url right? If it is, the node may have joined all the same: "
+    "revoke its token (`wattledger token list`, `wattledger token revoke ID`) and enrol again"
+)
 _ADVICE: Final = {
     401: "the join token is unknown or no longer valid; make another with `wattledger token create --scope join`",
     403: "the token may not let nodes join; make one with `wattledger token create --scope join`",
@@ -74,10 +78,12 @@ def _ask(settings: Settings, client: httpx.Client, join_token: str) -> str:
         raise AgentError(f"the server answered {code}: {_ADVICE.get(code, _reason(answer))}")
     try:
         token = json.loads(answer)["token"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AgentError("the server's answer holds no token; is server_url right?") from error
-    if not isinstance(token, str) or not 0 < len(token) <= _MAX_TOKEN_CHARACTERS or not token.isprintable():
-        raise AgentError("the server's answer holds no token; is server_url right?")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AgentError(_NO_TOKEN) from error
+    if not isinstance(token, str) or not 0 < len(token) <= _MAX_TOKEN_CHARACTERS:
+        raise AgentError(_NO_TOKEN)
+    if not (token.isascii() and token.isprintable()):  # no header could carry it
+        raise AgentError(_NO_TOKEN)
     return token
 
 

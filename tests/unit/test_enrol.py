@@ -66,6 +66,8 @@ def test_the_node_s_own_token_is_kept_for_its_owner_alone(tmp_path: Path, join: 
         (httpx.Response(200, json=[]), "holds no token"),
         (httpx.Response(200, json={"token": "a\nb"}), "holds no token"),
         (httpx.Response(200, json={"token": 5}), "holds no token"),
+        (httpx.Response(200, json={"token": "t\u00f6k"}), "holds no token.*revoke its token"),
+        (httpx.Response(200, text="[" * 5_000), "holds no token"),
     ],
 )
 def test_a_refusal_says_what_to_do_and_changes_nothing(
