@@ -146,6 +146,27 @@ def test_a_pool_gives_way_to_known_devices_and_has_a_device_of_its_own(db: Datab
     assert [row[1] for row in asked(db, HELD)] == ["GPU-a"]
 
 
+def test_what_an_import_said_of_a_node_gives_way_to_the_agent_there(db: Database, site: Site) -> None:
+    with db.connect("admin") as admin:
+        admin.execute(
+            "WITH made AS (INSERT INTO jobs (site_id, cluster, native_id, started_at, origin, source) "
+            "VALUES (%(site)s, 'c', '7', %(start)s, 2, 'sacct') RETURNING id) "
+            "INSERT INTO allocations (job_id, site_id, node_id, accelerators, start_at, end_at, evidence) "
+            "SELECT made.id, %(site)s, nodes.id, 2, %(start)s, %(end)s, 'sacct' FROM made, nodes",
+            {"site": site.site_id, "start": instant(0), "end": instant(60)},
+        )
+    agent_tells(db, site, START, 1, "GPU-a")
+    agent_tells(db, site, END, 59, "GPU-a")
+    expected = [
+        ("7", "GPU-a", None, 1, instant(1), instant(59), "hook"),
+        ("7", "node-2", None, 2, instant(0), instant(60), "sacct"),
+    ]
+    assert asked(db, HELD) == expected
+    # A scheduler's word replaces the import's where no agent sees.
+    tell(db, site, job(70, ended_at=at(58), holds=[{"node": "node-2", "accelerators": 2}]))
+    assert asked(db, HELD)[1] == ("7", "node-2", None, 2, instant(0), instant(58), "slurmctld")
+
+
 def test_prologs_tell_of_devices_nodes_and_pools(db: Database, site: Site) -> None:
     tell(
         db,
