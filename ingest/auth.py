@@ -94,7 +94,9 @@ class Authenticator:
         secret = _secret(header)
         try:
             with self._engine.begin() as conn:
-                token = tokens.verify(conn, secret, datetime.now(UTC))
+                now = datetime.now(UTC)
+                token = tokens.verify(conn, secret, now)
+                tokens.note_use(conn, [token], now)
                 node = None
                 if token.node_id is not None:
                     node = identities.node_name(conn, token.node_id)
@@ -119,7 +121,9 @@ class Authenticator:
             entries = dict(self._known)
         used = {header: known for header, known in entries.items() if known.used}
         with self._engine.begin() as conn:
-            good = tokens.verify_many(conn, [_secret(header) for header in used], datetime.now(UTC))
+            now = datetime.now(UTC)
+            good = tokens.verify_many(conn, [_secret(header) for header in used], now)
+            tokens.note_use(conn, good.values(), now)
         until_s = time.monotonic() + self._cache_s
         for header, known in entries.items():
             if header not in used and known.believed_until_s < time.monotonic() - _FORGOTTEN_AFTER_S:

@@ -47,7 +47,7 @@ WORKER = {
     "r u(binding_id,tenant_id)": "jobs",
 }
 API = {
-    "r": "actions alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
+    "r": "actions alembic_version allocations api_calls audit bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
     "devices facility_factors findings imported_charges intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
     "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenants usage_hours",
 }

@@ -38,6 +38,11 @@ tokens = Table(
     instant("created_at", server_default=func.now()),
     instant("expires_at", nullable=True),
     instant("revoked_at", nullable=True),
+    column(
+        "previous_sha256", LargeBinary, nullable=True, unique=True, comment="of the secret before the last rotation"
+    ),
+    instant("previous_until_at", nullable=True, comment="instant, UTC: the former secret is taken until then"),
+    instant("last_used_at", nullable=True, comment="instant, UTC: to a quarter of an hour; null = never"),
     comment="Bearer tokens, hashed.",
 )
 
