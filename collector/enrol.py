@@ -25,7 +25,7 @@ DEFAULT_TOKEN_FILE: Final = Path("/etc/wattledger-agent/token")
 _LIMIT_S: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 16_384
 _MAX_TOKEN_CHARACTERS: Final = 4_096
-_NO_TOKEN: Final = (
+_UNUSABLE: Final = (
     "the server's answer holds no token; is server_url right? If it is, the node may have joined all the same: "
     "revoke its token (`wattledger token list`, `wattledger token revoke ID`) and enrol again"
 )
@@ -79,11 +79,11 @@ def _ask(settings: Settings, client: httpx.Client, join_token: str) -> str:
     try:
         token = json.loads(answer)["token"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AgentError(_NO_TOKEN) from error
+        raise AgentError(_UNUSABLE) from error
     if not isinstance(token, str) or not 0 < len(token) <= _MAX_TOKEN_CHARACTERS:
-        raise AgentError(_NO_TOKEN)
+        raise AgentError(_UNUSABLE)
     if not (token.isascii() and token.isprintable()):  # no header could carry it
-        raise AgentError(_NO_TOKEN)
+        raise AgentError(_UNUSABLE)
     return token
 
 
