@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from ingest.errors import UnavailableError
 from ingest.receivers.work import read_work
 from ingest.receivers.work_events import PATH
 from ingest.settings import Settings
@@ -364,3 +366,42 @@ def test_over_http_the_good_events_are_kept_and_the_bad_ones_named(db: Database,
 
     run(Settings(db), scenario)
     assert asked(db, "SELECT account FROM jobs") == [("nlp",)]
+
+
+def test_senders_at_once_wait_for_each_other_and_come_to_the_same(db: Database, site: Site) -> None:
+    """Two watchers, a prolog and an agent tell of the same jobs at once, each in another order; who is told 503 sends again."""
+    told = [each for number in range(12) for each in _of_one_job(str(number))]
+    agents = [(action, minute, str(number)) for number in range(12) for action, minute in ((START, 0), (END, 50))]
+
+    def watcher(seed: int) -> None:
+        events = random.Random(seed).sample(told, len(told))
+        for first in range(0, len(events), 9):
+            for _ in range(20):
+                try:
+                    tell(db, site, *events[first : first + 9])
+                except UnavailableError:
+                    continue
+                break
+
+    def agent() -> None:
+        for action, minute, native_id in agents:
+            agent_tells(db, site, action, minute, "GPU-a", native_id, start=0.02)
+
+    with ThreadPoolExecutor(4) as pool:
+        for running in [pool.submit(watcher, 1), pool.submit(watcher, 2), pool.submit(watcher, 3), pool.submit(agent)]:
+            running.result(60)
+    assert asked(db, "SELECT count(*), count(DISTINCT native_id) FROM jobs") == [(12, 12)]
+    assert {row[1:] for row in asked(db, HELD)} == {
+        ("GPU-a", None, 1, instant(0), instant(50), "hook"),
+        ("node-2", None, 2, instant(0), instant(60), "slurmctld"),
+    }
+    assert asked(db, "SELECT count(*) FROM allocations WHERE superseded_at <= recorded_at") == [(0,)]
+
+
+def _of_one_job(native_id: str) -> list[Told]:
+    holds = [{"node": "node-1", "accelerators": 2}, {"node": "node-2", "accelerators": 2}]
+    return [
+        job(1, native_id, state="running", account="nlp", holds=holds),
+        job(61, native_id, state="completed", ended_at=at(60)),
+        hold("start", 0, native_id, node="node-1", accelerators=2, user="ada"),
+    ]
