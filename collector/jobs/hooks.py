@@ -65,6 +65,8 @@ class HookEvent:
     """The kernel's id of the boot it happened in."""
     shards: int | None = None
     """Slurm shards the job has on this node, where the hook was told; its devices are then shared."""
+    start_told: bool = False
+    """Whether ``started_at_us`` is Slurm's own."""
 
 
 class HookError(ValueError):
@@ -95,13 +97,15 @@ def parse_event(name: str, text: str, written_at_ns: int) -> HookEvent:
     array = (values.get("array_job", ""), values.get("array_task", ""))
     is_array = all(_is_number(part) for part in array)
     sluid = values.get("sluid")
+    started_at_us = _started_at_us(values.get("started", ""), at_us)
     return HookEvent(
         name=name,
         action="start" if found[2] == "start" else "end",
         at_us=at_us,
         job_id=found[3],
         native_id="_".join(array) if is_array else found[3],
-        started_at_us=_started_at_us(values.get("started", ""), at_us),
+        started_at_us=started_at_us if started_at_us is not None else at_us // _US_PER_S * _US_PER_S,
+        start_told=started_at_us is not None,
         gpus=_gpus(values.get("gpus", "")),
         cluster=_text(values, "cluster"),
         sluid=sluid if sluid is not None and _SLUID.fullmatch(sluid) else None,
@@ -244,11 +248,11 @@ def _gpus(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _started_at_us(text: str, at_us: int) -> int:
-    """Return Slurm's start of the job; one after its own prolog, or over a year before it, gives the prolog's whole second."""
+def _started_at_us(text: str, at_us: int) -> int | None:
+    """Return Slurm's start of the job; None for one after its own prolog, or over a year before it: that is none."""
     if _is_number(text) and at_us - _LONGEST_JOB_US <= int(text) * _US_PER_S <= at_us + _US_PER_S:
         return int(text) * _US_PER_S
-    return at_us // _US_PER_S * _US_PER_S
+    return None
 
 
 def _is_number(text: str) -> bool:

@@ -23,6 +23,8 @@ ENDED_KEPT_US: Final = 3_600_000_000
 SILENT_KEPT_US: Final = 86_400_000_000
 POD_GONE_US: Final = 60_000_000
 """A pod of the same namespace and name that comes back later than this is another pod."""
+PROLOG_AGAIN_US: Final = 60_000_000
+"""Slurm lets a requeued job wait for as long as its credentials are valid, 120 s by default (batch_requeue_fini in its job_mgr.c)."""
 _US_PER_S: Final = 1_000_000
 
 
@@ -162,8 +164,12 @@ class Roster:
 
     @staticmethod
     def _is_same(known: Run, job: Job, event: HookEvent) -> bool:
-        """Say whether a start told by a hook is of the run that processes were seen of, or that the same file told before."""
-        return known.job.key == job.key or (known.uid is None and known.job.key.started_at_us >= event.started_at_us)
+        """Say whether a start told by a hook is of the run that processes were seen of, or that a hook told before."""
+        started_at_us = known.job.key.started_at_us
+        if known.job.key == job.key or (known.uid is None and started_at_us >= event.started_at_us):
+            return True
+        # Without Slurm's own start each prolog that runs twice would be two jobs. None is requeued and begins again so soon.
+        return not event.start_told and 0 <= event.at_us - started_at_us < PROLOG_AGAIN_US
 
     def _enter(self, job: Job, at_us: int, ref: Ref) -> Run:
         run = Run(job, at_us)

@@ -436,13 +436,16 @@ class JobSource:
 
     def _drop_files(self) -> None:
         """Delete hooks' files that nobody needs any more: all but the starts of jobs that still run."""
-        newest: dict[str, str] = {}
+        needed: dict[str, str] = {}
         for name, job_id in self._memory.files.items():
             run = self._roster.knows(("slurm", job_id))
             runs = job_id in self._unplaced or (run is not None and self._ledger.holds(run.job.key))
             if ".start." in name and runs:
-                newest[job_id] = max(name, newest.get(job_id, ""))
-        kept = set(newest.values())
+                other = needed.get(job_id, name)
+                # The first of the run's, whose instant was told, where its prolog ran twice; else the newest, of the run now.
+                both = run is not None and run.job.key.started_at_us <= (int(min(name, other)[:19]) // 1_000) + US_PER_S
+                needed[job_id] = min(name, other) if both else max(name, other)
+        kept = set(needed.values())
         spent = [name for name in self._memory.files if name not in kept and name not in self._undeletable]
         self._undeletable |= self._folder.discard(spent)
         for name in spent:

@@ -232,12 +232,25 @@ def test_a_requeued_job_whose_epilog_was_lost_holds_the_gpu_of_its_new_run_alone
 
 def test_a_requeued_job_on_the_same_gpu_is_told_as_two_runs(node: JobNode) -> None:
     node.hook("start", 31, "0")
-    node.read()
+    node.read(after_s=121)  # as long as Slurm lets a requeued job wait
     node.hook("start", 31, "0")
-    assert node.read() == ["5 -31 gpu0 hook", "5 +31 gpu0 hook"]
+    assert node.read() == ["121 -31 gpu0 hook", "121 +31 gpu0 hook"]
     starts = [row["job_started_at_us"] for row in node.rows[Stream.ALLOCATION]]
-    assert starts == [1_800_000_000 * S, 1_800_000_005 * S]
+    assert starts == [1_800_000_000 * S, 1_800_000_121 * S]
     assert [event["kind"] for event in node.rows[Stream.NODE_EVENT]] == ["job_end_missing"]
+
+
+def test_a_prolog_that_runs_twice_without_slurm_s_own_start_tells_of_one_job(node: JobNode) -> None:
+    node.hook("start", 31, "0")
+    assert node.read() == ["0 +31 gpu0 hook"]
+    node.hook("start", 31, "0")
+    assert node.read() == []
+    assert Stream.NODE_EVENT not in node.rows
+    # The file that stays is the first one's: who learns from it again tells the same start.
+    assert [path.name[:19] for path in node.hooks.glob("[0-9]*")] == [str(1_800_000_000 * S * 1_000)]
+    node.hook("end", 31)
+    assert node.read() == ["10 -31 gpu0 hook"]
+    assert list(node.hooks.glob("[0-9]*")) == []
 
 
 def test_without_hooks_processes_tell_and_a_requeue_is_known_by_its_slurmstepd(node: JobNode) -> None:
