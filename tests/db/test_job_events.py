@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from analytics.io.queue_reads import waiting
 from ingest.errors import UnavailableError
 from ingest.receivers.work import read_work
 from ingest.receivers.work_events import PATH
@@ -238,6 +239,22 @@ def test_a_wait_has_its_reasons_with_their_instants_and_an_end(db: Database, sit
         ("9", instant(0), instant(8), "started", "nlp", 8, instant(1), "Resources"),
         ("9", instant(0), instant(8), "started", "nlp", 8, instant(4), "Priority"),
     ]
+
+
+def test_what_waits_is_listed_with_the_reason_of_the_moment(db: Database, site: Site) -> None:
+    tell(db, site, wait(1, "Resources", account="nlp", accelerators=8), wait(5, "Priority", since=at(4)))
+    with db.connect("worker") as worker:
+        (row,) = waiting(worker, instant(60))
+        assert (row["native_id"], row["reason"], row["reason_since_at"], row["waiting_s"]) == (
+            "9",
+            "Priority",
+            instant(4),
+            3_600,
+        )
+        assert waiting(worker, instant(60), cluster="other") == []
+    tell(db, site, wait(9, left_at=at(8), outcome="started"))
+    with db.connect("worker") as worker:
+        assert waiting(worker, instant(60)) == []
 
 
 EVENTS = (

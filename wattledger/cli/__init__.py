@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, str]] = {
     "token": "wattledger.cli.token:token",
     "fleet": "wattledger.cli.fleet:fleet",
     "watch": "wattledger.cli.watch:watch",
+    "queue": "wattledger.cli.queue:queue",
     "deadletter": "wattledger.cli.deadletter:deadletter",
     "segments": "wattledger.cli.segments:segments",
 }
@@ -86,6 +87,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "findings": "throttling and idle waste with their price",
     "lineage": "what an answer came from: serving, fine-tune, dataset, with cost and energy",
     "token": "create, list and revoke access tokens",
+    "queue": "what waits for accelerators, since when and why",
     "watch": "tell ingest what Slurm or Kubernetes knows of jobs and the queue",
     "fleet": "which agents report, are late or silent; signed orders to them",
     "deadletter": "list, show, replay and drop bodies that could not be taken",
