@@ -23,6 +23,7 @@ from collector.errors import LibraryReplacedError
 from collector.exact import Exact
 from collector.governor import Governor
 from collector.health import Health, cpu_s
+from collector.memory import trim
 from collector.probe import Row, Sweep
 from collector.probe_thread import ProbeThread, undated
 from collector.recorder import Recorder
@@ -380,6 +381,7 @@ class Agent:
         self._held_asked = False
         self.recorder.observe({Stream.AGENT: (row,)}, now.wall_us)
         _LOG.info("%s", self.health.line(row))
+        trim()
 
     def _close(self) -> None:
         """Let go of everything in bounded time, and store what there is. The spool and the sending are closed elsewhere."""

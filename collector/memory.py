@@ -24,6 +24,11 @@ def one_heap() -> None:
 def give_back() -> None:
     """Free what only refers to itself, and give back what is free."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give back what is free: a millisecond."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

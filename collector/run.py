@@ -190,7 +190,7 @@ class Runner:
             from collector.commands.compose import make_channel  # noqa: PLC0415
 
             agent.beside.append(make_channel(settings, open_client, agent, spool, clock))
-        elif orders_may_be_left(spool):
+        elif orders_may_be_left(spool, in_spool=self._stores.writer_of(spool) is None):
             # Switched off after a crash, say: a limit that an order set is not to stay for good.
             from collector.commands.compose import make_undoing  # noqa: PLC0415
 

@@ -14,7 +14,10 @@ CHANGE_FACT: Final = "power:"
 """Where releases before this kept changes: facts of the spool."""
 
 
-def orders_may_be_left(spool: Spool) -> bool:
-    """Say whether an agent before this one may have left limits to be put back. Raises SpoolError."""
+def orders_may_be_left(spool: Spool, *, in_spool: bool = True) -> bool:
+    """Say whether an agent before this one may have left limits to be put back. Raises SpoolError.
+
+    Without ``in_spool`` the spool itself, which may keep everybody waiting, is not asked: only a start finds any there.
+    """
     files = (spool.path.with_name(spool.path.name + suffix) for suffix in (SUFFIX, COPY_SUFFIX))
-    return any(file.exists() for file in files) or bool(spool.facts(CHANGE_FACT))
+    return any(file.exists() for file in files) or (in_spool and bool(spool.facts(CHANGE_FACT)))

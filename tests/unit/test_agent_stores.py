@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from collector import run
+from collector.commands.left import orders_may_be_left
 from collector.config import Settings
 from collector.probe import Epoch, Probe
 from collector.run import Runner
@@ -74,6 +75,16 @@ def test_an_open_spool_that_keeps_everybody_waiting_is_not_asked_for_epochs(tmp_
     assert stores.known_epoch(spool, "nvml", "another boot") == 0
 
 
+def test_after_a_reload_only_the_journal_s_files_tell_of_orders_left(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db", max_bytes=1 << 20)
+    spool.remember("power:GPU-0", "{}")
+    assert orders_may_be_left(spool)
+    spool.close()  # whoever asks it now fails
+    assert not orders_may_be_left(spool, in_spool=False)
+    (tmp_path / "spool.db.orders.copy").touch()
+    assert orders_may_be_left(spool, in_spool=False)
+
+
 def test_rows_for_a_spool_that_is_used_no_more_reach_it_however_long_it_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +136,7 @@ def test_at_the_end_what_is_kept_is_stored_or_said_to_be_lost(
 def test_a_reload_while_the_spool_is_held_by_another_loses_no_reading(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("collector.spool_file._BUSY_TIMEOUT_S", 0.2)
     (tmp_path / "file").touch()
     first = Settings(
         node="n",
