@@ -10,6 +10,7 @@ import ctypes
 import gc
 import ssl
 from contextlib import suppress
+from functools import cache
 from typing import Final
 
 _M_ARENA_MAX: Final = -8
@@ -23,6 +24,7 @@ def one_heap() -> None:
 
 def give_back() -> None:
     """Free what only refers to itself, and give back what is free."""
+    usual_authorities.cache_clear()
     gc.collect()
     trim()
 
@@ -31,6 +33,14 @@ def trim() -> None:
     """Give back what is free: a millisecond."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def usual_authorities(*, trust_env: bool) -> ssl.SSLContext:
+    """Return httpx's usual context, one for all clients; read anew after :func:`give_back`."""
+    from collector.http import httpx  # noqa: PLC0415  whoever needs it has it
+
+    return httpx.create_ssl_context(trust_env=trust_env)
 
 
 def no_authorities() -> ssl.SSLContext:

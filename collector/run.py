@@ -26,7 +26,7 @@ from collector.errors import AgentError, ConfigError, LibraryReplacedError
 from collector.exchange import IDENTITY, no_cookies
 from collector.http import httpx
 from collector.look import Looked, look
-from collector.memory import give_back, no_authorities, one_heap
+from collector.memory import give_back, no_authorities, one_heap, usual_authorities
 from collector.placement import pin, step_back
 from collector.probe import Probe
 from collector.probe.replay import ReplayProbe
@@ -313,16 +313,18 @@ def _held(descriptor: int, otherwise: str) -> Iterator[None]:
 @contextmanager
 def open_client(settings: Settings) -> Iterator[httpx.Client]:
     """Give out a client for the configured server. Raises AgentError where a certificate cannot be used."""
-    verify: ssl.SSLContext | bool = True
-    if not settings.server_url.lower().startswith("https:"):
-        verify = no_authorities()
-    if settings.ca_file or settings.client_cert_file:
-        try:
+    verify: ssl.SSLContext
+    try:
+        if settings.ca_file or settings.client_cert_file:
             verify = ssl.create_default_context(cafile=settings.ca_file or None)
             if settings.client_cert_file:
                 verify.load_cert_chain(settings.client_cert_file, settings.client_key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise AgentError(f"cannot load the certificates: {error}") from error
+        elif settings.server_url.lower().startswith("https:"):
+            verify = usual_authorities(trust_env=True)
+        else:
+            verify = no_authorities()
+    except (OSError, ssl.SSLError) as error:
+        raise AgentError(f"cannot load the certificates: {error}") from error
     headers = {
         "User-Agent": f"wattledger-agent/{agent_version()}",
         "Accept": "application/json",

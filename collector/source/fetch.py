@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collector.exchange import IDENTITY, Connections, no_cookies
-from collector.memory import no_authorities
+from collector.memory import no_authorities, usual_authorities
 
 if TYPE_CHECKING:
     import ssl
@@ -77,7 +77,7 @@ class Fetcher:
         if self._client is None:
             self._secure = secure
             self._client = httpx.Client(
-                verify=self._verify if secure else no_authorities(),
+                verify=self._context(secure=secure),
                 timeout=self._timeout_s,
                 transport=self._transport,
                 follow_redirects=False,
@@ -103,6 +103,11 @@ class Fetcher:
                 # httpx gives a refused certificate as a ConnectError whose text OpenSSL wrote.
                 kind = "tls" if "CERTIFICATE" in str(error) or "SSL" in str(error) else "connect"
                 raise FetchError(kind, f"{url}: {error}") from error
+
+    def _context(self, *, secure: bool) -> ssl.SSLContext | bool:
+        if not secure:
+            return no_authorities()
+        return usual_authorities(trust_env=False) if self._verify is True else self._verify
 
     def close(self) -> None:
         """Close the connections."""

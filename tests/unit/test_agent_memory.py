@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.memory import no_authorities
+from collector.memory import give_back, no_authorities, usual_authorities
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +39,14 @@ print(rss_mib() - before)
 def test_what_many_threads_held_is_given_back() -> None:
     run = subprocess.run([sys.executable, "-c", _CHURN], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 3.0
+
+
+def test_clients_share_the_usual_authorities_until_settings_are_read_anew() -> None:
+    first = usual_authorities(trust_env=False)
+    assert first.get_ca_certs()
+    assert usual_authorities(trust_env=False) is first
+    give_back()
+    assert usual_authorities(trust_env=False) is not first
 
 
 def test_a_connection_that_needs_no_authorities_would_trust_nobody() -> None:
