@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,15 @@ def test_what_a_node_installs_is_what_the_agent_may_import() -> None:
     lines = (AGENT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = {re.split(r"[\[>=<]", line)[0] for line in lines if line and not line.startswith("#")}
     assert names == {"httpx", "nvidia-ml-py", "zstandard"}
+
+
+def test_the_image_that_the_manifest_names_is_built_here_from_what_a_node_installs(container: dict[str, Any]) -> None:
+    recipe = (AGENT / "Dockerfile").read_text(encoding="utf-8")
+    version = tomllib.loads((AGENT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert container["image"] == f"wattledger-agent:{version}"
+    assert f"docker build -f deploy/agent/Dockerfile -t {container['image']} ." in recipe
+    instructions = [line.split()[0] for line in recipe.splitlines() if line and not line.startswith("#")]
+    assert set(instructions) == {"FROM", "COPY", "RUN", "CMD"}
+    assert "pip install --no-cache-dir -r /tmp/requirements.txt" in recipe
+    assert "--no-deps /tmp/wheels/*.whl" in recipe
+    assert f"CMD {json.dumps(container['command'])}" in recipe
