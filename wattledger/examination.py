@@ -28,7 +28,7 @@ from ingest.store.embedded import EmbeddedError
 from ingest.store.embedded.account import server_account
 from ingest.store.embedded.binaries import find_binaries
 from ingest.store.embedded.placement import find_placement
-from ingest.store.engine import ROLE_NAMES, URL_VARIABLE, Database, DatabaseUrlError
+from ingest.store.engine import ROLE_NAMES, URL_FILE_VARIABLE, URL_VARIABLE, Database, DatabaseUrlError
 from ingest.store.migrate import MINIMUM_SERVER_VERSION, MigrationError, current, pending
 from wattledger import diagnosis
 from wattledger.diagnosis import Check, broken, fine, note, unanswered, warning
@@ -52,7 +52,7 @@ def examine(home: Home, env: Mapping[str, str], now: datetime | None = None) -> 
     if isinstance(found, Check):
         yield found
     standing = found if isinstance(found, Status) else None
-    is_external = bool(env.get(URL_VARIABLE))
+    is_external = bool(env.get(URL_VARIABLE) or env.get(URL_FILE_VARIABLE))
     if not is_external:
         yield _binaries(env)
     if standing is not None:

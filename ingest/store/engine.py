@@ -18,6 +18,7 @@ Role = Literal["admin", "owner", "writer", "worker", "api"]
 DATABASE_NAME = "wattledger"
 ROLE_NAMES: Mapping[str, str] = {role: f"wattledger_{role}" for role in ("owner", "writer", "worker", "api")}
 URL_VARIABLE = "WATTLEDGER_DATABASE_URL"
+URL_FILE_VARIABLE = "WATTLEDGER_DATABASE_URL_FILE"
 CONNECT_TIMEOUT_S = 10
 
 
@@ -61,8 +62,21 @@ class Database:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Database | None":
-        """Return the database WATTLEDGER_DATABASE_URL names, None where the embedded one is meant."""
-        url = env.get(URL_VARIABLE)
+        """Return the database WATTLEDGER_DATABASE_URL names, None where the embedded one is meant.
+
+        WATTLEDGER_DATABASE_URL_FILE names a file that holds the URL, for secrets that are mounted. Raises DatabaseUrlError.
+        """
+        url, file = env.get(URL_VARIABLE), env.get(URL_FILE_VARIABLE)
+        if url and file:
+            raise DatabaseUrlError(f"{URL_VARIABLE} and {URL_FILE_VARIABLE} are both set; keep one of them")
+        if file:
+            try:
+                url = Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise DatabaseUrlError(f"{URL_FILE_VARIABLE}: cannot read {file}: {reason}") from None
+            if not url:  # not the embedded database, which is what no URL means
+                raise DatabaseUrlError(f"{URL_FILE_VARIABLE}: {file} is empty; put the database's URL into it")
         return cls.at_url(url) if url else None
 
     @property

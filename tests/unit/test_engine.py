@@ -65,3 +65,23 @@ def test_an_unset_variable_means_the_embedded_server() -> None:
     assert Database.from_env({}) is None
     assert Database.from_env({"WATTLEDGER_DATABASE_URL": ""}) is None
     assert Database.from_env({"WATTLEDGER_DATABASE_URL": URL}) == Database.at_url(URL)
+
+
+def test_the_url_may_lie_in_a_file_as_mounted_secrets_do(tmp_path: Path) -> None:
+    secret = tmp_path / "database_url"
+    secret.write_text(f"{URL}\n")
+    assert Database.from_env({"WATTLEDGER_DATABASE_URL_FILE": str(secret)}) == Database.at_url(URL)
+
+
+@pytest.mark.parametrize(
+    ("content", "also", "told"),
+    [("", {}, "is empty"), (None, {}, "No such file"), (URL, {"WATTLEDGER_DATABASE_URL": URL}, "both set")],
+)
+def test_a_named_file_never_means_the_embedded_server(
+    tmp_path: Path, content: str | None, also: dict[str, str], told: str
+) -> None:
+    secret = tmp_path / "database_url"
+    if content is not None:
+        secret.write_text(content)
+    with pytest.raises(DatabaseUrlError, match=told):
+        Database.from_env({"WATTLEDGER_DATABASE_URL_FILE": str(secret), **also})
