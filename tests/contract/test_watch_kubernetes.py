@@ -139,9 +139,9 @@ def test_an_expired_place_is_listed_anew_and_nothing_is_missed(world: World) -> 
     watch = world.watch()
     watch.round()
     gone = status(410, "Expired", "too old resource version: 100 (120)")
+    world.server.forget(PODS, pod(1)["metadata"]["uid"])
     world.server.send(PODS, json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
     world.server.put(PODS, pod(2))
-    world.server.forget(PODS, pod(1)["metadata"]["uid"])
     world.server.end_watches(PODS)
     world.until_told(watch, 3)
     # The first was deleted while nobody watched: it ended when it was seen last.
@@ -216,7 +216,7 @@ def test_what_is_seen_while_ingest_is_away_is_told_when_it_is_back(world: World)
 
     world.wait_for(fails)
     world.server.delete(PODS, pod(2))
-    time.sleep(0.2)
+    world.wait_for(lambda: watch._live["pods"].keys() == {pod(1)["metadata"]["uid"]})
     world.ingest.down = False
     world.until_told(watch, 2)
     assert sorted(world.ingest.runs()) == [(1, "running"), (2, "cancelled")]

@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from ingest.importers.columns import Source, read
+from ingest.importers.report import ImportReport
+from ingest.importers.sacct import FIELDS
 from ingest.pollers.deliver import Delivery
 from ingest.pollers.errors import DeliveryError, SourceError
 from ingest.pollers.memory import Memory
@@ -24,6 +27,7 @@ from ingest.receivers.work import read_work
 
 pytestmark = pytest.mark.unit
 T0 = datetime(2026, 11, 1, 12, tzinfo=UTC)
+STATES = {"completed", "failed", "cancelled", "preempted", "timeout", "running", "unknown"}
 
 
 def us(minute: float) -> int:
@@ -329,3 +333,18 @@ def test_counts_for_a_scraper_name_their_source() -> None:
     lines = totals.exposition().splitlines()
     assert 'wattledger_watch_jobs_total{source="slurm"} 3' in lines
     assert 'wattledger_watch_failed_rounds_total{source="slurm"} 1' in lines
+
+
+def test_lines_that_a_real_sacct_printed_are_read_and_its_steps_left_out(shared: Path) -> None:
+    file = Source(shared / "data" / "fixtures" / "slurm" / "sample-sacct-output.txt", tz="UTC")
+    rows = [
+        {"suspended": None, **dict(zip(chunk.values, values, strict=True))}
+        for chunk in read(file, FIELDS, ImportReport("sacct", "sample", "", "s1"))
+        for _, *values in chunk.rows(*chunk.values)
+    ]
+    assert len(rows) == 68
+    # The sample is of steps alone; as jobs of the same words all are read.
+    assert [record(row, "c", T0) for row in rows] == [None] * 68
+    found = [record({**row, "job_id": row["job_id"].partition(".")[0]}, "c", T0) for row in rows]
+    assert [each for each in found if each is None or each.fault or each.job is None] == []
+    assert {each.job.state for each in found if each is not None and each.job is not None} <= STATES
