@@ -30,8 +30,8 @@ _RANDOM_BYTES: Final = 32
 
 LIFETIME: Final = timedelta(days=365)
 """Of a token made without a word about it."""
-WARNING: Final = timedelta(days=30)
-"""Before its end a token is listed as expiring, and asked about by `wattledger doctor`."""
+WARNING: Final = timedelta(days=14)
+"""So long before its end a token is listed as expiring."""
 MOST_GRACE: Final = timedelta(days=30)
 USE_NOTED_EVERY: Final = timedelta(minutes=15)
 

@@ -50,7 +50,7 @@ def owner(db: Database) -> Iterator[sa.Engine]:
 
 def test_a_token_is_shown_once_works_and_ends_when_revoked(run: Run, owner: sa.Engine) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
-    made = run("token", "create", "node-1", "--scope", "agent", "--site", "lab", "--node", "n1", "--expires-days", "30")
+    made = run("token", "create", "node-1", "--scope", "agent", "--site", "lab", "--node", "n1", "--expires", "30d")
     assert made.exit_code == 0, made.output
     secret = made.stdout.strip()
     assert re.fullmatch(r"wl_1_[A-Za-z0-9_-]{43}", secret)
@@ -68,6 +68,40 @@ def test_a_token_is_shown_once_works_and_ends_when_revoked(run: Run, owner: sa.E
     assert run("token", "revoke", "1").exit_code == 1
     assert json.loads(run("token", "list", "--format", "json").stdout) == []
     assert json.loads(run("token", "list", "--all", "--format", "json").stdout)[0]["state"] == "revoked"
+
+
+def test_a_token_ends_after_a_year_unless_told_otherwise_and_is_named_before_it_does(run: Run) -> None:
+    reader = ("--scope", "read:tenant", "--tenant", "acme")
+    assert run("token", "create", "year", *reader).exit_code == 0
+    assert run("token", "create", "month", *reader, "--expires", "10d").exit_code == 0
+    assert run("token", "create", "ever", *reader, "--expires", "never").exit_code == 0
+    year, month, ever = json.loads(run("token", "list", "--format", "json").stdout)
+    left = datetime.fromisoformat(year["expires_at"]) - datetime.now(UTC)
+    assert timedelta(days=364) < left <= timedelta(days=365)
+    assert [row["state"] for row in (year, month, ever)] == ["valid", "expiring", "valid"]
+    assert ever["expires_at"] is None
+    assert year["scopes"] == "read"
+    assert "1 end within 14 days; `wattledger token rotate" in run("token", "list").output
+    refused = run("token", "create", "roll-out", "--scope", "join", "--site", "lab")
+    assert (refused.exit_code, "must expire" in refused.output) == (2, True)
+
+
+def test_rotating_shows_the_new_secret_once_and_keeps_the_old_one_for_the_grace(run: Run, owner: sa.Engine) -> None:
+    old = run("token", "create", "ci", "--scope", "gate", "--tenant", "acme", "--expires", "2d").stdout.strip()
+    rotated = run("token", "rotate", "1", "--expires", "90d", "--format", "json")
+    assert rotated.exit_code == 0, rotated.output
+    new = json.loads(rotated.stdout)["secret"]
+    with owner.connect() as connection:
+        assert tokens.verify(connection, old, datetime.now(UTC)).is_former
+        assert not tokens.verify(connection, new, datetime.now(UTC)).is_former
+    (listed,) = json.loads(run("token", "list", "--format", "json").stdout)
+    assert listed["state"] == "valid"  # it would have been expiring
+    assert run("token", "rotate", "1", "--grace", "0").exit_code == 0
+    with owner.connect() as connection, pytest.raises(tokens.TokenRefusedError):
+        tokens.verify(connection, new, datetime.now(UTC))
+    assert run("token", "rotate", "7").exit_code == 1
+    assert new not in run("token", "list", "--all", "--format", "json").output
+    assert {row["scope"] for row in json.loads(run("token", "scopes", "--format", "json").stdout)} == set(tokens.Scope)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_node_joins_reports_and_takes_orders(
             return rows(own, query)
 
         join = wattledger(
-            own, tmp_path, "token", "create", "all", "--scope", "join", "--site", "site-1", "--expires-days", "1"
+            own, tmp_path, "token", "create", "all", "--scope", "join", "--site", "site-1", "--expires", "1d"
         )
         (tmp_path / "join.token").write_text(join)
         enrolment = ["--join-token-file", str(tmp_path / "join.token"), "--server-url", url]
