@@ -1,6 +1,7 @@
 """Composes an agent from its settings and runs it, again with others where it was told to read them anew.
 
-It owns what outlives a reload: the process, the spool with what waits for it, probes that still owe their driver its closing, and a release by signal. It measures and sends nothing itself.
+It owns what outlives a reload: the process, the spool with what waits for it, probes that still owe their driver its closing, and a
+release by signal. It measures and sends nothing itself.
 """
 
 from __future__ import annotations
