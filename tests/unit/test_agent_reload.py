@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from collector.commands import compose
 from collector.commands.journal import Change, Journal
 from collector.commands.power import PowerLimit
 from collector.config import Settings
-from collector.probe import Probe
+from collector.probe import Probe, Sweep
 from collector.run import Runner
 from collector.spool import Spool
 from tests.fakes.agent import ScriptedProbe
@@ -68,33 +68,58 @@ def test_what_a_probe_owes_its_driver_is_asked_for_after_the_reload(
     assert runner._owing == []
 
 
+class Signalling(ScriptedProbe):
+    """Sends a signal when it is read, and one when it is let go of, each once."""
+
+    def __init__(
+        self, send: Callable[[int], object], *, at_read: int | None = None, at_close: int | None = None
+    ) -> None:
+        super().__init__(FixedClock(), readings=1_000)
+        self.send, self.at_read, self.at_close = send, at_read, at_close
+
+    def read(self) -> Sweep:
+        number, self.at_read = self.at_read, None
+        found = super().read()
+        if number is not None:
+            self.send(number)
+        return found
+
+    def close(self) -> None:
+        super().close()
+        number, self.at_close = self.at_close, None
+        if number is not None:
+            self.send(number)
+
+
 def test_devices_that_were_let_go_by_signal_stay_so_over_a_reload_and_come_back_in_a_new_driver_epoch(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    made: list[ScriptedProbe] = []
+    given: list[Probe] = []
 
     def make(*_args: object, driver_epochs: dict[str, int], **_names: object) -> list[tuple[str, Probe]]:
         epochs.append(driver_epochs["nvml"])
-        made.append(ScriptedProbe(FixedClock(), readings=1_000))
-        return [("nvml", made[-1])]
+        return [("nvml", given[-1])]
 
     monkeypatch.setattr(run, "make_probes", make)
     others = replace(settings, labels="rack=r1")
     runner = Runner(settings, lambda: others)
 
-    def once(with_settings: Settings, *numbers: int) -> Ending:
-        timers = [threading.Timer(0.3 * (at + 1), runner._doorbell._note, [number, None]) for at, number in enumerate(numbers)]  # fmt: skip
-        for timer in timers:
-            timer.start()
-        return runner._run_once(with_settings)
+    def send(number: int) -> None:
+        runner._doorbell._note(number, None)
 
-    assert once(settings, signal.SIGUSR1, signal.SIGHUP) is Ending.RELOAD
-    assert made[0].opened == 1
-    assert once(others, signal.SIGTERM) is Ending.STOPPED
-    assert made[1].opened == 0
-    assert once(others, signal.SIGUSR1, signal.SIGTERM) is Ending.STOPPED
-    assert made[2].opened == 1
+    first = Signalling(send, at_read=signal.SIGUSR1, at_close=signal.SIGHUP)
+    given.append(first)
+    assert runner._run_once(settings) is Ending.RELOAD
+    assert first.opened == 1
+    second = Signalling(send, at_close=signal.SIGTERM)
+    given.append(second)
+    assert runner._run_once(others) is Ending.STOPPED
+    assert second.opened == 0
+    third = Signalling(send, at_close=signal.SIGUSR1, at_read=signal.SIGTERM)
+    given.append(third)
+    assert runner._run_once(others) is Ending.STOPPED
+    assert third.opened == 1
     assert epochs == [0, 1, 1]
 
 
