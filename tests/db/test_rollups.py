@@ -34,3 +34,14 @@ def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db
     assert by_minute[30] == (HOUR_AT + timedelta(minutes=30), "acme/research/nlp", 1_500_000)
     # 20 minutes of the whole and 20 of a quarter; 20 minutes nobody held.
     assert by_hour == [(HOUR_AT, "acme/research/nlp", 150_000_000), (HOUR_AT, None, 120_000_000)]
+
+
+def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) -> None:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR)
+    fleet.job("7", HOUR_AT - HOUR, None)
+    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 4 * HOUR)
+    with db.connect("worker") as connection:
+        assert energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600) == [
+            (HOUR_AT, "acme/research/nlp", 360_000_000)
+        ]
