@@ -32,7 +32,8 @@ HOT_RETENTION_VARIABLE: Final = "WATTLEDGER_INGEST_HOT_RETENTION_H"
 """One variable for both: ingest calls rows late that are older, and the worker drops their days."""
 _LONGEST_REST_S: Final = 5.0
 _LONGEST_PASS_S: Final = 600.0
-_CHECKED_HOURS: Final = 8
+_CHECKED_HOURS: Final = 2
+"""By chance, a pass: of a bucket each is fetched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,12 @@ from ingest.store.catalog import ListedFile, listed_files
 from ingest.store.segments import SegmentError, Segments
 from ingest.store.segments_format import SegmentFormatError, check_pages, read_meta
 
-_SOME: Final = """
-SELECT hour_at FROM hour_segments WHERE retired_at IS NULL AND (published_at > now() - interval '2 hours' OR random() < %s)
-GROUP BY hour_at ORDER BY max(published_at) > now() - interval '2 hours' DESC, random() LIMIT %s
+# What was found bad is looked at again, so that a restored file ends its finding.
+_CHOSEN: Final = """
+SELECT DISTINCT hour_at FROM hour_segments WHERE retired_at IS NULL AND (published_at > now() - interval '10 minutes'
+    OR path IN (SELECT evidence ->> 'path' FROM findings WHERE kind = 'segment_damaged' AND withdrawn_at IS NULL))
+UNION (SELECT hour_at FROM hour_segments WHERE retired_at IS NULL GROUP BY hour_at ORDER BY random() LIMIT %s)
 """
-_COUNT: Final = "SELECT count(DISTINCT hour_at) FROM hour_segments WHERE retired_at IS NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,12 @@ def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> C
     return Checked(listed, None)
 
 
-def check_some(connection: psycopg.Connection[Any], segments: Segments, most: int) -> Sequence[Checked]:
-    """Check the files of the newest hours and of some others, by chance, afresh; return them all."""
-    (hours,) = connection.execute(_COUNT).fetchone() or (0,)
-    if not hours:
-        return ()
-    share = min(1.0, 2 * most / hours)
-    chosen: list[datetime] = [hour_at for (hour_at,) in connection.execute(_SOME, [share, most])]
-    random.shuffle(chosen)
+def check_some(connection: psycopg.Connection[Any], segments: Segments, by_chance: int) -> Sequence[Checked]:
+    """Check the files of the hours just sealed, those found bad before, and some others, afresh; return them all."""
+    chosen: list[datetime] = [hour_at for (hour_at,) in connection.execute(_CHOSEN, [by_chance])]
     segments.forget()
     found = []
-    for hour_at in chosen:
+    for hour_at in sorted(chosen):
         files = listed_files(connection, None, hour_at, hour_at.replace(minute=59))
         found += [check_file(segments, listed, thoroughly=False) for listed in files]
     return found
