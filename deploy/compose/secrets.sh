@@ -1,0 +1,26 @@
+#!/bin/sh
+# Makes the passwords that compose.yaml mounts, once: a file that is there is left alone.
+# The folder is its owner's alone; the files in it can be read by the users inside the containers, who are not that owner.
+#   ./secrets.sh [FOLDER]          default: secrets beside this script
+set -eu
+folder=${1:-$(dirname "$0")/secrets}
+umask 077
+mkdir -p "$folder"
+chmod 0700 "$folder"
+
+keep() { # keep NAME: standard input becomes that file, unless it is there
+  if [ -s "$folder/$1" ]; then
+    cat >/dev/null
+    return
+  fi
+  cat >"$folder/$1.partial"
+  chmod 0444 "$folder/$1.partial"
+  mv "$folder/$1.partial" "$folder/$1"
+}
+
+password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
+
+password | keep postgres_password
+password | keep wattledger_password
+printf 'postgresql://wattledger:%s@db:5432/wattledger' "$(cat "$folder/wattledger_password")" | keep database_url
+echo "$folder: postgres_password, wattledger_password, database_url"
