@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from analytics.api import bill, budgets, gate, lineage, logs, problems
+from analytics.api import audit, bill, budgets, gate, lineage, logs, problems
 from analytics.api.service import ApiSettings, Service
 from ingest.body_limit import BodyLimit
 from ingest.store.engine import Database
@@ -17,7 +17,7 @@ def mount(app: FastAPI, service: Service) -> None:
     """Add the read API to an application; who made ``service`` closes it."""
     app.state.api = service
     problems.install(app)
-    for module in (bill, budgets, gate, lineage, logs):
+    for module in (bill, budgets, gate, lineage, logs, audit):
         app.include_router(module.router)
 
 

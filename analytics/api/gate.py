@@ -100,7 +100,8 @@ def ask_gate(spec: GateRequest, api: Api, caller: Gatekeeper) -> dict[str, Any]:
                 spec.model_dump(include={"cluster", "account", "partition", "user_name", "namespace", "label"}),
                 now,
             )
-        if tenant is None:
+        # Whose account somebody else's is, this answer does not tell: it reads like no binding at all.
+        if tenant is None or (spec.tenant is None and not covers(caller.token.tenant_path, tenant)):
             raise ApiError(422, "unmapped", "no binding gives this job a tenant; name one, or add a binding")
         covered(caller, tenant)
         try:

@@ -70,7 +70,7 @@ class Service:
         self.engine.dispose()
 
     def principal(self, request: Request, scope: Scope) -> Principal:
-        """Return who asks, or raise: no or bad token 401, missing scope 403. Admin tokens may read."""
+        """Return who asks, or raise: no or bad token 401, missing scope 403."""
         header = request.headers.get("authorization")
         raw = None if header is None else header.encode("latin-1")
         principal = self.authenticator.recall(raw) or self.authenticator.verify(raw)
@@ -115,8 +115,13 @@ def gatekeeper(request: Request, api: Api) -> Principal:
     return api.principal(request, Scope.GATE)
 
 
+def auditor(request: Request, api: Api) -> Principal:
+    return api.principal(request, Scope.AUDIT)
+
+
 Reader = Annotated[Principal, Depends(reader)]
 Gatekeeper = Annotated[Principal, Depends(gatekeeper)]
+Auditor = Annotated[Principal, Depends(auditor)]
 
 
 def covered(principal: Principal, path: str) -> str:
