@@ -18,10 +18,11 @@ from sqlalchemy.dialects.postgresql import insert
 from collector.wire import UNKNOWN_MODEL, DeviceRef
 from ingest.store.tables import reference, samples
 from ingest.store.tenancy import checked_path
+from ingest.store.unnested import unnested
 
 _Key = TypeVar("_Key", bound=tuple[Hashable, ...])
-_ROWS_PER_STATEMENT = 2_000
-"""Keeps key columns times rows well below the protocol's 65,535 parameters."""
+_ROWS_PER_STATEMENT = 10_000
+"""Bounds the memory of one statement; rows travel as an array a column, so parameters are few whatever this is."""
 
 _DUE_AGAIN: Final = sa.text(
     "INSERT INTO changes (site_id, from_at, to_at, kind) "
@@ -169,7 +170,9 @@ def _describe(conn: sa.Connection, rows: Mapping[int, Mapping[str, Any]]) -> Non
     stubs: list[int] = []
     for chunk in _chunks(rows):
         stubs += conn.execute(
-            sa.select(table.c.id).where(table.c.id.in_(chunk), table.c.model == UNKNOWN_MODEL)
+            sa.select(table.c.id).where(
+                table.c.id == sa.any_(sa.cast(chunk, sa.ARRAY(sa.Integer))), table.c.model == UNKNOWN_MODEL
+            )
         ).scalars()
     described = []
     for device_id in sorted(stubs):  # in order, so that two that describe the same devices wait for each other
@@ -202,14 +205,18 @@ def _insert(conn: sa.Connection, table: sa.Table, rows: Mapping[Any, Mapping[str
     # In key order, so that two that insert overlapping sets wait for each other instead of deadlocking.
     for chunk in _chunks(sorted(rows)):
         values = [dict(zip(key, wanted, strict=True)) | dict(rows[wanted]) for wanted in chunk]
-        conn.execute(insert(table).values(values).on_conflict_do_nothing(index_elements=list(key)))
+        columns = list(values[0])
+        given = unnested(table, columns, [[row[name] for name in columns] for row in values])
+        statement = insert(table).from_select(columns, sa.select(*given.c), include_defaults=False)
+        conn.execute(statement.on_conflict_do_nothing(index_elements=list(key)))
 
 
 def _find(conn: sa.Connection, table: sa.Table, keys: Iterable[Any], key: Sequence[str]) -> dict[Any, int]:
-    columns = [table.c[name] for name in key]
     found: dict[Any, int] = {}
     for chunk in _chunks(keys):
-        query = sa.select(*columns, table.c.id).where(sa.tuple_(*columns).in_([tuple(wanted) for wanted in chunk]))
+        wanted = unnested(table, key, chunk)
+        same = sa.and_(*(table.c[name] == wanted.c[name] for name in key))
+        query = sa.select(*(table.c[name] for name in key), table.c.id).join_from(wanted, table, same)
         found |= {tuple(row[:-1]): row[-1] for row in conn.execute(query)}
     return found
 

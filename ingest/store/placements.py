@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from ingest.store.tables import reference
+from ingest.store.unnested import unnested
 
 OVERLAP: Final = timedelta(minutes=10)
 """A board cannot be pulled, plugged in elsewhere and booted in less; two nodes within it are a fault or a forgery."""
@@ -52,6 +53,19 @@ class Change:
     added: tuple[Placement, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Sightings:
+    """Devices a node reported, and at which instant first: ``seen`` by device id.
+
+    ``last_seen`` gives, by device id, when the node the device is placed on last reported it, as far as the caller
+    knows; a device missing there was not seen lately.
+    """
+
+    node_id: int
+    seen: Mapping[int, datetime]
+    last_seen: Mapping[int, datetime]
+
+
 def place(
     conn: sa.Connection,
     node_id: int,
@@ -60,18 +74,26 @@ def place(
     *,
     overlap: timedelta = OVERLAP,
 ) -> tuple[Conflict, ...]:
-    """Record that a node reported these devices at these instants (the first of its batch); return the refusals.
+    """Record what one node reported; return the refusals. See :class:`Sightings` for the arguments."""
+    return place_all(conn, [Sightings(node_id, seen, last_seen)], overlap=overlap)[0]
 
-    ``last_seen`` gives, by device id, when the node the device is placed on last reported it, as far as the caller
-    knows; a device missing there was not seen lately.
-    """
-    changes, conflicts = _settle(_known(conn, seen), node_id, seen, last_seen, overlap)
+
+def place_all(
+    conn: sa.Connection, reports: Sequence[Sightings], *, overlap: timedelta = OVERLAP
+) -> list[tuple[Conflict, ...]]:
+    """Record what several nodes reported; return the refusals of each. A device may be in one of the reports only."""
+    seen = [device_id for report in reports for device_id in report.seen]
+    if len(seen) != len(set(seen)):
+        raise ValueError("a device is in two reports; place one after the other")
+    if not seen:
+        return [()] * len(reports)
+    changes, conflicts = _settle(_known(conn, seen), reports, overlap)
     if not changes:
         return conflicts
     # Something is new: decide again, alone. Rare enough that one lock for all placements costs nothing.
     conn.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended("wattledger.placements", 0))))
-    changes, conflicts = _settle(_known(conn, seen), node_id, seen, last_seen, overlap)
-    _write(conn, changes.values())
+    changes, conflicts = _settle(_known(conn, seen), reports, overlap)
+    _write(conn, changes)
     return conflicts
 
 
@@ -105,28 +127,28 @@ def decide(
 
 
 def _settle(
-    known: Mapping[int, list[Placement]],
-    node_id: int,
-    seen: Mapping[int, datetime],
-    last_seen: Mapping[int, datetime],
-    overlap: timedelta,
-) -> tuple[dict[int, Change], tuple[Conflict, ...]]:
-    changes: dict[int, Change] = {}
-    conflicts: list[Conflict] = []
-    for device_id, at in seen.items():
-        verdict = decide(known.get(device_id, []), node_id, device_id, at, last_seen.get(device_id), overlap)
-        if isinstance(verdict, Conflict):
-            conflicts.append(verdict)
-        elif verdict is not None:
-            changes[device_id] = verdict
-    return changes, tuple(conflicts)
+    known: Mapping[int, list[Placement]], reports: Sequence[Sightings], overlap: timedelta
+) -> tuple[list[Change], list[tuple[Conflict, ...]]]:
+    changes: list[Change] = []
+    conflicts: list[tuple[Conflict, ...]] = []
+    for report in reports:
+        refused: list[Conflict] = []
+        for device_id, at in report.seen.items():
+            before = known.get(device_id, [])
+            verdict = decide(before, report.node_id, device_id, at, report.last_seen.get(device_id), overlap)
+            if isinstance(verdict, Conflict):
+                refused.append(verdict)
+            elif verdict is not None:
+                changes.append(verdict)
+        conflicts.append(tuple(refused))
+    return changes, conflicts
 
 
-def _known(conn: sa.Connection, device_ids: Mapping[int, datetime]) -> dict[int, list[Placement]]:
+def _known(conn: sa.Connection, device_ids: Sequence[int]) -> dict[int, list[Placement]]:
     c = _placements.c
     query = (
         sa.select(c.device_id, c.node_id, c.valid_from, c.valid_to, c.in_service, c.asset, c.id)
-        .where(c.device_id == sa.any_(sa.cast(list(device_ids), sa.ARRAY(sa.Integer))), c.superseded_at.is_(None))
+        .where(c.device_id == sa.any_(sa.cast(device_ids, sa.ARRAY(sa.Integer))), c.superseded_at.is_(None))
         .order_by(c.device_id, c.valid_from)
     )
     known: dict[int, list[Placement]] = {}
@@ -138,8 +160,9 @@ def _known(conn: sa.Connection, device_ids: Mapping[int, datetime]) -> dict[int,
 def _write(conn: sa.Connection, changes: Collection[Change]) -> None:
     """Write under the lock. What is written is known from after the wait on, or a row would be replaced before it was known."""
     superseded = [placement.id for change in changes for placement in change.superseded]
-    devices = {placement.device_id for change in changes for placement in change.added}
-    latest = sa.select(sa.func.max(_placements.c.recorded_at)).where(_placements.c.device_id.in_(devices))
+    devices = [placement.device_id for change in changes for placement in change.added]
+    is_one = _placements.c.device_id == sa.any_(sa.cast(devices, sa.ARRAY(sa.Integer)))
+    latest = sa.select(sa.func.max(_placements.c.recorded_at)).where(is_one)
     known_at = conn.execute(
         sa.select(sa.func.greatest(sa.func.clock_timestamp(), latest.scalar_subquery() + timedelta(microseconds=1)))
     ).scalar_one()
@@ -152,4 +175,6 @@ def _write(conn: sa.Connection, changes: Collection[Change]) -> None:
         for placement in change.added
     ]
     if added:
-        conn.execute(sa.insert(_placements), added)
+        columns = list(added[0])
+        given = unnested(_placements, columns, [list(row.values()) for row in added])
+        conn.execute(sa.insert(_placements).from_select(columns, sa.select(*given.c), include_defaults=False))

@@ -8,7 +8,7 @@ copies samples. It refuses a device on two nodes at once, and raises the finding
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -146,32 +146,39 @@ class Registry:
         }
         epoch_ids = identities.epoch_ids(conn, versions)
         device_ids, orphans = _device_ids(conn, missing)
-        found: dict[int, Identity | BadBodyError] = {}
-        for position, sighting in missing:
-            if position in orphans:
-                found[position] = orphans[position]
-                continue
-            node_id = node_ids[NodeKey(sighting.site_id, sighting.meta.node)]
-            ids = tuple(device_ids[device.uuid] for device in sighting.meta.devices)
-            refused = self._place(conn, sighting, node_id, ids)
-            found[position] = Identity(
-                node_id,
-                epoch_ids[_epoch_key(node_id, sighting.meta)],
-                tuple(None if device_id in refused else device_id for device_id in ids),
-            )
+        found: dict[int, Identity | BadBodyError] = dict(orphans)
+        for together in _apart(missing, orphans, device_ids):
+            reports = [
+                self._report(node_ids[NodeKey(one.site_id, one.meta.node)], one, ids) for _, one, ids in together
+            ]
+            for (position, sighting, ids), report, conflicts in zip(
+                together, reports, placements.place_all(conn, reports), strict=True
+            ):
+                refused = self._placed_on(conn, sighting, report.node_id, ids, conflicts)
+                found[position] = Identity(
+                    report.node_id,
+                    epoch_ids[_epoch_key(report.node_id, sighting.meta)],
+                    tuple(None if device_id in refused else device_id for device_id in ids),
+                )
         return found
 
-    def _place(self, conn: sa.Connection, sighting: Sighting, node_id: int, ids: Sequence[int]) -> frozenset[int]:
-        """Record where the devices are; return those that are elsewhere."""
-        if not ids:
-            return frozenset()
-        at = _instant(sighting.first_at_us)
+    def _report(self, node_id: int, sighting: Sighting, ids: Sequence[int]) -> placements.Sightings:
         last_seen = {
             device_id: _instant(self._last_seen_us[device_id])
             for device_id in ids
             if device_id in self._last_seen_us and self._placed.get(device_id) != node_id
         }
-        conflicts = placements.place(conn, node_id, dict.fromkeys(ids, at), last_seen)
+        return placements.Sightings(node_id, dict.fromkeys(ids, _instant(sighting.first_at_us)), last_seen)
+
+    def _placed_on(
+        self,
+        conn: sa.Connection,
+        sighting: Sighting,
+        node_id: int,
+        ids: Sequence[int],
+        conflicts: Sequence[placements.Conflict],
+    ) -> frozenset[int]:
+        """Note where the devices are now; return those that are elsewhere, with a finding each."""
         refused = frozenset(conflict.device_id for conflict in conflicts)
         for conflict in conflicts:
             _raise_finding(conn, sighting, conflict)
@@ -226,6 +233,25 @@ def _device_ids(
         except identities.UnknownParentError as error:
             orphans[position] = BadBodyError("unknown_parent", str(error))
     return ids, orphans
+
+
+def _apart(
+    missing: Sequence[tuple[int, Sighting]], orphans: Mapping[int, BadBodyError], device_ids: Mapping[str, int]
+) -> Iterator[list[tuple[int, Sighting, tuple[int, ...]]]]:
+    """Part bodies, in their order, into runs in which no device comes twice: a run is placed at once, its devices' ids beside it."""
+    run: list[tuple[int, Sighting, tuple[int, ...]]] = []
+    seen: set[int] = set()
+    for position, sighting in missing:
+        if position in orphans:
+            continue
+        ids = tuple(device_ids[device.uuid] for device in sighting.meta.devices)
+        if not seen.isdisjoint(ids):
+            yield run
+            run, seen = [], set()
+        run.append((position, sighting, ids))
+        seen.update(ids)
+    if run:
+        yield run
 
 
 def _raise_finding(conn: sa.Connection, sighting: Sighting, conflict: placements.Conflict) -> None:

@@ -214,3 +214,26 @@ def test_two_nodes_that_claim_a_new_device_at_once_do_not_both_get_it(engine: sa
     assert len(refused) == 7
     with engine.begin() as conn:
         assert len(history(conn)) == 1
+
+
+def test_two_nodes_are_placed_at_once_and_each_hears_of_its_own_refusals(
+    conn: sa.Connection, nodes: tuple[int, int], gpu: int
+) -> None:
+    first, second = nodes
+    other = identities.device_ids(conn, [DeviceRef(uuid="GPU-2", model="H100")])["GPU-2"]
+    placements.place(conn, first, {gpu: NOON}, {})
+    reports = [
+        placements.Sightings(second, {gpu: after(5)}, {gpu: after(4)}),
+        placements.Sightings(first, {other: after(5)}, {}),
+        placements.Sightings(first, {}, {}),
+    ]
+    assert placements.place_all(conn, reports) == [(Conflict(gpu, second, first, after(5), after(4)),), (), ()]
+    where = sa.text("SELECT device_id, node_id, valid_from FROM placements ORDER BY device_id")
+    assert [tuple(row) for row in conn.execute(where)] == [(gpu, first, NOON), (other, first, after(5))]
+
+
+def test_a_device_in_two_reports_at_once_is_a_mistake_of_the_caller(
+    conn: sa.Connection, nodes: tuple[int, int], gpu: int
+) -> None:
+    with pytest.raises(ValueError, match="in two reports"):
+        placements.place_all(conn, [placements.Sightings(node, {gpu: NOON}, {}) for node in nodes])
