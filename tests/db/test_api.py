@@ -396,6 +396,7 @@ def test_the_openapi_document_describes_every_path_with_problems(api: Api) -> No
         "/v1/gate",
         "/v1/findings",
         "/v1/actions",
+        "/v1/audit",
         "/v1/fleet/power",
         "/v1/lineage/{response_id}",
     }
