@@ -73,6 +73,13 @@ test-timescale: $(STAMP) ## every database test and the fleets, on PostgreSQL 15
 real: $(STAMP) ## energy and bills of ../shared/data against published totals
 	@$(BIN)/python -m tests.real.report
 
+# Failing inputs go to build/fuzz, each with the command that repeats it. The decoders share SECONDS; HTTP has as long again.
+SECONDS ?= 300
+.PHONY: fuzz
+fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=300)
+	@failed=0; $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS) || failed=1; \
+	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q tests/db/test_hostile_*.py || failed=1; exit $$failed
+
 .PHONY: bench
 bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
 	@$(BIN)/python -m bench $(ONLY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from typing import Final
 
 from ingest.importers.errors import RowError
@@ -21,13 +21,15 @@ def expand(text: str) -> list[str]:
     for word in _words(text):
         parts = _PART.findall(word)
         if not parts or "".join(parts) != word:
-            raise RowError("not a host list", repr(text))
-        choices = [list(_numbers(part, text)) if part.startswith("[") else [part] for part in parts]
+            raise RowError("not a host list", f"{text!r:.200}")
+        choices: list[list[str]] = []
         size = 1
-        for choice in choices:
-            size *= len(choice)
+        for part in parts:
+            # Bounded while they are made: a line of ranges is short, and what it names is not.
+            choices.append(list(islice(_numbers(part, text), MAX_HOSTS + 1)) if part.startswith("[") else [part])
+            size = min(size * len(choices[-1]), MAX_HOSTS + 1)
         if size + len(hosts) > MAX_HOSTS:
-            raise RowError("too many hosts", f"{text!r} names more than {MAX_HOSTS}")
+            raise RowError("too many hosts", f"{text!r:.200} names more than {MAX_HOSTS}")
         hosts += ["".join(combination) for combination in product(*choices)]
     return hosts
 
@@ -46,9 +48,9 @@ def _numbers(part: str, text: str) -> Iterator[str]:
     for piece in part[1:-1].split(","):
         match = _RANGE.fullmatch(piece)
         if match is None:
-            raise RowError("not a host list", repr(text))
+            raise RowError("not a host list", f"{text!r:.200}")
         first, last = match.group(1), match.group(2) or match.group(1)
         if not int(first) <= int(last) < int(first) + MAX_HOSTS:
-            raise RowError("not a host list", f"{piece} in {text!r}")
+            raise RowError("not a host list", f"{piece:.40} in {text!r:.200}")
         width = len(first)
         yield from (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))

@@ -211,7 +211,7 @@ class ParquetTable:
         self.path = path
         try:
             self._file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise TabularError(f"{path.name} is not a readable Parquet file (cut off?): {error}") from error
         self.header = [str(name) for name in self._file.schema_arrow.names]
         if len(self.header) > MAX_FIELDS:

@@ -34,9 +34,10 @@ FIELDS: Final = (
     Field("nvlink_domain", "text", {"nvlink_domain": None, "nvl_domain": None, "clique": None, "block": None}),
 )
 MAX_BYTES: Final = 16 << 20
-_SETTING: Final = re.compile(r"(\w+)\s*=\s*(\S+)")
-_SLURM: Final = re.compile(r"^\s*(SwitchName|BlockName)\s*=", re.IGNORECASE | re.MULTILINE)
-_YAML: Final = re.compile(r"^\s*-?\s*topology\s*:", re.MULTILINE)
+# None of these looks at a character twice: a line may be as long as the file.
+_SETTING: Final = re.compile(r"(?<!\w)(\w++)\s*+=\s*+(\S++)")
+_SLURM: Final = re.compile(r"^[ \t]*+(SwitchName|BlockName)[ \t]*+=", re.IGNORECASE | re.MULTILINE)
+_YAML: Final = re.compile(r"^[ \t]*+(?:-[ \t]*+)?topology[ \t]*+:", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,9 @@ def read_yaml(text: str) -> Tree:
                 )
             for block in (one.get("block") or {}).get("blocks", ()):
                 _take(tree, {"blockname": block["block"], "nodes": block.get("nodes")})
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except RowError:
+        raise
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RowError("not a topology.yaml", str(error).partition("\n")[0]) from error
     return tree
 

@@ -171,12 +171,15 @@ def read_meta(path: Path) -> SegmentMeta:
     """Return what a segment says of itself; raises SegmentFormatError for anything else."""
     try:
         footer = pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SegmentFormatError(f"{path} is not a readable Parquet file: {error}") from error
     text = (footer.metadata or {}).get(META_KEY)
     if text is None:
         raise SegmentFormatError(f"{path} is a Parquet file, but not one of Wattledger's segments")
-    meta = SegmentMeta.decode(text)
+    try:
+        meta = SegmentMeta.decode(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SegmentFormatError(f"{path} does not say what it is: its description is damaged ({str(error)[:200]})") from error
     if meta.format_version != FORMAT_VERSION:
         raise SegmentFormatError(f"{path} has format {meta.format_version}; this version reads {FORMAT_VERSION}")
     if footer.num_rows != meta.rows:
@@ -189,7 +192,7 @@ def check_pages(path: Path) -> int:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         return sum(file.read_row_group(number).num_rows for number in range(file.num_row_groups))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SegmentFormatError(f"{path} is damaged: {error}") from error
 
 
