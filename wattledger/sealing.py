@@ -97,9 +97,13 @@ class Sealing:
     _rest: Callable[[float], bool] = field(default=lambda _: False)
 
     def run(self, stop: threading.Event, is_ours: Callable[[], bool], clock: Callable[[], datetime]) -> None:
-        """Make passes until told to stop; the outermost loop of its thread."""
+        """Make passes until told to stop; the outermost loop of its thread.
+
+        The first comes an interval after the start: after an outage agents first send what they kept, and what comes
+        before its hour is sealed need not be merged into it.
+        """
         self._rest = stop.wait
-        while not stop.wait(self.settings.interval_s if is_ours() else 1.0):
+        while not stop.wait(self.settings.interval_s):
             if not is_ours():
                 continue
             try:
