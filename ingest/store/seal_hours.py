@@ -7,7 +7,8 @@ of it are sealed, and then nobody has to look into it. It seals nothing itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -53,6 +54,7 @@ SELECT count(*) FROM sites, generate_series(0, 23) AS hour WHERE NOT EXISTS (
 _RETIRED: Final = """
 SELECT site_id, hour_at, stream, generation, path FROM hour_segments WHERE retired_at < now() - %s ORDER BY retired_at LIMIT 1000
 """
+_KEPT: Final = "hashtextextended('wattledger.retired_segments', 0)"
 _FORGET: Final = """
 DELETE FROM hour_segments WHERE site_id = %s AND hour_at = %s AND stream = %s AND generation = %s AND retired_at IS NOT NULL
 """
@@ -134,16 +136,39 @@ def delete_retired(
 ) -> int:
     """Delete files that a later generation replaced so long ago that no reader can hold them; return how many.
 
-    The file goes first: a row without a file is deleted again, a file without a row would stay for ever.
+    The file goes first: a row without a file is deleted again, a file without a row would stay for ever. While somebody
+    holds them (:func:`hold_retired`) nothing is deleted.
     """
-    rows = connection.execute(_RETIRED, [grace]).fetchall()
-    for site_id, hour_at, stream, generation, path in rows:
-        step("delete file")
-        segments.delete(path)
-        step("forget file")
-        connection.execute(_FORGET, [site_id, hour_at, stream, generation])
-        connection.commit()
+    free = connection.execute(f"SELECT pg_try_advisory_lock({_KEPT})").fetchone()
+    if free != (True,):
+        log.info("files that were replaced are being backed up; they are deleted later")
+        return 0
+    try:
+        rows = connection.execute(_RETIRED, [grace]).fetchall()
+        for site_id, hour_at, stream, generation, path in rows:
+            step("delete file")
+            segments.delete(path)
+            step("forget file")
+            connection.execute(_FORGET, [site_id, hour_at, stream, generation])
+            connection.commit()
+    finally:
+        if not connection.broken:
+            connection.execute(f"SELECT pg_advisory_unlock({_KEPT})")
     return len(rows)
+
+
+@contextmanager
+def hold_retired(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Keep replaced files from being deleted while the block lasts; a deletion under way is waited for. For a backup."""
+    connection.execute(f"SELECT pg_advisory_lock_shared({_KEPT})")
+    connection.commit()
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.rollback()
+            connection.execute(f"SELECT pg_advisory_unlock_shared({_KEPT})")
+            connection.commit()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ COMMANDS: Final[dict[str, str]] = {
     "queue": "wattledger.cli.queue:queue",
     "deadletter": "wattledger.cli.deadletter:deadletter",
     "segments": "wattledger.cli.segments:segments",
+    "backup": "wattledger.cli.backup:backup",
+    "restore": "wattledger.cli.backup:restore",
 }
 EXIT_NO: Final = 1
 EXIT_UNANSWERED: Final = 2
@@ -94,6 +96,8 @@ SUMMARIES: Final[dict[str, str]] = {
     "fleet": "which agents report, are late or silent; signed orders to them",
     "deadletter": "list, show, replay and drop bodies that could not be taken",
     "segments": "which hours are sealed, whether their files are whole, make bad ones anew",
+    "backup": "database and sealed hours at one point in time, while everything runs",
+    "restore": "a backup into an empty home or database, checked before and after",
 }
 
 
