@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+import psycopg
 import sqlalchemy as sa
+from psycopg.types.json import Jsonb
 
 from ingest.store.tables import control
 
@@ -54,6 +56,26 @@ def note(
     conn.execute(
         sa.insert(control.audit).values(actor=actor, action=action, subject=subject, detail=_kept(changed, ""))
     )
+
+
+def note_on(driver: psycopg.Connection[Any], actor: str, action: str, subject: str, **detail: Any) -> None:
+    """As :func:`note`, for work that is done on a plain psycopg connection."""
+    driver.execute(
+        "INSERT INTO audit (actor, action, subject, detail) VALUES (%s, %s, %s, %s)",
+        [actor, action, subject, Jsonb(_kept(detail, ""))],
+    )
+
+
+def acting(conn: sa.Connection, actor: str) -> None:
+    """Tell an idle connection in whose name it works, for acts that are noted far below whoever knows it."""
+    with conn.begin():
+        conn.execute(sa.select(sa.func.set_config("wattledger.actor", actor, False)))
+
+
+def actor(conn: sa.Connection) -> str:
+    """Return in whose name a connection works; the role of the database where nobody said."""
+    named = sa.func.nullif(sa.func.current_setting("wattledger.actor", True), "")
+    return str(conn.execute(sa.select(sa.func.coalesce(named, sa.func.session_user()))).scalar_one())
 
 
 def acts(

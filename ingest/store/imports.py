@@ -18,7 +18,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from ingest.store import identities
+from ingest.store import audit, identities
 from ingest.store.partitions import ensure_days, relations
 from ingest.store.tables import metadata
 
@@ -67,7 +67,7 @@ def claim(conn: sa.Connection, site: str, kind: str, sha256: bytes, scope: str, 
 def finish(conn: sa.Connection, claimed: Claim, report: Mapping[str, Any]) -> None:
     """Record what came of a claimed file, in the transaction of its rows."""
     table = metadata.tables["imports"]
-    conn.execute(
+    row = conn.execute(
         sa.update(table)
         .where(table.c.id == claimed.id)
         .values(
@@ -76,6 +76,17 @@ def finish(conn: sa.Connection, claimed: Claim, report: Mapping[str, Any]) -> No
             rows_rejected=report["rejections"]["total"],
             report=json.loads(json.dumps(report)),
         )
+        .returning(table.c.kind, table.c.file_name, table.c.sha256)
+    ).one()
+    audit.note(
+        conn,
+        audit.actor(conn),
+        f"import.{row.kind}",
+        f"import/{claimed.id}",
+        file=row.file_name,
+        sha256=bytes(row.sha256).hex(),
+        rows_written=report["rows_written"],
+        rows_rejected=report["rejections"]["total"],
     )
 
 

@@ -93,6 +93,7 @@ def pause(ctx: click.Context, everything: bool, reason: str) -> None:
         raise click.UsageError("say --all: this pauses every action of this home")
     state_dir = _state_dir(ctx)
     set_flag(state_dir, by=actor(), reason=reason, now=datetime.now(UTC))
+    _noted(ctx, "actions.pause", reason=reason)
     click.echo(
         f"paused: no action is carried out while {state_dir / FLAG} is there; `wattledger actions resume` ends it"
     )
@@ -108,6 +109,7 @@ def resume(ctx: click.Context) -> None:
     if not take_flag(state_dir):
         click.echo(f"actions of {state_dir} were not paused", err=True)
         ctx.exit(EXIT_NO)
+    _noted(ctx, "actions.resume")
     click.echo("actions go on; those planned meanwhile are checked again before anything is done")
 
 
@@ -147,6 +149,20 @@ def _not_waiting(action_id: int, action: Action | None, manual: str) -> str | No
     if action.evidence["approved_by"]:
         return f"action {action_id} was approved before, by {action.evidence['approved_by']}"
     return None
+
+
+def _noted(ctx: click.Context, action: str, **detail: Any) -> None:
+    """Note a pause or its end. It is in force whether or not the database can be told, so a failure is said, no more."""
+    import psycopg
+    import sqlalchemy as sa
+
+    from ingest.store import audit
+
+    try:
+        with transaction(ctx, "worker") as connection:
+            audit.note(connection, actor(), action, "actions", **detail)
+    except (NotReadyError, sa.exc.SQLAlchemyError, psycopg.Error) as error:
+        click.echo(f"this is not in the audit, the database cannot be reached: {type(error).__name__}", err=True)
 
 
 def _state_dir(ctx: click.Context) -> Path:

@@ -220,6 +220,7 @@ def drop(ctx: click.Context, letter_ids: tuple[int, ...], replayed: bool, yes: b
 def _sent(ctx: click.Context, sender: Any, found: Letter, clock: Any) -> tuple[str, bool]:
     """Replay one letter and note the result; return what to say, and whether it is in."""
     from ingest.errors import IngestError, UnavailableError
+    from ingest.store import audit
     from ingest.store import dead_letter_list as letters
 
     try:
@@ -230,8 +231,11 @@ def _sent(ctx: click.Context, sender: Any, found: Letter, clock: Any) -> tuple[s
         with transaction(ctx, "owner") as connection:
             letters.update_reason(connection, found.head.letter_id, error.reason, error.detail)
         return f"still refused, {error.reason}: {error.detail}", False
-    with transaction(ctx, "writer") as connection:
+    with transaction(ctx, "owner") as connection:
         letters.mark_replayed(connection, found.head.letter_id)
+        audit.note(
+            connection, actor(), "deadletter.replay", f"deadletter/{found.head.letter_id}", rows=outcome.accepted_rows
+        )
     if outcome.duplicate:
         return "was in already, nothing written", True
     refused = "".join(f", {refusal.rows:,} refused or repaired: {refusal.reason}" for refusal in outcome.refusals)

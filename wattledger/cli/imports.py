@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wattledger.cli import EXIT_NO
-from wattledger.cli.access import idle_connection
+from wattledger.cli.access import actor, idle_connection
 from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.parameters import Duration, Pair, TenantPath
@@ -345,11 +345,13 @@ def topology(asked: Asked, valid_from: datetime | None) -> None:
 def carry_out(asked: Asked, run: Importer) -> None:
     """Run one import with its progress on the terminal, print its report, and leave with 1 if rows were refused."""
     from ingest.importers.columns import Source
+    from ingest.store import audit
     from wattledger.cli.import_report import print_report, showing_progress
 
     ctx = click.get_current_context()
     source = Source(asked.file, dict(asked.columns), dict(asked.units), asked.tz, asked.delimiter, asked.relative_to)
     with idle_connection(ctx, "owner") as connection:
+        audit.acting(connection, actor())
         site = _site(connection, asked.site)
         with showing_progress(asked.file.name) as progress:
             report = run(connection, source, site, progress)

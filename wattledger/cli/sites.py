@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from wattledger.cli.access import transaction
+from wattledger.cli.access import actor, transaction
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
 
@@ -58,7 +59,8 @@ Examples:
 @click.pass_context
 def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | None) -> None:
     """Make a site where it is new, and set its zones; hours already in the books are closed again with them."""
-    from ingest.store.sites import set_zones
+    from ingest.store import audit
+    from ingest.store.sites import listed, set_zones
 
     if time_zone is not None:
         try:
@@ -66,6 +68,16 @@ def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | 
         except (ZoneInfoNotFoundError, ValueError):
             raise click.BadParameter(f"{time_zone!r} is no IANA time zone; write it like Europe/Berlin") from None
     with transaction(ctx, "owner") as connection:
+        before = next((each for each in listed(connection) if each.name == name), None)
         set_zones(connection, name, time_zone=time_zone, grid_zone=grid_zone)
+        (after,) = (each for each in listed(connection) if each.name == name)
+        audit.note(
+            connection,
+            actor(),
+            "sites.set",
+            f"site/{name}",
+            before=None if before is None else asdict(before),
+            after=asdict(after),
+        )
     set_to = {"time zone": time_zone, "grid zone": grid_zone}
     click.echo(f"{name}: " + (", ".join(f"{what} {zone}" for what, zone in set_to.items() if zone) or "nothing to set"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from wattledger.cli import EXIT_NO
-from wattledger.cli.access import driver_transaction
+from wattledger.cli.access import actor, driver_transaction
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, decimal_cell, format_option, print_rows
 from wattledger.cli.parameters import Text, TextFile
@@ -65,9 +66,13 @@ def check(ctx: click.Context, file: Text) -> None:
 def apply(ctx: click.Context, file: Text) -> None:
     """Make a bindings file the rules in force. Rules it does not have any more are superseded, never deleted."""
     from analytics.io import bindings_store
+    from ingest.store import audit
 
     with driver_transaction(ctx, "owner") as connection:
         done = bindings_store.apply(connection, file.content, datetime.now(UTC))
+        if any(asdict(done).values()):
+            sha256 = hashlib.sha256(file.content.encode()).hexdigest()
+            audit.note_on(connection, actor(), "tenants.apply", f"bindings/{sha256[:16]}", **asdict(done))
     if not any(asdict(done).values()):
         click.echo(f"{file.name}: nothing new, these rules are in force already")
         return
