@@ -57,11 +57,19 @@ def create_app(settings: Settings) -> FastAPI:
             await runtime.stop()
 
     app = IngestApp(title="Wattledger", version="1", lifespan=lifespan)
-    app.add_middleware(BodyLimit)  # the endpoints in ``direct`` go around it, with bounds of their own
+    # The endpoints in ``direct`` go around it, with bounds of their own.
+    app.add_middleware(BodyLimit, body_within_s=settings.body_s)
     app.state.ingest = runtime
     answered = runtime.metrics.answered
     app.direct = {
-        post.path: Endpoint(post.name, partial(_admitted, runtime, post), post.max_body_bytes, answered, post.failure)
+        post.path: Endpoint(
+            post.name,
+            partial(_admitted, runtime, post),
+            post.max_body_bytes,
+            answered,
+            post.failure,
+            body_within_s=settings.body_s,
+        )
         for module in _MODULES
         for post in module.ENDPOINTS
     }

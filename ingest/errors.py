@@ -4,6 +4,7 @@ IngestError
 ├── BadBodyError          400: these bytes are not a batch; the sender must not send them again
 │   └── TooLargeError     413: more than the contract allows, before or after decompression
 ├── UnsupportedError      415: a content type or encoding this side does not read
+├── SlowError         408: the body does not come; the sender may try again
 ├── UnauthorizedError     401: no token, or one that is unknown, expired or revoked
 ├── ForbiddenError        403: a good token that does not cover this
 └── UnavailableError      503: cannot be kept now; send it again after a while
@@ -64,6 +65,17 @@ class UnsupportedError(IngestError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("unsupported_media", detail)
+
+
+class SlowError(IngestError):
+    status = 408
+    title = "The body came too slowly"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__("too_slow", f"the body was not there after {limit_s:g} s; send a smaller one, or again")
+
+    def headers(self) -> dict[str, str]:
+        return {"connection": "close"}  # nobody reads what may still come
 
 
 class UnauthorizedError(IngestError):

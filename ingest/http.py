@@ -5,6 +5,7 @@ FastAPI's request handling costs more than a body of 80 rows; these endpoints ar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import zlib
 from collections import Counter
@@ -16,7 +17,7 @@ import orjson
 import zstandard
 from starlette.types import Receive, Scope, Send
 
-from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, TooLargeError, UnsupportedError
+from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, SlowError, TooLargeError, UnsupportedError
 
 _LOG = logging.getLogger(__name__)
 JSON: Final = "application/json"
@@ -25,6 +26,8 @@ _ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
 _ZSTD_STEP_BYTES: Final = 1024
 """Compressed bytes a step: at the format's best ratio these are 32 MiB, so a bomb is noticed after that."""
 _NO_CONTENT: Final = 204
+BODY_WITHIN_S: Final = 60.0
+"""From the end of a request's headers to the end of its body: 8 MiB at 140 kB/s. Who dribbles keeps a connection, not for ever."""
 Answered = Counter[tuple[str, str]]
 """Bodies answered by (endpoint, outcome): counted in place, as an instrument call costs a tenth of a small body."""
 
@@ -70,7 +73,10 @@ class Endpoint:
         max_body_bytes: int,
         answered: Answered,
         failure: Failure = problem,
+        *,
+        body_within_s: float = BODY_WITHIN_S,
     ) -> None:
+        self._body_within_s = body_within_s
         self._name = name
         self._handle = handle
         self._max_body_bytes = max_body_bytes
@@ -81,7 +87,7 @@ class Endpoint:
         headers = dict(scope["headers"])
         extra: dict[str, str] = {}
         try:
-            answer = await self._handle(Request(headers, await self._read(headers, receive)))
+            answer = await self._handle(Request(headers, await self._in_time(headers, receive)))
         except IngestError as error:
             content_type = headers.get(b"content-type")
             answer = self._failure(None if content_type is None else content_type.decode("latin-1"), error)
@@ -93,6 +99,13 @@ class Endpoint:
             fields.append((b"content-length", str(len(answer.body)).encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
+
+    async def _in_time(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_within_s):
+                return await self._read(headers, receive)
+        except TimeoutError:
+            raise SlowError(self._body_within_s) from None
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         claimed = headers.get(b"content-length", b"0")

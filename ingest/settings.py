@@ -46,6 +46,8 @@ class Settings:
     """KiB a second, as sent, of a token bound to one node, on average; 0 = no limit."""
     site_kib_per_s: int = field(default=0, metadata={"bounds": (0, 64 * 1024 * 1024)})
     """KiB a second, as sent, of any other token, on average; 0 = no limit."""
+    body_s: int = field(default=60, metadata={"bounds": (1, 3_600)})
+    """Seconds from the end of a request's headers to the end of its body; then it is answered 408 and hung up on."""
     min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})
     """MiB that must be free in each of ``data_paths``; below it data is refused, as a full disk stops the database. 0 = off."""
     data_paths: tuple[Path, ...] = ()

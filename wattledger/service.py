@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -15,7 +17,9 @@ from analytics.api.service import Service
 from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
+from wattledger.connections import ConnectionLimits, guarded, room_for_connections
 from wattledger.home import Home
+from wattledger.listening import LOOPBACK, Certificates, Listening
 from wattledger.runtime import ready_database
 
 
@@ -41,13 +45,18 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
     return application
 
 
-def run_service(home: Home, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests in hand are finished first."""
+def run_service(home: Home, listening: Listening) -> None:
+    """Serve until SIGTERM or SIGINT; requests in hand are finished first. Raises ListeningError before anything starts."""
+    listening.check()
     data_paths = () if Database.from_env(os.environ) is not None else (home.root,)
+    application = create_service(ready_database(home), os.environ, data_paths=data_paths)
+    certificates = Certificates.of(listening) if listening.is_tls else None
+    _beside(application, listening, certificates)
     uvicorn.run(
-        create_service(ready_database(home), os.environ, data_paths=data_paths),
-        host=host,
-        port=port,
+        application,
+        host=listening.host,
+        port=listening.port,
+        ssl_context_factory=None if certificates is None else lambda *_: certificates.context,
         http="httptools",
         loop="uvloop",
         access_log=False,
@@ -56,3 +65,51 @@ def run_service(home: Home, host: str, port: int) -> None:
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from, and looking costs a tenth of a small body
     )
+
+
+def _beside(application: FastAPI, listening: Listening, certificates: Certificates | None) -> None:
+    """Give the application's lifespan what runs beside TLS: a watch on the files, and this machine's own way in."""
+    inner = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(inner(app))
+            if certificates is not None:
+                await stack.enter_async_context(certificates.followed())
+            if listening.internal_port:
+                await stack.enter_async_context(_on_loopback(app, listening.internal_port))
+            yield
+
+    application.router.lifespan_context = lifespan
+
+
+class _Silent(uvicorn.Server):
+    """A server that leaves signals to the one it runs beside."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _on_loopback(app: FastAPI, port: int) -> AsyncIterator[None]:
+    """Serve the same application in the clear on loopback: the dashboard and commands of this machine hold no certificate."""
+    listener = socket.create_server((LOOPBACK, port))
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        log_config=None,
+    )
+    server = _Silent(config)
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
