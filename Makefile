@@ -84,16 +84,13 @@ fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=30
 bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
 	@$(BIN)/python -m bench $(ONLY)
 
-# Both are packages of Debian; what is there is not installed again. Only benchmarks that have one of them as their peer.
-PEERS := victoria-metrics prometheus
 .PHONY: bench-peers
-bench-peers: $(STAMP) ## the same, beside prometheus and victoria-metrics from Debian on the same data in the same run
-	@for peer in $(PEERS); do command -v $$peer >/dev/null || missing="$${missing:-} $$peer"; done; \
-	if [ -n "$${missing:-}" ]; then \
-	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
-	@failed=0; for name in ingest.disk query.fleet; do $(BIN)/python -m bench $$name || failed=1; done; exit $$failed
+bench-peers: $(STAMP) ## beside prometheus, victoria-metrics, node-exporter (installed from Debian if missing), same data, same run
+	@$(BIN)/python -m bench.peers $(ONLY)
+
+.PHONY: bundle
+bundle: $(STAMP) ## one archive that installs server and agent without internet: build/bundle (docs/deployment.md)
+	@PYTHON=$(BIN)/python deploy/bundle/build
 
 .PHONY: format
 format: $(STAMP) ## format and fix what can be fixed

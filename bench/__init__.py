@@ -8,6 +8,7 @@ BENCHES: Final = {
     "ingest.layouts": "bench.ingest_layouts",
     "ingest.otlp": "bench.ingest_otlp",
     "ingest.otlp.metrics": "bench.ingest_otlp_metrics",
+    "ingest.peers": "bench.peers_ingest",
     "ingest.disk": "bench.ingest_disk",
     "query.fleet": "bench.query_fleet",
     "history": "bench.history",

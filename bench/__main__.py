@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import BENCHES
 from bench.report import Result, append, show
 
-_RESULTS = Path("build/bench.jsonl")
+RESULTS = Path("build/bench.jsonl")
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     for name in names:
         sys.stderr.write(f"running {name}\n")
         made: list[Result] = importlib.import_module(BENCHES[name]).run()
-        append(made, _RESULTS)
+        append(made, RESULTS)
         results += made
     show(results)
     return 0 if all(result.met for result in results) else 1

@@ -25,7 +25,7 @@ class Node:
         self.name = f"node-{number:05d}"
         self._spool = str(uuid.uuid4())  # of this run: a batch number must not have been seen before
         self._sequence = 0
-        self._devices = tuple(
+        self.devices = tuple(
             DeviceRef(
                 uuid=f"GPU-{uuid.UUID(int=generator.getrandbits(128))}",
                 model="NVIDIA H100 80GB HBM3",
@@ -53,7 +53,7 @@ class Node:
             created_at_us=now_us,
             monotonic_us=now_us % 10**12,
             clock_offset_us=0,
-            devices=self._devices,
+            devices=self.devices,
         )
         return encode_body(meta, {Stream.DEVICE: columns})
 

@@ -50,8 +50,9 @@ class Connection(asyncio.Protocol):
         end = self._received.find(b"\r\n\r\n")
         if end < 0 or self._sent_due_s is None:
             return
-        at = self._received.find(b"content-length: ") + 16
-        length = int(self._received[at : self._received.find(b"\r", at)])
+        at = self._received[:end].lower().find(b"content-length: ") + 16
+        # An answer without content, as 204 is, names no length.
+        length = int(self._received[at : self._received.find(b"\r", at)]) if at >= 16 else 0
         if len(self._received) < end + 4 + length:
             return
         now_s = time.perf_counter()

@@ -63,11 +63,15 @@ def show(results: Sequence[Result]) -> None:
     for result in results:
         table.add_row(
             result.name,
-            f"{result.value:,.3g}" if result.value < 1_000 else f"{result.value:,.0f}",
+            _spelled(result.value),
             result.unit,
-            "" if result.baseline is None else f"{result.baseline:,.0f}",
+            "" if result.baseline is None else _spelled(result.baseline),
             "" if result.ratio is None else f"{result.ratio:.2f}",
             result.target,
             "[green]yes[/]" if result.met else "[red]no[/]",
         )
     Console().print(table)
+
+
+def _spelled(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
