@@ -185,7 +185,8 @@ def _store(server: ServerFacts, facts: LedgerFacts, now: datetime) -> Iterator[C
 def _services(env: Mapping[str, str], standing: Status | None) -> Iterator[Check]:
     ports = {} if standing is None else standing.ports
     host = HOST if standing is None else own_address(standing.hosts.get("--port", HOST))
-    service = env.get(API_URL_VARIABLE) or (f"http://{host}:{ports['--port']}" if "--port" in ports else None)
+    at = f"{HOST}:{ports['--internal-port']}" if "--internal-port" in ports else f"{host}:{ports.get('--port')}"
+    service = env.get(API_URL_VARIABLE) or (f"http://{at}" if "--port" in ports else None)
     if service is None:
         yield note("service", f"its address is not known: nothing runs here and {API_URL_VARIABLE} is not set")
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import httpx
@@ -14,11 +15,13 @@ from ingest.store import tokens
 from ingest.store.engine import Database
 from ingest.store.migrate import upgrade
 from wattledger.home import Home
+from wattledger.listening import Listening, ListeningError
 from wattledger.ports import own_address
 from wattledger.runtime import Secret
 from wattledger.supervise import Child, Supervisor
 
 HOST: Final = "127.0.0.1"
+OWN_TOKEN: Final = "this installation"  # noqa: S105 (a name)
 API_URL_VARIABLE: Final = "WATTLEDGER_API_URL"
 API_TOKEN_FILE_VARIABLE: Final = "WATTLEDGER_API_TOKEN_FILE"  # noqa: S105 (names a file)
 
@@ -39,13 +42,21 @@ class Installation:
     database: Database
     ports: Ports
     dashboard_token: Secret
-    host: str = HOST
-    """The address ingest and API listen on; the dashboard stays on loopback."""
+    listening: Listening = field(default_factory=Listening)
+    """Where ingest and API listen; the dashboard stays on loopback."""
 
     @property
     def service_url(self) -> str:
-        """Where processes of this machine reach ingest and API."""
-        return f"http://{own_address(self.host)}:{self.ports.service}"
+        """Where processes of this machine reach ingest and API: beside TLS in the clear, on loopback."""
+        if self.listening.internal_port:
+            return f"http://{HOST}:{self.listening.internal_port}"
+        return f"http://{own_address(self.listening.host)}:{self.ports.service}"
+
+    @property
+    def public_url(self) -> str:
+        """Where others reach ingest and API, as far as this machine knows."""
+        scheme = "https" if self.listening.is_tls else "http"
+        return f"{scheme}://{own_address(self.listening.host)}:{self.ports.service}"
 
     @property
     def dashboard_url(self) -> str:
@@ -58,16 +69,22 @@ def bring_up(
     env: Mapping[str, str],
     *,
     say: Callable[[str], None],
-    host: str = HOST,
+    listening: Listening | None = None,
     enforced: bool = False,
     with_worker: bool = True,
 ) -> Installation:
     """Start what belongs to an installation and wait until it answers; ports are checked before anything starts.
 
-    ``host`` is where ingest and API listen; ``enforced`` lets armed budgets act, else everything stays a dry run.
+    ``listening`` is where ingest and API listen, its ports aside; ``enforced`` lets armed budgets act, else everything stays
+    a dry run. Raises ListeningError where others could reach a service that would let tokens travel in the clear, or that
+    nobody has a token for.
     """
-    taken = supervisor.take_ports({"--port": wanted.service}, host)
-    taken |= supervisor.take_ports({"--dashboard-port": wanted.dashboard}, HOST)
+    listening = listening or Listening()
+    listening.check()
+    taken = supervisor.take_ports({"--port": wanted.service}, listening.host)
+    internal = {"--internal-port": 0} if listening.is_tls else {}
+    taken |= supervisor.take_ports({"--dashboard-port": wanted.dashboard, **internal}, HOST)
+    listening = replace(listening, port=taken["--port"], internal_port=taken.get("--internal-port", 0))
     ports = Ports(taken["--port"], taken["--dashboard-port"])
     named = Database.from_env(env)
     if named is None:
@@ -77,7 +94,13 @@ def bring_up(
         database = named
         supervisor.use_database(database)
     upgrade(database.url)
-    installation = Installation(supervisor.home, database, ports, _own_token(supervisor.home, database), host)
+    if not listening.is_loopback and not _has_tokens(database):
+        raise ListeningError(
+            f"{listening.host} can be reached from other machines, and nobody has a token yet; start on loopback "
+            "(`wattledger up`), make one (`wattledger token create --help`), and start again"
+        )
+    own = _own_token(supervisor.home, database)
+    installation = Installation(supervisor.home, database, ports, own, listening)
     workers = [_worker(installation, enforced=enforced)] if with_worker else []
     # Together: each spends its first seconds on imports, and none asks another for anything while it starts.
     children = [_service(installation), _dashboard(installation), *workers]
@@ -101,10 +124,9 @@ def _worker(installation: Installation, interval_s: float = 10.0, *, enforced: b
 
 
 def _service(installation: Installation) -> Child:
-    port = installation.ports.service
     return Child(
         "serve",
-        _command(installation, "serve", "--host", installation.host, "--port", str(port)),
+        _command(installation, "serve", *installation.listening.words()),
         is_ready=_answers(f"{installation.service_url}/readyz"),
     )
 
@@ -135,19 +157,32 @@ def _own_token(home: Home, database: Database) -> Secret:
     """Keep one read token for the pages and commands of this home; a database that does not know it gets a new one."""
     secret = Secret(home.secrets / "dashboard.token")
     kept = secret.read()
-    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
-    with engine.begin() as connection:
+    with _as_admin(database) as connection:
         if kept is not None and _is_known(connection, kept):
             return secret
         issued = tokens.create(
             connection,
-            "this installation",
+            OWN_TOKEN,
             {tokens.Scope.READ, tokens.Scope.GATE},
             actor="wattledger up",
             tenant_path="*",
         )
     secret.write(issued.secret)
     return secret
+
+
+@contextmanager
+def _as_admin(database: Database) -> Iterator[sa.Connection]:
+    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        yield connection
+
+
+def _has_tokens(database: Database) -> bool:
+    """Say whether anybody but this installation's own pages has a token that is good now."""
+    with _as_admin(database) as connection:
+        now = connection.execute(sa.select(sa.func.now())).scalar_one()
+        return tokens.are_there_any(connection, now, besides=OWN_TOKEN)
 
 
 def _is_known(connection: sa.Connection, secret: str) -> bool:

@@ -57,7 +57,7 @@ def run_service(home: Home, listening: Listening) -> None:
         host=listening.host,
         port=listening.port,
         ssl_context_factory=None if certificates is None else lambda *_: certificates.context,
-        http="httptools",
+        http=guarded(room_for_connections(ConnectionLimits())),
         loop="uvloop",
         access_log=False,
         log_level="info",

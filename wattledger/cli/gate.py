@@ -103,9 +103,12 @@ def running_url(home: Home) -> str:
     from wattledger.standing import read_state, supervisor_of
 
     state = read_state(home)
-    port = state.get("ports", {}).get("--port")
+    ports = state.get("ports", {})
+    port = ports.get("--port")
     if port is None or supervisor_of(home) is None:
         fail(f"no service runs in {home.root}; start it with `wattledger up`, or name one with --url")
+    if "--internal-port" in ports:  # beside TLS, for this machine
+        return f"http://{HOST}:{ports['--internal-port']}"
     return f"http://{own_address(state.get('hosts', {}).get('--port', HOST))}:{port}"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,34 +17,66 @@ if TYPE_CHECKING:
     from ingest.store.engine import Database
 
 
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+
+
+def _tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says who ends TLS to a command that listens."""
+    for option in (
+        click.option(
+            "--behind-proxy", is_flag=True, envvar="WATTLEDGER_BEHIND_PROXY", help="A proxy in front ends TLS."
+        ),
+        click.option(
+            "--client-ca",
+            type=_FILE,
+            envvar="WATTLEDGER_CLIENT_CA",
+            help="Ask clients for a certificate of these authorities.",
+        ),
+        click.option("--tls-key", "key", type=_FILE, envvar="WATTLEDGER_TLS_KEY", help="Its key, not encrypted."),
+        click.option(
+            "--tls-cert",
+            "cert",
+            type=_FILE,
+            envvar="WATTLEDGER_TLS_CERT",
+            help="Certificate, with its chain, to serve TLS with.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command(
     epilog="""\b
 Examples:
   wattledger up                         run until Ctrl-C, state in the default home
   wattledger --home /srv/wl up --port 8080
-  wattledger up --host 0.0.0.0          GPU nodes on the network send here; put TLS in front
+  wattledger up --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key     GPU nodes on the network send here
+  wattledger up --host 10.0.0.5 --behind-proxy                        a proxy in front ends TLS
   wattledger up --once                  start everything, see that it answers, stop it again
   WATTLEDGER_DATABASE_URL=postgresql://ledger@db/ledger wattledger up
 """
 )
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address ingest and API listen on; put TLS in front."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address ingest and API listen on.")
 @click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API.")
+@_tls_options
 @click.option("--dashboard-port", default=8471, show_default=True, help="TCP port of the dashboard, on loopback.")
 @click.option("--enforced", is_flag=True, envvar="WATTLEDGER_ENFORCED", help="Let armed budgets act; else a dry run.")
 @click.option("--once", is_flag=True, help="Start, check that all answers, stop, exit 0.")
 @click.pass_context
-def up(ctx: click.Context, host: str, port: int, dashboard_port: int, enforced: bool, once: bool) -> None:
+def up(
+    ctx: click.Context, /, host: str, port: int, dashboard_port: int, enforced: bool, once: bool, **tls: Any
+) -> None:
     """Start PostgreSQL, ingest + API, worker and dashboard, and keep them running."""
     from wattledger.installation import Ports, bring_up
+    from wattledger.listening import Listening
     from wattledger.supervise import Supervisor
 
     home = chosen_home(ctx)
     with Supervisor(home, announce=click.echo) as supervisor:
         ports = Ports(port, dashboard_port)
-        installation = bring_up(supervisor, ports, os.environ, say=click.echo, host=host, enforced=enforced)
-        click.echo(f"ingest and API  {installation.service_url}  (docs at /docs)")
+        asked = Listening(host, **tls)
+        installation = bring_up(supervisor, ports, os.environ, say=click.echo, listening=asked, enforced=enforced)
+        click.echo(f"ingest and API  {installation.public_url}  (docs at /docs)")
         click.echo(f"dashboard       {installation.dashboard_url}")
         click.echo(f"budgets         {'enforced: those armed act' if enforced else 'dry run: nothing is acted on'}")
         click.echo(f"state           {home.root}")
@@ -92,16 +125,29 @@ def down(ctx: click.Context) -> None:
     click.echo(f"stopped in {home.root}: {', '.join(what for what, was_running in ended.items() if was_running)}")
 
 
-@click.command(epilog="\b\nExample:\n  wattledger serve --port 8470 --host 0.0.0.0")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; put TLS in front.")
+@click.command(
+    epilog="""\b
+Examples:
+  wattledger serve --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key
+  wattledger serve --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key --client-ca agents.crt
+  wattledger serve --host 0.0.0.0 --behind-proxy
+
+\b
+Renewed certificate files are taken up within half a minute, without a restart.
+"""
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8470, show_default=True)
+@_tls_options
+@click.option("--internal-port", default=0, help="Also listen on this loopback port without TLS. Default: do not.")
 @click.pass_context
-def serve(ctx: click.Context, host: str, port: int) -> None:
+def serve(ctx: click.Context, /, host: str, port: int, internal_port: int, **tls: Any) -> None:
     """Run ingest and the API alone, in the foreground."""
+    from wattledger.listening import Listening
     from wattledger.service import run_service
 
     _log_to_stderr()
-    run_service(chosen_home(ctx), host, port)
+    run_service(chosen_home(ctx), Listening(host, port, internal_port=internal_port, **tls))
 
 
 @click.command(
