@@ -23,6 +23,7 @@ from ingest.store import calls as call_store
 from ingest.store import spans as span_store
 from ingest.store.call_stage import SiteReport
 from ingest.store.engine import Database
+from ingest.store.outages import OUTAGES
 from ingest.store.registry import Registry
 
 _WRITERS: Final = 2
@@ -118,7 +119,7 @@ class TraceWriter:
                 self._commit(group)
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                 continue
-            except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, psycopg.OperationalError):
+            except OUTAGES:
                 return UnavailableError("database_unavailable", "the spans cannot be kept now; send them again", 2)
             except (sa.exc.DBAPIError, psycopg.Error) as error:
                 return BadBodyError("refused_by_database", f"the database refuses these spans: {type(error).__name__}")

@@ -21,6 +21,7 @@ from ingest.errors import BadBodyError, UnavailableError
 from ingest.store.call_merge import merge
 from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, SiteReport, stage
 from ingest.store.hours import DAY_US, HOUR_US
+from ingest.store.outages import OUTAGES
 from ingest.store.registry import Registry
 
 _COLUMNS: Final = f"called_at, site_id, tenant_id, source, {', '.join(FIELDS)}"
@@ -81,7 +82,7 @@ def write_calls(
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
             return keep_calls(driver, [SiteReport(site_id, Report(call, source)) for call in calls])
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, psycopg.OperationalError) as error:
+    except OUTAGES as error:
         raise UnavailableError("database_unavailable", "the calls cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError(

@@ -8,11 +8,13 @@ role, which is the URL as it is. Refuses to print passwords and never keeps a co
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
 import sqlalchemy
+
+from ingest.store.outages import as_outages
 
 Role = Literal["admin", "owner", "writer", "worker", "api"]
 DATABASE_NAME = "wattledger"
@@ -20,6 +22,8 @@ ROLE_NAMES: Mapping[str, str] = {role: f"wattledger_{role}" for role in ("owner"
 URL_VARIABLE = "WATTLEDGER_DATABASE_URL"
 URL_FILE_VARIABLE = "WATTLEDGER_DATABASE_URL_FILE"
 CONNECT_TIMEOUT_S = 10
+_WRITE = frozenset({"writer", "worker"})
+"""Roles of no use on a server that is read-only; the API reads."""
 
 
 class DatabaseUrlError(ValueError):
@@ -121,10 +125,14 @@ class Database:
     def connect(
         self, role: Role, *, autocommit: bool = False, application: str = "wattledger"
     ) -> psycopg.Connection[tuple[object, ...]]:
-        """Open a psycopg connection as a role."""
-        return psycopg.connect(
+        """Open a psycopg connection as a role; OperationalError also where writer or worker could not write."""
+        connection = psycopg.connect(
             self.libpq_uri(role), autocommit=autocommit, connect_timeout=CONNECT_TIMEOUT_S, application_name=application
         )
+        if role in _WRITE and _is_read_only(connection):
+            connection.close()
+            raise psycopg.OperationalError(f"{self.display_url} keeps nothing: it is a standby, or was made read-only")
+        return connection
 
     def create_engine(
         self, role: Role, *, pool_size: int = 2, application: str = "wattledger", echo: bool = False
@@ -133,7 +141,7 @@ class Database:
 
         At most pool_size connections: the embedded server has 60 for everybody.
         """
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             "postgresql+psycopg://",
             creator=lambda: self.connect(role, application=application),
             pool_size=pool_size,
@@ -141,3 +149,19 @@ class Database:
             pool_pre_ping=True,  # a restarted server costs one retry inside the pool instead of a failed request
             echo=echo,
         )
+        as_outages(engine)
+        if role in _WRITE:
+            sqlalchemy.event.listen(engine, "checkout", _refuse_read_only)
+        return engine
+
+
+def _refuse_read_only(connection: Any, *_: object) -> None:
+    """Have the pool connect anew instead of giving out a connection that writes nothing."""
+    if _is_read_only(connection):
+        raise sqlalchemy.exc.DisconnectionError("the server is read-only")
+
+
+def _is_read_only(connection: psycopg.Connection[Any]) -> bool:
+    """Say what the server (14 or newer) tells by itself of being a standby or read-only; nothing is asked."""
+    told = connection.info.parameter_status
+    return "on" in (told("in_hot_standby"), told("default_transaction_read_only"))

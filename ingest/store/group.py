@@ -26,6 +26,7 @@ from ingest.store.copy import SIGNATURE, TRAILER, check_widths, copy_statement, 
 from ingest.store.copy_block import BlockEncoder
 from ingest.store.engine import Database
 from ingest.store.hours import DAY_US, HOUR_US, SiteHour, array, hold_open
+from ingest.store.outages import OUTAGES
 from ingest.store.partitions import is_missing_partition
 from ingest.store.prepare import HourBounds, Prepared, Submission, prepare
 from ingest.store.registry import Registry
@@ -34,6 +35,8 @@ from ingest.whole import Whole
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS: Final = 3
+_LONGEST_STATEMENT: Final = "60s"
+"""A group takes a fraction of a second; by then its senders have hung up, and come again."""
 _REPAIRED: Final = frozenset(("not_a_number", "negative_counter", "out_of_range"))
 """Reasons for which a value became null and its row was kept."""
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,10 +87,13 @@ class GroupWriter:
     def ping(self) -> None:
         """Connect and ask the server anything; raises UnavailableError."""
         try:
-            self._connection().execute("SELECT 1")
-        except psycopg.OperationalError as error:
+            answer = self._connection().execute("SHOW transaction_read_only").fetchone()
+        except OUTAGES as error:
             self.close()
             raise _unavailable(error) from error
+        if answer == ("on",):  # after a fail-over the address may soon be another server's
+            self.close()
+            raise _unavailable(psycopg.errors.ReadOnlySqlTransaction("the server is read-only"))
 
     def _write_group(self, submissions: Sequence[Submission]) -> list[Result]:
         for attempt in range(_ATTEMPTS):
@@ -97,10 +103,9 @@ class GroupWriter:
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise _unavailable(error) from error
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                self.close()
-                raise _unavailable(error) from error
-            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            except OUTAGES as error:
+                if isinstance(error, psycopg.Error):  # of our own connection; an engine looks after its own
+                    self.close()
                 raise _unavailable(error) from error
             except psycopg.errors.CheckViolation as error:
                 if attempt == _ATTEMPTS - 1 or not is_missing_partition(error):
@@ -178,6 +183,7 @@ class GroupWriter:
                 "writer", autocommit=True, application="wattledger-writer"
             )
             self._conn = conn
+            conn.execute("SELECT set_config('statement_timeout', %s, false)", [_LONGEST_STATEMENT])
             for target in (*TARGETS.values(), *LATE.values()):
                 check_widths(conn, target.table, target.schema)
         return self._conn

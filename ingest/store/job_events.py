@@ -23,6 +23,7 @@ from ingest.store.allocations import Event, JobKey
 from ingest.store.identities import NodeKey
 from ingest.store.job_facts import HINT, Words, meant, merged, ranked, words
 from ingest.store.job_runs import Known
+from ingest.store.outages import OUTAGES
 from ingest.store.pools import make_pool_devices
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,7 +46,7 @@ def keep(engine: sa.Engine, site_id: int, work: Work, *, node: str | None, now: 
     try:
         with engine.begin() as conn:
             return _Keeper(conn, site_id, work, node, now).run()
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, psycopg.OperationalError) as error:
+    except OUTAGES as error:
         raise UnavailableError("database_unavailable", "the events cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError(

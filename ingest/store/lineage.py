@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from ingest.errors import BadBodyError, ForbiddenError, UnavailableError
 from ingest.receivers.open_lineage import ENDED, RunEvent
 from ingest.receivers.outcomes import OutcomeReport
+from ingest.store.outages import OUTAGES
 from ingest.store.tenancy import ALL_TENANTS
 
 _AT: Final = "timestamptz '1970-01-01 00:00:00+00' + %s * interval '1 microsecond'"
@@ -130,7 +131,7 @@ def _committed(engine: sa.Engine, tenant_path: str | None, write: Any) -> Kept:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
             new = write(driver, _tenant_id(driver, tenant_path))
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, psycopg.OperationalError) as error:
+    except OUTAGES as error:
         raise UnavailableError("database_unavailable", "it cannot be kept now; send it again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError("refused_by_database", f"the database refuses it: {type(error).__name__}") from error
