@@ -23,6 +23,7 @@ from ingest.endpoints import fleet, lineage, logs, metrics, outcomes, remote_wri
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Endpoint, Request
 from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
+from ingest.openapi import describe
 from ingest.runtime import Runtime
 from ingest.settings import Settings
 
@@ -34,6 +35,12 @@ class IngestApp(FastAPI):
     """FastAPI, but for the endpoints in ``direct``: for a body of 80 rows its middleware costs as much as reading it."""
 
     direct: Mapping[str, Endpoint]
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with what ``direct`` takes."""
+        if self.openapi_schema is None:
+            describe(super().openapi(), (post for module in _MODULES for post in module.ENDPOINTS))
+        return super().openapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":

@@ -83,4 +83,4 @@ class _TakenError(ForbiddenError):
         )
 
 
-ENDPOINTS: Final = (Post("enroll", ENROLL_PATH, enrol, MAX_BODY_BYTES),)
+ENDPOINTS: Final = (Post("enroll", ENROLL_PATH, enrol, MAX_BODY_BYTES, refusals=(_TakenError,)),)

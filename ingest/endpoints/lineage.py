@@ -49,6 +49,6 @@ def _read(body: bytes, encoding: str | None) -> ReadEvents:
 
 
 ENDPOINTS: Final = (
-    Post("lineage", LINEAGE_PATH, take_lineage, MAX_BODY_BYTES),
-    Post("lineage_batch", BATCH_PATH, take_lineage, MAX_BODY_BYTES),
+    Post("lineage", LINEAGE_PATH, take_lineage, MAX_BODY_BYTES, success=201),
+    Post("lineage_batch", BATCH_PATH, take_lineage, MAX_BODY_BYTES, success=201),
 )

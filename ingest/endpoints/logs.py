@@ -34,4 +34,6 @@ def _count(body: bytes, encoding: str | None, media: str) -> int:
     return count_records(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
 
 
-ENDPOINTS: Final = (Post("logs", otlp.LOGS_PATH, decline_logs, otlp.MAX_BODY_BYTES, otlp.failure),)
+ENDPOINTS: Final = (
+    Post("logs", otlp.LOGS_PATH, decline_logs, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA),
+)

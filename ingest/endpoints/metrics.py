@@ -47,4 +47,14 @@ def _read(
     return runtime.series.otlp(data, site_id, own_node, now_us, cadence_us, is_json=media == otlp.JSON)
 
 
-ENDPOINTS: Final = (Post("metrics", otlp_metrics.PATH, take_metrics, otlp_metrics.MAX_BODY_BYTES, otlp.failure),)
+ENDPOINTS: Final = (
+    Post(
+        "metrics",
+        otlp_metrics.PATH,
+        take_metrics,
+        otlp_metrics.MAX_BODY_BYTES,
+        otlp.failure,
+        media=otlp.MEDIA,
+        answers=otlp.MEDIA,
+    ),
+)

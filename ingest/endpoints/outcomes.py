@@ -36,4 +36,4 @@ def _read(body: bytes, encoding: str | None) -> ReadOutcomes:
     return read_outcomes(decoded(body, encoding, MAX_DECODED_BYTES), time.time_ns() // 1_000)
 
 
-ENDPOINTS: Final = (Post("outcomes", OUTCOMES_PATH, take_outcomes, MAX_BODY_BYTES),)
+ENDPOINTS: Final = (Post("outcomes", OUTCOMES_PATH, take_outcomes, MAX_BODY_BYTES, success=201),)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ingest.http import Answer, Failure, Request, problem
+from ingest.errors import IngestError
+from ingest.http import JSON, Answer, Failure, Request, problem
 from ingest.runtime import Runtime
 
 
@@ -13,7 +14,7 @@ from ingest.runtime import Runtime
 class Post:
     """A path that takes bodies of at most ``max_body_bytes``, as sent. ``name`` labels its counters.
 
-    ``failure`` words a refusal, where the wire has a form of its own for it.
+    ``failure`` words a refusal, where the wire has a form of its own for it. The rest is for the OpenAPI document alone.
     """
 
     name: str
@@ -21,3 +22,10 @@ class Post:
     handle: Callable[[Runtime, Request], Awaitable[Answer]]
     max_body_bytes: int
     failure: Failure = problem
+    media: tuple[str, ...] = (JSON,)
+    """Content types it takes."""
+    answers: tuple[str, ...] = (JSON,)
+    """Content types it answers with, beside problem+json."""
+    success: int = 200
+    refusals: tuple[type[IngestError], ...] = ()
+    """Beside those of every endpoint."""

@@ -35,4 +35,13 @@ async def take_remote_write(runtime: Runtime, request: Request) -> Answer:
     return Answer(204, b"")
 
 
-ENDPOINTS: Final = (Post("remote_write", remote_write.PATH, take_remote_write, remote_write.MAX_BODY_BYTES),)
+ENDPOINTS: Final = (
+    Post(
+        "remote_write",
+        remote_write.PATH,
+        take_remote_write,
+        remote_write.MAX_BODY_BYTES,
+        media=("application/x-protobuf",),
+        success=204,
+    ),
+)

@@ -6,7 +6,7 @@ from typing import Final
 
 import orjson
 
-from collector.wire import MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
+from collector.wire import CONTENT_TYPE, MAX_BODY_BYTES, SAMPLES_PATH, SENT_AT_HEADER
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request
 from ingest.receivers.native import check_media_type
@@ -55,4 +55,4 @@ def _answer(outcome: Outcome) -> Answer:
     return Answer(200, orjson.dumps({"accepted_rows": outcome.accepted_rows, "duplicate": False, "refused": refused}))
 
 
-ENDPOINTS: Final = (Post("samples", SAMPLES_PATH, take_samples, MAX_BODY_BYTES),)
+ENDPOINTS: Final = (Post("samples", SAMPLES_PATH, take_samples, MAX_BODY_BYTES, media=(CONTENT_TYPE,)),)

@@ -45,4 +45,8 @@ def _read(body: bytes, encoding: str | None, media: str) -> tuple[Read, tuple[Ou
     return read_calls(export, now_us), evaluations(export.spans, now_us)
 
 
-ENDPOINTS: Final = (Post("traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES, otlp.failure),)
+ENDPOINTS: Final = (
+    Post(
+        "traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA
+    ),
+)

@@ -23,12 +23,13 @@ TRACES_PATH: Final = "/v1/traces"
 LOGS_PATH: Final = "/v1/logs"
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
+MEDIA: Final = (PROTOBUF, JSON)
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 MAX_DECODED_BYTES: Final = 64 * 1024 * 1024
 MAX_JSON_BYTES: Final = 32 * 1024 * 1024
 MAX_JSON_PARTS: Final = 2_000_000
 """Members and elements of a JSON body: each becomes a Python object, of which the smallest has 28 bytes."""
-_RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
+_RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 408: 4, 413: 3, 415: 3, 429: 8, 503: 14}
 """google.rpc.Code by HTTP status; OTLP clients go by the HTTP status, people by the code."""
 
 _MAX_MESSAGE_BYTES: Final = 16_383

@@ -5,15 +5,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import httpx
 import pytest
-import uvicorn
 import zstandard
 
 from collector.wire import SAMPLES_PATH
@@ -21,11 +18,11 @@ from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
 from tests.db.ingest_harness import Site, batch_meta, body_of, device_row, headers, make_site, now_us
-from wattledger.connections import ConnectionLimits, guarded
+from tests.db.served import WAIT_S, serving
+from wattledger.connections import ConnectionLimits
 
 pytestmark = pytest.mark.db
 LIMITS = ConnectionLimits(head_s=1.0, head_bytes=16 * 1024, connections=60)
-WAIT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -44,25 +41,6 @@ class Server:
         url = f"http://127.0.0.1:{self.port}{SAMPLES_PATH}"
         answer = httpx.post(url, content=body, headers=headers(self.site.node_tokens["node-1"]), timeout=WAIT_S)
         return answer.status_code == 200 and answer.json()["accepted_rows"] == 1
-
-
-@contextmanager
-def serving(app: object, limits: ConnectionLimits) -> Iterator[int]:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, http=guarded(limits), loop="asyncio", log_level="critical", lifespan="on")  # type: ignore[arg-type]
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            deadline = time.monotonic() + WAIT_S
-            while not server.started:
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.01)
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture
