@@ -1,0 +1,84 @@
+"""deploy/server's units: systemd accepts them, calls them well confined, and they start what is installed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.contract.deploy_words import DEPLOY, refused, unknown_variables
+
+pytestmark = pytest.mark.contract
+FOLDER = DEPLOY / "server"
+UNITS = sorted(FOLDER.glob("*.service"))
+AT_MOST_TENTHS = 25
+"""systemd-analyze's exposure times ten; 100 is unconfined. Measured: 14 to 16 with systemd 252."""
+
+
+def values(unit: Path, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.fixture
+def laid_out(tmp_path: Path) -> Path:
+    """All units as systemd would find them; the program is not installed where the tests run."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here; Debian's package systemd has it")
+    for unit in UNITS:
+        text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        (tmp_path / unit.name.replace("@.", "@8470.")).write_text(text)
+        (tmp_path / unit.name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_accepts_the_unit_and_calls_it_well_confined(unit: Path, laid_out: Path) -> None:
+    instance = laid_out / unit.name.replace("@.", "@8470.")
+    verified = subprocess.run(["systemd-analyze", "verify", instance], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={AT_MOST_TENTHS}", str(instance)]
+    judged = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" not in judged.stderr:
+        assert judged.returncode == 0, judged.stdout[-400:]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_what_it_starts_is_understood_and_what_it_sets_is_read(unit: Path) -> None:
+    (start,) = values(unit, "ExecStart")
+    program, *words = shlex.split(start.replace("%i", "8470"))
+    assert program == "/opt/wattledger/bin/wattledger"
+    assert refused(words) is None
+    (environment,) = values(unit, "Environment")
+    said = dict(pair.split("=", 1) for pair in environment.split())
+    assert unknown_variables(said) == set()
+    credentials = {value.split(":")[0] for value in values(unit, "LoadCredential")}
+    assert {value.removeprefix("%d/") for value in said.values() if value.startswith("%d/")} == credentials
+    assert f"%S/{values(unit, 'StateDirectory')[0]}" == said["WATTLEDGER_HOME"]
+    assert values(unit, "User") == ["wattledger"]
+    assert values(unit, "MemoryMax")
+    assert "Environment=WATTLEDGER_DATABASE_URL=" not in unit.read_text(encoding="utf-8"), "a secret anybody can read"
+
+
+def test_the_user_is_made_and_no_two_units_listen_on_one_port() -> None:
+    assert (FOLDER / "sysusers.conf").read_text(encoding="utf-8").split()[:2] == ["u", "wattledger"]
+    (dashboard,) = values(FOLDER / "wattledger-dashboard.service", "ExecStart")
+    assert dashboard.endswith("--port 8501")
+    assert "server 127.0.0.1:8501;" in (FOLDER / "nginx.conf").read_text(encoding="utf-8")
+
+
+def test_the_settings_file_names_only_settings_and_changes_nothing_as_shipped() -> None:
+    text = (FOLDER / "wattledger.env").read_text(encoding="utf-8")
+    names = set(re.findall(r"^#?(WATTLEDGER_\w+)=", text, flags=re.MULTILINE))
+    assert len(names) >= 7
+    assert unknown_variables(names) == set()
+    assert all(line.startswith("#") for line in text.splitlines() if line)
+
+
+def test_a_unit_waits_longer_for_its_end_than_the_process_takes() -> None:
+    service = (DEPLOY.parent / "wattledger/service.py").read_text(encoding="utf-8")
+    (graceful_s,) = re.findall(r"timeout_graceful_shutdown=(\d+)", service)
+    assert int(values(FOLDER / "wattledger-serve@.service", "TimeoutStopSec")[0]) > int(graceful_s)
