@@ -5,6 +5,7 @@ from typing import Final
 BENCHES: Final = {
     "ingest.native": "bench.ingest_native",
     "ingest.agents": "bench.ingest_agents",
+    "ingest.sustained": "bench.sustained",
     "ingest.layouts": "bench.ingest_layouts",
     "ingest.otlp": "bench.ingest_otlp",
     "ingest.otlp.metrics": "bench.ingest_otlp_metrics",

@@ -80,6 +80,11 @@ class Connection(asyncio.Protocol):
         answers, self.answers = self.answers, []
         return answers
 
+    @property
+    def waiting_since_s(self) -> float | None:
+        """When the request that waits for its answer was due; None while none does."""
+        return self._sent_due_s
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
