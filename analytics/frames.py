@@ -336,6 +336,18 @@ class Rollups(dy.Schema):
     origin = dy.Int16(min=1, max=4)
 
 
+class TenantMinutes(dy.Schema):
+    """One tenant and minute, for dashboards; null tenant = held by nobody, or by a job without a tenant."""
+
+    minute_at = _instant()
+    tenant_id = dy.Int32(nullable=True)
+    energy_mj = dy.Int64(min=0)
+
+    @dy.rule()
+    def one_row_each(cls) -> pl.Expr:  # noqa: N805 - dataframely passes the class
+        return pl.struct("minute_at", "tenant_id").is_unique()
+
+
 def empty(schema: type[dy.Schema]) -> Any:
     """Return the table with no rows."""
     return schema.create_empty()

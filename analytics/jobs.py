@@ -21,7 +21,7 @@ from analytics.io.findings import report_unbalanced
 from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open
 from analytics.io.load import Loaded, load_batch
 from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
-from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes
+from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes, roll_tenants
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
@@ -75,6 +75,7 @@ class _Computed:
     window: Window
     result: HourResult
     rollups: pl.DataFrame
+    tenant_minutes: pl.DataFrame
 
 
 class HourCloser:
@@ -132,7 +133,9 @@ class HourCloser:
         )
         metered = read_meters(loaded.inputs.usage, settings.policy)
         result = close_hours(loaded.inputs, settings.policy, metered)
-        return _Computed(loaded, window, result, roll_minutes(loaded.inputs.usage, settings.policy, metered))
+        rollups = roll_minutes(loaded.inputs.usage, settings.policy, metered)
+        by_tenant = roll_tenants(loaded.inputs.usage, rollups, result.job_tenants, metered)
+        return _Computed(loaded, window, result, rollups, by_tenant)
 
     def _save(
         self,
@@ -156,7 +159,7 @@ class HourCloser:
                 _reason(hour, closed=closed),
                 loaded.generations.get(hour.hour_at, 0),
             )
-            books = _books_of(hour, computed.result, computed.rollups)
+            books = _books_of(hour, computed)
             try:
                 saved = save_hour(connection, hour, books, run, closed=closed)
             except (psycopg.Error, pl.exceptions.PolarsError) as error:
@@ -200,14 +203,15 @@ def _reason(hour: HourState, *, closed: bool) -> str:
     return "changed inputs" if hour.status == "closed" else "first close"
 
 
-def _books_of(hour: HourState, result: HourResult, rollups: pl.DataFrame) -> HourBooks:
-    at = hour.hour_at
+def _books_of(hour: HourState, computed: _Computed) -> HourBooks:
+    at, result = hour.hour_at, computed.result
     return HourBooks(
         usage=result.usage.filter(result.usage["hour_at"] == at),
         lines=result.lines.filter(result.lines["hour_at"] == at),
         findings=result.findings.filter(result.findings["hour_at"] == at),
         quality=result.quality.filter(result.quality["hour_at"] == at),
-        rollups=rollups.filter(rollups["minute_at"].dt.truncate("1h") == at),
+        rollups=computed.rollups.filter(pl.col("minute_at").dt.truncate("1h") == at),
+        tenant_minutes=computed.tenant_minutes.filter(pl.col("minute_at").dt.truncate("1h") == at),
         job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
     )
 

@@ -37,6 +37,7 @@ from analytics.frames import (
     Quality,
     Rollups,
     Tariffs,
+    TenantMinutes,
     Tenants,
     UsageHours,
 )
@@ -53,6 +54,7 @@ from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
 from analytics.model.tenancy import bind_hours
+from analytics.model.tenant_minutes import by_tenant
 from analytics.model.tokens import token_lines
 from analytics.model.usage import attribute, measure, quality
 from analytics.policy import Policy
@@ -242,6 +244,17 @@ def roll_minutes(inputs: UsageInputs, policy: Policy, metered: Metered | None = 
     )
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
     return _checked(Rollups, rows, "minute_at", "device_id")
+
+
+def roll_tenants(
+    inputs: UsageInputs, rollups: dy.DataFrame[Rollups], job_tenants: dy.DataFrame[JobTenants], metered: Metered
+) -> dy.DataFrame[TenantMinutes]:
+    """Return the energy of each tenant and minute of the window, for dashboards: the rollups by who held the devices."""
+    from_us, to_us = _bounds(inputs.window)
+    devices, _ = _devices_and_pools(inputs)
+    holdings = hold(devices, spans(inputs.allocations, until_us=_FOREVER_US), from_us, to_us)
+    rows = by_tenant(rollups, metered.meters, holdings, job_tenants, from_us, to_us)
+    return _checked(TenantMinutes, rows, "minute_at", "tenant_id")
 
 
 def content_hash(frame: pl.DataFrame) -> bytes:

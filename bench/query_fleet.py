@@ -1,7 +1,9 @@
 """query.fleet: energy by tenant in steps of a minute over a fleet's 40 M samples; the peer answers the same, to the millijoule.
 
-Ours comes from the minute rollups that closing hours writes, and beside it from the sealed segments, raw. Cold: server restarted
-and the kernel's pages of its files let go. Warm: the median of several. VictoriaMetrics is asked past its result cache.
+Ours comes from the minutes by tenant that closing an hour writes with its books, and beside it from the sealed segments, raw.
+The peer has no such step: it is asked over its samples, as it always is, ``sum by (tenant) (increase(energy_mj[1m]))``, past its
+result cache. All three answers are compared, and one that differs ends the run. What closing the hours costs is no part of it.
+Cold: server restarted and the kernel's pages of its files let go. Warm: the median of several, in turns.
 """
 
 from __future__ import annotations

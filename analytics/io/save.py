@@ -68,6 +68,7 @@ class HourBooks:
     findings: pl.DataFrame
     quality: pl.DataFrame
     rollups: pl.DataFrame
+    tenant_minutes: pl.DataFrame
     job_tenants: pl.DataFrame
 
 
@@ -101,7 +102,7 @@ def _save_in_transaction(
                 "UPDATE ledger_hours SET seen_xid = %s::xid8, closed_at = now() WHERE site_id = %s AND hour_at = %s",
                 (run.seen_xid, state.site_id, state.hour_at),
             )
-            _replace_rollups(connection, state, books.rollups)  # a late reading may move energy between its minutes
+            _replace_rollups(connection, state, books)  # a late reading may move energy between its minutes
             # A failed attempt since then left a finding that no longer holds.
             withdraw_findings(connection, state.site_id, state.hour_at, keep=books.findings["dedupe_key"].to_list())
             return Saved.UNCHANGED
@@ -115,7 +116,7 @@ def _save_in_transaction(
             connection.execute("SELECT clear_provisional(%s, %s)", (state.site_id, state.hour_at))
         _insert_rows(connection, "usage_hours", state, revision, books.usage)
         _insert_rows(connection, "ledger_lines", state, revision, books.lines)
-        _replace_rollups(connection, state, books.rollups)
+        _replace_rollups(connection, state, books)
         replace_findings(connection, state.site_id, state.hour_at, books.findings)
         _bind_jobs(connection, books.job_tenants)
         return Saved.WRITTEN
@@ -251,7 +252,24 @@ def _copy(connection: psycopg.Connection[Any], table: str, rows: pl.DataFrame) -
             copy.write(part)
 
 
-def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, rollups: pl.DataFrame) -> None:
+_REPLACE_TENANT_MINUTES: Final = """
+WITH gone AS (
+    DELETE FROM tenant_minutes WHERE site_id = %(site_id)s
+    AND minute_at >= %(hour_at)s AND minute_at < %(hour_at)s::timestamptz + interval '1 hour'
+)
+INSERT INTO tenant_minutes (site_id, minute_at, tenant_id, energy_mj)
+SELECT %(site_id)s, %(hour_at)s::timestamptz + minute * interval '1 minute', tenant_id, energy_mj
+FROM unnest(%(minutes)s::smallint[], %(tenants)s::integer[], %(energies_mj)s::bigint[]) AS rows (minute, tenant_id, energy_mj)
+"""
+
+
+def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, books: HourBooks) -> None:
+    given: dict[str, Any] = {"site_id": state.site_id, "hour_at": state.hour_at}
+    given["minutes"] = books.tenant_minutes["minute_at"].dt.minute().to_list()
+    given["tenants"] = books.tenant_minutes["tenant_id"].to_list()
+    given["energies_mj"] = books.tenant_minutes["energy_mj"].to_list()
+    connection.execute(_REPLACE_TENANT_MINUTES, given)
+    rollups = books.rollups
     if rollups.is_empty():
         return
     connection.execute(

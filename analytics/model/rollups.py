@@ -33,26 +33,36 @@ def by_minute(
             pl.col("temp_c").max(),
         )
     )
-    rows = _metered(meters, devices, from_us, to_us).join(gauges, on=_ON, how="full", coalesce=True)
+    marks = minute_marks(devices, from_us, to_us)
+    metered = between_marks(meters, marks).rename({"at_us": "minute_us"})
+    rows = metered.join(gauges, on=_ON, how="full", coalesce=True)
     return rows.with_columns(
         pl.col("minute_us").cast(INSTANT).alias("minute_at"),
         pl.col("covered_us").fill_null(0),
     )
 
 
-def _metered(meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
-    edges = pl.DataFrame({"minute_us": [*range(from_us, to_us, US_PER_MINUTE), to_us]}, schema={"minute_us": pl.Int64})
-    left = devices.select("device_id").join(edges, how="cross")
+def minute_marks(devices: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
+    """Return device_id and at_us: each device's minutes from ``from_us``, and ``to_us``; in order if the devices are."""
+    edges = pl.DataFrame({"at_us": [*range(from_us, to_us, US_PER_MINUTE), to_us]}, schema={"at_us": pl.Int64})
+    return devices.select("device_id").join(edges, how="cross")
+
+
+def between_marks(meters: Sequence[Meter], left: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, at_us, energy_mj, covered_us, throttled_us, origin of each interval a meter spans, by its start.
+
+    ``left``: device_id and at_us where intervals begin and end, sorted. Of each hour the first meter that spans part of it tells.
+    """
     found = []
     done = pl.DataFrame(schema={"device_id": pl.Int32, "hour_us": pl.Int64})
     for meter in meters:
-        # Every mark is the end of one minute and the start of the next: read each once.
-        marks = meter.at(left.rename({"minute_us": "at_us"}), _NAMES)
+        # Every mark is the end of one interval and the start of the next: read each once.
+        marks = meter.at(left, _NAMES)
         last = pl.col("device_id") != pl.col("device_id").shift(-1)
         rows = (
             left.hstack(marks.select(pl.col(name).shift(-1) - pl.col(name) for name in _NAMES))
             .filter(~last.fill_null(value=True))
-            .with_columns((pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
+            .with_columns((pl.col("at_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
         )
         spanned = (pl.col("covered_us") > 0) | (pl.col("energy_mj") > 0)
         mine = rows.filter(spanned).select("device_id", "hour_us").unique()
@@ -64,6 +74,6 @@ def _metered(meters: Sequence[Meter], devices: pl.DataFrame, from_us: int, to_us
         done = pl.concat([done, mine])
     columns = {"energy_mj": pl.Int64, "covered_us": pl.Int64, "throttled_us": pl.Int64, "origin": pl.Int16}
     if not found:
-        return pl.DataFrame(schema={"device_id": pl.Int32, "minute_us": pl.Int64, **columns})
+        return pl.DataFrame(schema={"device_id": pl.Int32, "at_us": pl.Int64, **columns})
     throttled = pl.when(pl.col("known_us") > 0).then(pl.col("throttled_us")).alias("throttled_us")
-    return pl.concat(found).with_columns(throttled).select(*_ON, *columns)
+    return pl.concat(found).with_columns(throttled).select("device_id", "at_us", *columns)

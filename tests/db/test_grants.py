@@ -39,7 +39,7 @@ WORKER = {
     "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
     "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
-    "rwd": "changes",
+    "rwd": "changes tenant_minutes",
     "rwd u(feeds,path,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
     "rwu": "actions findings hour_catalog ledger_hours outbox watermarks",
@@ -49,7 +49,7 @@ WORKER = {
 API = {
     "r": "actions alembic_version allocations api_calls audit bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
     "devices facility_factors findings imported_charges intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
-    "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenants usage_hours",
+    "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenant_minutes tenants usage_hours",
 }
 LETTER = {"SELECT": "r", "INSERT": "w", "UPDATE": "u", "DELETE": "d"}
 

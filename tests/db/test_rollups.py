@@ -32,8 +32,8 @@ def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db
     assert by_minute[0] == (HOUR_AT, None, 6_000_000)  # 100 W x 60 s
     assert by_minute[10] == (HOUR_AT + timedelta(minutes=10), "acme/research/nlp", 6_000_000)
     assert by_minute[30] == (HOUR_AT + timedelta(minutes=30), "acme/research/nlp", 1_500_000)
-    # 20 minutes of the whole and 20 of a quarter; 20 minutes nobody held.
-    assert by_hour == [(HOUR_AT, "acme/research/nlp", 150_000_000), (HOUR_AT, None, 120_000_000)]
+    # 20 minutes of the whole and 20 of a quarter; 20 minutes nobody held, and three quarters of 20.
+    assert by_hour == [(HOUR_AT, "acme/research/nlp", 150_000_000), (HOUR_AT, None, 210_000_000)]
 
 
 def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) -> None:
@@ -45,3 +45,44 @@ def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) 
         assert energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600) == [
             (HOUR_AT, "acme/research/nlp", 360_000_000)
         ]
+
+
+def test_a_minute_that_changes_hands_is_cut_where_it_does(db: Database) -> None:
+    # 100 W: the job holds the device from 8:10:15 to 8:10:45, which lies between readings too: 30 s are 3,000 J.
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    ten = HOUR_AT + timedelta(minutes=10)
+    fleet.job("7", ten + timedelta(seconds=15), ten + timedelta(seconds=45))
+    closer = HourCloser(db, WorkerSettings(code_version="test"))
+    closer.run(HOUR_AT + 3 * HOUR)
+    with db.connect("worker") as connection:
+        minute = energy_by_tenant(connection, ten, ten + timedelta(minutes=1))
+        assert minute == [(ten, "acme/research/nlp", 3_000_000), (ten, None, 3_000_000)]
+
+    fleet.job("8", ten + timedelta(seconds=50), ten + timedelta(minutes=2))
+    closer.run(HOUR_AT + 3 * HOUR)  # the hour is stale: its minutes are replaced with its books
+
+    with db.connect("worker") as connection:
+        rows = energy_by_tenant(connection, ten, ten + timedelta(minutes=2))
+    assert rows == [
+        (ten, "acme/research/nlp", 4_000_000),
+        (ten, None, 2_000_000),
+        (ten + timedelta(minutes=1), "acme/research/nlp", 6_000_000),
+    ]
+
+
+def test_minutes_of_tenants_sum_to_the_minutes_of_devices(db: Database) -> None:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    for number in range(7):  # odd lengths, so that most cuts fall on no whole millijoule
+        start_at = HOUR_AT + timedelta(seconds=number * 401, microseconds=333_333)
+        fleet.job(str(number), start_at, start_at + timedelta(seconds=397, microseconds=1))
+    fleet.rows("UPDATE allocations SET share_ratio = 0.333 WHERE start_at > %s RETURNING 1", HOUR_AT + HOUR / 2)
+    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
+    different = """
+        SELECT count(*) FROM (SELECT minute_at, sum(energy_mj) AS energy_mj FROM minute_rollups GROUP BY 1) AS d
+        FULL JOIN (SELECT minute_at, sum(energy_mj) AS energy_mj FROM tenant_minutes GROUP BY 1) AS t USING (minute_at)
+        WHERE d.energy_mj IS DISTINCT FROM t.energy_mj
+    """
+    assert fleet.rows(different) == [(0,)]
+    assert fleet.rows("SELECT count(DISTINCT minute_at) FROM tenant_minutes") == [(60,)]

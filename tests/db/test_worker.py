@@ -142,7 +142,7 @@ def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet)
 
 
 def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
-    from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, UsageHours  # noqa: PLC0415
+    from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours  # noqa: PLC0415
     from analytics.io.save import HourBooks, Run, Saved, save_hour  # noqa: PLC0415
 
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
@@ -154,6 +154,7 @@ def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> N
             Findings.create_empty(),
             Quality.create_empty(),
             Rollups.create_empty(),
+            TenantMinutes.create_empty(),
             JobTenants.create_empty(),
         )
         run = Run("test", LATER, "3", b"", "test")
