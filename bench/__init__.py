@@ -12,6 +12,7 @@ BENCHES: Final = {
     "ingest.peers": "bench.peers_ingest",
     "ingest.disk": "bench.ingest_disk",
     "query.fleet": "bench.query_fleet",
+    "scale": "bench.scale",
     "history": "bench.history",
     "agent.cost": "bench.agent_cost",
 }
