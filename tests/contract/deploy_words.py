@@ -63,6 +63,8 @@ def refused(words: Sequence[str]) -> str | None:
                 for parameter in command.params
                 if parameter.required and not values.get(str(parameter.name))
             ]
+            if command.name == "serve" and values.get("host") == "0.0.0.0" and not values.get("behind_proxy"):
+                return "listens for everybody and does not say that TLS ends in front of it"
             return f"missing {missing}" if missing else None
         if not arguments:
             return None

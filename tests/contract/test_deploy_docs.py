@@ -1,0 +1,74 @@
+"""docs/deployment.md and docs/upgrading.md: commands that are understood, files that are there, an overlay that renders."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.contract.deploy_words import DEPLOY, REPOSITORY, refused, unknown_variables
+
+pytestmark = pytest.mark.contract
+PAGES = [REPOSITORY / "docs" / name for name in ("deployment.md", "upgrading.md")]
+STAND_INS = {"ID": "1", "DAY": "2026-11-01", "FILE": "f"}
+
+
+def commands(page: Path) -> list[str]:
+    """Return what follows each `wattledger ` in code, and each command given to a container of ours."""
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    code += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) + re.findall(r"^    (\S.*)$", text, flags=re.MULTILINE)
+    found = []
+    for line in "\n".join(code).splitlines():
+        said = re.sub(r"\s+#.*| > \S+$| && .*", "", line)
+        inside = re.search(r"(?:^|/|-- |exec worker )wattledger (?=[a-z-])(.*)|run --rm (?:-T )?migrate (\S.*)", said)
+        if inside:
+            found.append(inside.group(1) or inside.group(2))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_understood(page: Path) -> None:
+    told = commands(page)
+    assert len(told) >= 6
+    for command in told:
+        words = [STAND_INS.get(word, word) for word in shlex.split(command)]
+        assert refused(words) is None, command
+    text = page.read_text(encoding="utf-8")
+    assert (
+        unknown_variables(set(re.findall(r"\bWATTLEDGER_[A-Z_]*[A-Z]\b", text)) - {"WATTLEDGER_SERVE_PORTS"}) == set()
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_it_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"\bdeploy/[\w./@-]*\w", text):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_the_overlay_it_shows_names_the_image_and_the_address_of_a_site(tmp_path: Path) -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```\n# ledger/kustomization.yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert "../wattledger/deploy/kubernetes" in shown
+    base = os.path.relpath((DEPLOY / "kubernetes").resolve(), tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(shown.replace("../wattledger/deploy/kubernetes", base))
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    pods = [
+        thing["spec"]["template"]["spec"]
+        for thing in yaml.safe_load_all(done.stdout)
+        if "template" in thing.get("spec", {})
+    ]
+    (names,) = {container["image"] for pod in pods for container in pod["containers"]}
+    assert names == "registry.example.org/wattledger:0.1.0"
+    assert "https://ledger.yours.org" in done.stdout
