@@ -24,6 +24,8 @@ from ingest.admission import DiskGuard, RateLimits
 from ingest.auth import Authenticator, Principal
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.metrics import IngestMetrics
+from ingest.newcomers import Newcomers
+from ingest.readiness import Standing, Watch
 from ingest.receivers.native import Body, Reader
 from ingest.series.intake import Intake
 from ingest.settings import Settings
@@ -41,6 +43,7 @@ _LARGE_BODY_BYTES: Final = 128 * 1024
 _COLLECT_AFTER: Final = (10_000, 20, 50)
 """Allocations, then young collections, then middle ones before the cyclic collector looks at a generation. A body in
 flight is some hundred objects in no cycle; with Python's 700 the collector took a seventh of this process's CPU, measured."""
+_STOPPING_RETRY_S: Final = 2
 _T = TypeVar("_T")
 
 
@@ -65,6 +68,7 @@ class Runtime:
         self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
         self.disk = DiskGuard(settings.data_paths, settings.min_free_mib * 1024 * 1024)
         self._rates = RateLimits()
+        self.newcomers = Newcomers()
         self.series = Intake(settings.series_node_labels)
         self._probe = sinks[0]
         self._reader = Reader()
@@ -74,6 +78,10 @@ class Runtime:
         self._refreshing: asyncio.Task[None] | None = None
         self._renewal: asyncio.Future[None] | None = None
         self._collected_after = gc.get_threshold()
+        self._draining = False
+        self._standing = Standing()
+        self.watches: list[Watch] = []
+        """What else is to be told of when somebody asks whether this process is ready."""
 
     async def start(self) -> None:
         """Check the schema if the database answers, and begin to write. An absent database is waited for, not an error."""
@@ -117,6 +125,8 @@ class Runtime:
 
     async def admit(self, header: bytes | None, size: int) -> None:
         """Say whether a body of ``size`` bytes may be looked at now; raises IngestError, 429 or 503 where it may not."""
+        if self._draining:
+            raise UnavailableError("stopping", "this server is stopping; send it again", _STOPPING_RETRY_S)
         self.disk.check()
         token = (await self.principal(header)).token
         rate = self.settings.site_rate if token.node_id is None else self.settings.node_rate
@@ -157,20 +167,33 @@ class Runtime:
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
             raise UnavailableError("database_unavailable", "the database does not answer") from error
 
-    def readiness(self) -> list[str]:
-        """Return what keeps this process from taking data; empty = ready."""
+    def drain(self) -> None:
+        """Say no to what comes from now on, and that this process is not ready; what is in hand is finished."""
+        self._draining = True
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Return status and body for who asks whether this process takes data: :meth:`ingest.readiness.Standing.told`."""
+        degraded = {name: fault for watch in self.watches for name, fault in watch().items()}
+        return self._standing.told(self._faults(), degraded)
+
+    def _faults(self) -> dict[str, str]:
+        if self._draining:
+            return {"process": "it is stopping"}
+        faults = {}
         short = self.disk.fault()
         if short is not None:
-            return [short]
-        if self.writer.is_down:
-            return ["the database does not answer"]
+            faults["disk"] = short
         try:
+            if self.writer.is_down:
+                return faults | {"database": "the database does not answer, or takes no writes"}
             today = datetime.now(UTC).date()
             with self.engine.begin() as conn:
                 days = partitions.missing(conn, "device_samples", (today, today + timedelta(days=1)))
         except (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error) as error:
-            return [f"the database does not answer: {type(error).__name__}"]
-        return [f"no partition for {day}" for day in days]
+            return faults | {"database": f"the database does not answer: {type(error).__name__}"}
+        if days:
+            faults["partitions"] = f"no partition for {', '.join(map(str, days))}"
+        return faults
 
     async def _renewed(self) -> None:
         """Verify again, in one question for all that wait: after a pause the time of a thousand senders is up at once."""

@@ -46,6 +46,10 @@ class Settings:
     """KiB a second, as sent, of a token bound to one node, on average; 0 = no limit."""
     site_kib_per_s: int = field(default=0, metadata={"bounds": (0, 64 * 1024 * 1024)})
     """KiB a second, as sent, of any other token, on average; 0 = no limit."""
+    node_new_per_h: int = field(default=4_096, metadata={"bounds": (0, 10_000_000)})
+    """Spools, epochs and devices an hour that a token bound to one node may name for the first time; 0 = no limit."""
+    site_new_per_h: int = field(default=500_000, metadata={"bounds": (0, 100_000_000)})
+    """The same of any other token, and nodes; a fleet of 10,000 nodes with 8 devices each has 110,000."""
     body_s: int = field(default=60, metadata={"bounds": (1, 3_600)})
     """Seconds from the end of a request's headers to the end of its body; then it is answered 408 and hung up on."""
     min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})
@@ -112,6 +116,10 @@ class Settings:
     @property
     def site_rate(self) -> Rate:
         return Rate(bytes_per_s=self.site_kib_per_s * 1024)
+
+    def new_per_h(self, *, bound: bool) -> int:
+        """Return how many new names an hour has room for, of a token that is ``bound`` to one node or not; 0 = no limit."""
+        return self.node_new_per_h if bound else self.site_new_per_h
 
     @property
     def hot_retention(self) -> timedelta:

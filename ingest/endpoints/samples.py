@@ -26,6 +26,9 @@ async def take_samples(runtime: Runtime, request: Request) -> Answer:
     check_media_type(request.text(b"content-type"), request.text(b"content-encoding"))
     body = await runtime.read(request.body)
     principal.require_node(body.meta.node)
+    runtime.newcomers.admit(
+        principal.token.id, runtime.settings.new_per_h(bound=principal.token.node_id is not None), body.meta
+    )
     for stream, _ in body.unknown_columns:
         runtime.metrics.unknown_columns.add(1, {"stream": stream.value})
     skew_us = runtime.skew_us(request.headers.get(_SENT_AT))

@@ -7,7 +7,7 @@ the two columns of a host that no single series holds (:mod:`ingest.series.host`
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,7 +19,9 @@ MAX_SUBJECTS: Final = 8_192
 """Rows-to-be of one node that are told apart; a node exporter has some hundred."""
 MAX_ITEMS: Final = 1_000_000
 MAX_NEW_AN_HOUR: Final = 200_000
-"""Things not heard of before, by this process: a fleet of 10,000 GPUs has half as many devices, ports and meters."""
+"""Things of one site not heard of before, by this process: a fleet of 10,000 GPUs has half as many devices, ports and meters."""
+MAX_NEW_OF_A_NODE: Final = 4_096
+"""The same, told with a token that is bound to one node: what one node makes up takes nothing from the others."""
 DEFAULT_CADENCE_US: Final = 15_000_000
 """Until a node's spacing is known: that of Prometheus' own example, and of most."""
 _STEPS_S: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900)
@@ -119,7 +121,8 @@ class Memory:
         self._nodes: OrderedDict[tuple[int, str, Origin], Known] = OrderedDict()
         self._sizes: dict[tuple[int, str, Origin], int] = {}
         self._items = 0
-        self._hour, self._new = 0, 0
+        self._hour = 0
+        self._new: Counter[tuple[int, str | None]] = Counter()
 
     def of(self, site_id: int, node: str, origin: Origin) -> Known:
         """Return what is known of a node."""
@@ -137,19 +140,27 @@ class Memory:
             self._items -= self._sizes.pop(dropped)
         return known
 
-    def admits(self, known: Known, stream: Stream, subject: tuple[str, ...], now_us: int) -> bool:
+    def admits(
+        self,
+        known: Known,
+        stream: Stream,
+        subject: tuple[str, ...],
+        now_us: int,
+        sender: tuple[int, str | None] = (0, None),
+    ) -> bool:
         """Whether a thing may be spoken of: one heard of before, or one of the new ones that an hour has room for.
 
-        Each is a row of the database for good, so a label that changes with every sample must not make them without end.
+        ``sender``: its site, and its node where its token is bound to one. Each is a row of the database for good, so a label that changes with every sample must not make them without end.
         """
         if (stream, subject) in known.latest_us:
             return True
         hour = now_us // _HOUR_US
         if hour != self._hour:
-            self._hour, self._new = hour, 0
-        if self._new >= self._max_new or known.size >= MAX_SUBJECTS:
+            self._hour, self._new = hour, Counter()
+        most = self._max_new if sender[1] is None else min(self._max_new, MAX_NEW_OF_A_NODE)
+        if self._new[sender] >= most or known.size >= MAX_SUBJECTS:
             return False
-        self._new += 1
+        self._new[sender] += 1
         known.latest_us[stream, subject] = 0
         return True
 

@@ -90,7 +90,7 @@ def rows_of(
     placed = row_of[inverse] >= 0
     cells = _Cells(row_of[inverse][placed], column_of[inverse][placed], at_us[placed], values[placed])
     cells = _in_units(cells, list(columns), tally)
-    return _by_node(cells, list(rows), list(columns), devices, memory, site_id, now_us, tally), tally
+    return _by_node(cells, list(rows), list(columns), devices, memory, (site_id, own_node), now_us, tally), tally
 
 
 def _with_values(
@@ -139,7 +139,7 @@ def _by_node(
     columns: list[tuple[Stream, str, Unit]],
     devices: Mapping[int, tuple[DeviceRef, ...]],
     memory: Memory,
-    site_id: int,
+    sender: tuple[int, str | None],
     now_us: int,
     tally: Tally,
 ) -> list[NodeRows]:
@@ -155,11 +155,11 @@ def _by_node(
     found: list[NodeRows] = []
     for position, (node, origin) in enumerate(by_node):
         mine = cells.only(np.arange(bounds[position], bounds[position + 1]))
-        known = memory.of(site_id, node, origin)
+        known = memory.of(sender[0], node, origin)
         strange = [
             number
             for number in by_node[node, origin]
-            if not memory.admits(known, rows[number].stream, rows[number].subject, now_us)
+            if not memory.admits(known, rows[number].stream, rows[number].subject, now_us, sender)
         ]
         if strange:
             admitted = ~np.isin(mine.row, strange)

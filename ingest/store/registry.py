@@ -8,6 +8,8 @@ copies samples. It refuses a device on two nodes at once, and raises the finding
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -24,6 +26,10 @@ from ingest.store.identities import EngineKey, EpochKey, NodeKey, OnNode
 from ingest.store.tables import books
 
 _MEMO_ENTRIES: Final = 131_072
+_MEMO_NAMES: Final = 1_000_000
+"""Meters, ports or engines remembered; beyond it all are looked up again."""
+MAX_NAMES_AN_HOUR: Final = 4_096
+"""New meters, ports and engines of one node; the largest has some hundred."""
 _CONFLICT_MEMO_US: Final = 10_000_000
 """A refused device is looked up again after this long: it may have been moved for good meanwhile."""
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -59,6 +65,27 @@ class _Memo:
     valid_until_us: int | None
 
 
+class _NamesAnHour:
+    """How many meters, ports and engines of each node were not known to this process before: each is a row for good."""
+
+    def __init__(self) -> None:
+        self._hour = 0
+        self._made: Counter[int] = Counter()
+
+    def take(self, wanted: Counter[int]) -> None:
+        """Count these, by node; raises BadBodyError, counting none, where a node has named too many this hour."""
+        hour = int(time.time()) // 3600
+        if hour != self._hour:
+            self._hour, self._made = hour, Counter()
+        for node_id, count in wanted.items():
+            if self._made[node_id] + count > MAX_NAMES_AN_HOUR:
+                raise BadBodyError(
+                    "too_many_new",
+                    f"more than {MAX_NAMES_AN_HOUR} new meters, ports and engines of one node in an hour",
+                )
+        self._made.update(wanted)
+
+
 class Registry:
     """Shared by the writer's threads; one at a time asks the database."""
 
@@ -69,6 +96,7 @@ class Registry:
         self._meters: dict[OnNode, int] = {}
         self._ports: dict[OnNode, int] = {}
         self._engines: dict[EngineKey, int] = {}
+        self._names = _NamesAnHour()
         self._days: set[tuple[str, int]] = set()
         self._placed: dict[int, int] = {}
         self._last_seen_us: dict[int, int] = {}
@@ -208,10 +236,17 @@ class Registry:
         keys: Iterable[_Key],
         make: Callable[[sa.Connection, Iterable[_Key]], Mapping[_Key, int]],
     ) -> Mapping[_Key, int]:
-        missing = {key for key in keys if key not in cache}
-        if missing:
-            with self._lock, self._engine.begin() as conn:
+        wanted = set(keys)
+        missing = {key for key in wanted if key not in cache}
+        if not missing:
+            return cache
+        with self._lock:
+            self._names.take(Counter(key.node_id for key in missing))
+            with self._engine.begin() as conn:
                 made = make(conn, missing)
+            if len(cache) >= _MEMO_NAMES:
+                made = {**{key: cache[key] for key in wanted - missing}, **made}
+                cache.clear()  # all of it can be looked up again
             cache.update(made)
         return cache
 

@@ -115,7 +115,7 @@ def test_no_body_on_any_route_fails_the_server_and_good_ones_are_counted_exactly
     attack = Attack({"*": anything, "/v1/enroll": join}, site.node_tokens["node-2"], tmp_path)
 
     async def main() -> None:
-        async with running(Settings(db, node_bodies_per_s=0, node_kib_per_s=0)) as client:
+        async with running(Settings(db, node_bodies_per_s=0, node_kib_per_s=0, node_new_per_h=0)) as client:
             app = client._transport.app  # type: ignore[attr-defined]
             assert isinstance(app, IngestApp)
             assert set(app.direct) == set(cases()), "a new route has to be among the cases"
