@@ -1,4 +1,4 @@
-"""Keeps the store's days in order: partitions made a week ahead, days that are over indexed for readers. Drops nothing."""
+"""Keeps the store in order: partitions made a week ahead, days that are over indexed for readers, old names replaced. Drops nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ DAYS_AHEAD: Final = 7
 """A worker that stood still for a weekend leaves ingest its days."""
 CLOSE_AFTER: Final = timedelta(hours=2)
 """Building the index holds up writers of that day; by then all but stragglers have been heard."""
+NAMES_A_PASS: Final = 10_000
+_OLD_NAMES: Final = sa.text("SELECT pseudonym_round(:most)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Housekeeper:
         today = utc_day(now)
         with self.engine.begin() as conn:
             made = partitions.ensure(conn, today, today + timedelta(days=DAYS_AHEAD + 1))
+        with self.engine.begin() as conn:
+            replaced = conn.execute(_OLD_NAMES, {"most": NAMES_A_PASS}).scalar_one()
+        if replaced:
+            log.info("the owners of %d jobs are pseudonyms from now on: they ended long enough ago", replaced)
         with self.engine.begin() as conn:
             known = partitions.partitions(conn)
         over = utc_day(now - CLOSE_AFTER)

@@ -134,11 +134,11 @@ def test_once_starts_everything_stops_everything_and_says_where_it_was(home: Hom
 
 
 def test_up_listens_where_it_is_told_and_lets_budgets_act_only_where_it_is_told(home: Home) -> None:
-    with up(home, "--host", "0.0.0.0", "--enforced") as process:
+    with up(home, "--host", "127.0.0.2", "--enforced") as process:
         said = read_until(process, "running;", home)
         assert "budgets         enforced: those armed act\n" in said
         (serve,) = [line.split() for line in left_behind(home) if " serve " in line]
-        assert serve[serve.index("--host") + 1] == "0.0.0.0"
+        assert serve[serve.index("--host") + 1] == "127.0.0.2"
         (worker,) = [line.split() for line in left_behind(home) if " worker " in line]
         assert "--enforced" in worker
         # What runs beside it on this machine still finds it.

@@ -151,3 +151,21 @@ outbox = Table(
     instant("created_at", server_default=func.now()),
     comment="Messages to be delivered at least once, each with an idempotency key.",
 )
+
+privacy_settings = Table(
+    "privacy_settings",
+    metadata,
+    column("id", SmallInteger, primary_key=True, autoincrement=False, comment="surrogate id: always 1"),
+    column("pseudonyms", Boolean, server_default="false", comment="whether names are replaced at the door"),
+    column(
+        "names_kept_days",
+        Integer,
+        nullable=True,
+        comment="days after a job's end its owner's name is kept; null = for ever",
+    ),
+    column("inner_pad", LargeBinary, comment="the key as HMAC pads it inside, 64 bytes"),
+    column("outer_pad", LargeBinary, comment="the key as HMAC pads it outside, 64 bytes"),
+    CheckConstraint("id = 1", name="one"),
+    CheckConstraint("names_kept_days > 0", name="kept"),
+    comment="How people's names are kept. No service's role may read it.",
+)
