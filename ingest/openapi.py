@@ -12,7 +12,7 @@ from typing import Any, Final
 from ingest import errors
 from ingest.endpoints.post import Post
 from ingest.errors import PROBLEM_TYPE, IngestError
-from ingest.http import problem
+from ingest.http import JSON, problem
 
 _REFUSALS: Final[tuple[type[IngestError], ...]] = (
     errors.BadBodyError,
@@ -24,6 +24,7 @@ _REFUSALS: Final[tuple[type[IngestError], ...]] = (
     errors.TooManyError,
     errors.UnavailableError,
 )
+_OF_EVERY_BODY: Final[tuple[type[IngestError], ...]] = (errors.SlowError, errors.TooLargeError)
 _PROBLEM: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
@@ -42,9 +43,28 @@ def describe(document: dict[str, Any], posts: Iterable[Post]) -> dict[str, Any]:
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})["Refusal"] = _PROBLEM
     components.setdefault("securitySchemes", {})[BEARER] = {"type": "http", "scheme": "bearer"}
+    _say_problem(document)
     for post in posts:
         document["paths"][post.path] = {"post": _operation(post)}
     return document
+
+
+def _say_problem(document: dict[str, Any]) -> None:
+    """Give refusals of the other operations their content type, which FastAPI takes for that of the answers."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            answers = operation["responses"]
+            for refusal in _OF_EVERY_BODY:
+                answers.setdefault(str(refusal.status), _told(refusal))
+            for status, answer in answers.items():
+                content = answer.get("content", {})
+                if status >= "400" and JSON in content:
+                    content[PROBLEM_TYPE] = content.pop(JSON)
+
+
+def _told(refusal: type[IngestError]) -> dict[str, Any]:
+    schema = {"schema": {"$ref": "#/components/schemas/Refusal"}}
+    return {"description": refusal.title, "content": {PROBLEM_TYPE: schema}}
 
 
 def _operation(post: Post) -> dict[str, Any]:
@@ -58,9 +78,8 @@ def _operation(post: Post) -> dict[str, Any]:
     for refusal in (*_REFUSALS, *post.refusals):
         # A protocol with words of its own for failures uses them; the status is the same.
         own = post.failure is not problem
-        schema = {"schema": {"$ref": "#/components/schemas/Refusal"}}
-        content = {media: {} for media in post.answers} if own else {PROBLEM_TYPE: schema}
-        answers[str(refusal.status)] = {"description": refusal.title, "content": content}
+        told = _told(refusal)
+        answers[str(refusal.status)] = {**told, "content": {media: {} for media in post.answers}} if own else told
     return {
         "tags": ["ingest"],
         "operationId": f"post_{post.name}",
