@@ -124,6 +124,7 @@ def test_the_linter_finds_no_error_in_a_recipe_and_what_it_copies_is_there(recip
         [BIN / "hadolint", "--failure-threshold", "warning", recipe], capture_output=True, text=True, check=False
     )
     assert linted.returncode == 0, linted.stdout
+    assert re.search(r"pip install .*(-c|--constraint) \S*constraints.txt", recipe.read_text(encoding="utf-8"))
     for line in recipe.read_text(encoding="utf-8").splitlines():
         if line.startswith("COPY ") and "--from=" not in line:
             for source in line.split()[1:-1]:

@@ -63,6 +63,12 @@ def test_what_it_starts_is_understood_and_what_it_sets_is_read(unit: Path) -> No
     assert "Environment=WATTLEDGER_DATABASE_URL=" not in unit.read_text(encoding="utf-8"), "a secret anybody can read"
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_no_unit_forbids_what_polars_does_when_it_is_loaded(unit: Path) -> None:
+    # Tried with PR_SET_MDWE: "could not execute mprotect for CPUID check", and neither serve nor worker started.
+    assert values(unit, "MemoryDenyWriteExecute") in ([], ["no"])
+
+
 def test_the_user_is_made_and_no_two_units_listen_on_one_port() -> None:
     assert (FOLDER / "sysusers.conf").read_text(encoding="utf-8").split()[:2] == ["u", "wattledger"]
     (dashboard,) = values(FOLDER / "wattledger-dashboard.service", "ExecStart")
