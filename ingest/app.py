@@ -92,9 +92,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        faults = await runtime.in_thread(runtime.readiness)
-        body: dict[str, Any] = {"status": "not ready", "faults": faults} if faults else {"status": "ready"}
-        return JSONResponse(body, 503 if faults else 200)
+        status, body = await runtime.in_thread(runtime.readiness)
+        return JSONResponse(body, status)
 
     @app.get("/metrics", include_in_schema=False)
     async def own_metrics(_: StarletteRequest) -> PlainTextResponse:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,9 +21,15 @@ from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
 from wattledger.connections import ConnectionLimits, guarded, room_for_connections
+from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.listening import LOOPBACK, Certificates, Listening
-from wattledger.runtime import ready_database
+from wattledger.readiness import Cached, segments_watch, worker_watch
+from wattledger.runtime import SEGMENTS_VARIABLE, ready_database
+
+DRAIN_VARIABLE: Final = "WATTLEDGER_DRAIN_S"
+_LONGEST_DRAIN_S: Final = 300
+_STARTUP_FAILED: Final = 3
 
 
 def create_service(database: Database, env: Mapping[str, str], *, data_paths: tuple[Path, ...] = ()) -> FastAPI:
@@ -31,6 +40,9 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
     application = create_app(Settings.from_env(env, database, data_paths=data_paths))
     service = Service.open(database)
     mount(application, service)
+    where = env.get(SEGMENTS_VARIABLE) or next((path / "segments" for path in data_paths), None)
+    watches = [worker_watch(database), *([] if where is None else [segments_watch(where)])]
+    application.state.ingest.watches += [Cached(watch) for watch in watches]
     ingest_lifespan = application.router.lifespan_context
 
     @asynccontextmanager
@@ -52,7 +64,7 @@ def run_service(home: Home, listening: Listening) -> None:
     application = create_service(ready_database(home), os.environ, data_paths=data_paths)
     certificates = Certificates.of(listening) if listening.is_tls else None
     _beside(application, listening, certificates)
-    uvicorn.run(
+    config = uvicorn.Config(
         application,
         host=listening.host,
         port=listening.port,
@@ -65,6 +77,11 @@ def run_service(home: Home, listening: Listening) -> None:
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from, and looking costs a tenth of a small body
     )
+    server = Draining(config, application.state.ingest.drain, drain_s(os.environ))
+    with suppress(KeyboardInterrupt):  # Ctrl-C is raised again once all is finished
+        server.run()
+    if not server.started:
+        raise SystemExit(_STARTUP_FAILED)
 
 
 def _beside(application: FastAPI, listening: Listening, certificates: Certificates | None) -> None:
@@ -82,6 +99,35 @@ def _beside(application: FastAPI, listening: Listening, certificates: Certificat
             yield
 
     application.router.lifespan_context = lifespan
+
+
+def drain_s(env: Mapping[str, str]) -> int:
+    """Return for how long a server that is told to stop still listens, saying 503; raises WattledgerError."""
+    text = env.get(DRAIN_VARIABLE) or "0"
+    if not text.isdigit() or int(text) > _LONGEST_DRAIN_S:
+        raise WattledgerError(f"{DRAIN_VARIABLE} must be whole seconds from 0 to {_LONGEST_DRAIN_S}, got {text!r:.40}")
+    return int(text)
+
+
+class Draining(uvicorn.Server):
+    """A server that says it is not ready before it stops listening, so that load balancers look elsewhere first."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], listens_s: int) -> None:
+        """``drain`` is called at the first signal; ``listens_s`` later the server stops. A second signal stops it at once."""
+        super().__init__(config)
+        self._drain = drain
+        self._listens_s = listens_s
+        self._told = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._drain()
+        if self._told or not self._listens_s:
+            super().handle_exit(sig, frame)
+            return
+        self._told = True
+        stop = threading.Timer(self._listens_s, super().handle_exit, (sig, frame))
+        stop.daemon = True
+        stop.start()
 
 
 class _Silent(uvicorn.Server):

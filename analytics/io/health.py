@@ -183,11 +183,16 @@ def server_facts(connection: psycopg.Connection[Any], role_names: list[str], now
     return ServerFacts(version, (at - now).total_seconds(), {name: RoleFacts(*facts) for name, *facts in roles})
 
 
+def lease_facts(connection: psycopg.Connection[Any]) -> LeaseFacts | None:
+    """Return who does the worker's work, None where nobody ever did. Needs the worker's role."""
+    lease = connection.execute(_LEASE, {"name": LEASE_NAME}).fetchone()
+    return None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds())
+
+
 def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_after: timedelta) -> LedgerFacts:
     """Return what a migrated database knows; an hour is overdue that long after its end. Needs the worker's role."""
     days = dict(connection.execute(_PARTITION_DAYS).fetchall())
     names = [name for (name,) in connection.execute(_PARTITIONED)]
-    lease = connection.execute(_LEASE, {"name": LEASE_NAME}).fetchone()
     overdue = [
         hour.hour_at for hour in due_hours(connection, now) if hour.hour_at + timedelta(hours=1) + overdue_after < now
     ]
@@ -200,7 +205,7 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
         unguarded_tables=tuple(name for (name,) in connection.execute(_UNGUARDED)),
         layout=_layout(connection),
         last_partition={name: _day(days.get(name)) for name in names},
-        lease=None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds()),
+        lease=lease_facts(connection),
         last_closed_at=dict(connection.execute(_LAST_CLOSED).fetchall()),
         overdue_hours=len(overdue),
         oldest_overdue_at=min(overdue, default=None),

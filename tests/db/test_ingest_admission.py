@@ -48,7 +48,7 @@ def test_while_the_disk_is_nearly_full_nothing_is_taken_and_readiness_says_so(db
         assert refused.json()["type"] == "urn:wattledger:problem:disk_nearly_full"
         ready = await client.get("/readyz")
         assert ready.status_code == 503
-        assert "MiB are free where the database keeps its files" in ready.json()["faults"][0]
+        assert "MiB are free where the database keeps its files" in ready.json()["faults"][0]["fault"]
         assert (await client.get("/healthz")).status_code == 200
 
     run(Settings(db, min_free_mib=more_than_any_disk_mib, data_paths=(tmp_path,)), scenario)
