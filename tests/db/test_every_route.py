@@ -5,6 +5,8 @@ A route that nobody described here fails the first test: say which scopes it is 
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,7 +42,7 @@ budgets:
     limits: {cost: 7777}
     ladder: [{at: 1%, do: cancel}]
 """
-SECRETS = ("victim", "owl", "61.6161", "7777", "secret-response", "nightjar")
+SECRETS = ("victim", "owls", "owl-", "61.6161", "7777", "secret-response", "nightjar")
 """What only the other tenant may see: its name, its people, jobs, models and budgets, and what it cost."""
 PUBLIC = {
     ("GET", path)
@@ -311,6 +313,43 @@ def test_a_connection_of_the_pool_shows_a_tenant_nothing_of_who_used_it_before(w
             world.client.get("/v1/bill", params={"from": "x"}, headers={"authorization": everybody}).status_code == 400
         )
         assert_tells_nothing(world.client.get("/v1/bill", params=PERIOD, headers={"authorization": asker}))
+
+
+def test_no_secret_is_logged_however_much_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("uvicorn", "sqlalchemy", "psycopg", "ingest", "analytics", "wattledger"):
+        caplog.set_level(logging.DEBUG, name)
+    join = tokens.create(
+        world.conn,
+        "t",
+        [Scope.JOIN],
+        actor="test",
+        site_id=world.site_id,
+        expires_at=datetime.now(UTC) + timedelta(days=1),
+    ).secret
+    enrolled = world.client.post("/v1/enroll", headers={"authorization": f"Bearer {join}"}, json={"node": "new"})
+    assert enrolled.status_code == 200
+    rotated = tokens.rotate(
+        world.conn, int(join.split("_")[1]), datetime.now(UTC), grace=timedelta(hours=1), actor="test"
+    )
+    assert rotated is not None
+    secrets = {join, enrolled.json()["token"], rotated.secret}
+    for method, path, how in CASES:
+        for scope in (min(how.scopes), Scope.ADMIN):
+            secret = world.secret(scope)
+            secrets |= {secret, f"{secret[:-4]}AAAA"}  # one that is wrong at its end is a secret with a typing error
+            for sent in (f"Bearer {secret}", f"Bearer {secret[:-4]}AAAA", f"bearer  {secret}"):
+                world.ask(method, path, how, sent, THE_OTHER)
+    logged = "\n".join(
+        f"{record.getMessage()} {record.__dict__}" for record in caplog.records if not record.name.startswith("http")
+    )
+    logged += world.client.get("/metrics").text
+    assert len(logged) > 100
+    # Neither whole nor by its random part, nor what the database knows it by.
+    for secret in secrets:
+        random = secret.split("_", 2)[2]
+        digest = hashlib.sha256(random.encode()).hexdigest()
+        assert not any(form in logged for form in (random, random[:-4], digest)), secret
 
 
 def assert_tells_nothing(answer: httpx.Response, told: dict[str, str] | None = None) -> None:
