@@ -1,4 +1,4 @@
-"""The audit: one row for each administrative act, with what it changed. Rows are only ever added (ADR 0020).
+"""The audit: one row for each administrative act, with what it changed. Rows are only ever added (ADR 0023).
 
 Refuses to keep secrets: what is named like one is kept as ``***``, whoever hands it in.
 """
