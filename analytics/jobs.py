@@ -18,13 +18,14 @@ import psycopg
 
 from analytics.errors import BooksError
 from analytics.io.findings import report_unbalanced
-from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open
+from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open, settle
 from analytics.io.load import Loaded, load_batch
 from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
+from analytics.io.segments import raise_refused
 from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes, roll_tenants
 from analytics.policy import Policy
 from ingest.store.engine import Database
-from ingest.store.segments import Segments
+from ingest.store.segments import SegmentExpiredError, Segments
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Round:
     lost_races: int = 0
     failed: int = 0
     """Hours left open by an error, which the log has; they stay due."""
+    refused: int = 0
+    """Hours whose inputs changed after their samples were past retention: a finding says so, and their books stay."""
     unsettled: list[tuple[int, datetime]] = field(default_factory=list, repr=False)
     """(site, hour) of those, and of lost races."""
 
@@ -110,6 +113,8 @@ class HourCloser:
                         raise
                     if len(batch.hours) > 1:  # one bad hour must not keep its neighbours from their books
                         waiting = batches(list(batch.hours), 1) + waiting
+                    elif isinstance(error, SegmentExpiredError) and settle(connection, batch.hours[0], horizon):
+                        _refuse(connection, batch.hours[0], error, round_)
                     else:
                         _leave_open(connection, batch.hours[0], error, round_)
                     continue
@@ -172,6 +177,13 @@ class HourCloser:
             if on_hour is not None:
                 on_hour(hour, saved)
         remember_silences(connection, batch.site_id, loaded.silences, computed.window, restated=restated)
+
+
+def _refuse(connection: psycopg.Connection[Any], hour: HourState, error: SegmentExpiredError, round_: Round) -> None:
+    """Leave an hour as it was closed, for good: what it would be computed of is gone. On record, and not tried for ever."""
+    round_.refused += 1
+    log.warning("site %s, hour %s: not closed again: %s", hour.site_id, hour.hour_at, error)
+    raise_refused(connection, hour.site_id, hour.hour_at, error)
 
 
 def _leave_open(connection: psycopg.Connection[Any], hour: HourState, error: Exception, round_: Round) -> None:

@@ -17,17 +17,18 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from analytics.io.segments import raise_damaged, recent_hours, withdraw_healthy
+from analytics.io.segments import raise_damaged, raise_too_late, recent_hours, withdraw_healthy
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Generation, HourBusyError, Sealer
-from ingest.store.seal_hours import delete_retired, drop_hot_days, due, hot_before, sweep
+from ingest.store.seal_hours import delete_retired, discard_too_late, drop_hot_days, due, expire, hot_before, sweep
 from ingest.store.segments import SegmentError, Segments, SegmentUnreachableError
 from ingest.store.segments_check import check_some
 from wattledger.errors import WattledgerError
 
 log = logging.getLogger(__name__)
 SEAL_AFTER_VARIABLE: Final = "WATTLEDGER_SEAL_AFTER_H"
+SEGMENT_RETENTION_VARIABLE: Final = "WATTLEDGER_SEGMENT_RETENTION_D"
 HOT_RETENTION_VARIABLE: Final = "WATTLEDGER_INGEST_HOT_RETENTION_H"
 """One variable for both: ingest calls rows late that are older, and the worker drops their days."""
 _LONGEST_REST_S: Final = 5.0
@@ -46,23 +47,27 @@ class SealingSettings:
     grace: timedelta = timedelta(hours=1)
     """How long a replaced file stays for readers that began before it was replaced."""
     hot_retention: timedelta = timedelta(hours=48)
+    segment_retention: timedelta = timedelta(days=400)
+    """A year and a month: last year's months can be computed again while this year's are billed."""
     interval_s: float = 300.0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> SealingSettings:
         """Return the settings of an environment; raises WattledgerError naming the variable that is wrong."""
         return cls(
-            seal_after=timedelta(hours=_hours(env, SEAL_AFTER_VARIABLE, 3, least=1)),
-            hot_retention=timedelta(hours=_hours(env, HOT_RETENTION_VARIABLE, 48, least=1)),
+            seal_after=timedelta(hours=_whole(env, SEAL_AFTER_VARIABLE, 3, "hours", 1, 24 * 400)),
+            hot_retention=timedelta(hours=_whole(env, HOT_RETENTION_VARIABLE, 48, "hours", 1, 24 * 400)),
+            # Open hours look back for two days, and hot ones are sealed within as many.
+            segment_retention=timedelta(days=_whole(env, SEGMENT_RETENTION_VARIABLE, 400, "days", 8, 36_500)),
         )
 
 
-def _hours(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:
+def _whole(env: Mapping[str, str], name: str, default: int, unit: str, least: int, most: int) -> int:
     text = env.get(name)
     if text is None:
         return default
-    if not text.isdigit() or not least <= int(text) <= 24 * 400:
-        raise WattledgerError(f"{name} must be whole hours from {least} to 9600, got {text!r:.40}")
+    if not text.isdigit() or not least <= int(text) <= most:
+        raise WattledgerError(f"{name} must be whole {unit} from {least} to {most}, got {text!r:.40}")
     return int(text)
 
 
@@ -78,6 +83,8 @@ class Pass:
     dropped_partitions: int = 0
     deleted_files: int = 0
     unknown_files: int = 0
+    expired_hours: int = 0
+    too_late_rows: int = 0
     damaged_files: int = 0
 
     @property
@@ -150,6 +157,9 @@ class Sealing:
 
     def _tidy(self, now: datetime, done: Pass) -> None:
         with self.database.connect("worker", application=self.session) as connection:
+            done.expired_hours = len(expire(connection, now - self.settings.segment_retention))
+            done.too_late_rows = raise_too_late(connection, discard_too_late(connection))
+            connection.commit()
             done.deleted_files = delete_retired(connection, self.segments, self.settings.grace)
             recent = recent_hours(connection, now.astimezone(UTC) - 3 * self.settings.grace)
             done.unknown_files = len(sweep(connection, self.segments, recent, self.settings.grace).unknown)

@@ -138,6 +138,17 @@ def remember_open(connection: psycopg.Connection[Any], site_id: int, hour_at: da
     connection.execute(_REMEMBER_OPEN, {"site_id": site_id, "hour_at": hour_at})
 
 
+def settle(connection: psycopg.Connection[Any], hour: HourState, horizon_xid: str) -> bool:
+    """Note that a closed hour is done with all changes before ``horizon_xid`` though it was not computed; False if it is not closed."""
+    return bool(
+        connection.execute(
+            "UPDATE ledger_hours SET seen_xid = greatest(seen_xid, %s::xid8) "
+            "WHERE site_id = %s AND hour_at = %s AND run_id = %s AND status = 'closed'",
+            (horizon_xid, hour.site_id, hour.hour_at, hour.run_id),
+        ).rowcount
+    )
+
+
 _FORGET: Final = """
 DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
 AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (

@@ -14,6 +14,8 @@ from collector.wire import Origin
 from ingest.store.segments_check import Checked
 
 DAMAGED: Final = "segment_damaged"
+TOO_LATE: Final = "samples_after_retention"
+REFUSED: Final = "recompute_refused"
 _RAISE: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
 VALUES (%(key)s, %(site_id)s, %(kind)s, %(hour_at)s, %(hour_at)s::timestamptz + interval '1 hour', %(evidence)s, 1.0, %(origin)s)
@@ -65,6 +67,25 @@ def raise_damaged(connection: psycopg.Connection[Any], damaged: Sequence[Checked
             },
         )
     return len(damaged)
+
+
+def raise_too_late(connection: psycopg.Connection[Any], discarded: Sequence[tuple[int, datetime, str, int]]) -> int:
+    """Raise a finding for each (site, hour, stream, rows) that came after its hour's segments were gone; return the rows."""
+    for site_id, hour_at, stream, rows in discarded:
+        _raise(connection, TOO_LATE, site_id, hour_at, f"/{stream}", {"stream": stream, "rows": rows})
+    return sum(rows for _, _, _, rows in discarded)
+
+
+def raise_refused(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: Exception) -> None:
+    """Raise a finding: this hour's inputs changed, and its books stay as they are, since its samples are gone."""
+    _raise(connection, REFUSED, site_id, hour_at, "", {"error": str(error)})
+
+
+def _raise(
+    connection: psycopg.Connection[Any], kind: str, site_id: int, hour_at: datetime, of: str, evidence: dict[str, Any]
+) -> None:
+    given = {"key": f"{kind}/{site_id}/{hour_at.isoformat()}{of}", "site_id": site_id, "kind": kind, "hour_at": hour_at}
+    connection.execute(_RAISE, given | {"evidence": Jsonb(evidence), "origin": int(Origin.LIVE)})
 
 
 def withdraw_healthy(connection: psycopg.Connection[Any], healthy_paths: Sequence[str] = ()) -> int:

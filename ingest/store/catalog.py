@@ -1,7 +1,8 @@
 """The catalog of hours: which are sealed, in which generation, and which files hold them.
 
 An hour is ``open`` (its rows are in the hot tables and the late ones), ``sealing`` (so too, and nothing more comes to the hot
-ones) or ``sealed`` (its rows are in the files that are not retired, and late ones). A reader that sees the catalog and the
+ones) or ``sealed`` (its rows are in the files that are not retired, and late ones). A sealed hour past retention is expired:
+its rows are nowhere. A reader that sees the catalog and the
 tables in one snapshot finds each row in exactly one of these places. Statements only; the protocol is ``ingest.store.seal``.
 """
 # ruff: noqa: S608 - built of this package's own names, ids and instants
@@ -22,7 +23,7 @@ from ingest.store.segments import SegmentFile
 HOUR: Final = timedelta(hours=1)
 _SEALED: Final = """
 SELECT catalog.site_id, catalog.hour_at, catalog.generation, files.path, files.rows, files.size_bytes, files.sha256,
-       array_to_string(files.feeds, ',') AS feeds
+       array_to_string(files.feeds, ',') AS feeds, catalog.expired_at IS NOT NULL AS is_expired
 FROM hour_catalog AS catalog LEFT JOIN hour_segments AS files
     ON files.site_id = catalog.site_id AND files.hour_at = catalog.hour_at
     AND files.stream = '{stream}' AND files.retired_at IS NULL
@@ -40,6 +41,8 @@ class SealedHour:
     generation: int
     file: SegmentFile | None
     feeds: frozenset[int]
+    is_expired: bool = False
+    """Past retention: its rows are gone, and an answer without them would be wrong."""
 
 
 def sealed_hours(
@@ -52,10 +55,10 @@ def sealed_hours(
 
 
 def _sealed_hour(row: tuple[Any, ...]) -> SealedHour:
-    site_id, hour_at, generation, path, rows, size_bytes, sha256, feeds = row
+    site_id, hour_at, generation, path, rows, size_bytes, sha256, feeds, is_expired = row
     file = None if path is None else SegmentFile(path, rows, size_bytes, bytes(sha256))
     known = frozenset(int(feed) for feed in feeds.split(",")) if feeds else frozenset[int]()
-    return SealedHour(site_id, hour_at.astimezone(UTC), generation, file, known)
+    return SealedHour(site_id, hour_at.astimezone(UTC), generation, file, known, is_expired)
 
 
 def open_spans(hours: Sequence[SealedHour], from_at: datetime, to_at: datetime) -> list[tuple[datetime, datetime]]:
@@ -97,7 +100,7 @@ class ListedFile:
 
 
 _HOURS: Final = """
-SELECT sites.name, catalog.hour_at, catalog.state, catalog.generation, catalog.rows,
+SELECT sites.name, catalog.hour_at, CASE WHEN expired_at IS NULL THEN catalog.state ELSE 'expired' END, catalog.generation, catalog.rows,
        coalesce(sum(files.size_bytes), 0)::bigint, coalesce(array_agg(files.stream ORDER BY files.stream)
        FILTER (WHERE files.stream IS NOT NULL), '{}')
 FROM hour_catalog AS catalog JOIN sites ON sites.id = catalog.site_id

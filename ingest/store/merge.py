@@ -50,10 +50,10 @@ def merge_parts(stream: Stream, rows: pl.LazyFrame, epochs_in_parts: Collection[
 def whole_rows(
     stream: Stream, frames: Iterable[pl.DataFrame], epochs_in_parts: Collection[int]
 ) -> Iterator[pl.DataFrame]:
-    """Yield sorted frames of sorted frames with parts made whole, those that lie in two frames too."""
-    if stream not in _IN_PARTS or not epochs_in_parts:
-        yield from frames
-        return
+    """Yield sorted frames of sorted frames, parts made whole and exact repeats left out, those of two frames too.
+
+    A repeat is equal in every column: an import done twice. Rows of one instant that differ are two readings and stay.
+    """
     by = list(order(stream))
     held: pl.DataFrame | None = None
     for frame in frames:
@@ -61,7 +61,7 @@ def whole_rows(
         if joined.is_empty():
             continue
         last = joined.tail(1)
-        # Parts of the last instant may go on in the next frame.
+        # Parts and repeats of the last instant may go on in the next frame.
         is_last = (pl.col(by[0]) == last[by[0]].item()) & (pl.col("at") == last["at"].item())
         held = joined.filter(is_last)
         yield _sorted_whole(stream, joined.filter(~is_last), epochs_in_parts, by)
@@ -70,6 +70,13 @@ def whole_rows(
 
 
 def _sorted_whole(stream: Stream, frame: pl.DataFrame, epochs: Collection[int], by: list[str]) -> pl.DataFrame:
+    is_again = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in by)
+    if frame.select(
+        is_again.any()
+    ).item():  # hardly ever, and to look at all columns of all rows takes ten times as long
+        frame = frame.unique(maintain_order=True)
+    if stream not in _IN_PARTS or not epochs:
+        return frame
     return merge_parts(stream, frame.lazy(), epochs).collect().sort(by, maintain_order=True)
 
 

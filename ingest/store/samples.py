@@ -24,7 +24,7 @@ from ingest.store.arrow import Fetch, command_session
 from ingest.store.engine import Database, Role
 from ingest.store.merge import KEYS, PARTS_FEED, merge_parts, order
 from ingest.store.sample_tables import LATE, TARGETS
-from ingest.store.segments import SegmentError, Segments
+from ingest.store.segments import SegmentError, SegmentExpiredError, Segments
 
 _KEYS: Final = ("at", "device_id", "epoch_id")
 COLUMNS: Final = tuple(name for name in TARGETS[Stream.DEVICE].schema if name not in _KEYS)
@@ -129,6 +129,12 @@ class SampleSession:
 
     def _parts(self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None) -> Iterator[_Part]:
         sealed = catalog.sealed_hours(self.fetch, stream, from_at, to_at, site_id)
+        gone = [hour.hour_at for hour in sealed if hour.is_expired]
+        if gone:
+            raise SegmentExpiredError(
+                f"samples of {len(gone)} hours from {min(gone):%Y-%m-%d %H:%M} UTC on are past retention and were deleted: "
+                "their usage hours and ledger remain, and cannot be computed again"
+            )
         if site_id is not None:
             yield _Part(site_id, sealed)
         elif not sealed:

@@ -5,7 +5,8 @@
 Writers hold the shared advisory lock of each hour they write until they commit. The sealer takes the exclusive one to flip
 the state: who wrote before it has committed, who comes after it finds the hour closed and writes late rows. Then one
 transaction, of one snapshot, takes the late rows out, writes and publishes the files, and says in the catalog where the
-hour is read from now. If it ends anywhere before its commit, everything is as before but for files nobody knows, which are
+hour is read from now. While the hour's day is hot the late rows join the hot ones, which nobody reads any more: from these
+a damaged file is made anew. If it ends anywhere before its commit, everything is as before but for files nobody knows, which are
 swept. Two sealers of one hour meet at its catalog row: the second one fails and writes nothing. It drops nothing.
 """
 # ruff: noqa: S608 - built of this package's own names, ids and instants
@@ -47,7 +48,7 @@ INSERT INTO hour_catalog AS known (site_id, hour_at, state) VALUES (%s, %s, 'sea
 ON CONFLICT (site_id, hour_at) DO UPDATE SET state = 'sealing', updated_at = now() WHERE known.state = 'open'
 """
 _CLAIM: Final = """
-UPDATE hour_catalog SET updated_at = now() WHERE site_id = {site} AND hour_at = '{hour}' AND state = '{state}'
+UPDATE hour_catalog SET updated_at = now() WHERE site_id = {site} AND hour_at = '{hour}' AND state = '{state}' AND expired_at IS NULL
 RETURNING generation
 """
 _CURRENT: Final = """
@@ -126,8 +127,8 @@ class Sealer:
     def rebuild(self, hour: SiteHour, streams: Collection[Stream]) -> Generation:
         """Make the files of these streams of a sealed hour anew from the hot tables; raises LostRowsError.
 
-        Of rows that came late and were merged the hot tables know nothing: they are lost with the file that had them, and
-        then nothing is done.
+        Rows that came late went there too when they were merged. Of those that came when the day was hot no more, only the
+        file knew: then nothing is done.
         """
         return self._next_generation(hour, "sealed", frozenset(streams))
 
@@ -252,7 +253,7 @@ class _Work:
         here = self._where()
         by = ", ".join(order(stream))
         query = (
-            f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {here} RETURNING {names}) "
+            f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {here} RETURNING {names}){self._kept_hot(stream)} "
             f"SELECT * FROM (SELECT {names} FROM {TARGETS[stream].table} WHERE {here} UNION ALL SELECT {names} FROM late) AS all_of_it "
             f"ORDER BY {by}"
         )
@@ -263,11 +264,24 @@ class _Work:
     def _merged(self, stream: Stream) -> Iterator[pl.DataFrame]:
         """Yield the rows of the segment with the late ones, which are deleted; nothing if none is late."""
         names = ", ".join(TARGETS[stream].schema)
-        late = self.session.fetch(f"DELETE FROM {LATE[stream].table} WHERE {self._where()} RETURNING {names}")
+        late = self.session.fetch(
+            f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {self._where()} RETURNING {names}){self._kept_hot(stream)} "
+            "SELECT * FROM late"
+        )
         if late.is_empty():
             return
         late = _framed(late.to_arrow(), stream)
         yield from with_late(stream, self._sealed(stream), late)
+
+    def _kept_hot(self, stream: Stream) -> str:
+        """Return the part of a query that puts late rows to the hot ones; empty if the day is not hot any more."""
+        table = TARGETS[stream].table
+        day = instant_of(self.hour).date().isoformat()
+        is_hot = self.session.fetch(f"SELECT day FROM stored_days() WHERE parent = '{table}' AND day = '{day}'")
+        if not is_hot.height:
+            return ""
+        names = ", ".join(TARGETS[stream].schema)
+        return f", kept AS (INSERT INTO {table} ({names}) SELECT {names} FROM late)"
 
     def _sealed(self, stream: Stream) -> Iterator[pl.DataFrame]:
         known = self.before.get(stream)

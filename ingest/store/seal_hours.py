@@ -38,7 +38,7 @@ ORDER BY hours.hour_at, sites.id LIMIT %(most)s
 """
 _LATE: Final = """
 SELECT site_id, hour_at, min(received_at), coalesce(bool_or(state = 'sealed'), false) FROM ({late}) AS late
-LEFT JOIN hour_catalog USING (site_id, hour_at) WHERE hour_at < %(before)s
+LEFT JOIN hour_catalog USING (site_id, hour_at) WHERE hour_at < %(before)s AND expired_at IS NULL
 GROUP BY site_id, hour_at HAVING NOT coalesce(bool_or(state = 'sealed'), false) OR min(received_at) < %(waited)s
 ORDER BY hour_at, site_id LIMIT %(most)s
 """
@@ -53,6 +53,35 @@ SELECT count(*) FROM sites, generate_series(0, 23) AS hour WHERE NOT EXISTS (
 """
 _RETIRED: Final = """
 SELECT site_id, hour_at, stream, generation, path FROM hour_segments WHERE retired_at < now() - %s ORDER BY retired_at LIMIT 1000
+"""
+# Oldest first, and never an hour whose books are open or due again: those are made of its samples. Hours without files lose
+# nothing and stay as they are.
+_EXPIRE: Final = """
+WITH old AS (
+    SELECT known.site_id, known.hour_at FROM hour_catalog AS known JOIN ledger_hours AS books USING (site_id, hour_at)
+    WHERE known.state = 'sealed' AND known.expired_at IS NULL AND known.hour_at < %(before)s AND books.status = 'closed'
+    AND EXISTS (SELECT FROM hour_segments AS files WHERE files.site_id = known.site_id AND files.hour_at = known.hour_at
+                AND files.retired_at IS NULL)
+    AND NOT EXISTS (SELECT FROM changes WHERE (changes.site_id = known.site_id OR changes.site_id IS NULL)
+                    AND changes.from_at < known.hour_at + interval '2 hours' AND changes.to_at > known.hour_at - interval '1 hour')
+    ORDER BY known.hour_at LIMIT %(most)s FOR UPDATE OF known SKIP LOCKED
+), marked AS (
+    UPDATE hour_catalog AS known SET expired_at = now(), updated_at = now() FROM old
+    WHERE known.site_id = old.site_id AND known.hour_at = old.hour_at RETURNING known.site_id, known.hour_at
+), retired AS (
+    UPDATE hour_segments AS files SET retired_at = now() FROM marked
+    WHERE files.site_id = marked.site_id AND files.hour_at = marked.hour_at AND files.retired_at IS NULL
+)
+SELECT site_id, hour_at FROM marked ORDER BY hour_at, site_id
+"""
+_DISCARD: Final = """
+WITH gone AS (
+    DELETE FROM {table} AS late USING epochs, nodes, hour_catalog AS known
+    WHERE epochs.id = late.epoch_id AND nodes.id = epochs.node_id AND known.site_id = nodes.site_id
+    AND known.hour_at = date_trunc('hour', late.at, 'UTC') AND known.expired_at IS NOT NULL
+    RETURNING known.site_id, known.hour_at
+)
+SELECT site_id, hour_at, count(*) FROM gone GROUP BY 1, 2 ORDER BY 2, 1
 """
 _KEPT: Final = "hashtextextended('wattledger.retired_segments', 0)"
 _FORGET: Final = """
@@ -155,6 +184,26 @@ def delete_retired(
         if not connection.broken:
             connection.execute(f"SELECT pg_advisory_unlock({_KEPT})")
     return len(rows)
+
+
+def expire(connection: psycopg.Connection[Any], before: datetime, most: int = 240) -> list[SiteHour]:
+    """Let the segments of closed hours that end by ``before`` go, at most so many; return the hours.
+
+    Their files are deleted with the replaced ones, after the same grace. Minutes, usage hours and ledger stay.
+    """
+    given = {"before": before - timedelta(hours=1), "most": most}
+    found = connection.execute(_EXPIRE, given).fetchall()
+    connection.commit()
+    return [hour_of(*row) for row in found]
+
+
+def discard_too_late(connection: psycopg.Connection[Any]) -> list[tuple[int, datetime, str, int]]:
+    """Delete late rows of hours whose segments are gone; return (site, hour, stream, rows). The caller commits and tells."""
+    found: list[tuple[int, datetime, str, int]] = []
+    for stream, target in LATE.items():
+        rows = connection.execute(_DISCARD.format(table=target.table).encode())
+        found += [(site_id, hour_at, stream.value, count) for site_id, hour_at, count in rows]
+    return found
 
 
 @contextmanager

@@ -28,6 +28,10 @@ class SegmentError(RuntimeError):
     """A sealed hour cannot be read: its file is missing or not what was sealed. Says which, and what to do."""
 
 
+class SegmentExpiredError(SegmentError):
+    """An hour's samples are past retention and gone for good: whoever needs them is refused, and need not try again."""
+
+
 class SegmentUnreachableError(RuntimeError):
     """The bucket does not answer, or not to us: nothing is known of the file, so nothing is said of it."""
 

@@ -33,17 +33,18 @@ WRITER = {
     "r u(fetched_at)": "agent_commands",
 }
 WORKER = {
-    "r": "agent_health alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours "
-    "dead_letters device_events device_health device_samples device_shares devices engine_samples engines epochs "
-    "fabric_ports fabric_samples facility_factors fx_rates hold_events imported_charges imports invoice_totals intensity job_reports "
-    "meters node_events node_samples nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
+    "r": "alembic_version allocations api_calls bindings budgets call_reports current_ledger_lines current_usage_hours "
+    "dead_letters device_events devices engines epochs "
+    "fabric_ports facility_factors fx_rates hold_events imported_charges imports invoice_totals intensity job_reports "
+    "meters node_events nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
     "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "changes tenant_minutes",
     "rwd u(feeds,path,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
     "rwu": "actions findings hour_catalog ledger_hours outbox watermarks",
-    "rw": "agent_commands audit decisions ledger_lines ledger_runs usage_hours",
+    "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "
+    "ledger_lines ledger_runs node_samples usage_hours",
     "r u(binding_id,tenant_id)": "jobs",
 }
 API = {

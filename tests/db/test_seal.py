@@ -90,6 +90,54 @@ def test_late_rows_are_read_at_once_and_merged_into_the_next_generation(fleet: S
     assert fleet.rows("SELECT generation, retired_at IS NULL FROM hour_segments ORDER BY 1") == [(1, False), (2, True)]
 
 
+def test_late_rows_that_were_merged_are_in_a_file_made_anew(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    late(fleet, 11, 5)  # before the hour is sealed, as after hot retention
+    sealer.seal(hour)
+    late(fleet, 15, 9)
+    sealer.merge(hour)
+    before = read(fleet, segments)
+    for path in (tmp_path / "segments").rglob("*.parquet"):
+        path.unlink()
+
+    rebuilt = sealer.rebuild(hour, [Stream.DEVICE])
+
+    assert (rebuilt.generation, rebuilt.rows) == (3, 362)
+    assert_frame_equal(read(fleet, segments), before)
+
+
+def test_late_rows_of_a_day_that_is_hot_no_more_are_merged_without_it(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    sealer.seal(hour)
+    fleet.rows("SELECT drop_partition('device_samples', %s)", HOUR_AT.date())
+    late(fleet, 15, 9)
+
+    assert sealer.merge(hour).rows == 361
+
+    assert fleet.rows("SELECT count(*) FROM device_samples WHERE at < %s", HOUR_AT + HOUR) == [(0,)]
+    with pytest.raises(LostRowsError, match="0 of the 361 rows"):
+        sealer.rebuild(hour, [Stream.DEVICE])
+
+
+def test_rows_sent_twice_are_in_the_file_once(fleet: SmallFleet, segments: Segments) -> None:
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    fleet.rows("SELECT ensure_partitions(%s, %s, NULL)", HOUR_AT.date(), (HOUR_AT + 24 * HOUR).date())
+    late(fleet, 15, 9, table="device_samples")
+    late(fleet, 15, 9, table="device_samples")
+    assert sealer.seal(hour).rows == 1
+    for energy_mj in (9, 10, 9):  # 10: another reading of that instant, and no repeat
+        late(fleet, 15, energy_mj)
+
+    assert sealer.merge(hour).rows == 2
+
+    assert sorted(read(fleet, segments)["energy_mj"]) == [9, 10]
+    assert sealer.rebuild(hour, [Stream.DEVICE]).rows == 2
+
+
 def test_an_hour_without_rows_is_sealed_without_files(fleet: SmallFleet, segments: Segments) -> None:
     done = Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
     assert (done.generation, done.rows, done.size_bytes) == (1, 0, 0)

@@ -10,7 +10,9 @@ import pytest
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import Window, close_hours, content_hash
+from collector.wire import Stream
 from ingest.store.engine import Database
+from ingest.store.sample_tables import TARGETS
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.seal_hours import drop_hot_days
 from ingest.store.segments import Segments
@@ -123,3 +125,30 @@ def test_a_late_row_of_a_dropped_day_restates_its_hour_from_the_segment(fleet: S
     assert books(fleet, segments) == before
     runs = "SELECT generation FROM ledger_runs WHERE hour_at = %s ORDER BY id"
     assert fleet.rows(runs, HOUR_AT) == [(0,), (1,)]
+
+
+def test_readings_of_a_sealed_hour_that_come_again_move_nothing_in_its_books(fleet: SmallFleet, tmp_path: Path) -> None:
+    segments = Segments.at(tmp_path)
+    closer = HourCloser(fleet.database, SETTINGS, segments)
+    closer.run(LATER)
+    of_hours = "SELECT hour_at, revision, content_sha256 FROM ledger_hours ORDER BY 1"
+    closed, sums = fleet.rows(of_hours), books(fleet, segments)[1:]
+    seal_day(fleet, segments)
+    rows = fleet.rows("SELECT sum(rows)::bigint FROM hour_segments WHERE retired_at IS NULL AND hour_at = %s", HOUR_AT)
+    # The whole hour once more, as an import of the same readings by another file does.
+    with fleet.admin() as connection:
+        names = ", ".join(TARGETS[Stream.DEVICE].schema)
+        connection.execute(
+            f"INSERT INTO late_samples ({names}) SELECT {names} FROM device_samples WHERE at >= %s AND at < %s".encode(),
+            [HOUR_AT, HOUR_AT + HOUR],
+        )
+        fleet.changed("device_samples", HOUR_AT, HOUR_AT + HOUR, connection)
+
+    closer.run(LATER)  # they wait beside the segment: the close drops the second of each
+
+    assert fleet.rows(of_hours) == closed
+    assert books(fleet, segments)[1:] == sums
+    Sealer(fleet.database, segments).merge(hour_of(fleet.site_id, HOUR_AT))
+    assert books(fleet, segments)[1:] == sums
+    after = fleet.rows("SELECT sum(rows)::bigint FROM hour_segments WHERE retired_at IS NULL AND hour_at = %s", HOUR_AT)
+    assert after == rows  # and the merge keeps one

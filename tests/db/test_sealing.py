@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
+from ingest.store.samples import samples
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.seal_hours import drop_hot_days, due
-from ingest.store.segments import Segments
+from ingest.store.segments import SegmentExpiredError, Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from wattledger.errors import WattledgerError
 from wattledger.sealing import Pass, Sealing, SealingSettings
@@ -113,6 +116,47 @@ def test_a_damaged_file_is_a_finding_until_it_is_replaced(fleet: SmallFleet, sea
     Sealer(fleet.database, sealing.segments).rebuild(hour_of(fleet.site_id, hour), [stream])
     assert sealing.once(NOW).damaged_files == 0
     assert fleet.rows(found) == [(HOUR_AT, "device_samples", False)]
+
+
+def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_closed_again(
+    fleet: SmallFleet, sealing: Sealing, tmp_path: Path
+) -> None:
+    sealing.settings = replace(sealing.settings, segment_retention=timedelta(days=8))
+    sealing.once(NOW)
+    much_later = DAY_AT + timedelta(days=30)
+
+    def files() -> int:
+        return len(list((tmp_path / "segments").rglob("*.parquet")))
+
+    # The rest of the day is sealed, and nothing goes: no hour has books yet.
+    assert (sealing.once(much_later).expired_hours, files()) == (0, 4)
+    closer = HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments)
+    closer.run(much_later)
+    books = fleet.rows("SELECT hour_at, revision, content_sha256 FROM ledger_hours ORDER BY 1")
+
+    assert sealing.once(DAY_AT + timedelta(days=8)).expired_hours == 0
+    assert sealing.once(much_later).expired_hours == 4
+    assert (sealing.once(much_later).expired_hours, files()) == (0, 0)
+
+    with pytest.raises(SegmentExpiredError, match="4 hours from 2026-11-01 08:00 UTC on are past retention"):
+        samples(fleet.database, HOUR_AT, HOUR_AT + 4 * HOUR, ["energy_mj"], segments=sealing.segments)
+    with fleet.admin() as connection:
+        connection.execute(
+            "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed) "
+            "VALUES (%s, %s, %s, 0, 0, 1, 0)",
+            (HOUR_AT + timedelta(seconds=5), fleet.device_id, fleet.epoch_id),
+        )
+        connection.execute(
+            "INSERT INTO changes (site_id, from_at, to_at, kind) VALUES (%s, %s, %s, 'device_samples')",
+            (fleet.site_id, HOUR_AT, HOUR_AT + timedelta(minutes=1)),
+        )
+    assert closer.run(much_later).refused > 0
+    assert closer.run(much_later).refused == 0  # a finding says so; it is not tried for ever
+    assert sealing.once(much_later).too_late_rows == 1
+    assert fleet.rows("SELECT hour_at, revision, content_sha256 FROM ledger_hours ORDER BY 1") == books
+    found = "SELECT DISTINCT kind FROM findings WHERE start_at = %s AND kind IN ('recompute_refused', 'samples_after_retention')"
+    assert len(fleet.rows(found, HOUR_AT)) == 2
+    assert fleet.rows("SELECT count(*) > 0 FROM tenant_minutes WHERE minute_at >= %s", HOUR_AT) == [(True,)]
 
 
 def test_nothing_is_sealed_by_a_worker_without_the_lease(sealing: Sealing) -> None:

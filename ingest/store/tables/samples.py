@@ -269,6 +269,11 @@ hour_catalog = Table(
     column("rows", BigInteger, nullable=True),
     column("sha256", LargeBinary, nullable=True),
     instant("updated_at", server_default=func.now()),
+    instant(
+        "expired_at",
+        nullable=True,
+        comment="instant, UTC: its segments were past retention and went; null = they are there",
+    ),
     comment="Physical state of each hour's samples.",
 )
 
