@@ -20,7 +20,7 @@ from ingest.calls import ApiCall, CallSource
 from ingest.importers.columns import Source, header_of, read
 from ingest.importers.errors import OptionError
 from ingest.importers.focus_columns import FIELDS, version_of
-from ingest.importers.focus_rows import CallLine, parse_charges
+from ingest.importers.focus_rows import CallLine, Charge, parse_charges
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import importing
 from ingest.store.charges import CHARGE_COLUMNS, Charges, StatedTotalError, WrittenCharges
@@ -71,9 +71,11 @@ def import_focus(
         report.note(f"FOCUS {version_of(header_of(source))} by its columns")
         charges = Charges(conn, site_id, report.import_id)
         calls = _Calls(options.provider)
+        taken_back = 0
         for chunk in read(source, FIELDS, report, progress):
             rows = list(parse_charges(chunk, report.rejections, options.provider, now))
             charges.add(_values(charge) for charge, _ in rows)
+            taken_back += sum(_takes_back(charge) for charge, _ in rows)
             calls.add(line for _, line in rows if line is not None)
         try:
             written = charges.store(
@@ -93,9 +95,23 @@ def import_focus(
                 f"{calls.lines} lines list {len(calls.merged())} LLM calls one by one: {known} of them were known from a better "
                 "source and are not counted again"
             )
+        if taken_back:
+            report.note(
+                f"{taken_back} rows correct or credit token charges: they are kept with these, and are in no sum of charges"
+            )
+        if calls.negative:
+            report.note(
+                f"{calls.negative} of these calls have more tokens taken back than charged in this file: no report of a call"
+            )
         if calls.unclear:
             report.note(f"{calls.unclear} of these calls do not say of which tokens they are: their usage is unknown")
     return report
+
+
+def _takes_back(charge: Charge) -> bool:
+    return charge.covers is not None and (
+        charge.is_correction or charge.category != "usage" or (charge.call_tokens or 0) < 0
+    )
 
 
 def _tell(report: ImportReport, written: WrittenCharges) -> None:
@@ -139,15 +155,31 @@ class _Calls:
         return sum(any(line.part is None for line in lines) for lines in self._lines.values())
 
     def merged(self) -> list[ApiCall]:
-        """Return one report per call; tokens of a part that several lines name are added up."""
-        return [_report(provider, call_id, lines) for (provider, call_id), lines in self._lines.items()]
+        """Return one report per call; tokens of a part that several lines name are added up, taken back ones subtracted."""
+        return [
+            _report(provider, call_id, lines)
+            for (provider, call_id), lines in self._lines.items()
+            if not _is_negative(lines)
+        ]
+
+    @property
+    def negative(self) -> int:
+        """Calls of which this file takes back more of a part than it charges: what it takes back from is elsewhere."""
+        return sum(_is_negative(lines) for lines in self._lines.values())
+
+
+def _is_negative(lines: list[CallLine]) -> bool:
+    parts: dict[str | None, int] = {}
+    for line in lines:
+        parts[line.part] = parts.get(line.part, 0) + line.tokens
+    return min(parts.values()) < 0
 
 
 def _report(provider: str, call_id: str, lines: list[CallLine]) -> ApiCall:
     known = all(line.part is not None for line in lines)
     parts: dict[str, Any] = {}
     for line in lines:
-        if known and line.part is not None and line.tokens is not None:
+        if known and line.part is not None:
             parts[line.part] = parts.get(line.part, 0) + line.tokens
     return ApiCall(
         called_at_us=min(line.at_us for line in lines),

@@ -20,8 +20,11 @@ from ingest.importers.columns import Chunk
 from ingest.importers.errors import RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.report import RowLog
+from ingest.importers.token_units import Tokens, tokens_of_unit, whole
 
 CATEGORIES: Final = ("usage", "purchase", "tax", "credit", "adjustment")
+_OF_TOKENS: Final = ("usage", "credit", "adjustment")
+"""Categories of charges that may be of calls."""
 MAX_AMOUNT: Final = Decimal(10) ** 20
 MAX_PLACES: Final = 40
 MAX_TAGS: Final = 500
@@ -66,8 +69,6 @@ _RESTATABLE: Final = (
     ),
     *("tags", "sku_details"),
 )
-_TOKENS: Final = re.compile(r"(?:per\s+)?(?:(\d[\d,_]*)\s*)?([km])?\s*(?:\w+\s+)?tokens?", re.IGNORECASE)
-_SCALE: Final = {"": 1, "k": 1_000, "m": 1_000_000}
 _MODEL_KEYS: Final = ("ModelVersion", "ModelId", "Model", "ModelName", "x_ModelId")
 _PARTS: Final = (
     # In this order: a cached input is no input, reasoning is billed apart where it is told apart.
@@ -140,7 +141,18 @@ class CallLine:
     at_us: int
     api_key: str | None
     part: str | None
-    tokens: int | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    """What a row covers, and as a line of a call what it tells; ``tokens`` is less than 0 where they are taken back."""
+
+    covers: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    tokens: int | None = None
+    line: CallLine | None = None
 
 
 def parse_charges(
@@ -177,10 +189,10 @@ def charge_of(
     for name in (*_AMOUNTS, *_QUANTITIES):
         _bounded(name, row[name])
     tags = _tags(row["tags"])
-    whole = {**row, "category": category, "is_correction": corrects == "correction", "tags": tags}
-    identity = _digest([_spelled(whole[name]) for name in _IDENTITY])
-    content = _digest([identity.hex(), *(_spelled(whole[name]) for name in _RESTATABLE)])
-    covers, call = _call(row, provider_of_calls)
+    complete = {**row, "category": category, "is_correction": corrects == "correction", "tags": tags}
+    identity = _digest([_spelled(complete[name]) for name in _IDENTITY])
+    content = _digest([identity.hex(), *(_spelled(complete[name]) for name in _RESTATABLE)])
+    covered = _covered(row, provider_of_calls, is_correction=corrects == "correction")
     return (
         Charge(
             line=line,
@@ -221,45 +233,77 @@ def charge_of(
             consumed_quantity=row["consumed_quantity"],
             consumed_unit=row["consumed_unit"],
             tags=None if tags is None else json.dumps(tags, sort_keys=True),
-            covers=covers,
-            call_id=None if covers != "call" else row["call"],
-            call_provider=None if call is None else call.provider,
-            call_model=None if call is None else call.model,
-            call_tokens=None if call is None else call.tokens,
+            covers=covered.covers,
+            call_id=None if covered.covers != "call" else row["call"],
+            call_provider=covered.provider,
+            call_model=covered.model,
+            call_tokens=covered.tokens,
         ),
-        call if covers == "call" else None,
+        covered.line,
     )
 
 
-def _call(row: Mapping[str, Any], provider_of_calls: str | None) -> tuple[str | None, CallLine | None]:
-    """Return what a row covers of LLM calls: one call, a model's calls, or none.
+def _covered(row: Mapping[str, Any], provider_of_calls: str | None, *, is_correction: bool) -> _Covered:
+    """Return what a row covers of LLM calls: one call, a model's calls, or none. Raises RowError.
 
-    Only token charges cover calls: a support fee or a credit is nobody's call, and stays a charge.
+    Its unit and its model say so, never its count: what takes tokens back, or money for them, goes with what it takes back.
+    A support fee or a tax is nobody's call, and stays a charge. Credits and corrections are no report of a call: they
+    are of an invoice that was written before.
     """
-    if row["category"].casefold() != "usage":
-        return None, None
-    counted = tokens_of(row)
+    category = row["category"].casefold()
     model = row["model"] or next(
         (str((row["sku_details"] or {})[key]) for key in _MODEL_KEYS if key in (row["sku_details"] or {})), None
     )
-    if counted is None or model is None:
-        return None, None
-    provider = provider_of_calls or row["provider"].casefold()
-    line = CallLine(
-        row["call"] or "", provider, cleaned(model), row["charge_start"], row["api_key"], part_of(row), counted
-    )
-    return ("call", line) if row["call"] else ("calls", line)
+    unit = _token_unit(row)
+    if category not in _OF_TOKENS or unit is None or model is None:
+        return _Covered()
+    provider, model = provider_of_calls or row["provider"].casefold(), cleaned(model)
+    if category == "usage":
+        tokens = _tokens(row, *unit)
+    else:
+        # A credit is money: the tokens it may name were used. Only those it takes back are told.
+        quantity, each = unit
+        tokens = None if quantity is None or each is None else whole(quantity, each)
+        tokens = tokens if tokens is not None and tokens < 0 else None
+    covers = "call" if row["call"] else "calls"
+    if covers == "calls" or is_correction or category != "usage" or tokens is None:
+        return _Covered(covers, provider, model, tokens)
+    line = CallLine(row["call"], provider, model, row["charge_start"], row["api_key"], part_of(row), tokens)
+    return _Covered(covers, provider, model, tokens, line)
 
 
 def tokens_of(row: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a row charges, None where its unit is something else or the count is not whole."""
-    for quantity, unit in (("consumed_quantity", "consumed_unit"), ("pricing_quantity", "pricing_unit")):
-        match = _TOKENS.fullmatch(row[unit] or "")
-        if match and row[quantity] is not None:
-            each = int((match[1] or "1").replace(",", "").replace("_", "")) * _SCALE[(match[2] or "").casefold()]
-            count = row[quantity] * each
-            return int(count) if count == int(count) and 0 <= count < 1 << 60 else None
-    return None
+    """Return how many tokens a row charges, None where its unit is something else or it gives no count.
+
+    Raises RowError where it charges tokens and the unit is not understood, or the count is no whole number.
+    """
+    unit = _token_unit(row)
+    return None if unit is None else _tokens(row, *unit)
+
+
+def _token_unit(row: Mapping[str, Any]) -> tuple[Decimal | None, int | None] | None:
+    """Return a row's quantity and how many tokens one of it is (None: not understood); None where no unit is of tokens."""
+    found: tuple[Decimal | None, int | None] | None = None
+    for quantity, name in (("consumed_quantity", "consumed_unit"), ("pricing_quantity", "pricing_unit")):
+        unit = tokens_of_unit(row[name] or "")
+        if unit is not Tokens.NONE:
+            each = None if unit is Tokens.NOT_UNDERSTOOD else unit
+            if each is not None and row[quantity] is not None:
+                return row[quantity], each
+            found = found or (row[quantity], each)
+    return found
+
+
+def _tokens(row: Mapping[str, Any], quantity: Decimal | None, each: int | None) -> int | None:
+    units = " / ".join(repr(row[name]) for name in ("consumed_unit", "pricing_unit") if row[name])
+    if each is None:
+        raise RowError("unit of tokens is not understood", units)
+    if quantity is None:
+        return None
+    count = whole(quantity, each)
+    if count is None:
+        raise RowError("not a whole number of tokens", f"{quantity} of {units}"[:200])
+    return count
 
 
 def part_of(row: Mapping[str, Any]) -> str | None:

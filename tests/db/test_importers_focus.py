@@ -181,6 +181,43 @@ def test_credits_stay_negative_and_corrections_stand_beside_what_they_correct(lo
     assert (invoice.stated_total, invoice.difference) == (Decimal(60), Decimal("0.5"))
 
 
+def test_tokens_taken_back_go_with_the_calls_they_are_of_and_are_in_no_sum(
+    conn: sa.Connection, load: Load, db: Database
+) -> None:
+    tokens = {
+        "ConsumedUnit": "1M Tokens",
+        "SkuPriceDetails": '{"ModelId": "gpt-4o"}',
+        "SkuMeter": "Output tokens",
+        "ConsumedQuantity": "2",
+        "BilledCost": "5",
+    }
+    report = load(
+        {"BilledCost": "100"},
+        tokens,
+        {**tokens, "ConsumedQuantity": "-2", "BilledCost": "-5"},
+        {**tokens, "ConsumedQuantity": "-0.5", "BilledCost": "-1", "ChargeClass": "Correction"},
+        {**tokens, "BilledCost": "-3", "ChargeCategory": "Credit"},
+        {**tokens, "ConsumedQuantity": "1.2345678"},
+        {**tokens, "ConsumedUnit": "tokens per minute"},
+        # Of a call: 1,000 and 200 of them taken back are 800; of the other only what is taken back is here.
+        {**tokens, "ConsumedUnit": "Tokens", "ConsumedQuantity": "1000", "x_ResponseId": "r-1"},
+        {**tokens, "ConsumedUnit": "Tokens", "ConsumedQuantity": "-200", "x_ResponseId": "r-1"},
+        {**tokens, "ConsumedUnit": "Tokens", "ConsumedQuantity": "-200", "x_ResponseId": "r-2"},
+    )
+    assert dict(report.rejections.by_reason) == {
+        "not a whole number of tokens": 1,
+        "unit of tokens is not understood": 1,
+    }
+    assert any(note.startswith("5 rows correct or credit token charges") for note in report.notes)
+    assert rows(conn, "SELECT response_id, output_text_tokens FROM api_calls") == [("r-1", 800)]
+    with db.connect("worker") as worker:
+        (only,) = charges.sums(worker, datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC), "provider")
+        (compared,) = charges.compared(worker, datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
+    assert (only.rows, only.billed_cost) == (1, Decimal(100))
+    # 5 - 5 - 1 - 3 + 3 * 5; 2,000,000 - 2,000,000 - 500,000 + 1,000 - 200 - 200
+    assert (compared.billed_cost, compared.tokens) == (Decimal(11), -499_400)
+
+
 def test_a_stated_total_of_an_invoice_that_is_not_there_stops_the_import(conn: sa.Connection, load: Load) -> None:
     with pytest.raises(OptionError, match="'INV-2' names 0 invoices"):
         load({}, stated_totals={"INV-2": Decimal(1)})

@@ -7,7 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ingest.importers.errors import RowError
 from ingest.importers.focus_columns import FIELDS, version_of
 from ingest.importers.focus_rows import Charge, charge_of, part_of, tokens_of
 from ingest.store.charges import CHARGE_COLUMNS
@@ -70,15 +73,77 @@ def test_what_no_database_holds_in_a_tag_is_replaced() -> None:
         ("1000000 Tokens", "2", 2_000_000),
         ("1,000 tokens", "3", 3_000),
         ("per 1M input tokens", "1", 1_000_000),
-        ("Tokens", "1.5", None),
+        ("Thousand Tokens", "1.234", 1_234),
+        ("1 million tokens", "0.25", 250_000),
+        ("Tokens - input", "7", 7),
+        ("Tokens (1K)", "2", 2_000),
+        ("KTokens", "2", 2_000),
+        ("Tokens in millions", "1", 1_000_000),
+        ("1000 tokens/month", "2", 2_000),
+        ("Token count", "12", 12),
+        ("1B tokens", "0.5", 500_000_000),
+        # What takes tokens back is less than nothing, and exact.
+        ("1K Tokens", "-1.5", -1_500),
+        ("1M Tokens", "-2", -2_000_000),
+        # A double's own error, as Parquet files have it: 0.1 + 0.2 of thousands are 300.
+        ("1K Tokens", "0.30000000000000004", 300),
         ("Hours", "3", None),
-        ("token-hours", "3", None),
+        ("Hardtokened seats", "3", None),
         ("GB", "1", None),
     ],
 )
 def test_tokens_are_read_in_the_units_providers_use(unit: str, quantity: str, tokens: int | None) -> None:
     assert tokens_of(row(consumed_unit=unit, consumed_quantity=Decimal(quantity))) == tokens
     assert tokens_of(row(pricing_unit=unit, pricing_quantity=Decimal(quantity))) == tokens
+
+
+@pytest.mark.parametrize(
+    ("unit", "quantity", "reason"),
+    [
+        ("Tokens", "1.5", "not a whole number of tokens"),
+        ("1M Tokens", "1.2345678", "not a whole number of tokens"),
+        ("1K Tokens", "0.0000001", "not a whole number of tokens"),
+        ("token-hours", "3", "unit of tokens is not understood"),
+        ("1000 tokens per minute", "3", "unit of tokens is not understood"),
+        ("1.5 tokens", "3", "unit of tokens is not understood"),
+        ("1K tokens (1M)", "3", "unit of tokens is not understood"),
+        ("0 tokens", "3", "unit of tokens is not understood"),
+    ],
+)
+def test_tokens_that_are_not_understood_are_refused_never_a_charge_beside_the_calls(
+    unit: str, quantity: str, reason: str
+) -> None:
+    for place in ("consumed", "pricing"):
+        tokens = {f"{place}_unit": unit, f"{place}_quantity": Decimal(quantity), "model": "gpt-4o"}
+        with pytest.raises(RowError, match=reason):
+            charge(**tokens)
+        assert charge(**{**tokens, "model": None}).covers is None
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from([("Tokens", 1), ("1K tokens", 1_000), ("1M Tokens", 10**6), ("per 100 tokens", 100)]),
+)
+def test_a_count_of_tokens_survives_every_unit_exactly_with_its_sign(count: int, unit: tuple[str, int]) -> None:
+    name, each = unit
+    assert tokens_of(row(consumed_unit=name, consumed_quantity=Decimal(count) / each)) == count
+
+
+def test_what_takes_token_charges_back_covers_what_they_cover_and_is_no_report_of_a_call() -> None:
+    taken = {
+        "consumed_unit": "1K Tokens",
+        "consumed_quantity": Decimal(-2),
+        "model": "gpt-4o",
+        "billed_cost": Decimal(-5),
+    }
+    assert (charge(**taken).covers, charge(**taken).call_tokens) == ("calls", -2_000)
+    for changes in ({"charge_class": "Correction"}, {"category": "Credit"}, {"category": "Adjustment"}):
+        found, line = charge_of(2, row(**{**taken, **changes}, call="r-1"), None, START_US + 40 * DAY_US)
+        assert (found.covers, found.call_id, found.call_tokens, line) == ("call", "r-1", -2_000, None)
+    # Money given for tokens that were used takes no tokens back; a correction may give no count at all.
+    assert charge(**{**taken, "category": "Credit", "consumed_quantity": Decimal(2)}).call_tokens is None
+    without = charge(**{**taken, "charge_class": "Correction", "consumed_quantity": None})
+    assert (without.covers, without.call_tokens) == ("calls", None)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +173,7 @@ def test_only_token_usage_of_a_named_model_covers_calls() -> None:
         "gpt-4o",
         5,
     )
-    for changes in ({"model": None}, {"category": "Credit"}, {"category": "Tax"}, {"consumed_unit": "Seats"}):
+    for changes in ({"model": None}, {"category": "Purchase"}, {"category": "Tax"}, {"consumed_unit": "Seats"}):
         assert charge(**{**tokens, **changes}, call="r-1").covers is None
 
 
