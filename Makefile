@@ -78,7 +78,7 @@ SECONDS ?= 300
 .PHONY: fuzz
 fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=300)
 	@failed=0; $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS) || failed=1; \
-	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q tests/db/test_hostile_*.py || failed=1; exit $$failed
+	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q --timeout=0 tests/db/test_hostile_*.py || failed=1; exit $$failed
 
 .PHONY: bench
 bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
