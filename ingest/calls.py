@@ -108,6 +108,20 @@ _FILLED: Final = (
 _UNKNOWN: Final = "unknown"
 
 
+def disjoint(whole: int | None, inside: int, audio: int | None) -> tuple[int | None, int | None]:
+    """Return what is left of one side's whole, and its audio, so that with ``inside`` they add up to the whole.
+
+    Providers tell what was cached or was reasoning across kinds of content: cached audio is told twice. Audio gives way,
+    as the price of cached tokens is the one that was asked for; what no longer fits of it is in the other part. ``whole``
+    None: nothing is known of its rest, and audio stays as told.
+    """
+    if whole is None:
+        return None, audio
+    rest = max(whole - inside, 0)
+    audio = None if audio is None else min(audio, rest)
+    return rest - (audio or 0), audio
+
+
 def same_report(report: Report) -> tuple[str, str]:
     """Return what two sendings of one report have in common."""
     return report.source.value, report.call.dedupe_key

@@ -17,7 +17,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from collector.wire import Origin
-from ingest.calls import MAX_TOKENS, ApiCall, CallSource
+from ingest.calls import MAX_TOKENS, ApiCall, CallSource, disjoint
 from ingest.importers.columns import Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
@@ -201,7 +201,7 @@ def token_parts(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the disjoint token parts a row reports; empty = it reports no usage, which is never a use of 0 tokens.
 
     LiteLLM's totals include what was cached and what was reasoning. A part larger than its total shows one that does not,
-    and then the total stands as it is.
+    and then the total stands as it is. Audio gives way to both: cached audio is told as cached and as audio.
     """
     given, produced = row["prompt"], row["completion"]
     for count in (given, produced):
@@ -215,11 +215,13 @@ def token_parts(row: Mapping[str, Any]) -> dict[str, Any]:
     write_part = _count(usage.get("cache_creation_input_tokens"), prompt.get("cache_creation_tokens"))
     audio_in, audio_out = _count(prompt.get("audio_tokens")), _count(completion.get("audio_tokens"))
     reasoning = _count(completion.get("reasoning_tokens"))
+    uncached, audio_in = _rest(given, (read_part or 0) + (write_part or 0), audio_in)
+    text, audio_out = _rest(produced, reasoning or 0, audio_out)
     parts: dict[str, Any] = {
-        "input_uncached_tokens": _rest(given, read_part, write_part, audio_in),
+        "input_uncached_tokens": uncached,
         "cache_read_tokens": read_part,
         "cache_write_tokens": write_part,
-        "output_text_tokens": _rest(produced, reasoning, audio_out),
+        "output_text_tokens": text,
         "reasoning_tokens": reasoning,
         "audio_tokens": None if audio_in is None and audio_out is None else (audio_in or 0) + (audio_out or 0),
     }
@@ -234,11 +236,8 @@ def _count(*given: Any) -> int | None:
     return next((n for n in given if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MAX_TOKENS), None)
 
 
-def _rest(total: int | None, *parts: int | None) -> int | None:
-    if total is None:
-        return None
-    taken = sum(part or 0 for part in parts)
-    return total - taken if taken <= total else total
+def _rest(total: int | None, inside: int, audio: int | None) -> tuple[int | None, int | None]:
+    return disjoint(total, 0 if total is not None and inside > total else inside, audio)
 
 
 def _after(start_us: int, end_us: int | None) -> int | None:

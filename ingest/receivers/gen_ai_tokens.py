@@ -1,9 +1,12 @@
-"""Splits the usage a span reports into disjoint token parts. Pure.
+"""Splits the usage a span reports into disjoint token parts, which never add up to more than the total it states. Pure.
 
 Almost all senders count what was read from the cache in the input, and reasoning in the output, as the convention says.
 Some pass on what the provider counted, and Anthropic counts cached tokens beside the input. Three things tell, in this
 order: the dialect (Vercel AI SDK before version 6 passes Anthropic's figures on), the reported total where there is one,
-and arithmetic: a part larger than its whole was never in it. Otherwise the convention holds.
+and arithmetic: a part larger than its whole was never in it. Otherwise the convention holds. Parts may overlap, too: cached
+audio is told as cached and as audio. Then audio gives way; where a stated total leaves no room for what was cached or
+reasoned, that does, what was written to the cache first. Anthropic's own figures are the exception: input and output added
+up are a total without the cache. A total that is less than input and output is none (0 is how some say they have none).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ingest.calls import MAX_TOKENS
+from ingest.calls import MAX_TOKENS, disjoint
 from ingest.receivers import gen_ai_names as names
 from ingest.receivers.otlp_spans import Attribute
 
@@ -44,11 +47,19 @@ def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
     audio_in, audio_out = number(attributes, "audio_in"), number(attributes, "audio_out")
     cached = (cache_read or 0) + (cache_write or 0)
     beside_input, beside_output = _beside(attributes, provider, given or 0, produced or 0, cached, reasoning or 0)
+    if not beside_input and cached > (given or 0):
+        cache_read = None if cache_read is None else min(cache_read, given or 0)
+        cache_write = None if cache_write is None else (given or 0) - (cache_read or 0)
+        cached = (cache_read or 0) + (cache_write or 0)
+    if not beside_output and reasoning is not None:
+        reasoning = min(reasoning, produced or 0)
+    uncached, audio_in = disjoint(given, 0 if beside_input else cached, audio_in)
+    text, audio_out = disjoint(produced, 0 if beside_output else reasoning or 0, audio_out)
     return Parts(
-        _remainder(given, (audio_in or 0) + (0 if beside_input else cached)),
+        uncached,
         cache_read,
         cache_write,
-        _remainder(produced, (audio_out or 0) + (0 if beside_output else reasoning or 0)),
+        text,
         reasoning,
         None if audio_in is None and audio_out is None else (audio_in or 0) + (audio_out or 0),
         known=True,
@@ -74,13 +85,19 @@ def _beside(
     if cached == 0 and reasoning == 0:
         return False, False
     total = number(attributes, "total")
-    if total is not None:
-        if total == given + produced:
-            return cached > given or _vercel_passes_on(attributes, provider), reasoning > produced
-        for input_apart, output_apart in ((True, False), (False, True), (True, True)):
-            if total == given + produced + input_apart * cached + output_apart * reasoning:
-                return input_apart, output_apart
-    return cached > given or _vercel_passes_on(attributes, provider), reasoning > produced
+    passed_on = _vercel_passes_on(attributes, provider)
+    if total is None or total < given + produced:
+        return cached > given or passed_on, reasoning > produced
+    if total == given + produced:
+        return passed_on or (cached > given and provider.startswith("anthropic")), False
+    for input_apart, output_apart in ((True, False), (False, True), (True, True)):
+        if total == given + produced + input_apart * cached + output_apart * reasoning:
+            return input_apart, output_apart
+    # No way to add up to it: whatever is beside must have room in it.
+    apart = passed_on or cached > given
+    room = total - given - produced
+    input_apart = apart and cached <= room
+    return input_apart, reasoning > produced and reasoning <= room - input_apart * cached
 
 
 def _vercel_passes_on(attributes: Mapping[str, Attribute], provider: str) -> bool:
@@ -88,9 +105,3 @@ def _vercel_passes_on(attributes: Mapping[str, Attribute], provider: str) -> boo
         return False
     version = _VERCEL_MAJOR.search(str(attributes.get(names.VERCEL_USER_AGENT, "")))
     return version is not None and int(version[1]) < _VERCEL_INCLUDES_SINCE
-
-
-def _remainder(total: int | None, taken: int) -> int | None:
-    if total is None:
-        return None
-    return total - taken if taken <= total else total
