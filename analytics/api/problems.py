@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from ingest.errors import PROBLEM_TYPE, IngestError
 
@@ -80,7 +82,20 @@ def install(app: FastAPI) -> None:
             503, "database_unavailable", "the database did not answer in time; ask again", {"retry-after": "2"}
         )
 
+    async def refused_by_router(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, HTTPException):
+            raise error
+        title = HTTPStatus(error.status_code).phrase
+        body = {
+            "type": f"urn:wattledger:problem:{title.lower().replace(' ', '_')}",
+            "title": TITLES.get(error.status_code, title),
+            "status": error.status_code,
+            "detail": error.detail,
+        }
+        return JSONResponse(body, error.status_code, dict(error.headers or {}), PROBLEM_TYPE)
+
     app.add_exception_handler(ApiError, refused)
+    app.add_exception_handler(HTTPException, refused_by_router)
     app.add_exception_handler(IngestError, refused_by_store)
     app.add_exception_handler(RequestValidationError, not_valid)
     for trouble in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError):

@@ -120,7 +120,7 @@ def test_no_body_on_any_route_fails_the_server_and_good_ones_are_counted_exactly
             assert isinstance(app, IngestApp)
             assert set(app.direct) == set(cases()), "a new route has to be among the cases"
             await attack.run(client)
-            assert (await client.get("/readyz")).json() == {"status": "ready"}
+            assert (await client.get("/readyz")).json()["status"] == "ready"
 
     asyncio.run(main())
     with db.connect("admin") as admin:
