@@ -2,11 +2,14 @@
 
 A cache in front of :mod:`ingest.store.identities` and :mod:`ingest.store.placements`: identities never change, so a
 steady sender costs a dictionary look-up. Whatever is new is made in a short transaction of its own, before the one that
-copies samples. It refuses a device on two nodes at once, and raises the finding.
+copies samples. It refuses a device on two nodes at once, and raises the finding. Where devices are is the database's to
+say: which of them moved is asked once a second, and when they were last spoken for is written down once a minute.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from collections import Counter
@@ -32,6 +35,13 @@ MAX_NAMES_AN_HOUR: Final = 4_096
 """New meters, ports and engines of one node; the largest has some hundred."""
 _CONFLICT_MEMO_US: Final = 10_000_000
 """A refused device is looked up again after this long: it may have been moved for good meanwhile."""
+_KEPT_MEMO_US: Final = 60_000_000
+"""The same of a device whose rows are kept beside those of the node that has it."""
+_LOOK_EVERY_S: Final = 1.0
+_NOTE_AFTER_US: Final = 60_000_000
+_NOTE_AT_ONCE_US: Final = 120_000_000
+"""A sender that is so far past what was written down of it catches up: by the clock a minute would be hours of its time."""
+_NOTE_EVERY_S: Final = 5.0
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _Key = TypeVar("_Key", EngineKey, OnNode)
 
@@ -48,11 +58,15 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Ids of one body. ``device_ids`` follows the body's device table; None = refused, placed on another node."""
+    """Ids of one body. ``device_ids`` follows the body's device table; None = refused, placed on another node.
+
+    ``elsewhere``: devices that another node has by a more direct feed; their rows are kept.
+    """
 
     node_id: int
     epoch_id: int
     device_ids: tuple[int | None, ...]
+    elsewhere: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -63,6 +77,10 @@ class _Memo:
     placed_from_us: int
     placements_version: int
     valid_until_us: int | None
+    last_us: int
+    """The last instant its node spoke of these devices."""
+    noted_us: int = 0
+    """What of it the database was told."""
 
 
 class _NamesAnHour:
@@ -89,8 +107,9 @@ class _NamesAnHour:
 class Registry:
     """Shared by the writer's threads; one at a time asks the database."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, look_every_s: float = _LOOK_EVERY_S) -> None:
         self._engine = engine
+        self._look_every_s = look_every_s
         self._lock = threading.Lock()
         self._memos: dict[tuple[int, str, str], _Memo] = {}
         self._meters: dict[OnNode, int] = {}
@@ -99,12 +118,16 @@ class Registry:
         self._names = _NamesAnHour()
         self._days: set[tuple[str, int]] = set()
         self._placed: dict[int, int] = {}
-        self._last_seen_us: dict[int, int] = {}
         self._placements_version = 0
+        self._newest_placement: int | None = None
+        self._looked_s = -math.inf
+        self._noted_s = -math.inf
+        self._to_note: dict[tuple[int, str, str], _Memo] = {}
 
     def resolve(self, sightings: Sequence[Sighting], now_us: int) -> list[Identity | BadBodyError]:
         """Return each body's ids, or why it cannot have any. Raises SQLAlchemy's errors when the database fails."""
         with self._lock:
+            self._look()
             found: dict[int, Identity | BadBodyError] = {}
             missing: list[tuple[int, Sighting]] = []
             for position, sighting in enumerate(sightings):
@@ -119,6 +142,7 @@ class Registry:
                 found |= made
                 for position, sighting in missing:  # only now: what a rolled-back transaction made has no id
                     self._remember(sighting, made[position], now_us)
+            self._note()
             return [found[position] for position in range(len(sightings))]
 
     def meter_ids(self, keys: Iterable[OnNode], *, bills: bool = True) -> Mapping[OnNode, int]:
@@ -156,14 +180,41 @@ class Registry:
             or (memo.valid_until_us is not None and now_us > memo.valid_until_us)
         ):
             return None
-        self._saw(memo.identity.device_ids, sighting.last_at_us)
+        self._spoke(memo, sighting)
         return memo.identity
 
-    def _saw(self, device_ids: Iterable[int | None], at_us: int) -> None:
-        """Note when devices last reported from where they are placed: the node's other devices prove nothing of them."""
-        for device_id in device_ids:
-            if device_id is not None:
-                self._last_seen_us[device_id] = max(self._last_seen_us.get(device_id, 0), at_us)
+    def _spoke(self, memo: _Memo, sighting: Sighting) -> None:
+        memo.last_us = max(memo.last_us, sighting.last_at_us)
+        if memo.last_us - memo.noted_us >= _NOTE_AFTER_US:
+            self._to_note[sighting.site_id, sighting.meta.node, sighting.meta.spool] = memo
+
+    def _look(self) -> None:
+        """Ask what other replicas moved: who still counts it among his own must ask again."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < self._look_every_s:
+            return
+        with self._engine.begin() as conn:
+            since = sys.maxsize if self._newest_placement is None else self._newest_placement
+            newest, moved = placements.moved_since(conn, since)
+        self._newest_placement, self._looked_s = newest, now_s
+        for device_id, node_id in moved:
+            if self._placed.get(device_id, node_id) != node_id:
+                self._placed[device_id] = node_id
+                self._placements_version += 1
+
+    def _note(self) -> None:
+        """Write down when nodes last spoke for their devices: once a minute each, a few seconds' worth at a time."""
+        if not self._to_note:
+            return
+        now_s = time.monotonic()
+        memos = self._to_note.values()
+        if now_s - self._noted_s < _NOTE_EVERY_S and all(m.last_us - m.noted_us < _NOTE_AT_ONCE_US for m in memos):
+            return
+        with self._engine.begin() as conn:
+            placements.heard(conn, [one for memo in memos for one in _heard(memo)])
+        for memo in memos:
+            memo.noted_us = memo.last_us
+        self._to_note, self._noted_s = {}, now_s
 
     def _register(
         self, conn: sa.Connection, missing: Sequence[tuple[int, Sighting]]
@@ -182,21 +233,28 @@ class Registry:
             for (position, sighting, ids), report, conflicts in zip(
                 together, reports, placements.place_all(conn, reports), strict=True
             ):
-                refused = self._placed_on(conn, sighting, report.node_id, ids, conflicts)
+                self._placed_on(conn, sighting, report.node_id, ids, conflicts)
+                refused = {conflict.device_id for conflict in conflicts if not conflict.kept}
                 found[position] = Identity(
                     report.node_id,
                     epoch_ids[_epoch_key(report.node_id, sighting.meta)],
                     tuple(None if device_id in refused else device_id for device_id in ids),
+                    frozenset(conflict.device_id for conflict in conflicts if conflict.kept),
                 )
         return found
 
     def _report(self, node_id: int, sighting: Sighting, ids: Sequence[int]) -> placements.Sightings:
-        last_seen = {
-            device_id: _instant(self._last_seen_us[device_id])
-            for device_id in ids
-            if device_id in self._last_seen_us and self._placed.get(device_id) != node_id
-        }
-        return placements.Sightings(node_id, dict.fromkeys(ids, _instant(sighting.first_at_us)), last_seen)
+        elsewhere = {device_id for device_id in ids if self._placed.get(device_id, node_id) != node_id}
+        last_seen: dict[int, datetime] = {}
+        if elsewhere:
+            for memo in self._memos.values():
+                if memo.epoch[2] > sighting.meta.feed:
+                    continue
+                for device_id in elsewhere.intersection(_own(memo)):
+                    if self._placed[device_id] == memo.identity.node_id:
+                        last_seen[device_id] = max(last_seen.get(device_id, _UNIX_EPOCH), _instant(memo.last_us))
+        seen = dict.fromkeys(ids, _instant(sighting.first_at_us))
+        return placements.Sightings(node_id, seen, last_seen, int(sighting.meta.feed))
 
     def _placed_on(
         self,
@@ -205,30 +263,43 @@ class Registry:
         node_id: int,
         ids: Sequence[int],
         conflicts: Sequence[placements.Conflict],
-    ) -> frozenset[int]:
-        """Note where the devices are now; return those that are elsewhere, with a finding each."""
-        refused = frozenset(conflict.device_id for conflict in conflicts)
+    ) -> None:
+        """Note where the devices are now, with a finding for each that is elsewhere."""
         for conflict in conflicts:
             _raise_finding(conn, sighting, conflict)
-        self._saw([device_id for device_id in ids if device_id not in refused], sighting.last_at_us)
+        where = {conflict.device_id: conflict.other_node_id for conflict in conflicts}
         for device_id in ids:
-            if device_id not in refused and self._placed.get(device_id, node_id) != node_id:
+            at_node = where.get(device_id, node_id)
+            if self._placed.get(device_id, at_node) != at_node:
                 self._placements_version += 1  # it moved: whoever still counts it among his own must ask again
-            if device_id not in refused:
-                self._placed[device_id] = node_id
-        return refused
+            self._placed[device_id] = at_node
 
     def _remember(self, sighting: Sighting, identity: Identity | BadBodyError, now_us: int) -> None:
         if isinstance(identity, BadBodyError):
             return
         if len(self._memos) >= _MEMO_ENTRIES:
             self._memos.clear()
+            self._to_note.clear()
         meta = sighting.meta
         key = (sighting.site_id, meta.node, meta.spool)
-        until_us = now_us + _CONFLICT_MEMO_US if None in identity.device_ids else None
-        self._memos[key] = _Memo(
-            meta.devices, _epoch(meta), identity, sighting.first_at_us, self._placements_version, until_us
+        until_us = None
+        if None in identity.device_ids:
+            until_us = now_us + _CONFLICT_MEMO_US
+        elif identity.elsewhere:
+            until_us = now_us + _KEPT_MEMO_US
+        before = self._memos.get(key)
+        memo = self._memos[key] = _Memo(
+            meta.devices,
+            _epoch(meta),
+            identity,
+            sighting.first_at_us,
+            self._placements_version,
+            until_us,
+            sighting.last_at_us,
         )
+        if before is not None and before.identity == identity:
+            memo.noted_us, memo.last_us = before.noted_us, max(before.last_us, memo.last_us)
+        self._spoke(memo, sighting)
 
     def _named(
         self,
@@ -249,6 +320,18 @@ class Registry:
                 cache.clear()  # all of it can be looked up again
             cache.update(made)
         return cache
+
+
+def _own(memo: _Memo) -> Iterator[int]:
+    """Yield the devices of a body that its node has."""
+    for device_id in memo.identity.device_ids:
+        if device_id is not None and device_id not in memo.identity.elsewhere:
+            yield device_id
+
+
+def _heard(memo: _Memo) -> Iterator[placements.Heard]:
+    for device_id in _own(memo):
+        yield placements.Heard(device_id, memo.epoch[2], memo.identity.node_id, _instant(memo.last_us))
 
 
 def _device_ids(
@@ -303,6 +386,8 @@ def _raise_finding(conn: sa.Connection, sighting: Sighting, conflict: placements
             "placed_on_node_id": conflict.other_node_id,
             "last_seen_there_at": conflict.last_seen_at.isoformat(),
             "spool": sighting.meta.spool,
+            "feed": int(sighting.meta.feed),
+            "rows": "kept" if conflict.kept else "refused",
         },
         confidence=1.0,
         origin=int(sighting.meta.origin),

@@ -25,6 +25,7 @@ WRITER = {
     "rwu": "call_keys job_reports lineage_datasets lineage_runs queue_entries queue_reasons",
     "rw u(accelerators,described_at,kind,memory_bytes,mig_profile,model,parent_device_id,slice_ratio,vendor)": "devices",
     "rw u(superseded_at)": "allocations placements topology",
+    "rw u(last_at,node_id)": "device_sightings",
     "rw u(last_seen_at,received)": "spools",
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    ForeignKey,
     Index,
     Integer,
     Numeric,
@@ -93,6 +94,12 @@ placements = Table(
     reference("node_id", "nodes", index=True),
     column("in_service", Boolean, server_default="true", comment="false: down or stranded, still on the books"),
     column("asset", Text, nullable=True, comment="asset register number, kept across board swaps"),
+    column(
+        "feed",
+        SmallInteger,
+        nullable=True,
+        comment="collector.wire.Feed that says so, the most direct one; null = not known",
+    ),
     *dated_twice(),
     # Two writers that meet a moved device at once cannot both place it.
     Index(
@@ -102,6 +109,16 @@ placements = Table(
         postgresql_where=text("valid_to IS NULL AND superseded_at IS NULL"),
     ),
     comment="Which node a device is in; a board swap is a new row.",
+)
+
+device_sightings = Table(
+    "device_sightings",
+    metadata,
+    column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    column("feed", SmallInteger, primary_key=True, autoincrement=False, comment="collector.wire.Feed that spoke"),
+    reference("node_id", "nodes"),
+    instant("last_at"),
+    comment="When the node a device is placed on last spoke for it, by feed; a minute or two behind.",
 )
 
 meters = Table(
