@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from ingest.endpoints.post import Post
@@ -24,7 +25,7 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
-    read, judged = await runtime.in_thread(_read, request.body, encoding, media)
+    read, judged, why = await runtime.in_thread(_read, request.body, encoding, media)
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
     if judged:
         tenant = principal.token.tenant_path
@@ -35,14 +36,17 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     if read.other_spans:
         # Not a rejection: they are none of our business, and a sender that was told so could change nothing.
         runtime.metrics.refused.add(read.other_spans, {"stream": "spans", "reason": "no_llm_trace"})
-    message = "; ".join(f"{spans} spans {reason}" for reason, spans in sorted(read.refused.items()))
+    message = "; ".join(
+        f"{spans} spans {reason}" + (f" ({why[reason]})" if reason in why else "")
+        for reason, spans in sorted(read.refused.items())
+    )
     return Answer(200, otlp.response(media, refused, message), media)
 
 
-def _read(body: bytes, encoding: str | None, media: str) -> tuple[Read, tuple[OutcomeReport, ...]]:
+def _read(body: bytes, encoding: str | None, media: str) -> tuple[Read, tuple[OutcomeReport, ...], Mapping[str, str]]:
     export = read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media, WANTED)
     now_us = time.time_ns() // 1_000
-    return read_calls(export, now_us), evaluations(export.spans, now_us)
+    return read_calls(export, now_us), evaluations(export.spans, now_us), export.why
 
 
 ENDPOINTS: Final = (

@@ -2,7 +2,8 @@
 
 Only wanted attributes are read; all others, message content among them, are left in the body. JSON differs from
 protobuf's own JSON mapping: ids are hex, and 64-bit numbers come as texts or numbers. Every way a body can be wrong ends
-in BadBodyError; a span that is too large for its caps is refused by itself.
+in BadBodyError; a span that is too large for its caps, or cannot be read, is refused by itself. Members that JSON leaves
+out because they have their default (a name, a key) are empty.
 """
 
 from __future__ import annotations
@@ -71,6 +72,14 @@ class Export:
     spans: list[Span] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
 
+    why: dict[str, str] = field(default_factory=dict)
+    """What was wrong with the first span refused for a reason, for people."""
+
+    def refuse(self, reason: str, why: str) -> None:
+        """Count a span that is refused by itself."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        self.why.setdefault(reason, why[:200])
+
 
 def read_spans(data: bytes, media: str, wanted: Wanted) -> Export:
     """Return the spans of an uncompressed export, wanted attributes by what they mean; raises BadBodyError."""
@@ -79,12 +88,11 @@ def read_spans(data: bytes, media: str, wanted: Wanted) -> Export:
         if media == PROTOBUF:
             _from_protobuf(data, wanted, export)
         else:
-            export.spans = list(_capped(_from_json(parsed_json(data), wanted)))
+            export.spans = list(_capped(_from_json(parsed_json(data), wanted, export)))
     except DecodeError as error:
         raise BadBodyError("malformed", f"not an ExportTraceServiceRequest: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
-        raise BadBodyError("malformed", f"not an OTLP/JSON trace export: {error!r:.200}") from error
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise BadBodyError("malformed", f"not an OTLP/JSON trace export: {error!s:.200}") from error
     return export
 
 
@@ -113,9 +121,14 @@ def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
                     raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
                 piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, of_span)
                 if piece is None:
-                    export.refused["too_many_parts"] = export.refused.get("too_many_parts", 0) + 1
-                else:
-                    spans.append(_span(SpanMessage.FromString(piece), resource, of_span, of_evaluation))
+                    export.refuse("too_many_parts", f"more than {MAX_FIELDS} attributes, events and links")
+                    continue
+                try:
+                    message = SpanMessage.FromString(piece)
+                except DecodeError as error:
+                    export.refuse("malformed", f"not a span: {error}")
+                    continue
+                spans.append(_span(message, resource, of_span, of_evaluation))
 
 
 def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, of_evaluation: Names) -> Span:
@@ -192,56 +205,111 @@ def _attributes(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute
     return values
 
 
-def _from_json(request: Mapping[str, Any], wanted: Wanted) -> Iterator[Span]:
-    of_span, of_resource, of_evaluation = wanted
-    for group in request.get("resourceSpans") or []:
-        resource = _json_attributes((group.get("resource") or {}).get("attributes"), of_resource)
-        for scope in group.get("scopeSpans") or []:
-            for span in scope.get("spans") or []:
-                status = (span.get("status") or {}).get("code", 0)
-                events = (span.get("events") or [])[:MAX_EVENTS]
-                yield Span(
-                    _hex(span.get("traceId"), 32),
-                    _hex(span.get("spanId"), 16),
-                    _hex(span.get("parentSpanId"), 16),
-                    str(span.get("name") or ""),
-                    int(span.get("startTimeUnixNano") or 0),
-                    int(span.get("endTimeUnixNano") or 0),
-                    status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
-                    _json_attributes(span.get("attributes"), of_span),
-                    resource,
-                    [(str(event["name"]), int(event.get("timeUnixNano") or 0)) for event in events],
-                    [
-                        (int(event.get("timeUnixNano") or 0), _json_attributes(event.get("attributes"), of_evaluation))
-                        for event in events
-                        if event["name"] == EVALUATION_EVENT
-                    ],
-                )
+def _from_json(request: Mapping[str, Any], wanted: Wanted, export: Export) -> Iterator[Span]:
+    for group in _list(request.get("resourceSpans"), "resourceSpans"):
+        members = _object(group, "a member of resourceSpans")
+        resource: Mapping[str, Attribute] | ValueError
+        try:
+            resource = _json_attributes(_object(members.get("resource"), "resource").get("attributes"), wanted[1])
+        except ValueError as error:
+            resource = error
+        for scope in _list(members.get("scopeSpans"), "scopeSpans"):
+            for span in _list(_object(scope, "a member of scopeSpans").get("spans"), "spans"):
+                try:
+                    if isinstance(resource, ValueError):
+                        raise resource
+                    yield _json_span(_object(span, "a span"), resource, wanted)
+                except _BadIdError as error:
+                    export.refuse("bad_ids", str(error))
+                except ValueError as error:
+                    # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
+                    export.refuse("malformed", str(error))
+
+
+class _BadIdError(ValueError):
+    pass
+
+
+def _json_span(span: Mapping[str, Any], resource: Mapping[str, Attribute], wanted: Wanted) -> Span:
+    of_span, _, of_evaluation = wanted
+    status = _object(span.get("status"), "status").get("code", 0)
+    events = [_object(event, "an event") for event in _list(span.get("events"), "events")[:MAX_EVENTS]]
+    return Span(
+        _hex(span.get("traceId"), 32),
+        _hex(span.get("spanId"), 16),
+        _hex(span.get("parentSpanId"), 16),
+        str(span.get("name") or ""),
+        _number(span.get("startTimeUnixNano"), "startTimeUnixNano"),
+        _number(span.get("endTimeUnixNano"), "endTimeUnixNano"),
+        status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
+        _json_attributes(span.get("attributes"), of_span),
+        resource,
+        [(str(event.get("name") or ""), _number(event.get("timeUnixNano"), "timeUnixNano")) for event in events],
+        [
+            (
+                _number(event.get("timeUnixNano"), "timeUnixNano"),
+                _json_attributes(event.get("attributes"), of_evaluation),
+            )
+            for event in events
+            if event.get("name") == EVALUATION_EVENT
+        ],
+    )
+
+
+def _number(given: Any, what: str) -> int:
+    try:
+        return int(given or 0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what} must be a number, got {given!r:.60}") from error
+
+
+def _float(given: Any, key: str) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"doubleValue of {key} must be a number, got {given!r:.60}") from error
+
+
+def _list(given: Any, what: str) -> list[Any]:
+    if given is None or isinstance(given, list):
+        return given or []
+    raise ValueError(f"{what} must be a list, got {given!r:.60}")
+
+
+def _object(given: Any, what: str) -> Mapping[str, Any]:
+    if given is None or isinstance(given, dict):
+        return given or {}
+    raise ValueError(f"{what} must be an object, got {given!r:.60}")
 
 
 def _hex(text: Any, digits: int) -> str:
     if text in (None, ""):
         return ""
     if not isinstance(text, str) or len(text) != digits:
-        raise ValueError(f"an id must be {digits} hex digits, got {text!r:.40}")
-    return bytes.fromhex(text).hex()
+        raise _BadIdError(f"an id must be {digits} hex digits, got {text!r:.40}")
+    try:
+        return bytes.fromhex(text).hex()
+    except ValueError as error:
+        raise _BadIdError(f"an id must be {digits} hex digits, got {text!r:.40}") from error
 
 
 def _json_attributes(pairs: Any, wanted: Names) -> dict[str, Attribute]:
     values: dict[str, Attribute] = {}
     ranks: dict[str, int] = {}
-    for pair in pairs or []:
-        meant = wanted.get(pair["key"])
+    for entry in _list(pairs, "attributes"):
+        pair = _object(entry, "an attribute")
+        key = pair.get("key") or ""
+        meant = wanted.get(key) if isinstance(key, str) else None
         if meant is None or ranks.get(meant[0], meant[1] + 1) <= meant[1]:
             continue
         name, rank = meant
-        given = pair.get("value") or {}
+        given = _object(pair.get("value"), "value of an attribute")
         if "stringValue" in given:
             values[name] = str(given["stringValue"])
         elif "intValue" in given:
-            values[name] = int(given["intValue"])
+            values[name] = _number(given["intValue"], f"intValue of {key}")
         elif "doubleValue" in given:
-            values[name] = float(given["doubleValue"])
+            values[name] = _float(given["doubleValue"], key)
         elif "boolValue" in given:
             values[name] = given["boolValue"] is True
         else:

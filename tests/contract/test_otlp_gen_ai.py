@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from ingest.calls import ApiCall
 from ingest.http import decoded
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
-from ingest.receivers.otlp import JSON, media_type
+from ingest.receivers.otlp import JSON, PROTOBUF, media_type
 from ingest.receivers.otlp_spans import read_spans
 
 pytestmark = pytest.mark.contract
@@ -298,6 +299,48 @@ def test_spans_with_impossible_times_or_ids_are_counted_not_kept() -> None:
     read = read_calls(read_spans(export_of(early, nameless), JSON, WANTED), NOW_US)
     assert (read.calls, read.spans) == ((), ())
     assert read.refused == {"before_2000": 1, "no_ids": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "why"),
+    [
+        ({"traceId": "abc"}, "bad_ids", "an id must be 32 hex digits, got 'abc'"),
+        ({"spanId": "g" * 16}, "bad_ids", "an id must be 16 hex digits, got 'gggggggggggggggg'"),
+        ({"attributes": "none"}, "malformed", "attributes must be a list, got 'none'"),
+        ({"attributes": [7]}, "malformed", "an attribute must be an object, got 7"),
+        ({"events": {"name": "x"}}, "malformed", "events must be a list, got {'name': 'x'}"),
+        ({"startTimeUnixNano": "soon"}, "malformed", "startTimeUnixNano must be a number, got 'soon'"),
+        (
+            {"attributes": [{"key": "gen_ai.usage.input_tokens", "value": {"intValue": "x"}}]},
+            "malformed",
+            "intValue of gen_ai.usage.input_tokens must be a number, got 'x'",
+        ),
+        ({"status": "ok"}, "malformed", "status must be an object, got 'ok'"),
+    ],
+)
+def test_a_span_of_json_that_cannot_be_read_costs_only_itself_and_says_why(
+    changes: dict[str, Any], reason: str, why: str
+) -> None:
+    good = span_json(gen_ai__operation__name="chat", gen_ai__request__model="m")
+    export = read_spans(export_of(good | changes, good), JSON, WANTED)
+    assert (len(export.spans), export.refused, export.why) == (1, {reason: 1}, {reason: why})
+
+
+def test_members_that_have_their_default_are_left_out_of_json_and_are_no_fault() -> None:
+    event = {"timeUnixNano": "1"}
+    odd = span_json(gen_ai__operation__name="chat", gen_ai__request__model="m") | {"events": [event]}
+    odd["attributes"].append({"value": {"stringValue": "x"}})
+    export = read_spans(export_of(odd), JSON, WANTED)
+    assert (len(export.spans), export.refused) == (1, {})
+
+
+def test_a_span_of_protobuf_that_cannot_be_read_costs_only_itself() -> None:
+    good = SpanMessage(trace_id=b"1" * 16, span_id=b"1" * 8, name="chat").SerializeToString()
+    bad = good.replace(b"chat", b"ch\xff\xff")
+    body = b"".join(bytes((0x12, len(span))) + span for span in (good, bad))
+    body = bytes((0x12, len(body))) + body
+    export = read_spans(bytes((0x0A, len(body))) + body, PROTOBUF, WANTED)
+    assert (len(export.spans), export.refused) == (1, {"malformed": 1})
 
 
 def test_spans_of_traces_without_an_llm_are_not_kept() -> None:
