@@ -34,6 +34,7 @@ from ingest.store.segments import Segments
 TARGET_RATIO: Final = 1.0
 RAW_TARGET_MS: Final = 150.0
 _ROUNDS: Final = 7
+_MINUTE_US: Final = 60_000_000
 _QUERY: Final = "sum by (tenant) (increase(energy_mj[1m]))"
 Answer = dict[tuple[int, str], int]
 """Millijoules by (start of the minute in Unix seconds, tenant)."""
@@ -120,9 +121,17 @@ def _raw(loaded: TraceStand, segments: Segments) -> _Way:
         orient="row",
     )
 
+    pool = loaded.database.create_engine("worker", pool_size=1)
+
     def ask() -> Answer:
-        rows = samples(loaded.database, START_AT, loaded.end_at + HOUR, ["energy_mj"], segments=segments)
-        marks = rows.filter(pl.col("at").dt.second() == 0).select("device_id", "at", "energy_mj")
+        with closing(pool.raw_connection()) as lent:
+            connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
+            rows = samples(
+                loaded.database, START_AT, loaded.end_at + HOUR, ["energy_mj"], segments=segments, connection=connection
+            )
+        # As a remainder and not by dt.second(), which takes three times as long to find out.
+        is_mark = pl.col("at").dt.epoch("us") % _MINUTE_US == 0
+        marks = rows.filter(is_mark).select("device_id", "at", "energy_mj")
         is_same = pl.col("device_id") == pl.col("device_id").shift(-1)
         spent = marks.select(
             "device_id", "at", pl.when(is_same).then(pl.col("energy_mj").shift(-1) - pl.col("energy_mj"))

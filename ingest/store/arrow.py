@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import polars as pl
+import psycopg
 import pyarrow as pa
 from adbc_driver_manager import AdbcConnection, AdbcStatement
 from adbc_driver_postgresql import connect
@@ -57,6 +59,18 @@ def command_session(database: Database, role: Role, application: str = "wattledg
     uri += f"{'&' if '?' in uri else '?'}application_name={quote(application, safe='')}"
     with connect(uri) as opened, AdbcConnection(opened) as connection:
         yield ArrowSession(connection)
+
+
+def driver_fetch(connection: psycopg.Connection[Any]) -> Fetch:
+    """Return the same through an open connection, for answers of few rows: none has to be opened for them."""
+
+    def fetch(query: str) -> pl.DataFrame:
+        with connection.cursor(binary=True) as cursor:
+            rows = cursor.execute(query.encode()).fetchall()
+            names = [column.name for column in cursor.description or ()]
+        return pl.DataFrame(rows, schema=names, orient="row")
+
+    return fetch
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from itertools import groupby
 from typing import Any, Final
 
 import polars as pl
+import psycopg
+from psycopg import pq
 
 from collector.wire import Stream
 from ingest.store import catalog, segments_format
-from ingest.store.arrow import Fetch, command_session
+from ingest.store.arrow import Fetch, command_session, driver_fetch
 from ingest.store.engine import Database, Role
 from ingest.store.merge import KEYS, PARTS_FEED, merge_parts, order
 from ingest.store.sample_tables import LATE, TARGETS
@@ -30,6 +32,7 @@ _KEYS: Final = ("at", "device_id", "epoch_id")
 COLUMNS: Final = tuple(name for name in TARGETS[Stream.DEVICE].schema if name not in _KEYS)
 """What :func:`samples` can be asked for."""
 _EPOCHS: Final = "SELECT id AS epoch_id, feed, origin, cadence_us FROM epochs"
+_EPOCH_TYPES: Final = {"epoch_id": pl.Int32, "feed": pl.Int16, "origin": pl.Int16, "cadence_us": pl.Int64}
 _OF_SITE: Final = "SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {site_id}"
 
 
@@ -215,6 +218,13 @@ def sample_session(
         yield SampleSession(session.fetch, segments)
 
 
+@contextmanager
+def _session_of(connection: psycopg.Connection[Any], segments: Segments | None) -> Iterator[SampleSession]:
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield SampleSession(driver_fetch(connection), segments)
+
+
 def samples(
     database: Database,
     from_at: datetime,
@@ -223,24 +233,29 @@ def samples(
     *,
     devices: Collection[int] | None = None,
     site_id: int | None = None,
-    role: Role = "worker",
     segments: Segments | None = None,
+    connection: psycopg.Connection[Any] | None = None,
 ) -> pl.LazyFrame:
     """Return samples of [from_at, to_at): at, device_id, epoch_id, feed, origin, cadence_us and ``columns``.
 
     Lazily, sorted by device and time; hot rows are fetched at once, segments when collected, which is to happen within
     the grace period of replaced segments (an hour). Of several feeds that report one device in one hour the most direct is
-    authoritative and the others are left out. ``devices`` and ``site_id`` narrow it; None = all. Raises SegmentError, and
-    ValueError for a column there is not or an instant without a time zone.
+    authoritative and the others are left out. ``devices`` and ``site_id`` narrow it; None = all. ``connection``: an open one
+    is asked instead of a new session, which saves 36 ms of processor time; for intervals that are sealed, since many hot rows
+    take six times as long through it. Raises SegmentError, and ValueError for a column there is not, an instant without a
+    time zone or a connection inside a transaction.
     """
     unknown = sorted(set(columns) - set(COLUMNS))
     if unknown:
         raise ValueError(f"device samples have no column {', '.join(unknown)}")
     if from_at.tzinfo is None or to_at.tzinfo is None:
         raise ValueError("an interval needs UTC-aware instants")
-    with sample_session(database, segments, role) as session:
+    if connection is not None and connection.info.transaction_status is not pq.TransactionStatus.IDLE:
+        raise ValueError("a connection inside a transaction has its snapshot already; give one that is idle")
+    opened = sample_session(database, segments) if connection is None else _session_of(connection, segments)
+    with opened as session:
         rows = session.rows(Stream.DEVICE, columns, from_at, to_at, keys=devices, site_id=site_id)
-        epochs = session.fetch(_EPOCHS)
+        epochs = _typed(session.fetch(_EPOCHS), _EPOCH_TYPES)
     rows = rows.join(epochs.lazy(), on="epoch_id", how="inner").sort("device_id", "at")
     fresh = epochs.filter(pl.col("epoch_id").is_in(sorted(session.epochs_fresh)))
     if len(session.feeds_sealed.union(fresh["feed"])) > 1:

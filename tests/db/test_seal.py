@@ -138,6 +138,22 @@ def test_rows_sent_twice_are_in_the_file_once(fleet: SmallFleet, segments: Segme
     assert sealer.rebuild(hour, [Stream.DEVICE]).rows == 2
 
 
+def test_an_open_connection_reads_the_same_and_is_left_idle(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    sealer = Sealer(fleet.database, segments)
+    for number in range(2):  # one hour of three stays hot
+        sealer.seal(hour_of(fleet.site_id, HOUR_AT + number * HOUR))
+    late(fleet, 15, 9)
+    to_at = HOUR_AT + 4 * HOUR
+    with fleet.database.connect("worker") as connection:
+        for _ in range(2):
+            found = samples(fleet.database, HOUR_AT, to_at, COLUMNS, segments=segments, connection=connection).collect()
+            assert_frame_equal(found, read(fleet, segments, 4))
+        connection.execute("SELECT 1")
+        with pytest.raises(ValueError, match="inside a transaction"):
+            samples(fleet.database, HOUR_AT, to_at, COLUMNS, segments=segments, connection=connection)
+
+
 def test_an_hour_without_rows_is_sealed_without_files(fleet: SmallFleet, segments: Segments) -> None:
     done = Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
     assert (done.generation, done.rows, done.size_bytes) == (1, 0, 0)
