@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from collector.wire import CONTENT_ENCODING, CONTENT_TYPE, SAMPLES_PATH
-from ingest.app import IngestApp
+from ingest.app import IngestApp, create_app
 from ingest.receivers import remote_write
 from ingest.settings import Settings
 from ingest.store import tokens
@@ -26,7 +26,6 @@ from tests.db.ingest_harness import batch_meta, body_of, device_row, make_site, 
 from tests.fakes import series
 from tests.fuzz import wires
 from tests.fuzz.mutate import mutated
-from wattledger.service import create_service
 
 pytestmark = pytest.mark.db
 SECONDS = float(os.environ.get("WATTLEDGER_FUZZ_SECONDS", "16")) / 2
@@ -137,7 +136,7 @@ def _latin(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def test_the_document_names_every_route_with_its_bounds_and_refusals(db: Database) -> None:
-    document = create_service(db, {}).openapi()
+    document = create_app(Settings(db)).openapi()
     json.dumps(document)
     for path in cases():
         told = document["paths"][path]["post"]
