@@ -1,7 +1,7 @@
 """Bad weather in the middle of the load: whatever is killed, stopped or gone, nothing is lost and nothing counted twice.
 
 Real processes on a PostgreSQL of their own. The measure is a run of the same fleet that nothing disturbed: the same rows,
-each once, and books equal to the byte. A full disk is not simulated: that needs a file system of its own, hence root.
+each once, and books equal to the byte. A full disk needs a file system of its own, hence root: test_weather_disk.py.
 """
 
 from __future__ import annotations
