@@ -8,12 +8,14 @@ this module only finds the reports of a call, wherever they are, and writes what
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import psycopg
 
 from ingest.calls import ApiCall, CallSource, Report, better, counting, same_report
+from ingest.store.call_reuse import MARK, MAX_REPORTS, contradicted, mark
 from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMED, digest
 from ingest.store.imports import EPOCH_SQL
 
@@ -29,11 +31,15 @@ _AT_PLACES: Final = (
 _COUNTED: Final = f"SELECT at_us, wanted_key, {_ROW} " + _AT_PLACES.format("api_calls", "called_at", "dedupe_key")
 _KEPT: Final = f"SELECT at_us, wanted_key, {_ROW} " + _AT_PLACES.format("call_reports", "counted_at", "counted_key")
 _PLACES: Final = (
-    f"SELECT named.n, {_US.format('known.called_at')}, known.dedupe_key FROM {NAMED} AS named, {KNOWN_NAME} AS known "
+    f"SELECT named.n, {_US.format('known.called_at')}, known.dedupe_key, named.key FROM {NAMED} AS named, {KNOWN_NAME} AS known "
     "WHERE named.site_id = %s AND named.n = ANY (%s)"
 )
 _COLUMNS: Final = ", ".join(FIELDS)
 _VALUES: Final = ", ".join(["%s"] * len(FIELDS))
+_DELETE_REPORTS: Final = (
+    "DELETE FROM call_reports AS old USING unnest(%s::text[], %s::text[]) AS gone (source, dedupe_key) "
+    "WHERE old.site_id = %s AND old.source = gone.source AND old.dedupe_key = gone.dedupe_key"
+)
 _INSERT_CALL: Final = (
     f"INSERT INTO api_calls (site_id, source, tenant_id, called_at, {_COLUMNS}) VALUES (%s, %s, %s, {_AT}, {_VALUES})"
 )
@@ -50,7 +56,8 @@ _PUT_REPORT: Final = (
 _POINT: Final = (
     "INSERT INTO call_keys (site_id, key, called_at, dedupe_key) "
     f"SELECT %s, name, {_AT}, %s FROM unnest(%s::uuid[]) AS name ORDER BY name "
-    "ON CONFLICT (site_id, key) DO UPDATE SET called_at = excluded.called_at, dedupe_key = excluded.dedupe_key"
+    "ON CONFLICT (site_id, key) DO UPDATE SET called_at = excluded.called_at, dedupe_key = excluded.dedupe_key "
+    f"WHERE call_keys.dedupe_key <> '{MARK}'"
 )
 
 
@@ -85,21 +92,55 @@ class Merged:
 def merge(driver: psycopg.Connection[Any], site_id: int, reports: Mapping[int, Report]) -> Merged:
     """Put reports of one site, by their position in the stage, among those that are known of their calls."""
     places: dict[int, set[Place]] = {position: set() for position in reports}
-    for position, at_us, key in driver.execute(_PLACES, [site_id, list(reports)]):
-        places[position].add(Place(at_us, key))
-    calls = _gathered(driver, site_id, sorted(set().union(*places.values())))
+    marked: set[str] = set()
+    for position, at_us, key, name in driver.execute(_PLACES, [site_id, list(reports)]):
+        if key == MARK:
+            marked.add(name.hex)
+        else:
+            places[position].add(Place(at_us, key))
+    nameless = {name for report in reports.values() for name in report.call.names() if digest(name).hex() in marked}
+    calls = _gathered(driver, site_id, sorted(set().union(*places.values())), nameless)
     for position, report in reports.items():
-        _add(calls, report, places[position])
+        _add(calls, report, places[position], nameless)
     merged = Merged()
     for call in {id(call): call for call in calls.values()}.values():
-        if call.changed:
-            _store(driver, site_id, call, merged)
+        reused = contradicted(call.reports.values()) - nameless if len(call.reports) > MAX_REPORTS else set()
+        if reused:
+            mark(driver, site_id, reused, call.reports.values())
+            for part in _taken_apart(driver, site_id, call, nameless | reused, merged):
+                _store(driver, site_id, part, merged, nameless | reused)
+        elif call.changed:
+            _store(driver, site_id, call, merged, nameless)
         else:
             merged.repeated += len(call.new)
     return merged
 
 
-def _gathered(driver: psycopg.Connection[Any], site_id: int, places: Sequence[Place]) -> dict[Place | str, _Call]:
+def _taken_apart(
+    driver: psycopg.Connection[Any], site_id: int, call: _Call, nameless: AbstractSet[str], merged: Merged
+) -> list[_Call]:
+    """Take what counts of a call out, and return the calls that its reports are of by names that name one."""
+    for old in call.counted:
+        driver.execute(_DELETE_CALL, [site_id, *old])
+        merged.touched_us.append(old.at_us)
+    sources, keys = zip(*call.reports, strict=True)
+    driver.execute(_DELETE_REPORTS, [list(sources), list(keys), site_id])
+    found: dict[Place | str, _Call] = {}
+    for report in call.reports.values():
+        _add(found, report, (), nameless)
+    parts = list({id(part): part for part in found.values()}.values())
+    for part in parts:
+        part.new = [name for name in call.new if name in part.reports]
+    return parts
+
+
+def _names(report: Report, nameless: AbstractSet[str]) -> list[str]:
+    return [name for name in report.call.names() if name not in nameless]
+
+
+def _gathered(
+    driver: psycopg.Connection[Any], site_id: int, places: Sequence[Place], nameless: AbstractSet[str]
+) -> dict[Place | str, _Call]:
     """Return the calls at these places, by place and by each name of their reports."""
     arguments = [[place.at_us for place in places], [place.key for place in places], site_id]
     calls: dict[Place | str, _Call] = {}
@@ -113,14 +154,14 @@ def _gathered(driver: psycopg.Connection[Any], site_id: int, places: Sequence[Pl
         if not call.reports:  # told by one so far: the row that counts is its report
             call.reports = {same_report(report): report for report in call.counted.values()}
     for place, call in list(calls.items()):
-        call.found_by = {place, *(name for report in call.reports.values() for name in report.call.names())}
+        call.found_by = {place, *(name for report in call.reports.values() for name in _names(report, nameless))}
         calls.update(dict.fromkeys(call.found_by, call))
     return calls
 
 
-def _add(calls: dict[Place | str, _Call], report: Report, places: Iterable[Place]) -> None:
+def _add(calls: dict[Place | str, _Call], report: Report, places: Iterable[Place], nameless: AbstractSet[str]) -> None:
     """Put one report among the calls, which become one where it is of several."""
-    names: list[Place | str] = [*places, *report.call.names()]
+    names: list[Place | str] = [*places, *_names(report, nameless)]
     found = {id(calls[name]): calls[name] for name in names if name in calls}
     call, *others = found.values() or [_Call()]
     for other in others:
@@ -142,7 +183,9 @@ def _add(calls: dict[Place | str, _Call], report: Report, places: Iterable[Place
     call.new.append(name)
 
 
-def _store(driver: psycopg.Connection[Any], site_id: int, call: _Call, merged: Merged) -> None:
+def _store(
+    driver: psycopg.Connection[Any], site_id: int, call: _Call, merged: Merged, nameless: AbstractSet[str]
+) -> None:
     best = counting(call.reports.values())
     place = Place(best.call.called_at_us, best.call.dedupe_key)
     stale = [old for old, row in call.counted.items() if old != place or row != best]
@@ -154,7 +197,7 @@ def _store(driver: psycopg.Connection[Any], site_id: int, call: _Call, merged: M
     if len(call.reports) > 1:
         for report in call.reports.values():
             driver.execute(_PUT_REPORT, [*place, site_id, *_row(report)])
-    names = {name for report in call.reports.values() for name in report.call.names()}
+    names = {name for report in call.reports.values() for name in _names(report, nameless)}
     driver.execute(_POINT, [site_id, *place, [digest(name).hex() for name in names]])
     winner = same_report(best)
     merged.counted += winner in call.new

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from ingest.calls import ApiCall, CallSource, Report
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.store.call_merge import merge
+from ingest.store.call_reuse import freed
 from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, SiteReport, stage
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.outages import OUTAGES
@@ -111,6 +112,7 @@ def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -
     elif driver.execute(_NAME).rowcount < staged.names:
         slow |= {position for (position,) in driver.execute(_KNOWN)}
     slow |= {position for (position,) in driver.execute(_KNOWN_BY_OWN)}
+    slow -= freed(driver, reports, slow)
     inserted, known = _inserted(driver, slow, len(reports))
     slow |= known
     hours = {

@@ -212,6 +212,45 @@ def test_a_storm_of_repeats_costs_each_report_the_same(db: Database, engine: sa.
         )
 
 
+def reused(numbers: range) -> list[ApiCall]:
+    """Calls of a gateway that answers each request with the same id."""
+    return [
+        call(f"span/{n}/1", NINE_US + n, response_id="chatcmpl-mock", input_uncached_tokens=100, output_text_tokens=10)
+        for n in numbers
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_an_id_that_too_many_calls_carry_names_none_of_them(
+    db: Database, engine: sa.Engine, site: int, at_once: int
+) -> None:
+    for begin in range(0, 40, at_once):
+        write(engine, site, CallSource.SPAN, *reused(range(begin, min(begin + at_once, 40))))
+        if at_once == 7 and begin == 7:  # so many may be one call's
+            assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
+    total = "SELECT count(*), sum(input_uncached_tokens), sum(output_text_tokens) FROM api_calls"
+    assert rows(db, total) == [(40, 4_000, 400)]
+    assert rows(db, "SELECT count(*) FROM call_reports") == [(0,)]
+    # Sent again they are known, and a span that comes without the id is known by its own name.
+    assert write(engine, site, CallSource.SPAN, *reused(range(40))) == Written(repeated=40)
+    assert write(engine, site, CallSource.SPAN, replace(reused(range(1))[0], response_id=None)) == Written(repeated=1)
+    assert rows(db, total) == [(40, 4_000, 400)]
+    assert rows(db, "SELECT kind, evidence ->> 'id' FROM findings") == [("response_id_reused", "chatcmpl-mock")]
+
+
+def test_what_a_body_costs_does_not_depend_on_how_many_share_its_id(db: Database, engine: sa.Engine, site: int) -> None:
+    for begin in range(0, 2_000, 250):
+        write(engine, site, CallSource.SPAN, *reused(range(begin, begin + 250)))
+    with engine.begin() as conn:
+        driver = conn.connection.driver_connection
+        assert driver is not None
+        keep_calls(driver, [SiteReport(site, Report(one, CallSource.SPAN)) for one in reused(range(2_000, 2_250))])
+        # New calls of a reused id are written like any others: nobody's lock is taken.
+        locks = driver.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
+        assert locks.fetchone() == (0,)
+    assert rows(db, "SELECT count(*), sum(input_uncached_tokens) FROM api_calls") == [(2_250, 225_000)]
+
+
 REPORTS: Sequence[Report] = [
     Report(SPAN, CallSource.SPAN),
     Report(STREAM, CallSource.SPAN),
