@@ -179,7 +179,9 @@ def read_meta(path: Path) -> SegmentMeta:
     try:
         meta = SegmentMeta.decode(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise SegmentFormatError(f"{path} does not say what it is: its description is damaged ({str(error)[:200]})") from error
+        raise SegmentFormatError(
+            f"{path} does not say what it is: its description is damaged ({str(error)[:200]})"
+        ) from error
     if meta.format_version != FORMAT_VERSION:
         raise SegmentFormatError(f"{path} has format {meta.format_version}; this version reads {FORMAT_VERSION}")
     if footer.num_rows != meta.rows:

@@ -81,7 +81,9 @@ def test_readings_of_a_sealed_hour_come_beside_its_segment(conn: sa.Connection, 
     import_node_power(conn, write("a.csv", LOG), OPTIONS, now=NOW)
     with conn.begin():
         conn.execute(
-            sa.text("INSERT INTO hour_catalog (site_id, hour_at, state) SELECT id, '2024-05-10 11:00Z', 'sealed' FROM sites")
+            sa.text(
+                "INSERT INTO hour_catalog (site_id, hour_at, state) SELECT id, '2024-05-10 11:00Z', 'sealed' FROM sites"
+            )
         )
     # 11:38:06 and 12:00:00.
     more = "node,ts_ms,watts\nn1,1715341086000,2300\nn1,1715342400000,2400\n"
