@@ -10,17 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import polars as pl
 
-from collector.wire import MAX_CLOCK_SKEW_US, BatchMeta, Stream
+from collector.wire import DEVICE_STREAMS, MAX_CLOCK_SKEW_US, BatchMeta, Stream
 from ingest.errors import BadBodyError, IngestError
 from ingest.receivers.native import Body, Reader, decode
 from ingest.receivers.shift import shifted
 from ingest.store.dead_letter_list import Letter
+from ingest.store.dead_letters import CONTESTED, DEVICES
 from ingest.store.engine import Database
 from ingest.store.group import GroupWriter, Outcome
 from ingest.store.prepare import Submission
@@ -65,10 +66,25 @@ class Replayer:
         if clock is Clock.CORRECTED:
             body = shifted(body, -(letter.head.skew_us or 0))
         _refuse_future(body)
-        (result,) = self._writer.write([Submission(letter.site_id, body)])
+        contested = letter.head.reason == CONTESTED
+        submission = _of_contested(letter, body) if contested else Submission(letter.site_id, body)
+        (result,) = self._writer.write([submission])
         if isinstance(result, IngestError):
             raise result
+        if contested:  # the devices that were not asked for are in already
+            rest = tuple(refusal for refusal in result.refusals if refusal.reason != CONTESTED)
+            return replace(result, refusals=rest)
         return result
+
+
+def _of_contested(letter: Letter, body: Body) -> Submission:
+    """Return the rows of the devices that were refused; who replays the letter says that they were on its node."""
+    streams = tuple(stream for stream in body.streams if stream.schema.stream in DEVICE_STREAMS)
+    rows = sum(stream.rows for stream in streams)
+    only = frozenset(letter.headers.get(DEVICES, "").split())
+    if letter.site_id is None or not only:
+        raise BadBodyError("malformed", "the letter does not say which devices' rows wait")
+    return Submission(letter.site_id, replace(body, streams=streams, rows=rows), numbered=False, only=only)
 
 
 @contextmanager

@@ -50,6 +50,10 @@ class Settings:
     """Spools, epochs and devices an hour that a token bound to one node may name for the first time; 0 = no limit."""
     site_new_per_h: int = field(default=500_000, metadata={"bounds": (0, 100_000_000)})
     """The same of any other token, and nodes; a fleet of 10,000 nodes with 8 devices each has 110,000."""
+    node_letters_mib: int = field(default=64, metadata={"bounds": (0, 1024 * 1024)})
+    """MiB of one node's bodies that may wait as dead letters; beyond it they are refused with 429. 0 = no limit."""
+    site_letters_mib: int = field(default=4_096, metadata={"bounds": (0, 1024 * 1024)})
+    """The same of all senders of a site."""
     body_s: int = field(default=60, metadata={"bounds": (1, 3_600)})
     """Seconds from the end of a request's headers to the end of its body; then it is answered 408 and hung up on."""
     min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})

@@ -46,7 +46,7 @@ async def take_samples(runtime: Runtime, request: Request) -> Answer:
             "detail": detail + "; kept for replay",
         }
         return Answer(202, orjson.dumps(answer), outcome="clock_skew")
-    return _answer(await runtime.keep(Submission(principal.site_id, body)))
+    return _answer(await runtime.keep(Submission(principal.site_id, body, sent=request.body)))
 
 
 def _answer(outcome: Outcome) -> Answer:

@@ -20,10 +20,11 @@ import sqlalchemy as sa
 
 from collector.wire import JOBS_BEGUN_ANEW, Stream
 from ingest.accept import BODY, Accepted, Refusal
-from ingest.errors import BadBodyError, IngestError, UnavailableError
+from ingest.errors import BadBodyError, IngestError, TooManyError, UnavailableError
 from ingest.store import allocations, spools
 from ingest.store.copy import SIGNATURE, TRAILER, check_widths, copy_statement, encode, encode_rows
 from ingest.store.copy_block import BlockEncoder
+from ingest.store.dead_letters import CONTESTED, DEVICES, DeadLetter, LetterBox, bury_within
 from ingest.store.engine import Database
 from ingest.store.hours import DAY_US, HOUR_US, SiteHour, array, hold_open
 from ingest.store.outages import OUTAGES
@@ -58,9 +59,12 @@ _Rows = pl.DataFrame | Whole
 class GroupWriter:
     """One connection as the writer role. Not for several threads."""
 
-    def __init__(self, database: Database, registry: Registry, *, hot_retention: timedelta) -> None:
+    def __init__(
+        self, database: Database, registry: Registry, *, hot_retention: timedelta, letters: LetterBox | None = None
+    ) -> None:
         self._database = database
         self._registry = registry
+        self._letters = letters
         self._hot_retention_us = hot_retention // timedelta(microseconds=1)
         self._conn: psycopg.Connection[Any] | None = None
         self._encoders: dict[str, BlockEncoder] = {}
@@ -140,7 +144,35 @@ class GroupWriter:
                 _begin_anew(conn, prepared, fresh, now_us)
                 _record_changes(conn, _sample_changes(prepared.hours))
                 _count_refusals(conn, prepared, fresh, now_us)
+                self._keep_refused(conn, prepared, fresh)
         return _outcomes(prepared, fresh, claim)
+
+    def _keep_refused(self, conn: psycopg.Connection[Any], prepared: Prepared, fresh: frozenset[int]) -> None:
+        """Keep bodies of agents that name a device another agent has: their senders delete them when they hear of the rest."""
+        contested = {refusal.body for refusal in prepared.refusals if refusal.reason == CONTESTED} & fresh
+        for body in sorted(contested):
+            submission, identity = prepared.submissions[body], prepared.identities[body]
+            if submission.sent is None:
+                continue
+            if self._letters is not None:
+                self._take_room(prepared, submission, identity.node_id)
+            ids = zip(submission.body.meta.devices, identity.device_ids, strict=True)
+            named = " ".join(device.uuid for device, device_id in ids if device_id is None)
+            detail = f"reported while another node had it; the other rows are taken: {named}"[:1_000]
+            letter = DeadLetter(
+                submission.site_id, identity.node_id, CONTESTED, detail, submission.sent, {DEVICES: named}
+            )
+            bury_within(conn, letter)
+
+    def _take_room(self, prepared: Prepared, submission: Submission, node_id: int) -> None:
+        if self._letters is None or submission.sent is None:
+            return
+        try:
+            self._letters.take(submission.site_id, node_id, len(submission.sent))
+        except TooManyError as error:
+            if len(prepared.submissions) == 1:
+                raise
+            raise BadBodyError(error.reason, error.detail) from error  # one by one, so that it stops nobody else
 
     def _copy(self, conn: psycopg.Connection[Any], target: Target, parts: Sequence[_Rows]) -> None:
         parts = [rows for rows in parts if isinstance(rows, Whole) or not rows.is_empty()]

@@ -7,7 +7,7 @@ cannot be taken: the caller then tries body by body. It writes no samples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -47,6 +47,10 @@ class Submission:
     body: Body
     numbered: bool = True
     """False for pieces of series: nothing numbers them, and what comes twice is found where it is read."""
+    sent: bytes | None = None
+    """The body as sent: of an agent's body whose device is refused it is kept as a dead letter. None = it is kept elsewhere."""
+    only: frozenset[str] | None = None
+    """Devices, by UUID, whose rows alone are to be taken, as an operator says they are true. None = all, as decided here."""
 
     @property
     def batch(self) -> BatchId | None:
@@ -104,7 +108,8 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
     for identity in registry.resolve(_sightings(submissions, parts, now_us), now_us):
         if isinstance(identity, BadBodyError):
             raise identity
-        identities.append(identity)
+        only = submissions[len(identities)].only
+        identities.append(identity if only is None else _narrowed(identity, submissions[len(identities)], only))
     facts = [BodyFacts(identity.epoch_id, identity.device_ids) for identity in identities]
     accepted: dict[Stream, list[Accepted | Whole]] = {}
     rest: dict[Stream, list[_Part]] = {}
@@ -123,6 +128,11 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
             taken = Accepted(_with_named_ids(registry, stream, taken.rows, identities, submissions), taken.refusals)
         accepted.setdefault(stream, []).append(taken)
     return Prepared(submissions, identities, accepted, _hours(submissions, accepted))
+
+
+def _narrowed(identity: Identity, submission: Submission, only: frozenset[str]) -> Identity:
+    devices = zip(submission.body.meta.devices, identity.device_ids, strict=True)
+    return replace(identity, device_ids=tuple(id_ if device.uuid in only else None for device, id_ in devices))
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,8 @@ def _sightings(submissions: Sequence[Submission], parts: Sequence[_Part], now_us
         first_at_us, last_at_us = bounds.get(position, (_NEVER_US, 0))
         if first_at_us == _NEVER_US:
             first_at_us = last_at_us = min(max(meta.created_at_us, EARLIEST_AT_US), now_us)
-        sightings.append(Sighting(submission.site_id, meta, first_at_us, last_at_us))
+        trusted = submission.only is not None
+        sightings.append(Sighting(submission.site_id, meta, first_at_us, last_at_us, trusted))
     return sightings
 
 

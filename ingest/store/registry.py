@@ -54,6 +54,8 @@ class Sighting:
     meta: BatchMeta
     first_at_us: int
     last_at_us: int
+    trusted: bool = False
+    """An operator says that its devices were on its node, whatever is known of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ class Registry:
 
     def _recall(self, sighting: Sighting, now_us: int) -> Identity | None:
         meta = sighting.meta
+        if sighting.trusted:
+            return None
         memo = self._memos.get((sighting.site_id, meta.node, meta.spool))
         if (
             memo is None
@@ -234,12 +238,13 @@ class Registry:
                 together, reports, placements.place_all(conn, reports), strict=True
             ):
                 self._placed_on(conn, sighting, report.node_id, ids, conflicts)
-                refused = {conflict.device_id for conflict in conflicts if not conflict.kept}
+                kept = {conflict.device_id for conflict in conflicts if conflict.kept or sighting.trusted}
+                refused = {conflict.device_id for conflict in conflicts} - kept
                 found[position] = Identity(
                     report.node_id,
                     epoch_ids[_epoch_key(report.node_id, sighting.meta)],
                     tuple(None if device_id in refused else device_id for device_id in ids),
-                    frozenset(conflict.device_id for conflict in conflicts if conflict.kept),
+                    frozenset(kept),
                 )
         return found
 
@@ -275,7 +280,7 @@ class Registry:
             self._placed[device_id] = at_node
 
     def _remember(self, sighting: Sighting, identity: Identity | BadBodyError, now_us: int) -> None:
-        if isinstance(identity, BadBodyError):
+        if isinstance(identity, BadBodyError) or sighting.trusted:
             return
         if len(self._memos) >= _MEMO_ENTRIES:
             self._memos.clear()

@@ -144,6 +144,7 @@ def replay(
     from ingest.replay import Clock, Replayer, replayer
     from ingest.settings import Settings
     from ingest.store import dead_letter_list as letters
+    from ingest.store.dead_letters import CONTESTED
     from wattledger.runtime import ready_database
 
     if bool(letter_ids) == everything or (reason is not None and not everything):
@@ -161,6 +162,10 @@ def replay(
             said = (
                 f"the sender's clock was {found.head.skew_us / 1e6:+.1f} s off; say --clock corrected or --clock as-sent, "
                 f"`wattledger deadletter show {letter_id}` tells its times"
+            )
+        elif found is not None and found.head.reason == CONTESTED and everything and reason is None:
+            said = (
+                f"two nodes named its devices; name the letter, or --reason {CONTESTED}, if its rows are the true ones"
             )
         elif found is not None:
             said, taken = _sent(ctx, sender, found, Clock(clock or "as-sent"))
