@@ -1,7 +1,8 @@
 """Calls that several sources tell of: what names a call, the reports behind what counts, and what a span of a call says.
 
-Calls that are in already are named by what they say of themselves. A replica of the version before writes calls without
-naming them: what else is told of one of those, while both versions run, is not found to be of the same call.
+Calls that are in already are named later (0033), since this one keeps others from api_calls until it is committed. A replica
+of the version before writes calls without naming them: what else is told of one of those is not found to be of the same
+call until they are.
 """
 
 import sqlalchemy as sa
@@ -24,13 +25,6 @@ TOKENS = (
     "image_tokens",
 )
 BY_TENANT = "(SELECT sees_all_tenants()) OR tenant_id = ANY ((SELECT visible_tenant_ids())::integer[])"
-NAME_KNOWN_CALLS = """
-INSERT INTO call_keys (site_id, key, called_at, dedupe_key)
-SELECT site_id, substr(encode(sha256(convert_to(name, 'UTF8')), 'hex'), 1, 32)::uuid, called_at, dedupe_key
-FROM (SELECT site_id, called_at, dedupe_key, unnest(ARRAY['id/' || response_id, 'key/' || dedupe_key]) AS name
-      FROM api_calls) AS named
-WHERE name IS NOT NULL ORDER BY called_at ON CONFLICT DO NOTHING
-"""
 
 
 def _text(name: str, comment: str = "text", *, nullable: bool = True) -> sa.Column[str]:
@@ -94,7 +88,6 @@ def upgrade() -> None:
         comment="Each report of a call that several tell of, as it came; api_calls holds what counts of them.",
     )
     op.create_index("call_reports_counted_ix", "call_reports", ["site_id", "counted_key", "counted_at"])
-    op.execute(NAME_KNOWN_CALLS)
     for table in ("call_keys", "call_reports"):
         op.execute(f"ALTER TABLE {table} OWNER TO {OWNER}")
     op.execute("ALTER TABLE call_reports ENABLE ROW LEVEL SECURITY")
