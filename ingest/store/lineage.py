@@ -1,8 +1,9 @@
 """Writes lineage events and outcomes: each once, however often and in whatever order they come.
 
 A run's row is made from all its events by rules that do not look at the order of arrival: the earliest event begins it, the
-latest end ends it, and where events contradict each other about a word, the lesser text stays. A run is of one tenant: its events come with tokens
-of that tenant, or all of them with tokens of none.
+latest end ends it, and where events contradict each other about a word, the lesser text stays. A job's cluster and native id
+are one word, a whole one before half of one. A run is of one tenant: its events come with tokens of that tenant, or all of
+them with tokens of none.
 """
 # ruff: noqa: S608 - the SQL is made of this module's own names; what senders say travels as parameters
 
@@ -23,7 +24,14 @@ from ingest.store.outages import OUTAGES
 from ingest.store.tenancy import ALL_TENANTS
 
 _AT: Final = "timestamptz '1970-01-01 00:00:00+00' + %s * interval '1 microsecond'"
-_WORDS: Final = ("kind", "cluster", "native_id", "parent_run_id", "model")
+_ALONE: Final = ("kind", "parent_run_id", "model")
+# Cluster and native id are one name of one job: put together from two events they would be a job that nobody named.
+_JOB: Final = ("cluster", "native_id")
+_NAMES_JOB_BETTER: Final = " < ".join(
+    f"(num_nulls({row}.cluster, {row}.native_id), coalesce({row}.cluster, ''), coalesce({row}.native_id, ''))"
+    for row in ("excluded", "old")
+)
+_WORDS: Final = (*_ALONE, *_JOB)
 _RANK: Final = "array_position(ARRAY['other', 'start', 'running'], {0}.state)"
 # least() takes the known one where the other is null, and the same one whichever came first.
 _RUN: Final = (
@@ -33,7 +41,8 @@ _RUN: Final = (
     "job_namespace = least(old.job_namespace, excluded.job_namespace), job_name = least(old.job_name, excluded.job_name), "
     "first_event_at = least(old.first_event_at, excluded.first_event_at), "
     "ended_at = greatest(old.ended_at, excluded.ended_at), origin = greatest(old.origin, excluded.origin), "
-    + ", ".join(f"{name} = least(old.{name}, excluded.{name})" for name in _WORDS)
+    + ", ".join(f"{name} = least(old.{name}, excluded.{name})" for name in _ALONE)
+    + "".join(f", {name} = CASE WHEN {_NAMES_JOB_BETTER} THEN excluded.{name} ELSE old.{name} END" for name in _JOB)
     + ", state = CASE "
     "WHEN old.ended_at = excluded.ended_at THEN least(old.state, excluded.state) "
     "WHEN excluded.ended_at > old.ended_at OR (excluded.ended_at IS NOT NULL AND old.ended_at IS NULL) THEN excluded.state "

@@ -78,6 +78,25 @@ def test_a_run_is_the_same_in_whatever_order_and_however_often_its_events_come(d
     ]
 
 
+def test_a_run_is_of_a_job_that_somebody_named_and_of_none_put_together(db: Database) -> None:
+    site = make_site(db)
+    headers = {"authorization": f"Bearer {site.site_token}"}
+    named: list[dict[str, str]] = [{"cluster": "c1", "nativeId": "4711"}, {"cluster": "a9", "nativeId": "9999"}, {}]
+    seconds = ("07", "08", "09")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for number, order in enumerate(itertools.permutations(named)):
+            for at, job in zip(seconds, order, strict=True):
+                told = {"runId": RUN[:-1] + str(number), "facets": {"wattledger_job": job} if job else {}}
+                sent = event(eventType="RUNNING", eventTime=f"2026-11-18T{at}:00:00Z", run=told)
+                answer = await post(client, "/api/v1/lineage", sent, headers)
+                assert answer.status_code == 201, answer.text
+
+    run(Settings(db), scenario)
+    # Before, the lesser of each: a9/4711, a job with costs and a tenant of its own.
+    assert rows(db, "SELECT DISTINCT cluster, native_id FROM lineage_runs") == [("a9", "9999")]
+
+
 def test_a_batch_keeps_its_good_events_and_names_the_bad_ones(db: Database) -> None:
     headers = writer(db, make_site(db).site_id, None)
 
