@@ -71,10 +71,3 @@ def driver_fetch(connection: psycopg.Connection[Any]) -> Fetch:
         return pl.DataFrame(rows, schema=names, orient="row")
 
     return fetch
-
-
-@contextmanager
-def arrow_session(database: Database, role: Role) -> Iterator[Fetch]:
-    """Open one session for several queries: opening one takes longer than a small query (35 ms of processor time)."""
-    with command_session(database, role) as session:
-        yield session.fetch

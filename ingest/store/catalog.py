@@ -140,15 +140,6 @@ def listed_files(
     ]
 
 
-def generation_of(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime) -> int:
-    """Return the generation an hour is read from; 0 = the hot tables."""
-    row = connection.execute(
-        "SELECT generation FROM hour_catalog WHERE site_id = %s AND hour_at = %s AND state = 'sealed'",
-        (site_id, hour_at),
-    ).fetchone()
-    return int(row[0]) if row else 0
-
-
 def epochs_in_parts(fetch: Fetch, feed: int) -> frozenset[int]:
     """Return the epochs of a feed that delivers rows in parts."""
     found = fetch(f"SELECT id FROM epochs WHERE feed = {int(feed)}")

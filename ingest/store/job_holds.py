@@ -18,7 +18,6 @@ import psycopg
 from ingest.store.intervals import Told, meaning
 from ingest.store.job_facts import HINT, Words, evidence_of, ranked
 
-IMPORTS: Final = ("import", "sacct")
 _OVER: Final = frozenset({"completed", "failed", "cancelled", "preempted", "timeout"})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _JOBS: Final = "SELECT id, site_id, started_at, ended_at, state FROM jobs WHERE id = ANY (%s)"
