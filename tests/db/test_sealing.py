@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -175,3 +176,27 @@ def test_nothing_is_sealed_by_a_worker_without_the_lease(sealing: Sealing) -> No
 def test_settings_that_make_no_sense_name_their_variable(text: str) -> None:
     with pytest.raises(WattledgerError, match="WATTLEDGER_SEAL_AFTER_H must be whole hours"):
         SealingSettings.from_env({"WATTLEDGER_SEAL_AFTER_H": text})
+
+
+def test_what_is_due_is_found_without_reading_all_late_rows(fleet: SmallFleet, sealing: Sealing) -> None:
+    # Four hours of 5,000 late rows each; the third has none.
+    late = (
+        "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed, energy_mj) "
+        "SELECT %(from)s::timestamptz + n * interval '0.5 s', %(device)s, %(epoch)s, 0, 0, 1, 0, n FROM generate_series(1, 5000) AS n"
+    )
+    hours_late = [HOUR_AT + back * HOUR for back in (-40, -39, -37, -36)]
+    with fleet.admin() as connection:
+        for hour_at in hours_late:
+            connection.execute(late, {"from": hour_at, "device": fleet.device_id, "epoch": fleet.epoch_id})
+        connection.execute("ANALYZE late_samples")
+    read = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'late_samples'"
+    ((before,),) = fleet.rows(read)
+    found = due(sealing.engine, NOW, seal_after=timedelta(hours=3), merge_after=NO_TIME)
+    sealing.engine.dispose()  # a server process tells what it read when it ends
+    deadline = time.monotonic() + 10
+    while (after := fleet.rows(read)[0][0]) == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [hour for hour in found.seal if hour in {hour_of(fleet.site_id, at) for at in hours_late}] == [
+        hour_of(fleet.site_id, at) for at in hours_late
+    ]
+    assert 0 < after - before < 100
