@@ -34,7 +34,10 @@ def database_of(home: Home, env: Mapping[str, str] | None = None) -> Database:
     if named is not None:
         return named
     if not home.root.is_dir():
-        raise NotReadyError(f"there is nothing in {home.root} yet; start with `wattledger up` or `wattledger demo`")
+        raise NotReadyError(
+            f"there is nothing in {home.root} yet; start with `wattledger up` or `wattledger demo`, or name a database in "
+            "WATTLEDGER_DATABASE_URL"
+        )
     return EmbeddedServer.in_home(home.root, environment).database()
 
 

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import httpx
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 from wattledger.cli import COMMANDS, SUMMARIES, cli
 from wattledger.cli.failure import DATABASE_TROUBLE, RIGHTS_MISSING, SERVICE_DOWN, SPEAKING, explained, explanation
 from wattledger.errors import NotReadyError
+from wattledger.home import Home
+from wattledger.runtime import database_of
 
 
 def below(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -35,6 +38,15 @@ def test_every_command_and_subcommand_has_help_with_examples(name: str) -> None:
         assert answer.exit_code == 0, answer.output
         example = rf"^ +.*wattledger .*\b{re.escape(words[-1])}\b"
         assert re.search(example, answer.output, re.MULTILINE), f"{' '.join(words)} shows no example"
+
+
+@pytest.mark.parametrize("name", ["serve", "migrate"])
+def test_what_needs_a_database_says_where_it_comes_from(name: str, tmp_path: Path) -> None:
+    told = " ".join(CliRunner().invoke(cli, [name, "--help"]).output.split())
+    assert "WATTLEDGER_DATABASE_URL" in told
+    assert "`wattledger up` has made in this home" in told
+    with pytest.raises(NotReadyError, match=r"`wattledger up`.*or name a database in WATTLEDGER_DATABASE_URL"):
+        database_of(Home(tmp_path / "none", "--home"), {})
 
 
 def test_every_command_has_a_summary() -> None:

@@ -133,6 +133,10 @@ Examples:
   wattledger serve --host 0.0.0.0 --behind-proxy
 
 \b
+It serves the database of WATTLEDGER_DATABASE_URL, brought up to date by `migrate`, else the one that `wattledger up` has made
+in this home and runs there.
+
+\b
 Renewed certificate files are taken up within half a minute, without a restart.
 """
 )
@@ -191,7 +195,8 @@ def dashboard(port: int, host: str) -> None:
 
 @click.command(
     epilog="\b\nExamples:\n  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate\n"
-    "  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate --layout hypertables"
+    "  WATTLEDGER_DATABASE_URL=postgresql://owner@db/ledger wattledger migrate --layout hypertables\n\n"
+    "\b\nWithout WATTLEDGER_DATABASE_URL it is the database that `wattledger up` has made in this home; `up` migrates it itself."
 )
 @click.option(
     "--layout",
