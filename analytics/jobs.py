@@ -8,7 +8,7 @@ up writes nothing twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -90,9 +90,16 @@ class HourCloser:
         self._settings = settings
         self._segments = segments
 
-    def run(self, now: datetime, *, on_hour: Callable[[HourState, Saved], None] | None = None) -> Round:
+    def run(
+        self,
+        now: datetime,
+        *,
+        on_due: Callable[[Sequence[HourState]], None] | None = None,
+        on_hour: Callable[[HourState, Saved], None] | None = None,
+    ) -> Round:
         """Bring the ledger up to date as of ``now``; an hour that fails is logged, counted and left due, others go on.
 
+        ``on_due`` is told once what is due, ``on_hour`` of each hour that was written or found to be as it was.
         Raises only when the database is gone: then no hour could be written.
         """
         round_ = Round()
@@ -101,7 +108,10 @@ class HourCloser:
             connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
             lateness = timedelta(microseconds=settings.policy.lateness_us)
-            waiting = batches(due_hours(connection, now, lateness), settings.hours_per_pass)
+            due = due_hours(connection, now, lateness)
+            if on_due is not None:
+                on_due(due)
+            waiting = batches(due, settings.hours_per_pass)
             while waiting:
                 batch = waiting.pop(0)
                 try:

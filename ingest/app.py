@@ -21,8 +21,8 @@ from collector.wire import COMMANDS_PATH
 from ingest.body_limit import BodyLimit
 from ingest.endpoints import fleet, lineage, logs, metrics, outcomes, remote_write, samples, traces, work
 from ingest.endpoints.post import Post
+from ingest.exposition import CONTENT_TYPE as METRICS_TYPE
 from ingest.http import Answer, Endpoint, Request
-from ingest.metrics import CONTENT_TYPE as METRICS_TYPE
 from ingest.openapi import describe
 from ingest.runtime import Runtime
 from ingest.settings import Settings

@@ -36,6 +36,7 @@ from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.model.hostlist import fold
+from ingest.pollers.scrape import serve
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
 from wattledger.errors import WattledgerError
@@ -43,6 +44,7 @@ from wattledger.home import Home
 from wattledger.housekeeping import Housekeeper
 from wattledger.runtime import code_version, ready_database, segments_of
 from wattledger.sealing import Sealing, SealingSettings
+from wattledger.worker_metrics import MeasuredSealing, WorkerMetrics
 
 log = logging.getLogger(__name__)
 ENFORCE_INTERVAL_S: Final = 30.0
@@ -55,13 +57,20 @@ LEASE: Final = timedelta(seconds=30)
 _SEALING_ENDS_WITHIN_S: Final = 5.0
 
 
-def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> None:
-    """Work until SIGTERM or SIGINT; with ``once`` do every chore once and return."""
+def run_worker(
+    home: Home, *, interval_s: float, once: bool, enforced: bool, metrics_at: tuple[str, int] | None = None
+) -> None:
+    """Work until SIGTERM or SIGINT; with ``once`` do every chore once and return.
+
+    ``metrics_at``: address and port of its metrics; raises WattledgerError when that is taken.
+    """
     database = ready_database(home)
     settings = WorkerSettings(code_version=code_version(), interval_s=interval_s)
     sealing = SealingSettings.from_env(os.environ)
     worker = Worker(database, settings, home, enforced=enforced, segments=segments_of(home), sealing=sealing)
     try:
+        if metrics_at is not None:
+            _show(worker.metrics, *metrics_at)
         if once:
             worker.once()
             return
@@ -71,6 +80,14 @@ def run_worker(home: Home, *, interval_s: float, once: bool, enforced: bool) -> 
         worker.run(stop)
     finally:
         worker.close()
+
+
+def _show(metrics: WorkerMetrics, host: str, port: int) -> None:
+    try:
+        server = serve(metrics.exposition, port, host)
+    except OSError as error:
+        raise WattledgerError(f"metrics cannot be served on {host}:{port}: {error.strerror}; choose another") from None
+    log.info("metrics on http://%s:%s/metrics", host, server.server_address[1])
 
 
 class OpenHoursError(WattledgerError):
@@ -132,10 +149,12 @@ class Worker:
         self._lease = Lease(holder, LEASE)
         self._engine = database.create_engine("worker", pool_size=3, application=self._lease.session)
         self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
+        self.metrics = WorkerMetrics(timedelta(microseconds=settings.policy.lateness_us), clock)
         self._closer = HourCloser(database, replace(settings, session=self._lease.session), segments)
         self._sealing = None
         if segments is not None:
-            self._sealing = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
+            plain = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
+            self._sealing = MeasuredSealing(plain, self.metrics)
         self._is_ours = False
         self._planes: dict[str, Plane] = {}
         executor = Executor(self._engine, self._planes, ActionSettings(home.root, enforced=enforced), clock)
@@ -167,29 +186,39 @@ class Worker:
 
     def round(self) -> None:
         """Do what is due, if this worker has the lease; whatever fails, the next chore is tried."""
+        began_s = time.monotonic()
+        outcome = self._round()
+        self.metrics.round_over(outcome, time.monotonic() - began_s)
+
+    def _round(self) -> str:
         try:
             with self._database.connect("worker", autocommit=True, application="wattledger-lease") as connection:
                 is_ours = self._lease.take(connection)
         except psycopg.OperationalError as error:
             log.warning("the database does not answer: %s", str(error).partition("\n")[0])
             self._is_ours = False
-            return
+            return "no_database"
         self._is_ours = is_ours
+        if not is_ours:
+            return "standby"
         for chore in self.chores:
-            if not is_ours or chore.due_s > time.monotonic():
+            if chore.due_s > time.monotonic():
                 continue
             failed = False
             try:
-                chore.do(self._clock())
+                with self.metrics.chore(chore.name):
+                    chore.do(self._clock())
             except Exception:  # the outermost loop of the process: whatever it was, the next time may do
                 failed = True
                 log.exception("%s failed, %s in a row", chore.name, chore.failures + 1)
             chore.finished(time.monotonic(), failed=failed)
+        return "worked"
 
     def once(self) -> None:
         """Do every chore once; the first failure is raised."""
         for chore in self.chores:
-            chore.do(self._clock())
+            with self.metrics.chore(chore.name):
+                chore.do(self._clock())
         if self._sealing is not None:
             self._sealing.once(self._clock())
 
@@ -197,9 +226,11 @@ class Worker:
         """Let go of connections."""
         self._client.close()
         self._engine.dispose()
+        self.metrics.close()
 
     def _close_hours(self, now: datetime) -> object | None:
-        done = self._closer.run(now)
+        done = self._closer.run(now, on_due=self.metrics.due, on_hour=self.metrics.saved)
+        self.metrics.closed(done)
         if done.failed:  # all others are closed; these are tried again, with the growing pause of a failure
             raise OpenHoursError(f"{done.failed} hours were left open by errors, see above: {done}")
         return done if done.closed or done.restated else None

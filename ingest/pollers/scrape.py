@@ -1,4 +1,4 @@
-"""A watcher's counts for a scraper, on loopback. It serves one text and reads nothing of a request but its path."""
+"""A process's counts for a scraper, on loopback unless told otherwise. It serves one text and reads nothing of a request but its path."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def serve(text: Callable[[], str], port: int) -> ThreadingHTTPServer:
-    """Answer GET /metrics on 127.0.0.1 until the process ends; the caller may shut it down earlier."""
+def serve(text: Callable[[], str], port: int, host: str = "127.0.0.1") -> ThreadingHTTPServer:
+    """Answer GET /metrics on an address and port (0: any free one) until the process ends; the caller may shut it down earlier. OSError: taken."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 5
@@ -24,6 +24,6 @@ def serve(text: Callable[[], str], port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Say nothing: a line a scrape would be all there is to see."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

@@ -159,18 +159,24 @@ def serve(ctx: click.Context, /, host: str, port: int, internal_port: int, **tls
 Examples:
   wattledger worker                     run until SIGTERM
   wattledger worker --once              one round: close what is due, decide, deliver
+  wattledger worker --metrics-port 9470   its metrics on http://127.0.0.1:9470/metrics
 """
 )
 @click.option("--interval", "interval_s", default=10.0, show_default=True, help="Seconds between rounds.")
 @click.option("--once", is_flag=True, help="Do one round and exit.")
 @click.option("--enforced", is_flag=True, envvar="WATTLEDGER_ENFORCED", help="Let armed budgets act; else a dry run.")
+@click.option("--metrics-port", type=click.IntRange(1, 65_535), help="Serve its metrics on this port, /metrics.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address of that port.")
 @click.pass_context
-def worker(ctx: click.Context, interval_s: float, once: bool, enforced: bool) -> None:
+def worker(
+    ctx: click.Context, interval_s: float, once: bool, enforced: bool, metrics_port: int | None, metrics_host: str
+) -> None:
     """Run the worker alone: closes hours, evaluates budgets, delivers messages."""
     from wattledger.work import run_worker
 
     _log_to_stderr()
-    run_worker(chosen_home(ctx), interval_s=interval_s, once=once, enforced=enforced)
+    metrics_at = None if metrics_port is None else (metrics_host, metrics_port)
+    run_worker(chosen_home(ctx), interval_s=interval_s, once=once, enforced=enforced, metrics_at=metrics_at)
 
 
 @click.command(epilog="\b\nExample:\n  WATTLEDGER_API_URL=http://127.0.0.1:8470 wattledger dashboard --port 8471")
