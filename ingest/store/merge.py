@@ -80,6 +80,25 @@ def _sorted_whole(stream: Stream, frame: pl.DataFrame, epochs: Collection[int], 
     return merge_parts(stream, frame.lazy(), epochs).collect().sort(by, maintain_order=True)
 
 
+def news(
+    stream: Stream, frames: Iterable[pl.DataFrame], late: pl.DataFrame, epochs_in_parts: Collection[int]
+) -> pl.DataFrame:
+    """Return the ``late`` rows that the rows of ``frames`` do not hold already: not their repeats, nor parts they include."""
+    by = list(order(stream))
+    instants = late.select(by).unique()
+    known = [frame.join(instants, on=by, how="semi") for frame in frames]
+    if not any(frame.height for frame in known):
+        return late
+    told = late.with_row_index("row").join(pl.concat(known), on=by, suffix="_known")
+    pairs = [(pl.col(name), pl.col(f"{name}_known")) for name in late.columns if name not in by]
+    holds = pl.all_horizontal(new.eq_missing(old) for new, old in pairs)
+    if stream in _IN_PARTS:
+        is_within = pl.all_horizontal(new.is_null() | (new <= old).fill_null(value=False) for new, old in pairs)
+        holds |= pl.col("epoch_id").is_in(sorted(epochs_in_parts)) & is_within
+    held = told.filter(holds)["row"].unique()
+    return late.with_row_index("row").filter(~pl.col("row").is_in(held.implode())).drop("row")
+
+
 def with_late(stream: Stream, frames: Iterable[pl.DataFrame], late: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield sorted frames of sorted frames and ``late`` rows in any order, with no more than a frame in hand at once."""
     by = list(order(stream))

@@ -33,7 +33,7 @@ from ingest.store import catalog
 from ingest.store.arrow import ArrowSession, command_session
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
-from ingest.store.merge import KEYS, PARTS_FEED, order, whole_rows, with_late
+from ingest.store.merge import KEYS, PARTS_FEED, news, order, whole_rows, with_late
 from ingest.store.sample_tables import LATE, TARGETS
 from ingest.store.seal_identities import known_epochs, known_keys
 from ingest.store.segments import SegmentFile, Segments, digest, sync
@@ -170,7 +170,7 @@ class Sealer:
                 if state == "sealed" and stream in from_hot:
                     _refuse_fewer(hour, stream, before.get(stream), made)
             if not made and state == "sealed":
-                session.run("ROLLBACK")
+                session.run("COMMIT")  # late rows that said nothing new are gone
                 return Generation(generation - 1, *_totals(before.values()))
             after = before | {entry.stream: entry.file for entry in made}
             self._step("record")
@@ -262,7 +262,7 @@ class _Work:
                 yield _framed(pa.Table.from_batches([batch]), stream)
 
     def _merged(self, stream: Stream) -> Iterator[pl.DataFrame]:
-        """Yield the rows of the segment with the late ones, which are deleted; nothing if none is late."""
+        """Yield the rows of the segment with the late ones, which are deleted; nothing if none says anything new."""
         names = ", ".join(TARGETS[stream].schema)
         late = self.session.fetch(
             f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {self._where()} RETURNING {names}){self._kept_hot(stream)} "
@@ -270,7 +270,10 @@ class _Work:
         )
         if late.is_empty():
             return
-        late = _framed(late.to_arrow(), stream)
+        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEED)
+        late = news(stream, self._sealed(stream), _framed(late.to_arrow(), stream), in_parts)
+        if late.is_empty():
+            return
         yield from with_late(stream, self._sealed(stream), late)
 
     def _kept_hot(self, stream: Stream) -> str:

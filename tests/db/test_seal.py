@@ -138,6 +138,20 @@ def test_rows_sent_twice_are_in_the_file_once(fleet: SmallFleet, segments: Segme
     assert sealer.rebuild(hour, [Stream.DEVICE]).rows == 2
 
 
+def test_late_rows_that_say_nothing_new_make_no_generation(fleet: SmallFleet, segments: Segments) -> None:
+    sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
+    fleet.rows("SELECT ensure_partitions(%s, %s, NULL)", HOUR_AT.date(), (HOUR_AT + 24 * HOUR).date())
+    late(fleet, 15, 9, table="device_samples")
+    sealer.seal(hour)
+    before = read(fleet, segments)
+    late(fleet, 15, 9)
+
+    assert sealer.merge(hour).generation == 1
+
+    assert fleet.rows("SELECT count(*) FROM late_samples") == [(0,)]
+    assert_frame_equal(read(fleet, segments), before)
+
+
 def test_an_open_connection_reads_the_same_and_is_left_idle(fleet: SmallFleet, segments: Segments) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
     sealer = Sealer(fleet.database, segments)
