@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from analytics.api.app import mount
+from analytics.api.metrics import ApiMetrics
 from analytics.api.service import Service
 from ingest.app import create_app
 from ingest.settings import Settings
@@ -39,7 +40,7 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
     """
     application = create_app(Settings.from_env(env, database, data_paths=data_paths))
     service = Service.open(database)
-    mount(application, service)
+    mount(application, service, ApiMetrics(application.state.ingest.metrics.meters.meter("wattledger.api")))
     where = env.get(SEGMENTS_VARIABLE) or next((path / "segments" for path in data_paths), None)
     watches = [worker_watch(database), *([] if where is None else [segments_watch(where)])]
     application.state.ingest.watches += [Cached(watch) for watch in watches]

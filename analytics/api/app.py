@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from analytics.api import audit, bill, budgets, gate, lineage, logs, problems
+from analytics.api.metrics import ApiMetrics, Measured
 from analytics.api.service import ApiSettings, Service
 from ingest.body_limit import BodyLimit
 from ingest.store.engine import Database
 
 
-def mount(app: FastAPI, service: Service) -> None:
-    """Add the read API to an application; who made ``service`` closes it."""
+def mount(app: FastAPI, service: Service, metrics: ApiMetrics | None = None) -> None:
+    """Add the read API to an application; who made ``service`` closes it. ``metrics``: where its requests are counted."""
     app.state.api = service
+    if metrics is not None:
+        app.add_middleware(Measured, metrics=metrics)
     problems.install(app)
     for module in (bill, budgets, gate, lineage, logs, audit):
         app.include_router(module.router)
