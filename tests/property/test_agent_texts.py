@@ -70,7 +70,7 @@ def test_what_is_written_as_the_format_says_is_read_back(name: str, labels: dict
 def test_any_metrics_of_dcgm_give_devices_or_counts(told: list[tuple[str, dict[str, str], float]]) -> None:
     errors: Counter[str] = Counter()
     samples = [Sample(name, labels, float(value), str(value), None) for name, labels, value in told]
-    devices, _ = devices_of(samples, errors)
+    devices = devices_of(samples, errors)
     for device in devices.values():
         assert 0 < device.ref.slice_ratio <= 1
         for name, sample in device.samples.items():
