@@ -55,6 +55,11 @@ def ordered(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.sort(*BY, "energy_mj", "temp_c", nulls_last=True)
 
 
+def once(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows equal in every column are one."""
+    return ordered(rows.unique())
+
+
 @given(st.lists(row, max_size=30), st.randoms(use_true_random=False))
 def test_parts_make_one_row_in_any_order_and_however_often_they_are_sent(rows: list[Any], random: Any) -> None:
     sent = rows + [each for each in rows if each[2] == PARTS and random.random() < 0.5]
@@ -70,7 +75,7 @@ def test_parts_are_made_whole_across_the_cuts_between_frames(rows: list[Any], cu
     sent = frame(rows).sort(BY)
     found = list(whole_rows(Stream.DEVICE, _cut(sent, cuts), {PARTS}))
     joined = pl.concat([frame([]), *found])
-    assert_frame_equal(ordered(joined), by_hand(rows))
+    assert_frame_equal(ordered(joined), once(by_hand(rows)))
     assert_frame_equal(joined.select(BY), joined.select(BY).sort(BY))
 
 
@@ -97,7 +102,7 @@ def test_whatever_is_merged_in_which_generation_the_rows_read_are_the_same(
             made = whole_rows(Stream.DEVICE, with_late(Stream.DEVICE, [segment], waiting), {PARTS})
             segment, waiting = pl.concat([frame([]), *made]), frame([])
         read = merge_parts(Stream.DEVICE, pl.concat([segment, waiting]).lazy(), {PARTS}).collect()
-        assert_frame_equal(ordered(read), by_hand(arrived))
+        assert_frame_equal(once(read), once(by_hand(arrived)))  # repeats are there until their rows are merged
 
 
 def _cut(rows: pl.DataFrame, cuts: list[int]) -> list[pl.DataFrame]:

@@ -40,7 +40,7 @@ def writer_of(spool: Spool, rows: int, driver_epoch: int = 2) -> Writer:
 
 
 def taken_by_another(path: Path) -> sqlite3.Connection:
-    other = sqlite3.connect(path, isolation_level=None)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)  # let go of by another thread
     other.execute("BEGIN EXCLUSIVE")
     return other
 

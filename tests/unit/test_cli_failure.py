@@ -33,11 +33,12 @@ def test_every_name_in_the_list_is_an_error_of_ours(name: str) -> None:
 
 
 def _own_errors() -> Iterator[type[Exception]]:
+    """Errors that may leave their module; one named with an underscore is caught where it is raised."""
     for module in pkgutil.walk_packages(wattledger.__path__, "wattledger."):
         if module.name == "wattledger.__main__":
             continue
         for _, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if issubclass(found, Exception) and found.__module__ == module.name:
+            if issubclass(found, Exception) and found.__module__ == module.name and found.__name__[0] != "_":
                 yield found
 
 
