@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import polars as pl
 import psycopg
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from analytics.errors import BooksError
 from analytics.io.findings import report_unbalanced
@@ -84,8 +85,18 @@ class _Computed:
 class HourCloser:
     """Closes due hours of the ledger, oldest first, and keeps the open window priced."""
 
-    def __init__(self, database: Database, settings: WorkerSettings, segments: Segments | None = None) -> None:
-        """``segments``: where sealed hours lie; without, one that is due is left open with an error."""
+    def __init__(
+        self,
+        database: Database,
+        settings: WorkerSettings,
+        segments: Segments | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """``segments``: where sealed hours lie; without, one that is due is left open with an error.
+
+        ``tracer`` makes spans of hours that are closed together, and of each that is written.
+        """
+        self._tracer = tracer or NoOpTracer()
         self._database = database
         self._settings = settings
         self._segments = segments
@@ -115,7 +126,8 @@ class HourCloser:
             while waiting:
                 batch = waiting.pop(0)
                 try:
-                    computed = self._compute(connection, batch, now)
+                    with self._tracer.start_as_current_span("compute hours", attributes=_told(batch.hours)):
+                        computed = self._compute(connection, batch, now)
                 # Broad: what one site's data can provoke, from a row that fits no frame to memory that does not suffice,
                 # has no common base, and whatever it is must not keep other sites from their books. Nothing is written yet.
                 except Exception as error:
@@ -176,7 +188,9 @@ class HourCloser:
             )
             books = _books_of(hour, computed)
             try:
-                saved = save_hour(connection, hour, books, run, closed=closed)
+                with self._tracer.start_as_current_span("close hour", attributes=_told([hour])) as span:
+                    saved = save_hour(connection, hour, books, run, closed=closed)
+                    span.set_attributes({"wattledger.outcome": saved.name.lower(), "wattledger.closed": closed})
             except (psycopg.Error, pl.exceptions.PolarsError) as error:
                 if connection.closed:
                     raise
@@ -187,6 +201,15 @@ class HourCloser:
             if on_hour is not None:
                 on_hour(hour, saved)
         remember_silences(connection, batch.site_id, loaded.silences, computed.window, restated=restated)
+
+
+def _told(hours: Sequence[HourState]) -> dict[str, str | int]:
+    first = hours[0]
+    return {
+        "wattledger.site_id": first.site_id,
+        "wattledger.hour_at": first.hour_at.isoformat(),
+        "wattledger.hours": len(hours),
+    }
 
 
 def _refuse(connection: psycopg.Connection[Any], hour: HourState, error: SegmentExpiredError, round_: Round) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
+from opentelemetry.trace import Tracer
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
@@ -26,6 +27,7 @@ from ingest.http import Answer, Endpoint, Request
 from ingest.openapi import describe
 from ingest.runtime import Runtime
 from ingest.settings import Settings
+from ingest.tracing import Handle, traced
 
 _MODULES: Final = (samples, remote_write, traces, logs, metrics, work, fleet, lineage, outcomes)
 """Each names what may be posted in its ``ENDPOINTS``."""
@@ -51,9 +53,13 @@ class IngestApp(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application; its lifespan starts and stops the writer. ``app.state.ingest`` is its Runtime."""
+def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
+    """Return the application; its lifespan starts and stops the writer. ``app.state.ingest`` is its Runtime.
+
+    ``tracer`` makes spans of bodies and of groups' commits; without, nothing does.
+    """
     runtime = Runtime(settings)
+    runtime.writer.tracer = tracer
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.direct = {
         post.path: Endpoint(
             post.name,
-            partial(_admitted, runtime, post),
+            _handler(runtime, post, tracer),
             post.max_body_bytes,
             answered,
             post.failure,
@@ -100,6 +106,11 @@ def create_app(settings: Settings) -> FastAPI:
         return PlainTextResponse(await runtime.in_thread(runtime.metrics.exposition), media_type=METRICS_TYPE)
 
     return app
+
+
+def _handler(runtime: Runtime, post: Post, tracer: Tracer | None) -> Handle:
+    handle: Handle = partial(_admitted, runtime, post)
+    return handle if tracer is None or post in traces.ENDPOINTS else traced(tracer, post.path, handle)
 
 
 async def _admitted(runtime: Runtime, post: Post, request: Request) -> Answer:

@@ -26,7 +26,8 @@ from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.listening import LOOPBACK, Certificates, Listening
 from wattledger.readiness import Cached, segments_watch, worker_watch
-from wattledger.runtime import SEGMENTS_VARIABLE, ready_database
+from wattledger.runtime import SEGMENTS_VARIABLE, code_version, ready_database
+from wattledger.tracing import traces_of
 
 DRAIN_VARIABLE: Final = "WATTLEDGER_DRAIN_S"
 _LONGEST_DRAIN_S: Final = 300
@@ -38,9 +39,12 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
 
     ``data_paths``: where the database keeps its files, if that is on this machine.
     """
-    application = create_app(Settings.from_env(env, database, data_paths=data_paths))
+    traces = traces_of(env, "wattledger-serve", code_version())
+    settings = Settings.from_env(env, database, data_paths=data_paths)
+    application = create_app(settings, None if traces is None else traces.tracer("wattledger.ingest"))
     service = Service.open(database)
-    mount(application, service, ApiMetrics(application.state.ingest.metrics.meters.meter("wattledger.api")))
+    metrics = ApiMetrics(application.state.ingest.metrics.meters.meter("wattledger.api"))
+    mount(application, service, metrics, None if traces is None else traces.tracer("wattledger.api"))
     where = env.get(SEGMENTS_VARIABLE) or next((path / "segments" for path in data_paths), None)
     watches = [worker_watch(database), *([] if where is None else [segments_watch(where)])]
     application.state.ingest.watches += [Cached(watch) for watch in watches]
@@ -53,6 +57,8 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
                 yield
         finally:
             service.close()
+            if traces is not None:
+                traces.close()
 
     application.router.lifespan_context = lifespan
     return application

@@ -44,6 +44,7 @@ from wattledger.home import Home
 from wattledger.housekeeping import Housekeeper
 from wattledger.runtime import code_version, ready_database, segments_of
 from wattledger.sealing import Sealing, SealingSettings
+from wattledger.tracing import Traces, traces_of
 from wattledger.worker_metrics import MeasuredSealing, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ def run_worker(
     database = ready_database(home)
     settings = WorkerSettings(code_version=code_version(), interval_s=interval_s)
     sealing = SealingSettings.from_env(os.environ)
-    worker = Worker(database, settings, home, enforced=enforced, segments=segments_of(home), sealing=sealing)
+    traces = traces_of(os.environ, "wattledger-worker", settings.code_version)
+    segments = segments_of(home)
+    worker = Worker(database, settings, home, enforced=enforced, segments=segments, sealing=sealing, traces=traces)
     try:
         if metrics_at is not None:
             _show(worker.metrics, *metrics_at)
@@ -138,6 +141,7 @@ class Worker:
         clock: Callable[[], datetime] = _now,
         segments: Segments | None = None,
         sealing: SealingSettings | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Without ``segments`` nothing is sealed, and a sealed hour that is due is left open with an error."""
         self._database = database
@@ -150,7 +154,9 @@ class Worker:
         self._engine = database.create_engine("worker", pool_size=3, application=self._lease.session)
         self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
         self.metrics = WorkerMetrics(timedelta(microseconds=settings.policy.lateness_us), clock)
-        self._closer = HourCloser(database, replace(settings, session=self._lease.session), segments)
+        self._traces = traces
+        tracer = None if traces is None else traces.tracer("wattledger.worker")
+        self._closer = HourCloser(database, replace(settings, session=self._lease.session), segments, tracer)
         self._sealing = None
         if segments is not None:
             plain = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
@@ -227,6 +233,8 @@ class Worker:
         self._client.close()
         self._engine.dispose()
         self.metrics.close()
+        if self._traces is not None:
+            self._traces.close()
 
     def _close_hours(self, now: datetime) -> object | None:
         done = self._closer.run(now, on_due=self.metrics.due, on_hour=self.metrics.saved)

@@ -6,19 +6,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from opentelemetry.trace import Tracer
 
 from analytics.api import audit, bill, budgets, gate, lineage, logs, problems
 from analytics.api.metrics import ApiMetrics, Measured
 from analytics.api.service import ApiSettings, Service
+from analytics.api.tracing import Traced
 from ingest.body_limit import BodyLimit
 from ingest.store.engine import Database
 
 
-def mount(app: FastAPI, service: Service, metrics: ApiMetrics | None = None) -> None:
-    """Add the read API to an application; who made ``service`` closes it. ``metrics``: where its requests are counted."""
+def mount(app: FastAPI, service: Service, metrics: ApiMetrics | None = None, tracer: Tracer | None = None) -> None:
+    """Add the read API to an application; who made ``service`` closes it.
+
+    ``metrics``: where its requests are counted; ``tracer``: what makes a span of each.
+    """
     app.state.api = service
     if metrics is not None:
         app.add_middleware(Measured, metrics=metrics)
+    if tracer is not None:
+        app.add_middleware(Traced, tracer=tracer)
     problems.install(app)
     for module in (bill, budgets, gate, lineage, logs, audit):
         app.include_router(module.router)

@@ -13,7 +13,7 @@ from opentelemetry.metrics import Meter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 NO_ROUTE: Final = "none"
-_NOT_COUNTED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+NOT_COUNTED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked by machines every few seconds: they would drown what people and gates see."""
 _BROKEN: Final = 500
 
@@ -65,5 +65,5 @@ class Measured:
             await self._app(scope, receive, noted)
         finally:
             route = route_of(scope)
-            if route not in _NOT_COUNTED:
+            if route not in NOT_COUNTED:
                 self._metrics.answered(route, status, time.perf_counter() - began_s)

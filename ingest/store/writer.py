@@ -12,8 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from opentelemetry.trace import Link, Span, SpanContext, Tracer, get_current_span
 
 from ingest.errors import UnavailableError
 from ingest.store.group import Result
@@ -63,6 +66,7 @@ class _Waiting:
     ticket: Any
     submission: Submission
     since: float
+    span: SpanContext | None = None
 
 
 class Writer:
@@ -70,6 +74,8 @@ class Writer:
 
     def __init__(self, sinks: Sequence[Sink], limits: Limits, settled: Settled) -> None:
         self.statistics = Statistics()
+        self.tracer: Tracer | None = None
+        """Makes a span of each group, linked to its bodies' spans; set before the start, or never."""
         self._limits = limits
         self._settled = settled
         self._queue: deque[_Waiting] = deque()
@@ -116,7 +122,8 @@ class Writer:
             if self._queue and self._queued_bytes + size > self._limits.queue_bytes:
                 self.statistics.refused_full += 1
                 raise UnavailableError("queue_full", "more waits to be written than fits; send the batch again", 1)
-            self._queue.append(_Waiting(ticket, submission, time.monotonic()))
+            span = None if self.tracer is None else get_current_span().get_span_context()
+            self._queue.append(_Waiting(ticket, submission, time.monotonic(), span))
             self._queued_bytes += size
             self._queued_rows += submission.body.rows
             # Waking a thread for each of a thousand small bodies would cost more than writing them.
@@ -127,7 +134,9 @@ class Writer:
         pause_s = _FIRST_PAUSE_S
         while group := self._next_group():
             started = time.monotonic()
-            results = self._write(sink, [waiting.submission for waiting in group])
+            submissions = [waiting.submission for waiting in group]
+            with nullcontext() if self.tracer is None else _spanned(self.tracer, group):
+                results = self._write(sink, submissions)
             self._account(group, started)
             settled = [(waiting.ticket, result) for waiting, result in zip(group, results, strict=True)]
             self._settled(settled, time.monotonic() - group[0].since)
@@ -204,3 +213,15 @@ class Writer:
         if self._queue:
             self._ready.notify()
         return group
+
+
+def _spanned(tracer: Tracer, group: Sequence[_Waiting]) -> AbstractContextManager[Span]:
+    return tracer.start_as_current_span(
+        "commit group",
+        links=[Link(waiting.span) for waiting in group if waiting.span is not None and waiting.span.is_valid],
+        attributes={
+            "wattledger.bodies": len(group),
+            "wattledger.rows": sum(waiting.submission.body.rows for waiting in group),
+            "wattledger.waited_s": time.monotonic() - group[0].since,
+        },
+    )
