@@ -97,20 +97,6 @@ def close_partition(conn: sa.Connection, table: str, day: date) -> bool:
     return bool(conn.execute(sa.select(sa.func.close_partition(table, day))).scalar_one())
 
 
-def drop_before(conn: sa.Connection, day: date, *, tables: Collection[str] = DROPPABLE) -> tuple[Partition, ...]:
-    """Drop the sample partitions of days before ``day`` and return them.
-
-    The caller has made sure that they are sealed or past every retention; nothing brings them back.
-    """
-    kept_for_ever = sorted(set(tables) - set(DROPPABLE))
-    if kept_for_ever:
-        raise ValueError(f"{', '.join(kept_for_ever)}: bills are made of these, they are not dropped by age")
-    old = [partition for partition in partitions(conn) if partition.table in tables and partition.day < day]
-    for partition in old:
-        conn.execute(sa.select(sa.func.drop_partition(partition.table, partition.day)))
-    return tuple(old)
-
-
 def _runs(days: list[date]) -> Iterator[tuple[date, date]]:
     """Yield the first and last day of each run of consecutive days."""
     start = 0
