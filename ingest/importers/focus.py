@@ -22,10 +22,9 @@ from ingest.importers.errors import OptionError
 from ingest.importers.focus_columns import FIELDS, version_of
 from ingest.importers.focus_rows import CallLine, Charge, parse_charges
 from ingest.importers.report import ImportReport, ProgressCallback
-from ingest.importers.run import importing
+from ingest.importers.run import check_tenant, importing
 from ingest.store.charges import CHARGE_COLUMNS, Charges, StatedTotalError, WrittenCharges
 from ingest.store.import_calls import keep_reports
-from ingest.store.tenancy import TenantPathError, checked_path
 
 _values: Final = attrgetter(*CHARGE_COLUMNS)
 """The fields of a charge as they are staged; astuple() copies each deeply, which took as long as all else."""
@@ -57,11 +56,7 @@ def import_focus(
     progress: ProgressCallback | None = None,
 ) -> ImportReport:
     """Import one export. Raises ImportFileError."""
-    if options.tenant is not None:
-        try:
-            checked_path(options.tenant)
-        except TenantPathError as error:
-            raise OptionError(f"--tenant: {error}") from error
+    check_tenant(options.tenant)
     if options.one_of_several and options.whole_periods:
         raise OptionError("a file is either one part of several or the whole of its periods")
     source = replace(source, tz=source.tz or "UTC")

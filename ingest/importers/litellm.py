@@ -22,9 +22,8 @@ from ingest.importers.columns import Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.report import ImportReport, ProgressCallback
-from ingest.importers.run import importing
+from ingest.importers.run import check_tenant, importing
 from ingest.store.import_calls import keep_reports
-from ingest.store.tenancy import TenantPathError, checked_path
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_DURATION_US: Final = 7 * 86_400_000_000
@@ -75,11 +74,7 @@ def import_litellm(
     progress: ProgressCallback | None = None,
 ) -> ImportReport:
     """Import one export. Raises ImportFileError."""
-    if options.tenant is not None:
-        try:
-            checked_path(options.tenant)
-        except TenantPathError as error:
-            raise OptionError(f"--tenant: {error}") from error
+    check_tenant(options.tenant)
     # The table holds times without a zone, in UTC.
     source = replace(source, tz=source.tz or "UTC")
     with importing(conn, source, kind="litellm", site=options.site, dry_run=dry_run) as (report, site_id):

@@ -19,9 +19,8 @@ from ingest.importers.columns import DURATION_UNITS, Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.report import ImportReport, ProgressCallback, RowLog
-from ingest.importers.run import importing
+from ingest.importers.run import check_tenant, importing
 from ingest.store.import_calls import keep_reports
-from ingest.store.tenancy import TenantPathError, checked_path
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_TOKENS: Final = 1 << 40
@@ -108,11 +107,7 @@ def import_llm_log(
     progress: ProgressCallback | None = None,
 ) -> ImportReport:
     """Import one log. Raises ImportFileError."""
-    if options.tenant is not None:
-        try:
-            checked_path(options.tenant)
-        except TenantPathError as error:
-            raise OptionError(f"--tenant: {error}") from error
+    check_tenant(options.tenant)
     with importing(conn, source, kind="llm-log", site=options.site, dry_run=dry_run) as (report, site_id):
         if site_id is None:
             return report

@@ -9,10 +9,21 @@ import sqlalchemy as sa
 
 from ingest.errors import BadBodyError
 from ingest.importers.columns import Source
-from ingest.importers.errors import ImportFileError
+from ingest.importers.errors import ImportFileError, OptionError
 from ingest.importers.report import ImportReport
 from ingest.importers.tabular import sha256_of
 from ingest.store.imports import TooManyDaysError, claim, finish, one_import
+from ingest.store.tenancy import TenantPathError, checked_path
+
+
+def check_tenant(path: str | None) -> None:
+    """Raise OptionError for a tenant that an option names and that is no path."""
+    if path is None:
+        return
+    try:
+        checked_path(path)
+    except TenantPathError as error:
+        raise OptionError(f"--tenant: {error}") from error
 
 
 @contextmanager
