@@ -19,7 +19,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from analytics.errors import BooksError
 from analytics.io.findings import report_unbalanced
-from analytics.io.hours import Batch, batches, due_hours, forget_changes, remember_open, settle
+from analytics.io.hours import Batch, batches, due_hours, forget_changes, hours_at_once, remember_open, settle
 from analytics.io.load import Loaded, load_batch
 from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
 from analytics.io.segments import raise_refused
@@ -30,9 +30,10 @@ from ingest.store.segments import SegmentExpiredError, Segments
 
 log = logging.getLogger(__name__)
 
-_PATIENCE: Final = (
+PATIENCE: Final = (
     "SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', %s, false)"
 )
+"""Of a worker's session, with ``standstill_s`` and ``row_wait_s`` of its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ class WorkerSettings:
     row_wait_s: int = 10
     """How long to wait for a row another worker holds; then its hour is left for the next round."""
     hours_per_pass: int = 24
-    """Hours of one site computed together: fewer passes, more memory (24 h x 128 GPUs at 10 s is about 0.3 GiB)."""
+    """At most so many hours of one site are computed together: fewer passes."""
+    device_hours_per_pass: int = 4_096
+    """And at most so many hours x devices, but always one hour: memory (3,072 at 10 s take about 0.3 GiB)."""
 
 
 @dataclass(slots=True)
@@ -116,13 +119,13 @@ class HourCloser:
         round_ = Round()
         with self._database.connect("worker", autocommit=True, application=self._settings.session) as connection:
             settings = self._settings
-            connection.execute(_PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
+            connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
             lateness = timedelta(microseconds=settings.policy.lateness_us)
             due = due_hours(connection, now, lateness)
             if on_due is not None:
                 on_due(due)
-            waiting = batches(due, settings.hours_per_pass)
+            waiting = batches(due, settings.hours_per_pass, hours_at_once(connection, settings.device_hours_per_pass))
             while waiting:
                 batch = waiting.pop(0)
                 try:

@@ -7,7 +7,7 @@ a change it did not see (written by a transaction from its ``seen_xid`` on) touc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -108,8 +108,23 @@ def due_hours(
     return [HourState(*row) for row in rows]
 
 
-def batches(hours: list[HourState], most: int) -> list[Batch]:
-    """Group hours (sorted by site and time) into runs of consecutive hours, at most ``most`` each."""
+def hours_at_once(connection: psycopg.Connection[Any], device_hours: int) -> dict[int, int]:
+    """Return for each site with devices how many of its hours are computed together: memory grows with devices x hours.
+
+    At least one; an hour is not cut.
+    """
+    rows = connection.execute(
+        """
+        SELECT nodes.site_id, count(*) FROM placements JOIN nodes ON nodes.id = placements.node_id
+        WHERE placements.superseded_at IS NULL AND placements.valid_to IS NULL GROUP BY nodes.site_id
+        """
+    ).fetchall()
+    return {site_id: max(1, device_hours // devices) for site_id, devices in rows}
+
+
+def batches(hours: Sequence[HourState], most: int, most_of: Mapping[int, int] | None = None) -> list[Batch]:
+    """Group hours (sorted by site and time) into runs of consecutive hours, at most ``most`` each, and ``most_of`` a site."""
+    limits = most_of or {}
     groups: list[list[HourState]] = []
     for hour in hours:
         group = groups[-1] if groups else None
@@ -117,7 +132,7 @@ def batches(hours: list[HourState], most: int) -> list[Batch]:
             group
             and group[-1].site_id == hour.site_id
             and group[-1].hour_at + timedelta(hours=1) == hour.hour_at
-            and len(group) < most
+            and len(group) < min(most, limits.get(hour.site_id, most))
         ):
             group.append(hour)
         else:

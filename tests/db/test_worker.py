@@ -10,7 +10,7 @@ import pytest
 
 from analytics import jobs
 from analytics.errors import BooksError
-from analytics.io.hours import due_hours
+from analytics.io.hours import batches, due_hours, hours_at_once
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import HourInputs, HourResult, Metered, Window, close_hours
@@ -357,3 +357,16 @@ def test_a_sealed_hour_without_its_segments_is_refused_rather_than_closed_withou
     window = Window(HOUR_AT, HOUR_AT + HOUR, LATER)
     with fleet.database.connect("worker") as connection, pytest.raises(SegmentError, match="sealed"):
         load_batch(fleet.database, connection, fleet.site_id, window, SETTINGS.policy, "USD")
+
+
+def test_how_many_hours_are_computed_together_depends_on_how_many_devices_the_site_has(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    fleet.job("7", HOUR_AT, HOUR_AT + timedelta(minutes=90))
+    with fleet.database.connect("worker") as connection:
+        due = due_hours(connection, LATER)
+        (devices,) = fleet.rows("SELECT count(*) FROM placements WHERE valid_to IS NULL AND superseded_at IS NULL")
+        assert hours_at_once(connection, 2 * devices[0]) == {fleet.site_id: 2}
+        assert hours_at_once(connection, 1) == {fleet.site_id: 1}, "an hour is never cut"
+        assert [len(batch.hours) for batch in batches(due, 24, {fleet.site_id: 2})] == [2, 1]
+        assert [len(batch.hours) for batch in batches(due, 1, {fleet.site_id: 2})] == [1, 1, 1]
+        assert [len(batch.hours) for batch in batches(due, 24, {})] == [3]
