@@ -1,25 +1,34 @@
 """query.fleet: energy by tenant in steps of a minute over a fleet's 40 M samples; the peer answers the same, to the millijoule.
 
-Ours comes from the minutes by tenant that closing an hour writes with its books, and beside it from the sealed segments, raw.
-The peer has no such step: it is asked over its samples, as it always is, ``sum by (tenant) (increase(energy_mj[1m]))``, past its
-result cache. All three answers are compared, and one that differs ends the run. What closing the hours costs is no part of it.
-Cold: server restarted and the kernel's pages of its files let go. Warm: the median of several, in turns.
+Ours is the API's own route, ``GET /v1/tenants/energy``, asked over HTTP as the peer is, in a process of its own as the peer has:
+token, row-level security, where figures come from, JSON and all. It reads the minutes by tenant that closing an hour writes with
+its books. Beside it the sealed segments, raw. The peer has no such step: it is asked over its samples, as it always is,
+``sum by (tenant) (increase(energy_mj[1m]))``, past its result cache. All answers are compared, and one that differs ends the run.
+What closing the hours costs is no part of it. Cold: servers restarted and the kernel's pages of their files let go. Warm: the
+median of several, in turns.
 """
 
 from __future__ import annotations
 
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+import orjson
 import polars as pl
 import psycopg
+import uvicorn
 
+from analytics.api.app import create_api
 from analytics.io.rollups import energy_by_tenant
 from analytics.jobs import HourCloser, WorkerSettings
 from bench import victoria
@@ -27,14 +36,18 @@ from bench.report import Result
 from bench.stand import Stand, stand
 from bench.trace_fleet import METRICS
 from bench.trace_stand import HOUR, START_AT, TraceStand, furnish, size_of
+from ingest.store import tokens
+from ingest.store.engine import Database
 from ingest.store.samples import samples
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import Segments
+from ingest.store.tokens import Scope
 
 TARGET_RATIO: Final = 1.0
 RAW_TARGET_MS: Final = 150.0
 _ROUNDS: Final = 7
 _MINUTE_US: Final = 60_000_000
+_START_TIMEOUT_S: Final = 60.0
 _QUERY: Final = "sum by (tenant) (increase(energy_mj[1m]))"
 Answer = dict[tuple[int, str], int]
 """Millijoules by (start of the minute in Unix seconds, tenant)."""
@@ -53,17 +66,23 @@ def run() -> list[Result]:
         with on.database.connect("admin", autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
             connection.execute("CHECKPOINT")
-        rollups = _rollups(loaded)
-        raw = _raw(loaded, segments)
-        if rollups.answer != raw.answer:
-            raise RuntimeError("rollups and raw segments disagree: " + _difference(rollups.answer, raw.answer))
-        _cool(on, folder / "segments", rollups, raw)
-        peer, detail = _peer(loaded, folder / "victoria", rollups, raw)
-    detail |= {"samples": loaded.samples, "devices": devices, "hours": hours, "answers": len(rollups.answer)}
-    detail |= {"cold_ms": rollups.cold_ms, "raw_cold_ms": raw.cold_ms}
-    met = peer is not None and rollups.warm_ms <= TARGET_RATIO * peer
+        with _api(on) as client:
+            route = _Way(lambda: _asked_of_us(client, loaded))
+        function, raw = _function(loaded), _raw(loaded, segments)
+        for way in (function, raw):
+            if way.answer != route.answer:
+                raise RuntimeError("ours disagree: " + _difference(route.answer, way.answer))
+        _cool(on, folder / "segments", function, raw)
+        on.restart(victoria.forget_pages)
+        with _api(on) as client:
+            route.ask = lambda: _asked_of_us(client, loaded)
+            route.chill()
+            peer, detail = _peer(loaded, folder / "victoria", route, function, raw)
+    detail |= {"samples": loaded.samples, "devices": devices, "hours": hours, "answers": len(route.answer)}
+    detail |= {"cold_ms": route.cold_ms, "raw_cold_ms": raw.cold_ms, "in_process_ms": function.warm_ms}
+    met = peer is not None and route.warm_ms <= TARGET_RATIO * peer
     return [
-        Result("query.fleet", rollups.warm_ms, "ms", f"<= {TARGET_RATIO:g} x peer", met, peer, detail),
+        Result("query.fleet", route.warm_ms, "ms", f"<= {TARGET_RATIO:g} x peer", met, peer, detail),
         Result(
             "query.fleet.raw", raw.warm_ms, "ms", f"<= {RAW_TARGET_MS:g} ms", raw.warm_ms <= RAW_TARGET_MS, peer, detail
         ),
@@ -101,15 +120,34 @@ def _in_turns(*ways: _Way) -> None:
         way.warm_ms = round(statistics.median(known), 2)
 
 
-def _rollups(loaded: TraceStand) -> _Way:
-    # One connection, as the API's pool and the peer's HTTP client keep theirs; a restarted server gets a new one.
+def _asked_of_us(client: httpx.Client, loaded: TraceStand) -> Answer:
+    asked = {"from": START_AT.isoformat(), "to": loaded.end_at.isoformat()}
+    answer = client.get("/v1/tenants/energy", params=asked)
+    answer.raise_for_status()
+    start_s = int(START_AT.timestamp())
+    return {
+        (start_s + 60 * number, series["tenant"]): energy_mj
+        for series in orjson.loads(answer.content)["tenants"]
+        for number, energy_mj in enumerate(series["energy_mj"])
+        if energy_mj is not None
+    }
+
+
+def _function(loaded: TraceStand) -> _Way:
+    """What the route asks the database, without the route."""
     pool = loaded.database.create_engine("worker", pool_size=1)
+    start_s = int(START_AT.timestamp())
 
     def ask() -> Answer:
         with closing(pool.raw_connection()) as lent:
             connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
-            rows = energy_by_tenant(connection, START_AT, loaded.end_at)
-        return {(int(at.timestamp()), str(tenant)): int(energy or 0) for at, tenant, energy in rows}
+            found = energy_by_tenant(connection, START_AT, loaded.end_at)
+        return {
+            (start_s + 60 * number, str(series.tenant)): energy_mj
+            for series in found
+            for number, energy_mj in enumerate(series.energy_mj)
+            if energy_mj is not None
+        }
 
     return _Way(ask)
 
@@ -155,11 +193,11 @@ def _cool(on: Stand, segments: Path, *ways: _Way) -> None:
         way.chill()
 
 
-def _peer(loaded: TraceStand, folder: Path, rollups: _Way, raw: _Way) -> tuple[float | None, dict[str, Any]]:
-    """Fill and ask the peer, in turns with ours; return its warm time, and what else there is to tell."""
-    ours = rollups.answer
+def _peer(loaded: TraceStand, folder: Path, *ways: _Way) -> tuple[float | None, dict[str, Any]]:
+    """Fill and ask the peer, in turns with our ways; return its warm time, and what else there is to tell."""
+    ours = ways[0].answer
     if not victoria.is_installed():
-        _in_turns(rollups, raw)
+        _in_turns(*ways)
         return None, {"peer": victoria.MISSING}
     labels: Callable[[int], dict[str, str]] = lambda device: {  # noqa: E731
         "gpu": f"GPU-{device}",
@@ -170,7 +208,7 @@ def _peer(loaded: TraceStand, folder: Path, rollups: _Way, raw: _Way) -> tuple[f
         server.load(loaded.rows, METRICS, labels)
         server.merge()
         warm = _Way(lambda: _asked(server, loaded))
-        _in_turns(rollups, warm, raw)
+        _in_turns(ways[0], warm, *ways[1:])
     if warm.answer != ours:
         raise RuntimeError("ours and the peer's answers differ: " + _difference(ours, warm.answer))
     victoria.forget_pages(folder)
@@ -193,3 +231,46 @@ def _asked(server: victoria.Victoria, loaded: TraceStand) -> Answer:
 def _difference(left: Answer, right: Answer) -> str:
     wrong = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
     return f"{len(wrong)} of {len(left)} and {len(right)}, first {wrong[:3]}"
+
+
+@contextmanager
+def _api(on: Stand) -> Iterator[httpx.Client]:
+    """Run the API in a process of its own; yield a client with a token for all tenants."""
+    engine = on.database.create_engine("admin")
+    with engine.begin() as conn:
+        secret = tokens.create(conn, "bench", [Scope.READ], actor="bench", tenant_path="*").secret
+    engine.dispose()
+    process = subprocess.Popen([sys.executable, "-m", "bench.query_fleet", str(on.socket_dir), str(on.port)])
+    headers = {"Authorization": f"Bearer {secret}"}
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{on.port}", headers=headers, timeout=60) as client:
+            _await(client, process)
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def _await(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            client.get("/openapi.json")
+        except httpx.TransportError:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        create_api(Database.on_socket(Path(sys.argv[1]))),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+    )

@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 
 from analytics.io.findings import replace_findings, withdraw_findings
 from analytics.io.readings import Silences
+from analytics.io.rollups import replace_tenant_minutes
 from analytics.pipeline import Window, content_hash
 from ingest.store.copy import copy_statement, encode
 
@@ -252,23 +253,8 @@ def _copy(connection: psycopg.Connection[Any], table: str, rows: pl.DataFrame) -
             copy.write(part)
 
 
-_REPLACE_TENANT_MINUTES: Final = """
-WITH gone AS (
-    DELETE FROM tenant_minutes WHERE site_id = %(site_id)s
-    AND minute_at >= %(hour_at)s AND minute_at < %(hour_at)s::timestamptz + interval '1 hour'
-)
-INSERT INTO tenant_minutes (site_id, minute_at, tenant_id, energy_mj)
-SELECT %(site_id)s, %(hour_at)s::timestamptz + minute * interval '1 minute', tenant_id, energy_mj
-FROM unnest(%(minutes)s::smallint[], %(tenants)s::integer[], %(energies_mj)s::bigint[]) AS rows (minute, tenant_id, energy_mj)
-"""
-
-
 def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, books: HourBooks) -> None:
-    given: dict[str, Any] = {"site_id": state.site_id, "hour_at": state.hour_at}
-    given["minutes"] = books.tenant_minutes["minute_at"].dt.minute().to_list()
-    given["tenants"] = books.tenant_minutes["tenant_id"].to_list()
-    given["energies_mj"] = books.tenant_minutes["energy_mj"].to_list()
-    connection.execute(_REPLACE_TENANT_MINUTES, given)
+    replace_tenant_minutes(connection, state.site_id, state.hour_at, books.tenant_minutes)
     rollups = books.rollups
     if rollups.is_empty():
         return

@@ -141,7 +141,15 @@ def api(db: Database) -> Iterator[Api]:
     engine.dispose()
 
 
-READS = ["/v1/bill", "/v1/budgets", "/v1/budgets/acme/nlp", "/v1/findings", "/v1/actions", "/v1/fleet/power"]
+READS = [
+    "/v1/bill",
+    "/v1/budgets",
+    "/v1/budgets/acme/nlp",
+    "/v1/findings",
+    "/v1/actions",
+    "/v1/fleet/power",
+    "/v1/tenants/energy",
+]
 
 
 @pytest.mark.parametrize("path", READS)

@@ -42,7 +42,7 @@ budgets:
     limits: {cost: 7777}
     ladder: [{at: 1%, do: cancel}]
 """
-SECRETS = ("victim", "owls", "owl-", "61.6161", "7777", "secret-response", "nightjar")
+SECRETS = ("victim", "owls", "owl-", "61.6161", "616161", "7777", "secret-response", "nightjar")
 """What only the other tenant may see: its name, its people, jobs, models and budgets, and what it cost."""
 PUBLIC = {
     ("GET", path)
@@ -89,6 +89,10 @@ ROUTES: dict[tuple[str, str], list[Asked]] = {
     ("GET", "/v1/findings"): [asked(Scope.READ), asked(Scope.READ, query=PERIOD | {"kind": "idle_waste"})],
     ("GET", "/v1/actions"): [asked(Scope.READ)],
     ("GET", "/v1/fleet/power"): [asked(Scope.READ, query=PERIOD)],
+    ("GET", "/v1/tenants/energy"): [
+        asked(Scope.READ, query=PERIOD),
+        asked(Scope.READ, query=PERIOD | {"step_s": "3600", "tenant": "{tenant}"}),
+    ],
     ("GET", "/v1/lineage/{response_id:path}"): [
         asked(Scope.READ, path={"response_id:path": "{response}"}),
         asked(Scope.READ, path={"response_id:path": "{response}"}, query={"site": "lab"}),
@@ -190,6 +194,8 @@ def fill(conn: sa.Connection) -> int:
             usage(job_id=own, tenant_id=ours, devices={made.device_ids[1]: KWH_MJ}, cost="1"),
         ],
     )
+    minutes = {"site_id": made.site_id, "minute_at": THIS_HOUR - timedelta(minutes=70), "energy_mj": 61_616_100}
+    conn.execute(sa.insert(book_tables.tenant_minutes).values(**minutes, tenant_id=owls))
     early = THIS_HOUR - timedelta(days=9)
     price = {"provider": "owned", "model": MODEL, "meter": "accelerator_hour", "amount": 1, "unit": "hour"}
     conn.execute(sa.insert(reference.prices).values(**price, currency="USD", source="test", valid_from=early))

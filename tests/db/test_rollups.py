@@ -1,4 +1,4 @@
-"""Energy by tenant and step, from minute rollups."""
+"""Energy by tenant and step, from the minutes that closing an hour writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from analytics.io.rollups import energy_by_tenant
+from analytics.io.rollups import TenantEnergy, energy_by_tenant
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
@@ -29,11 +29,13 @@ def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db
         by_minute = energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR)
         by_hour = energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600)
 
-    assert by_minute[0] == (HOUR_AT, None, 6_000_000)  # 100 W x 60 s
-    assert by_minute[10] == (HOUR_AT + timedelta(minutes=10), "acme/research/nlp", 6_000_000)
-    assert by_minute[30] == (HOUR_AT + timedelta(minutes=30), "acme/research/nlp", 1_500_000)
+    nlp, nobody = by_minute
+    assert (nlp.tenant, nobody.tenant) == ("acme/research/nlp", None)
+    # 100 W x 60 s are 6,000 J; a quarter of it is 1,500 J.
+    assert nlp.energy_mj == [None] * 10 + [6_000_000] * 20 + [1_500_000] * 20 + [None] * 10
+    assert nobody.energy_mj == [6_000_000] * 10 + [None] * 20 + [4_500_000] * 20 + [6_000_000] * 10
     # 20 minutes of the whole and 20 of a quarter; 20 minutes nobody held, and three quarters of 20.
-    assert by_hour == [(HOUR_AT, "acme/research/nlp", 150_000_000), (HOUR_AT, None, 210_000_000)]
+    assert by_hour == [TenantEnergy("acme/research/nlp", [150_000_000]), TenantEnergy(None, [210_000_000])]
 
 
 def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) -> None:
@@ -43,7 +45,7 @@ def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) 
     HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 4 * HOUR)
     with db.connect("worker") as connection:
         assert energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600) == [
-            (HOUR_AT, "acme/research/nlp", 360_000_000)
+            TenantEnergy("acme/research/nlp", [360_000_000])
         ]
 
 
@@ -57,7 +59,7 @@ def test_a_minute_that_changes_hands_is_cut_where_it_does(db: Database) -> None:
     closer.run(HOUR_AT + 3 * HOUR)
     with db.connect("worker") as connection:
         minute = energy_by_tenant(connection, ten, ten + timedelta(minutes=1))
-        assert minute == [(ten, "acme/research/nlp", 3_000_000), (ten, None, 3_000_000)]
+        assert minute == [TenantEnergy("acme/research/nlp", [3_000_000]), TenantEnergy(None, [3_000_000])]
 
     fleet.job("8", ten + timedelta(seconds=50), ten + timedelta(minutes=2))
     closer.run(HOUR_AT + 3 * HOUR)  # the hour is stale: its minutes are replaced with its books
@@ -65,9 +67,8 @@ def test_a_minute_that_changes_hands_is_cut_where_it_does(db: Database) -> None:
     with db.connect("worker") as connection:
         rows = energy_by_tenant(connection, ten, ten + timedelta(minutes=2))
     assert rows == [
-        (ten, "acme/research/nlp", 4_000_000),
-        (ten, None, 2_000_000),
-        (ten + timedelta(minutes=1), "acme/research/nlp", 6_000_000),
+        TenantEnergy("acme/research/nlp", [4_000_000, 6_000_000]),
+        TenantEnergy(None, [2_000_000, None]),
     ]
 
 
@@ -86,3 +87,15 @@ def test_minutes_of_tenants_sum_to_the_minutes_of_devices(db: Database) -> None:
     """
     assert fleet.rows(different) == [(0,)]
     assert fleet.rows("SELECT count(DISTINCT minute_at) FROM tenant_minutes") == [(60,)]
+
+
+def test_steps_that_do_not_fit_the_interval_are_refused(db: Database) -> None:
+    with db.connect("worker") as connection:
+        for from_at, to_at, step_s in (
+            (HOUR_AT, HOUR_AT + HOUR, 90),
+            (HOUR_AT, HOUR_AT + HOUR, 0),
+            (HOUR_AT, HOUR_AT + HOUR, 7 * 60),
+            (HOUR_AT + timedelta(seconds=1), HOUR_AT + timedelta(seconds=61), 60),
+        ):
+            with pytest.raises(ValueError, match="no whole number of steps"):
+                energy_by_tenant(connection, from_at, to_at, step_s)
