@@ -11,13 +11,16 @@ from typing import Any, Final
 
 import altair as alt
 
-from dashboard.data import BillRow, PowerPoint
+from dashboard.data import BillRow, PowerPoint, TenantSteps
 
 W_PER_KW: Final = 1000
+MJ_PER_J: Final = 1000
+J_PER_KWH: Final = 3_600_000
 MOST_SERIES: Final = 8
 """More areas than this cannot be told apart; the smallest are shown as one."""
 MOST_TENANTS: Final = 15
 OTHER: Final = "all others"
+NOBODY: Final = "no tenant"
 AREAS: Final = ("#0f766e", "#5aa9a1", "#2f5d8a", "#8fb3d9", "#7a5ea8", "#b9a4d6", "#6b7a89", "#b6c0ca", "#d5dbe1")
 CATEGORY_NAMES: Final = {"gpu_owned": "own GPUs", "electricity": "electricity", "api_tokens": "API tokens"}
 CATEGORY_COLORS: Final = ("#0f766e", "#d9a441", "#2f5d8a")
@@ -36,6 +39,13 @@ class Measure(StrEnum):
     COST = "Cost"
     ENERGY = "Energy"
     CARBON = "Carbon"
+
+
+class Flow(StrEnum):
+    """What is drawn of each tenant over time."""
+
+    POWER = "Power"
+    ENERGY = "Energy"
 
 
 class Waste(StrEnum):
@@ -75,7 +85,49 @@ def power_chart(points: Sequence[PowerPoint], step_s: int, height_px: int = 250)
         }
         for (at, name), watts in sorted(power_w.items())
     ]
-    color_scale = alt.Scale(domain=series, range=list(AREAS[: len(series)]))
+    coverage_tip = alt.Tooltip("coverage_percent:Q", title="coverage (%)", format=".1f")
+    return _over_time(values, series, "power_kw", "IT power (kW)", height_px, coverage_tip)
+
+
+def tenants_over_time(steps: TenantSteps, flow: Flow, height_px: int = 250) -> alt.Chart:
+    """Return each tenant's power in kW, or energy in kWh a step, stacked over UTC time; a step without meters stays empty.
+
+    The largest tenants have an area of their own, the others one together.
+    """
+    totals = {each.tenant or NOBODY: sum(mj or 0 for mj in each.energy_mj) for each in steps.tenants}
+    shown = sorted(sorted(totals, key=lambda name: (-totals[name], name))[:MOST_SERIES])
+    energy_mj: dict[tuple[int, str], int] = {}
+    for each in steps.tenants:
+        name = each.tenant or NOBODY
+        for number, mj in enumerate(each.energy_mj):
+            if mj is not None:
+                key = (number, name if name in shown else OTHER)
+                energy_mj[key] = energy_mj.get(key, 0) + mj
+    series = [*shown, OTHER] if len(totals) > len(shown) else shown
+    step = timedelta(seconds=steps.step_s)
+    values = [
+        {
+            "at": (steps.from_at + number * step).isoformat(),
+            "until": (steps.from_at + (number + 1) * step).isoformat(),
+            "series": name,
+            "power_kw": mj / (MJ_PER_J * W_PER_KW * steps.step_s),
+            "energy_kwh": mj / (MJ_PER_J * J_PER_KWH),
+        }
+        for (number, name), mj in sorted(energy_mj.items())
+    ]
+    if flow is Flow.POWER:
+        other = alt.Tooltip("energy_kwh:Q", title="IT energy (kWh)", format=",.3f")
+        return _over_time(values, series, "power_kw", "IT power (kW)", height_px, other)
+    other = alt.Tooltip("power_kw:Q", title="IT power (kW)", format=",.2f")
+    title = f"IT energy (kWh per {steps.step_s // 60} min)"
+    return _over_time(values, series, "energy_kwh", title, height_px, other)
+
+
+def _over_time(
+    values: list[dict[str, Any]], series: Sequence[str], field: str, title: str, height_px: int, also: alt.Tooltip
+) -> alt.Chart:
+    """Return the stacked bars of ``values`` (at, until, series and ``field``, in the unit that ``title`` names)."""
+    color_scale = alt.Scale(domain=list(series), range=list(AREAS[: len(series)]))
     legend = alt.Legend(title=None, orient="top", labelLimit=260) if len(series) > 1 else None
     chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=values))
@@ -95,7 +147,7 @@ def power_chart(points: Sequence[PowerPoint], step_s: int, height_px: int = 250)
                 ),
             ),
             x2="until:T",
-            y=alt.Y("power_kw:Q", stack="zero", axis=alt.Axis(title="IT power (kW)", format=",~f", tickCount=5)),
+            y=alt.Y(f"{field}:Q", stack="zero", axis=alt.Axis(title=title, format=",~f", tickCount=5)),
             color=alt.Color("series:N", scale=color_scale, legend=legend),
             # The same colour around each bar closes the hairlines between neighbours.
             stroke=alt.Stroke("series:N", scale=color_scale, legend=None),
@@ -103,8 +155,8 @@ def power_chart(points: Sequence[PowerPoint], step_s: int, height_px: int = 250)
             tooltip=[
                 alt.Tooltip("at:T", title="time (UTC)", format="%Y-%m-%d %H:%M", formatType="utc"),
                 alt.Tooltip("series:N", title="series"),
-                alt.Tooltip("power_kw:Q", title="IT power (kW)", format=",.2f"),
-                alt.Tooltip("coverage_percent:Q", title="coverage (%)", format=".1f"),
+                alt.Tooltip(f"{field}:Q", title=title, format=",.2f" if field == "power_kw" else ",.3f"),
+                also,
             ],
         )
         .properties(height=height_px)

@@ -141,6 +141,40 @@ class PowerPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantEnergy:
+    """IT energy of one tenant, in millijoules, step by step; null where no meter spans any of it, never zero.
+
+    A null tenant is what nobody held, or whose job has no tenant. Sources, origins and coverage (null: unknown) are of
+    its hours.
+    """
+
+    tenant: str | None
+    energy_mj: tuple[int | None, ...]
+    sources: tuple[str, ...]
+    origins: tuple[str, ...]
+    coverage_ratio: float | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        return cls(
+            tenant=row["tenant"],
+            energy_mj=tuple(row["energy_mj"]),
+            sources=tuple(row["sources"]),
+            origins=tuple(row["origins"]),
+            coverage_ratio=row["coverage_ratio"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSteps:
+    """Energy of all tenants over steps of ``step_s`` seconds from ``from_at`` on."""
+
+    from_at: datetime
+    step_s: int
+    tenants: tuple[TenantEnergy, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A detected episode of waste with its price; null cash is unknown, not zero."""
 
@@ -256,6 +290,17 @@ class Api:
         """Return mean power by step, site and device model."""
         asked = {**_period(from_at, to_at), "step_s": step_s, "by_model": True}
         return tuple(PowerPoint.of(row) for row in self._get("/v1/fleet/power", asked)["points"])
+
+    def tenants_energy(self, from_at: datetime, to_at: datetime, step_s: int) -> TenantSteps:
+        """Return the energy of each tenant by step, page by page until there is no more."""
+        asked: dict[str, Any] = {**_period(from_at, to_at), "step_s": step_s}
+        tenants: list[TenantEnergy] = []
+        while True:
+            page = self._get("/v1/tenants/energy", asked)
+            tenants += [TenantEnergy.of(row) for row in page["tenants"]]
+            if page["next_cursor"] is None:
+                return TenantSteps(from_at, step_s, tuple(tenants))
+            asked["cursor"] = page["next_cursor"]
 
     def findings(self, from_at: datetime, to_at: datetime, most: int = 200) -> tuple[Finding, ...]:
         """Return the newest findings that touch the period."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from dashboard.data import Bill, Budget, Figures, Finding
+from dashboard.data import Bill, Budget, Figures, Finding, TenantSteps
 
 SIMULATED: Final = "simulated"
 UNIT_NAMES: Final = {"energy_kwh": "kWh", "carbon_kgco2e": "kgCO2e", "accelerator_hours": "GPU-h"}
@@ -16,6 +16,7 @@ VERDICT_NAMES: Final = {"allow": "within", "warn": "warning", "deny": "exceeded"
 VERDICT_COLORS: Final = {"within": "green", "warning": "orange", "exceeded": "red"}
 KIND_NAMES: Final = {"idle_waste": "idle, but held", "throttling": "throttled"}
 _DEVICE_TAIL: Final = 13
+_MJ_PER_KWH: Final = 3_600_000_000
 _SMALLEST_SHARE: Final = Decimal("0.001")
 
 
@@ -129,6 +130,19 @@ def _lines(count: int) -> str:
 
 def _calls(count: int) -> str:
     return "1 API call" if count == 1 else f"{count:,} API calls"
+
+
+def tenants_provenance(steps: TenantSteps) -> str:
+    """Return how much energy the steps hold, and where it comes from."""
+    sources = sorted({source for each in steps.tenants for source in each.sources})
+    origins = sorted({origin for each in steps.tenants for origin in each.origins})
+    known = [each.coverage_ratio for each in steps.tenants if each.coverage_ratio is not None]
+    total_mj = sum(mj or 0 for each in steps.tenants for mj in each.energy_mj)
+    energy_kwh = Decimal(total_mj) / _MJ_PER_KWH
+    return (
+        f"{amount(energy_kwh, 'kWh')} of IT energy in all · source: {', '.join(sources) or 'none'} · lowest coverage of a "
+        f"tenant {percent(min(known, default=None))} · origin: {', '.join(origins) or 'none'}"
+    )
 
 
 def headline(bill: Bill) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from dashboard import charts, view
-from dashboard.data import Api, ApiError, Bill, Budget, Finding, PowerPoint
+from dashboard.data import Api, ApiError, Bill, Budget, Finding, PowerPoint, TenantSteps
 
 REFRESH_S = 30
 
@@ -42,13 +42,14 @@ def overview(period: view.Period) -> None:
         with Api.from_env(os.environ) as api:
             bill = api.bill(*period.bill_window(now))
             power = api.fleet_power(*period.power_window(now), period.step_s)
+            drawn = api.tenants_energy(*period.power_window(now), period.step_s)
             findings = api.findings(*period.bill_window(now))
             budgets = api.budgets()
     except ApiError as error:
         st.error(f"**No data: {error}**\n\nWhat to do: {error.remedy}.", icon=":material/cloud_off:")
         st.caption(f"This page tries again every {REFRESH_S} seconds.")
         return
-    origins = {*bill.total.origins, *(origin for point in power for origin in point.origins)}
+    origins = {*bill.total.origins, *(origin for point in power for origin in point.origins), *_origins(drawn)}
     note = view.origins_note(origins)
     if note is not None:
         st.warning(note, icon=":material/science:")
@@ -57,6 +58,7 @@ def overview(period: view.Period) -> None:
         return
     _headline(bill)
     _power(power, period)
+    _tenant_power(drawn, period)
     cost, waste = st.columns(2, gap="medium")
     with cost:
         _tenants(bill)
@@ -97,23 +99,45 @@ def _power(points: Sequence[PowerPoint], period: view.Period) -> None:
         )
 
 
+def _tenant_power(drawn: TenantSteps, period: view.Period) -> None:
+    with st.container(border=True):
+        origins = _origins(drawn)
+        flow = _heading_with_choice("##### Power by tenant", origins, "Over time", charts.Flow, charts.Flow.POWER)
+        if not drawn.tenants:
+            st.caption(f"No hour of the last {period.label} has minutes by tenant yet.")
+            return
+        _draw(charts.tenants_over_time(drawn, flow), origins)
+        st.caption(
+            f"IT power and energy in steps of {drawn.step_s // 60} min, by who held the devices; `{charts.NOBODY}` is idle and "
+            f"unattributed devices and jobs no binding names. {view.tenants_provenance(drawn)}. For looking at: the bill is below."
+        )
+
+
+def _origins(drawn: TenantSteps) -> set[str]:
+    return {origin for each in drawn.tenants for origin in each.origins}
+
+
 def _tenants(bill: Bill) -> None:
     with st.container(border=True, height="stretch"):
-        measure = _heading_with_choice("##### By tenant", bill, "Measure", charts.Measure, charts.Measure.COST)
+        measure = _heading_with_choice(
+            "##### By tenant", bill.total.origins, "Measure", charts.Measure, charts.Measure.COST
+        )
         _draw(charts.tenant_chart(bill.rows, measure, bill.currency), bill.total.origins)
         st.caption("`(platform)` is idle and unattributed time; `unmapped` is what no binding names.")
 
 
 def _waste(bill: Bill) -> None:
     with st.container(border=True, height="stretch"):
-        waste = _heading_with_choice("##### Waste", bill, "Waste in", charts.Waste, charts.Waste.CASH)
+        waste = _heading_with_choice("##### Waste", bill.total.origins, "Waste in", charts.Waste, charts.Waste.CASH)
         _draw(charts.waste_chart(bill.rows, waste, bill.currency), bill.total.origins)
         st.caption(f"{view.wasted(bill)} What throttling loses is assumed, not measured.")
 
 
-def _heading_with_choice(heading: str, bill: Bill, label: str, choices: type[Choice], default: Choice) -> Choice:
+def _heading_with_choice(
+    heading: str, origins: Iterable[str], label: str, choices: type[Choice], default: Choice
+) -> Choice:
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.markdown(view.heading(heading, bill.total.origins), width="content")
+        st.markdown(view.heading(heading, origins), width="content")
         chosen = st.segmented_control(
             label,
             [choice.value for choice in choices],

@@ -53,7 +53,7 @@ def page(url: str) -> Iterator[Page]:
         pytest.skip("no browser; install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 1700})
+        opened = browser.new_page(viewport={"width": 1280, "height": 2100})
         opened.set_default_timeout(SLOW_MS)
         yield opened
         browser.close()
@@ -65,9 +65,10 @@ def test_the_overview_is_drawn_whole_and_marked_as_simulated(page: Page, url: st
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(url)
     expect(page.get_by_text("SIMULATED DATA.")).to_be_visible(timeout=SLOW_MS)
-    for axis in ("IT power (kW)", "cost (USD)", "avoidable cost (USD)"):
+    for axis in ("cost (USD)", "avoidable cost (USD)"):
         expect(page.locator(CHART).get_by_text(axis, exact=True)).to_be_visible(timeout=SLOW_MS)
-    expect(page.locator(CHART).get_by_text("simulated data")).to_have_count(3)
+    expect(page.locator(CHART).get_by_text("IT power (kW)", exact=True)).to_have_count(2)  # of the fleet, and by tenant
+    expect(page.locator(CHART).get_by_text("simulated data")).to_have_count(4)
     expect(page.locator('[data-testid="stMetric"]')).to_have_count(6)
     expect(page.get_by_text("Dearest findings")).to_be_visible()
     expect(page.locator('[data-testid="stDataFrame"] canvas').first).to_be_visible()
@@ -97,7 +98,16 @@ def test_no_figure_is_cut_off_at_1280_pixels(page: Page, url: str) -> None:
 
 def test_the_toggle_redraws_the_bars_in_kilowatt_hours(page: Page, url: str) -> None:
     page.goto(url)
-    bars = page.locator(CHART).nth(1)
+    bars = page.locator(CHART).nth(2)
     expect(bars.get_by_text("cost (USD)")).to_be_visible(timeout=SLOW_MS)
-    page.get_by_role("radio", name="Energy").click()
+    page.get_by_role("radio", name="Energy").nth(1).click()
     expect(bars.get_by_text("IT energy (kWh)")).to_be_visible(timeout=SLOW_MS)
+
+
+def test_power_by_tenant_is_drawn_in_steps_and_its_toggle_shows_their_energy(page: Page, url: str) -> None:
+    page.goto(url)
+    areas = page.locator(CHART).nth(1)
+    expect(areas.get_by_text("acme/research/nlp")).to_be_visible(timeout=SLOW_MS)
+    expect(areas.get_by_text("no tenant")).to_be_visible()
+    page.get_by_role("radio", name="Energy").first.click()
+    expect(areas.get_by_text("IT energy (kWh per 10 min)")).to_be_visible(timeout=SLOW_MS)

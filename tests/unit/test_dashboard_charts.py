@@ -7,8 +7,21 @@ from typing import Any
 import altair as alt
 import pytest
 
-from dashboard.charts import AREAS, MOST_SERIES, OTHER, Measure, Waste, power_chart, styled, tenant_chart, waste_chart
-from dashboard.data import BillRow, Figures, PowerPoint
+from dashboard.charts import (
+    AREAS,
+    MOST_SERIES,
+    NOBODY,
+    OTHER,
+    Flow,
+    Measure,
+    Waste,
+    power_chart,
+    styled,
+    tenant_chart,
+    tenants_over_time,
+    waste_chart,
+)
+from dashboard.data import BillRow, Figures, PowerPoint, TenantEnergy, TenantSteps
 from tests.fakes.api import figures
 
 AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -73,6 +86,34 @@ def test_too_many_series_are_summed_as_one_and_none_is_lost() -> None:
     assert by_series[OTHER] == 3.0
     assert sum(by_series.values()) == MOST_SERIES + 3
     assert len(AREAS) == MOST_SERIES + 1
+
+
+def steps(tenants: dict[str | None, list[int | None]]) -> TenantSteps:
+    each = [TenantEnergy(name, tuple(energy), ("measured",), ("live",), 1.0) for name, energy in tenants.items()]
+    return TenantSteps(AT, 60, tuple(each))
+
+
+def test_a_tenants_minute_is_drawn_as_mean_power_or_as_energy() -> None:
+    # 90 kJ in a minute are 1.5 kW, or 0.025 kWh.
+    made = steps({"acme": [90_000_000, None, 0], None: [None, 30_000_000, None]})
+    chart = tenants_over_time(made, Flow.POWER)
+    assert [
+        (value["at"][11:16], value["series"], value["power_kw"], value["energy_kwh"]) for value in drawn(chart)
+    ] == [
+        ("12:00", "acme", 1.5, 0.025),
+        ("12:01", NOBODY, 0.5, pytest.approx(1 / 120)),
+        ("12:02", "acme", 0.0, 0.0),
+    ]
+    assert titles(chart) == {"time (UTC)", "IT power (kW)"}
+    assert titles(tenants_over_time(made, Flow.ENERGY)) == {"time (UTC)", "IT energy (kWh per 1 min)"}
+
+
+def test_small_tenants_are_summed_as_one_and_no_energy_is_lost() -> None:
+    many: dict[str | None, list[int | None]] = {f"t{number}": [number * 60_000_000] for number in range(12)}
+    by_series = {value["series"]: value["power_kw"] for value in drawn(tenants_over_time(steps(many), Flow.POWER))}
+    assert len(by_series) == MOST_SERIES + 1
+    assert by_series[OTHER] == 0 + 1 + 2 + 3
+    assert sum(by_series.values()) == 66
 
 
 def test_cost_is_stacked_by_category_and_the_dearest_tenant_stands_first() -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from analytics.api.bill import BillModel, FiguresModel, RowModel
 from analytics.api.budgets import BudgetModel
 from analytics.api.logs import FindingModel, PowerPoint, PowerSeries
+from analytics.api.tenant_energy import TenantEnergyModel, TenantEnergyPage
 from tests.fakes.api import a_good_day, nothing_yet
 
 PERIOD = {"from": "2026-11-19T13:00:00Z", "to": "2026-11-21T13:00:00Z", "step_s": "600"}
@@ -30,6 +31,8 @@ def answer(path: str) -> Mapping[str, Any]:
         (answer("/v1/findings")["findings"], FindingModel),
         ([answer("/v1/fleet/power")], PowerSeries),
         (answer("/v1/fleet/power")["points"], PowerPoint),
+        ([answer("/v1/tenants/energy")], TenantEnergyPage),
+        (answer("/v1/tenants/energy")["tenants"], TenantEnergyModel),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )

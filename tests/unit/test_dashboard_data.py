@@ -47,6 +47,14 @@ def test_a_period_is_asked_for_in_utc_and_steps() -> None:
     ]
 
 
+def test_energy_by_tenant_is_asked_for_until_there_is_no_further_page() -> None:
+    with api() as client:
+        steps = client.tenants_energy(FROM, TO, 600)
+    assert [each.tenant for each in steps.tenants][-2:] == ["globex/quant", None]
+    assert {len(each.energy_mj) for each in steps.tenants} == {288}
+    assert (steps.from_at, steps.step_s) == (FROM, 600)
+
+
 def test_budgets_and_findings_are_typed() -> None:
     with api() as client:
         first, *_ = client.budgets()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.fakes.api import TOKEN, FakeApi, a_good_day, nothing_yet, serving
+from tests.fakes.api import TOKEN, FakeApi, a_good_day, no_energy, nothing_yet, serving
 
 Show = Callable[[], AppTest]
 
@@ -48,7 +48,7 @@ def test_a_good_day_shows_figures_charts_budgets_and_findings(show: Show) -> Non
         ("Throttled (USD)", "74.10"),
         ("Mapped", "96.4 %"),
     ]
-    assert len(page.get("vega_lite_chart")) == 3
+    assert len(page.get("vega_lite_chart")) == 4
     assert [len(table.value) for table in page.dataframe] == [4, 14]
     assert "399.8 USD of the cost (2.9 %) could have been avoided; 240.0 GPU-h idle (3.9 % of the time held)" in text(
         page
@@ -59,7 +59,7 @@ def test_simulated_data_is_marked_at_the_top_and_in_every_section(show: Show) ->
     page = show()
     assert page.warning[0].value.startswith("**SIMULATED DATA.**")
     headings = [element.value for element in page.markdown if element.value.startswith("#####")]
-    assert len(headings) == 5
+    assert len(headings) == 6
     assert all("SIMULATED" in heading for heading in headings)
 
 
@@ -69,6 +69,7 @@ def test_live_data_carries_no_mark(show: Show, api: FakeApi) -> None:
     bill["total"]["origins"] = ["live"]
     api.answers["/v1/bill"] = lambda _: bill
     api.answers["/v1/fleet/power"] = lambda _: {"step_s": 600, "points": []}
+    api.answers["/v1/tenants/energy"] = no_energy
     api.answers["/v1/findings"] = lambda _: {"findings": [], "next_cursor": None}
     api.answers["/v1/budgets"] = lambda _: {"budgets": []}
     page = show()
@@ -88,9 +89,19 @@ def test_choosing_a_period_asks_for_it(show: Show, api: FakeApi) -> None:
 
 def test_the_toggle_changes_the_chart_to_energy(show: Show) -> None:
     page = show()
+    page.button_group[2].select("Energy").run()
+    assert not page.exception
+    assert "IT energy (kWh)" in page.get("vega_lite_chart")[2].proto.spec
+
+
+def test_power_by_tenant_is_told_with_its_energy_source_coverage_and_origin(show: Show) -> None:
+    page = show()
+    (told,) = [caption.value for caption in page.caption if "by who held the devices" in caption.value]
+    assert "in steps of 10 min" in told
+    assert "kWh of IT energy in all · source: measured · lowest coverage of a tenant 99.1 % · origin: simulated" in told
     page.button_group[1].select("Energy").run()
     assert not page.exception
-    assert "IT energy (kWh)" in page.get("vega_lite_chart")[1].proto.spec
+    assert "IT energy (kWh per 10 min)" in page.get("vega_lite_chart")[1].proto.spec
 
 
 def test_an_empty_installation_says_what_will_come(show: Show, api: FakeApi) -> None:
