@@ -31,6 +31,7 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
+from analytics.backfill import MinutesBackfill
 from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
@@ -53,6 +54,8 @@ ENFORCE_INTERVAL_S: Final = 30.0
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
 SOURCES_INTERVAL_S: Final = 300.0
+MINUTES_INTERVAL_S: Final = 30.0
+"""Of steps of five seconds: a sixth of the worker, while hours of an older version wait for their minutes by tenant."""
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
 _SEALING_ENDS_WITHIN_S: Final = 5.0
@@ -156,7 +159,9 @@ class Worker:
         self.metrics = WorkerMetrics(timedelta(microseconds=settings.policy.lateness_us), clock)
         self._traces = traces
         tracer = None if traces is None else traces.tracer("wattledger.worker")
-        self._closer = HourCloser(database, replace(settings, session=self._lease.session), segments, tracer)
+        ours = replace(settings, session=self._lease.session)
+        self._closer = HourCloser(database, ours, segments, tracer)
+        self._backfill = MinutesBackfill(database, ours, segments)
         self._sealing = None
         if segments is not None:
             plain = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
@@ -174,6 +179,7 @@ class Worker:
             Chore("budgets", max(ENFORCE_INTERVAL_S, settings.interval_s), self._enforce),
             Chore("fleet", FLEET_INTERVAL_S, self._listen_to_the_fleet),
             Chore("sources", SOURCES_INTERVAL_S, self._compare_sources),
+            Chore("minutes", MINUTES_INTERVAL_S, self._fill_minutes),
             Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
         )
         log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
@@ -253,6 +259,13 @@ class Worker:
     def _keep_house(self, now: datetime) -> object | None:
         kept = self._housekeeper.run(now)
         return kept if kept.made or kept.closed or kept.busy else None
+
+    def _fill_minutes(self, now: datetime) -> object | None:
+        del now  # hours are made as they were known when they were closed
+        done = self._backfill.step()
+        if done is not None:
+            self.metrics.backfilled(done)
+        return f"{done.made} hours have minutes by tenant now, {done.left} have none" if done and done.made else None
 
     def _listen_to_the_fleet(self, now: datetime) -> object | None:
         with self._database.connect("worker", application=self._lease.session) as connection:

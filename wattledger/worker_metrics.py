@@ -15,6 +15,7 @@ from typing import Final
 
 from opentelemetry.metrics import Observation
 
+from analytics.backfill import Backfilled
 from analytics.io.save import HourState, Saved
 from analytics.jobs import Round
 from ingest.exposition import WORK_SECONDS, Meters
@@ -41,6 +42,7 @@ class WorkerMetrics:
         self._clock = clock
         self._lock = threading.Lock()
         self._pending: dict[tuple[int, datetime], HourState] | None = None
+        self._missing: int | None = None
         self._meters = Meters("wattledger-worker", WORK_SECONDS)
         meter = self._meters.meter("wattledger.worker")
         self._rounds = meter.create_counter(f"{_PREFIX}rounds_total", description="Rounds by what they came to")
@@ -59,6 +61,15 @@ class WorkerMetrics:
             [lambda _: self._lag()],
             description="Since when the oldest hour that was never closed should have been; 0 when none is late",
             unit="s",
+        )
+        self._minutes = meter.create_counter(
+            f"{_PREFIX}minutes_made_hours_total",
+            description="Hours whose minutes by tenant were made after their close",
+        )
+        meter.create_observable_gauge(
+            f"{_PREFIX}minutes_missing_hours",
+            [lambda _: self._without_minutes()],
+            description="Closed hours that have no minutes by tenant yet",
         )
         self._passes = meter.create_counter(f"{_PREFIX}sealing_passes_total", description="Passes of sealing")
         self._pass_seconds = meter.create_histogram(
@@ -82,7 +93,7 @@ class WorkerMetrics:
         self._round_seconds.record(duration_s)
         if outcome != "worked":
             with self._lock:
-                self._pending = None
+                self._pending = self._missing = None
 
     @contextmanager
     def chore(self, name: str) -> Iterator[None]:
@@ -113,6 +124,12 @@ class WorkerMetrics:
             if self._pending is not None:
                 self._pending = {key: self._pending[key] for key in done.unsettled if key in self._pending}
 
+    def backfilled(self, done: Backfilled) -> None:
+        """Count a step of making minutes by tenant of hours that were closed without."""
+        self._minutes.add(done.made)
+        with self._lock:
+            self._missing = done.left
+
     def sealing_pass(self, done: Pass | None, duration_s: float) -> None:
         """Count a pass of sealing; None: it failed."""
         self._passes.add(1, {"outcome": "failed" if done is None else "done"})
@@ -127,6 +144,10 @@ class WorkerMetrics:
     def _due(self) -> Iterable[Observation]:
         with self._lock:
             return [] if self._pending is None else [Observation(len(self._pending))]
+
+    def _without_minutes(self) -> Iterable[Observation]:
+        with self._lock:
+            return [] if self._missing is None else [Observation(self._missing)]
 
     def _lag(self) -> Iterable[Observation]:
         with self._lock:
