@@ -72,13 +72,20 @@ class ApiCall:
     time_to_first_token_us: int | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Return what names this call: reports that share one are of one call.
+        """Return what names this call: reports that share one are of one call."""
+        return names_of(self.response_id, self.request_id, self.dedupe_key)
 
-        Response and request ids share a namespace, whatever the provider is called: LiteLLM logs a response's id as its
-        request's, and the names of one provider differ between senders.
-        """
-        ids = dict.fromkeys(f"id/{name}" for name in (self.response_id, self.request_id) if name)
-        return (*ids, f"key/{self.dedupe_key}")
+
+def names_of(response_id: str | None, request_id: str | None, dedupe_key: str) -> tuple[str, ...]:
+    """Return what names a call with these ids, the report's own name last.
+
+    Response and request ids share a namespace, whatever the provider is called: LiteLLM logs a response's id as its
+    request's, and the names of one provider differ between senders.
+    """
+    own = f"key/{dedupe_key}"
+    if not request_id or request_id == response_id:
+        return (f"id/{response_id}", own) if response_id else (own,)
+    return (f"id/{response_id}", f"id/{request_id}", own) if response_id else (f"id/{request_id}", own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,19 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
 
-from ingest.calls import ApiCall, CallSource, Report
+from ingest.calls import ApiCall, CallSource
 from ingest.errors import BadBodyError, IngestError, UnavailableError
+from ingest.rows import Rows
 from ingest.spans import KeptSpan
 from ingest.store import calls as call_store
 from ingest.store import spans as span_store
-from ingest.store.call_stage import SiteReport
+from ingest.store.call_stage import Reports
 from ingest.store.engine import Database
 from ingest.store.outages import OUTAGES
 from ingest.store.registry import Registry
@@ -38,8 +40,8 @@ class Traces:
     """What one body holds for one site."""
 
     site_id: int
-    calls: Sequence[ApiCall]
-    spans: Sequence[KeptSpan]
+    calls: Rows[ApiCall]
+    spans: Rows[KeptSpan]
 
     @property
     def rows(self) -> int:
@@ -129,14 +131,16 @@ class TraceWriter:
         return UnavailableError("deadlock", "others write the same calls; send them again", 1)
 
     def _commit(self, group: Sequence[Traces]) -> None:
-        reports = [
-            SiteReport(traces.site_id, Report(call, CallSource.SPAN)) for traces in group for call in traces.calls
-        ]
-        spans = [(traces.site_id, span) for traces in group for span in traces.spans]
-        self._registry.ensure_days("api_calls", call_store.days_of(entry.report.call for entry in reports))
-        self._registry.ensure_days("spans", span_store.days_of(span for _, span in spans))
+        calls = Rows.joined(ApiCall, (traces.calls for traces in group))
+        spans = Rows.joined(KeptSpan, (traces.spans for traces in group))
+        sites = [site_id for traces in group for site_id in repeat(traces.site_id, len(traces.calls))]
+        reports = Reports(sites, [CallSource.SPAN] * len(calls), [None] * len(calls), calls)
+        self._registry.ensure_days("api_calls", call_store.days_of(calls))
+        self._registry.ensure_days("spans", span_store.days_of(spans))
         with self._engine.begin() as conn:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
             call_store.keep_calls(driver, reports)
-            span_store.keep_spans(driver, spans)
+            span_store.keep_spans(
+                driver, [site_id for traces in group for site_id in repeat(traces.site_id, len(traces.spans))], spans
+            )

@@ -1,39 +1,53 @@
-"""OTLP logs are declined: answered with a partial success that rejects each record and says why."""
+"""OTLP logs: evaluations of responses are committed before the answer; every other record is declined by a partial success."""
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
 from ingest.receivers import otlp
-from ingest.receivers.otlp_logs import count_records
+from ingest.receivers.otlp_logs import Logs, read_logs
+from ingest.receivers.outcomes import evaluation_records
 from ingest.runtime import Runtime
+from ingest.store.lineage import write_outcomes
 from ingest.store.tokens import Scope
 
 _WHY: Final = (
-    "Wattledger keeps no logs: they hold message content, and calls are counted from spans. "
-    "Send traces to /v1/traces and take logs out of this exporter's pipeline"
+    "Wattledger keeps no logs but gen_ai.evaluation.result events: they hold message content, and calls are counted from "
+    "spans. Send traces to /v1/traces and take other logs out of this exporter's pipeline"
 )
 
 
-async def decline_logs(runtime: Runtime, request: Request) -> Answer:
-    """Answer one OTLP log export; nothing of it is kept. An empty one is answered with success; raises IngestError."""
+async def take_logs(runtime: Runtime, request: Request) -> Answer:
+    """Keep the evaluations of one OTLP log export and decline the rest of it; raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require_any(Scope.WRITE, Scope.AGENT)
     media = otlp.media_type(request.text(b"content-type"))
     encoding = request.text(b"content-encoding")
-    records = await runtime.in_thread(_count, request.body, encoding, media)
-    if records:
-        runtime.metrics.refused.add(records, {"stream": "logs", "reason": "logs_declined"})
-    answer = otlp.response(media, records, _WHY if records else "", otlp.Signal.LOGS)
-    return Answer(200, answer, media, "declined" if records else "accepted")
+    logs = await runtime.in_thread(_read, request.body, encoding, media)
+    outcomes, refused = evaluation_records(logs.evaluations, time.time_ns() // 1_000)
+    if outcomes:
+        tenant = principal.token.tenant_path
+        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant, outcomes)
+    bad = len(refused) + logs.malformed
+    declined = logs.records - len(outcomes) - bad
+    if declined:
+        runtime.metrics.refused.add(declined, {"stream": "logs", "reason": "logs_declined"})
+    if bad:
+        runtime.metrics.refused.add(bad, {"stream": "logs", "reason": "bad_evaluation"})
+    told = [_WHY] if declined else []
+    if bad:
+        told.append(f"{bad} evaluations cannot be kept ({refused[0] if refused else 'they cannot be read'})")
+    answer = otlp.response(media, declined + bad, "; ".join(told), otlp.Signal.LOGS)
+    return Answer(200, answer, media, "declined" if logs.records and not outcomes else "accepted")
 
 
-def _count(body: bytes, encoding: str | None, media: str) -> int:
-    return count_records(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
+def _read(body: bytes, encoding: str | None, media: str) -> Logs:
+    return read_logs(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
 
 
 ENDPOINTS: Final = (
-    Post("logs", otlp.LOGS_PATH, decline_logs, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA),
+    Post("logs", otlp.LOGS_PATH, take_logs, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA),
 )

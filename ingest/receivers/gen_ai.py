@@ -1,46 +1,32 @@
 """Makes of spans what is kept: LLM calls with what they used, in each dialect, and the steps of their traces. Pure.
 
 A span without usage is a call whose usage is unknown, never one of zero tokens. What each dialect calls things is in
-:mod:`ingest.receivers.gen_ai_names`, which spans are calls in :mod:`ingest.receivers.gen_ai_kinds`, how token parts are
+:mod:`ingest.receivers.gen_ai_names`, which spans are calls in :mod:`ingest.receivers.gen_ai_kinds`, how one is read in
+:mod:`ingest.receivers.gen_ai_span`, how many that are alike are in :mod:`ingest.receivers.gen_ai_alike`, how token parts are
 made disjoint in :mod:`ingest.receivers.gen_ai_tokens`. No message content is kept: what is not named there is never read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from collector.wire import MAX_CLOCK_SKEW_US, Origin
-from ingest.accept import EARLIEST_AT_US
+from collector.wire import MAX_CLOCK_SKEW_US
 from ingest.calls import ApiCall
-from ingest.receivers import gen_ai_names as names
+from ingest.receivers.gen_ai_alike import calls_alike, kept_alike, sound_alike
 from ingest.receivers.gen_ai_kinds import CALLS, OTHER, kind_of
-from ingest.receivers.gen_ai_tokens import parts_of
-from ingest.receivers.otlp_spans import Attribute, Export, Span
+from ingest.receivers.gen_ai_span import call_of, fault_of, kept_of
+from ingest.receivers.otlp_spans import Alike, Export, Span
+from ingest.rows import Rows
 from ingest.spans import KeptSpan
-
-MAX_TEXT: Final = 255
-MAX_DURATION_US: Final = 7 * 86_400_000_000
-_FIRST_TOKEN: Final = re.compile(r"first token|content\.completion\.chunk|firstChunk", re.IGNORECASE)
-_SECRET: Final = re.compile(r"(sk|pk|rk|key|api)[-_][A-Za-z0-9_-]{16,}|[A-Za-z0-9+/_=-]{40,}")
-_ID_OF_RESPONSE: Final = re.compile(r'\s*\{\s*"id"\s*:\s*"((?:chatcmpl|cmpl|resp|msg|gen)[-_][A-Za-z0-9_-]{1,200})"')
-_CANCELLED: Final = re.compile(r"cancel", re.IGNORECASE)
-_ORIGINS: Final = {origin.name: int(origin) for origin in Origin}
-_NO_NAME: Final = "unknown_service"
-"""What the SDKs call a program that was given no name."""
-_FIRST_CHUNK: Final = (("first_chunk_ms", 1_000), ("first_chunk_s", 1_000_000))
-_ID_DIGITS: Final = (32, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """What an export holds: calls and steps to keep, spans that are neither, and spans refused by reason."""
 
-    calls: tuple[ApiCall, ...]
-    spans: tuple[KeptSpan, ...]
+    calls: Rows[ApiCall]
+    spans: Rows[KeptSpan]
     other_spans: int
     refused: Mapping[str, int]
 
@@ -50,169 +36,36 @@ def read_calls(export: Export, now_us: int) -> Read:
 
     A span that is no step of generative AI is kept where its trace has one in this export, so that the trace is whole.
     """
-    calls: list[ApiCall] = []
-    refused = dict(export.refused)
-    told: list[tuple[Span, str]] = []
-    traces: set[str] = set()
     latest_us = now_us + MAX_CLOCK_SKEW_US
-    for span in export.spans:
+    refused = dict(export.refused)
+    traces: set[str] = set()
+    alike: list[tuple[Alike, str]] = []
+    alone = [*export.spans]
+    for group in export.alike:
+        kind = kind_of(group.first)
+        if kind == OTHER or not sound_alike(group, latest_us):
+            alone += group.spans()
+        else:
+            alike.append((group, kind))
+            traces.update(group.found.trace_ids)
+    calls: list[ApiCall] = []
+    told: list[tuple[Span, str]] = []
+    for span in alone:
         kind = kind_of(span)
         if kind != OTHER:
-            reason = _fault(span, latest_us)
+            reason = fault_of(span, latest_us)
             if reason is not None:
                 refused[reason] = refused.get(reason, 0) + 1
                 continue
             traces.add(span.trace_id)
             if kind in CALLS:
-                calls.append(_call(span))
+                calls.append(call_of(span))
         told.append((span, kind))
-    kept = tuple(
-        _kept(span, kind)
+    kept = [
+        kept_of(span, kind)
         for span, kind in told
-        if kind != OTHER or (span.trace_id in traces and _fault(span, latest_us) is None)
-    )
-    return Read(tuple(calls), kept, len(told) - len(kept), refused)
-
-
-def _fault(span: Span, latest_us: int) -> str | None:
-    start_us = span.start_ns // 1_000
-    if start_us < EARLIEST_AT_US:
-        return "before_2000"
-    if start_us > latest_us:
-        return "from_the_future"
-    return "no_ids" if (len(span.trace_id), len(span.span_id)) != _ID_DIGITS else None
-
-
-def _call(span: Span) -> ApiCall:
-    attributes = span.attributes
-    provider = _provider(attributes)
-    parts = parts_of(attributes, provider)
-    first_us = _first_token_us(span)
-    return ApiCall(
-        called_at_us=span.start_ns // 1_000,
-        dedupe_key=f"span/{span.trace_id}/{span.span_id}",
-        api_key=_api_key(span),
-        provider=provider,
-        model=_model(span) or "unknown",
-        response_id=_text(attributes, "response_id") or _id_in_output(attributes),
-        request_id=_text(attributes, "request_id"),
-        trace_id=span.trace_id,
-        span_id=span.span_id,
-        input_uncached_tokens=parts.input_uncached,
-        cache_read_tokens=parts.cache_read,
-        cache_write_tokens=parts.cache_write,
-        output_text_tokens=parts.output_text,
-        reasoning_tokens=parts.reasoning,
-        audio_tokens=parts.audio,
-        usage_known=parts.known,
-        status=_status(span),
-        streamed=_streamed(attributes, first_us),
-        duration_us=_duration_us(span.start_ns, span.end_ns),
-        time_to_first_token_us=first_us,
-        origin=_origin(span),
-    )
-
-
-def _kept(span: Span, kind: str) -> KeptSpan:
-    attributes = span.attributes
-    kept = {name: clean(str(attributes[name])) for name in attributes.keys() & names.KEPT_NAMES}
-    is_call = kind in CALLS
-    return KeptSpan(
-        span.start_ns // 1_000,
-        span.trace_id,
-        span.span_id,
-        span.parent_span_id if len(span.parent_span_id) == _ID_DIGITS[1] else None,
-        clean(span.name) or kind,
-        clean(kind),
-        _duration_us(span.start_ns, span.end_ns),
-        _model(span) if is_call else None,
-        _status(span),
-        kept,
-        _origin(span),
-    )
-
-
-def _provider(attributes: Mapping[str, Attribute]) -> str:
-    provider = _text(attributes, "provider") or "unknown"
-    if names.VERCEL_OPERATION in attributes:
-        return provider.partition(".")[0]  # openai.responses, anthropic.messages: the interface is no provider
-    return provider
-
-
-def _model(span: Span) -> str | None:
-    model = _text(span.attributes, "model")
-    if model is None:
-        operation, _, rest = span.name.partition(" ")
-        return clean(rest) or None if operation in CALLS else None
-    return model
-
-
-def _status(span: Span) -> str:
-    error = span.attributes.get(names.ERROR_TYPE)
-    if isinstance(error, str) and _CANCELLED.search(error):
-        return "cancelled"
-    return "error" if span.is_error or error else "ok"
-
-
-def _first_token_us(span: Span) -> int | None:
-    for name, unit_us in _FIRST_CHUNK:
-        value = span.attributes.get(name)
-        if isinstance(value, int | float) and 0 < value * unit_us <= MAX_DURATION_US:
-            return round(value * unit_us)
-    if not span.events:
-        return None
-    first_ns = min((at for name, at in span.events if at >= span.start_ns and _FIRST_TOKEN.search(name)), default=None)
-    return None if first_ns is None else _duration_us(span.start_ns, first_ns)
-
-
-def _streamed(attributes: Mapping[str, Attribute], first_token_us: int | None) -> bool | None:
-    told = attributes.get("streamed")
-    if told is not None:
-        return str(told).lower() == "true"
-    vercel = attributes.get(names.VERCEL_OPERATION)
-    if isinstance(vercel, str):
-        return vercel.endswith("doStream")
-    return True if first_token_us is not None else None
-
-
-def _duration_us(start_ns: int, end_ns: int) -> int | None:
-    """Return how long it took; None for what no call takes: JSON spells any number, and the store holds 64 bits."""
-    duration_us = (end_ns - start_ns) // 1_000
-    return duration_us if 0 <= duration_us <= MAX_DURATION_US else None
-
-
-def _id_in_output(attributes: Mapping[str, Attribute]) -> str | None:
-    """OpenInference has no attribute for the response's id; the response itself begins with it."""
-    output = attributes.get(names.OUTPUT_VALUE)
-    found = _ID_OF_RESPONSE.match(output) if isinstance(output, str) else None
-    return found[1] if found else None
-
-
-def _text(attributes: Mapping[str, Attribute], name: str) -> str | None:
-    value = attributes.get(name)
-    return clean(value) or None if isinstance(value, str) else None
-
-
-def clean(text: str) -> str:
-    """Return a text the store takes: no control characters (NUL is none of PostgreSQL's), bounded."""
-    if len(text) <= MAX_TEXT and text.isprintable():  # nearly always, and ten times as fast
-        return text.strip()
-    text = text[: 4 * MAX_TEXT]
-    if not text.isprintable():
-        text = "".join(character for character in text if character.isprintable())
-    return text.strip()[:MAX_TEXT]
-
-
-def _api_key(span: Span) -> str | None:
-    name = _text(span.attributes, "api_key") or _text(span.resource, "api_key")
-    if name is None or name.startswith(_NO_NAME):
-        return None
-    if _SECRET.fullmatch(name):
-        # Somebody put the secret where its name belongs. A fingerprint still tells keys apart.
-        return f"fingerprint:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return name
-
-
-def _origin(span: Span) -> int:
-    named = span.attributes.get(names.ORIGIN) or span.resource.get(names.ORIGIN)
-    return _ORIGINS.get(str(named).upper(), int(Origin.LIVE)) if named else int(Origin.LIVE)
+        if kind != OTHER or (span.trace_id in traces and fault_of(span, latest_us) is None)
+    ]
+    all_calls: list[Sequence[ApiCall]] = [calls, *(calls_alike(group) for group, kind in alike if kind in CALLS)]
+    all_kept: list[Sequence[KeptSpan]] = [kept, *(kept_alike(group, kind) for group, kind in alike)]
+    return Read(Rows.joined(ApiCall, all_calls), Rows.joined(KeptSpan, all_kept), len(told) - len(kept), refused)

@@ -166,5 +166,16 @@ ON_SPAN: Final = _wanted(_MEANINGS | {"api_key": KEY_ON_SPAN}, _OWN_NAMES) | {
 ON_RESOURCE: Final = _wanted({"api_key": KEY_ON_RESOURCE}, (ORIGIN,))
 """All that is read of a resource."""
 ON_EVALUATION: Final = _wanted({}, EVALUATION)
-WANTED: Final[Wanted] = (ON_SPAN, ON_RESOURCE, ON_EVALUATION)
+ON_EVALUATION_RECORD: Final = _wanted({}, (*EVALUATION, ORIGIN, "event.name"))
+"""All that is read of a log record that is an evaluation."""
+TOKENS: Final = frozenset(
+    ("input", "output", "total", "cache_read", "cache_write", "reasoning", "audio_in", "audio_out")
+)
+"""Meanings that are counts of tokens."""
+VARYING: Final = TOKENS | {
+    *("response_id", "request_id", "api_key", "first_chunk_ms", "first_chunk_s", OUTPUT_VALUE),
+    *("gen_ai.conversation.id", "session.id", "gen_ai.tool.call.id"),
+}
+"""Meanings that decide neither what a span is nor how it is read: otherwise like spans differ in them."""
+WANTED: Final[Wanted] = (ON_SPAN, ON_RESOURCE, ON_EVALUATION, VARYING)
 KEPT_NAMES: Final = frozenset(KEPT.values())

@@ -18,7 +18,7 @@ from typing import Final
 
 from ingest.calls import MAX_TOKENS, disjoint
 from ingest.receivers import gen_ai_names as names
-from ingest.receivers.otlp_spans import Attribute
+from ingest.receivers.otlp_attributes import Attribute
 
 _VERCEL_MAJOR: Final = re.compile(r"\bai/(\d+)\.")
 _VERCEL_INCLUDES_SINCE: Final = 6
@@ -85,7 +85,7 @@ def _beside(
     if cached == 0 and reasoning == 0:
         return False, False
     total = number(attributes, "total")
-    passed_on = _vercel_passes_on(attributes, provider)
+    passed_on = passes_on(attributes, provider)
     if total is None or total < given + produced:
         return cached > given or passed_on, reasoning > produced
     if total == given + produced:
@@ -100,7 +100,8 @@ def _beside(
     return input_apart, reasoning > produced and reasoning <= room - input_apart * cached
 
 
-def _vercel_passes_on(attributes: Mapping[str, Attribute], provider: str) -> bool:
+def passes_on(attributes: Mapping[str, Attribute], provider: str) -> bool:
+    """Return whether the sender passes on what Anthropic counted: cached tokens beside the input."""
     if names.VERCEL_OPERATION not in attributes or not provider.startswith("anthropic"):
         return False
     version = _VERCEL_MAJOR.search(str(attributes.get(names.VERCEL_USER_AGENT, "")))

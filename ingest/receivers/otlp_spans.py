@@ -9,16 +9,27 @@ out because they have their default (a name, a key) are empty.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from ingest.errors import BadBodyError, TooLargeError
 from ingest.receivers.otlp import PROTOBUF, parsed_json
+from ingest.receivers.otlp_alike import FEWEST, LONGEST_BYTES, Found, find_alike
+from ingest.receivers.otlp_attributes import (
+    Attribute,
+    BadIdError,
+    Names,
+    attributes_of,
+    hex_of,
+    json_attributes,
+    list_of,
+    number_of,
+    object_of,
+    resource_attributes,
+)
 from ingest.receivers.protobuf import fields, messages
 
 MAX_SPANS: Final = 100_000
@@ -28,7 +39,9 @@ MAX_FIELDS: Final = 20_000
 """Attributes, events and links of one span."""
 MAX_EVENTS: Final = 64
 """Events looked at: the first token is among the first."""
-_LARGE_BYTES: Final = 64 * 1024
+_LARGE_BYTES: Final = LONGEST_BYTES
+_AT_ONCE: Final = 4_096
+"""Spans compared with each other, which bounds what that takes."""
 _RESOURCE_SPANS: Final = 1
 _RESOURCE: Final = 1
 _GROUPS: Final = 2
@@ -36,14 +49,9 @@ _ATTRIBUTES: Final = 9
 _EVENTS: Final = 11
 _KEPT_FIELDS: Final = frozenset((1, 2, 4, 5, 6, 7, 8, 15))
 _STATUS_ERROR: Final = 2
-_SCALARS: Final = frozenset(("string_value", "int_value", "bool_value", "double_value"))
 
-Attribute = str | int | float | bool
-"""Lists, maps and bytes are left out: no attribute we use is one, and content often is."""
-Names = Mapping[str, tuple[str, int]]
-"""Wanted attributes: what each means, and its rank among those that mean the same, 0 = counts first."""
-Wanted = tuple[Names, Names, Names]
-"""What is wanted of spans, of resources, and of events that are evaluations."""
+Wanted = tuple[Names, Names, Names, frozenset[str]]
+"""What is wanted of spans, of resources, and of events that are evaluations; and what differs between spans that are alike."""
 EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
 
 
@@ -66,10 +74,44 @@ class Span:
 
 
 @dataclass(slots=True)
+class Alike:
+    """Spans that differ from ``first``, which is one of them, in what ``found`` has columns of, and in nothing else."""
+
+    first: Span
+    found: Found
+
+    def __len__(self) -> int:
+        return len(self.found.positions)
+
+    def spans(self) -> list[Span]:
+        """Return each of them by itself."""
+        found = self.found
+        parents = found.parent_span_ids or [self.first.parent_span_id] * len(self)
+        named = [dict(zip(found.values, row, strict=True)) for row in zip(*found.values.values(), strict=True)]
+        ids = zip(found.trace_ids, found.span_ids, parents, strict=True)
+        times = zip(found.start_ns, found.end_ns, strict=True)
+        return [
+            replace(
+                self.first,
+                trace_id=trace_id,
+                span_id=span_id,
+                parent_span_id=parent,
+                start_ns=start_ns,
+                end_ns=end_ns,
+                attributes=self.first.attributes | values,
+            )
+            for (trace_id, span_id, parent), (start_ns, end_ns), values in zip(
+                ids, times, named or [{}] * len(self), strict=True
+            )
+        ]
+
+
+@dataclass(slots=True)
 class Export:
-    """The spans of a body, and how many were refused by reason."""
+    """The spans of a body, one by one and those that are alike, and how many were refused by reason."""
 
     spans: list[Span] = field(default_factory=list)
+    alike: list[Alike] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
 
     why: dict[str, str] = field(default_factory=dict)
@@ -104,31 +146,55 @@ def _capped(spans: Iterable[Span]) -> Iterator[Span]:
 
 
 def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
-    of_span, of_resource, of_evaluation = wanted
-    groups = 0
-    spans, total = export.spans, 0
+    groups = total = 0
     for group_at, group_end in messages(data, 0, len(data), _RESOURCE_SPANS):
         resource: Mapping[str, Attribute] = {}
         for at, end in messages(data, group_at, group_end, _RESOURCE):
-            resource = _resource(data[at:end], of_resource)
+            resource = resource_attributes(data[at:end], wanted[1])
         for scope_at, scope_end in messages(data, group_at, group_end, _GROUPS):
             groups += 1
             if groups > MAX_GROUPS:
                 raise TooLargeError(f"more than {MAX_GROUPS} scopes in one request")
-            for at, end in messages(data, scope_at, scope_end, _GROUPS):
-                total += 1
-                if total > MAX_SPANS:
+            places: list[tuple[int, int]] = []
+            for place in messages(data, scope_at, scope_end, _GROUPS):
+                places.append(place)
+                if total + len(places) > MAX_SPANS:
                     raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
-                piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, of_span)
-                if piece is None:
-                    export.refuse("too_many_parts", f"more than {MAX_FIELDS} attributes, events and links")
-                    continue
-                try:
-                    message = SpanMessage.FromString(piece)
-                except DecodeError as error:
-                    export.refuse("malformed", f"not a span: {error}")
-                    continue
-                spans.append(_span(message, resource, of_span, of_evaluation))
+            total += len(places)
+            for start in range(0, len(places), _AT_ONCE):
+                _scope(data, places[start : start + _AT_ONCE], resource, wanted, export)
+
+
+def _scope(
+    data: bytes, places: list[tuple[int, int]], resource: Mapping[str, Attribute], wanted: Wanted, export: Export
+) -> None:
+    of_span, _, of_evaluation, varying = wanted
+    left: Iterable[int] = range(len(places))
+    if len(places) >= FEWEST:
+        begin = places[0][0]
+        groups, left = find_alike(
+            data[begin : places[-1][1]], [(at - begin, end - begin) for at, end in places], of_span, varying
+        )
+        for found in groups:
+            at, end = places[found.positions[0]]
+            try:
+                first = _span(SpanMessage.FromString(data[at:end]), resource, of_span, of_evaluation)
+            except DecodeError:  # all of them are wrong in the same way
+                left = [*left, *found.positions]
+                continue
+            export.alike.append(Alike(first, found))
+    for position in left:
+        at, end = places[position]
+        piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, of_span)
+        if piece is None:
+            export.refuse("too_many_parts", f"more than {MAX_FIELDS} attributes, events and links")
+            continue
+        try:
+            message = SpanMessage.FromString(piece)
+        except DecodeError as error:
+            export.refuse("malformed", f"not a span: {error}")
+            continue
+        export.spans.append(_span(message, resource, of_span, of_evaluation))
 
 
 def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, of_evaluation: Names) -> Span:
@@ -141,21 +207,15 @@ def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, o
         span.start_time_unix_nano,
         span.end_time_unix_nano,
         span.status.code == _STATUS_ERROR,
-        _attributes(span.attributes, wanted),
+        attributes_of(span.attributes, wanted),
         resource,
         [(event.name, event.time_unix_nano) for event in events],
         [
-            (event.time_unix_nano, _attributes(event.attributes, of_evaluation))
+            (event.time_unix_nano, attributes_of(event.attributes, of_evaluation))
             for event in events
             if event.name == EVALUATION_EVENT
         ],
     )
-
-
-def _resource(data: bytes, wanted: Names) -> dict[str, Attribute]:
-    if len(data) > _LARGE_BYTES:
-        raise TooLargeError(f"a resource of more than {_LARGE_BYTES} bytes")
-    return _attributes(Resource.FromString(data).attributes, wanted)
 
 
 def _lean(data: bytes, start: int, end: int, wanted: Names) -> bytes | None:
@@ -181,138 +241,48 @@ def _key(data: bytes, start: int, end: int) -> str:
     return next((data[at:stop].decode(errors="replace") for at, stop in messages(data, start, end, 1)), "")
 
 
-def _attributes(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute]:
-    values: dict[str, Attribute] = {}
-    ranks: dict[str, int] = {}
-    for pair in pairs:
-        meant = wanted.get(pair.key)
-        if meant is None:
-            continue
-        name, rank = meant
-        if name in values and ranks.get(name, 0) <= rank:
-            continue
-        value = pair.value
-        # Which of its members is set costs as much to ask as to read one that is not, and nearly all are texts and counts.
-        found: Attribute = value.string_value or value.int_value
-        if not found:
-            kind = value.WhichOneof("value")
-            if kind not in _SCALARS:
-                continue
-            found = getattr(value, kind)
-        values[name] = found
-        if rank or name in ranks:
-            ranks[name] = rank
-    return values
-
-
 def _from_json(request: Mapping[str, Any], wanted: Wanted, export: Export) -> Iterator[Span]:
-    for group in _list(request.get("resourceSpans"), "resourceSpans"):
-        members = _object(group, "a member of resourceSpans")
+    for group in list_of(request.get("resourceSpans"), "resourceSpans"):
+        members = object_of(group, "a member of resourceSpans")
         resource: Mapping[str, Attribute] | ValueError
         try:
-            resource = _json_attributes(_object(members.get("resource"), "resource").get("attributes"), wanted[1])
+            resource = json_attributes(object_of(members.get("resource"), "resource").get("attributes"), wanted[1])
         except ValueError as error:
             resource = error
-        for scope in _list(members.get("scopeSpans"), "scopeSpans"):
-            for span in _list(_object(scope, "a member of scopeSpans").get("spans"), "spans"):
+        for scope in list_of(members.get("scopeSpans"), "scopeSpans"):
+            for span in list_of(object_of(scope, "a member of scopeSpans").get("spans"), "spans"):
                 try:
                     if isinstance(resource, ValueError):
                         raise resource
-                    yield _json_span(_object(span, "a span"), resource, wanted)
-                except _BadIdError as error:
+                    yield _json_span(object_of(span, "a span"), resource, wanted)
+                except BadIdError as error:
                     export.refuse("bad_ids", str(error))
                 except ValueError as error:
                     # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
                     export.refuse("malformed", str(error))
 
 
-class _BadIdError(ValueError):
-    pass
-
-
 def _json_span(span: Mapping[str, Any], resource: Mapping[str, Attribute], wanted: Wanted) -> Span:
-    of_span, _, of_evaluation = wanted
-    status = _object(span.get("status"), "status").get("code", 0)
-    events = [_object(event, "an event") for event in _list(span.get("events"), "events")[:MAX_EVENTS]]
+    of_span, _, of_evaluation, _ = wanted
+    status = object_of(span.get("status"), "status").get("code", 0)
+    events = [object_of(event, "an event") for event in list_of(span.get("events"), "events")[:MAX_EVENTS]]
     return Span(
-        _hex(span.get("traceId"), 32),
-        _hex(span.get("spanId"), 16),
-        _hex(span.get("parentSpanId"), 16),
+        hex_of(span.get("traceId"), 32),
+        hex_of(span.get("spanId"), 16),
+        hex_of(span.get("parentSpanId"), 16),
         str(span.get("name") or ""),
-        _number(span.get("startTimeUnixNano"), "startTimeUnixNano"),
-        _number(span.get("endTimeUnixNano"), "endTimeUnixNano"),
+        number_of(span.get("startTimeUnixNano"), "startTimeUnixNano"),
+        number_of(span.get("endTimeUnixNano"), "endTimeUnixNano"),
         status in (_STATUS_ERROR, "STATUS_CODE_ERROR"),
-        _json_attributes(span.get("attributes"), of_span),
+        json_attributes(span.get("attributes"), of_span),
         resource,
-        [(str(event.get("name") or ""), _number(event.get("timeUnixNano"), "timeUnixNano")) for event in events],
+        [(str(event.get("name") or ""), number_of(event.get("timeUnixNano"), "timeUnixNano")) for event in events],
         [
             (
-                _number(event.get("timeUnixNano"), "timeUnixNano"),
-                _json_attributes(event.get("attributes"), of_evaluation),
+                number_of(event.get("timeUnixNano"), "timeUnixNano"),
+                json_attributes(event.get("attributes"), of_evaluation),
             )
             for event in events
             if event.get("name") == EVALUATION_EVENT
         ],
     )
-
-
-def _number(given: Any, what: str) -> int:
-    try:
-        return int(given or 0)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{what} must be a number, got {given!r:.60}") from error
-
-
-def _float(given: Any, key: str) -> float:
-    try:
-        return float(given)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"doubleValue of {key} must be a number, got {given!r:.60}") from error
-
-
-def _list(given: Any, what: str) -> list[Any]:
-    if given is None or isinstance(given, list):
-        return given or []
-    raise ValueError(f"{what} must be a list, got {given!r:.60}")
-
-
-def _object(given: Any, what: str) -> Mapping[str, Any]:
-    if given is None or isinstance(given, dict):
-        return given or {}
-    raise ValueError(f"{what} must be an object, got {given!r:.60}")
-
-
-def _hex(text: Any, digits: int) -> str:
-    if text in (None, ""):
-        return ""
-    if not isinstance(text, str) or len(text) != digits:
-        raise _BadIdError(f"an id must be {digits} hex digits, got {text!r:.40}")
-    try:
-        return bytes.fromhex(text).hex()
-    except ValueError as error:
-        raise _BadIdError(f"an id must be {digits} hex digits, got {text!r:.40}") from error
-
-
-def _json_attributes(pairs: Any, wanted: Names) -> dict[str, Attribute]:
-    values: dict[str, Attribute] = {}
-    ranks: dict[str, int] = {}
-    for entry in _list(pairs, "attributes"):
-        pair = _object(entry, "an attribute")
-        key = pair.get("key") or ""
-        meant = wanted.get(key) if isinstance(key, str) else None
-        if meant is None or ranks.get(meant[0], meant[1] + 1) <= meant[1]:
-            continue
-        name, rank = meant
-        given = _object(pair.get("value"), "value of an attribute")
-        if "stringValue" in given:
-            values[name] = str(given["stringValue"])
-        elif "intValue" in given:
-            values[name] = _number(given["intValue"], f"intValue of {key}")
-        elif "doubleValue" in given:
-            values[name] = _float(given["doubleValue"], key)
-        elif "boolValue" in given:
-            values[name] = given["boolValue"] is True
-        else:
-            continue
-        ranks[name] = rank
-    return values

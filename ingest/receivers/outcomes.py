@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from re import compile as pattern
 from typing import Any, Final
@@ -17,6 +18,8 @@ from collector.wire import MAX_CLOCK_SKEW_US, Origin
 from ingest.accept import EARLIEST_AT_US
 from ingest.receivers.gen_ai_names import EVALUATION, ORIGIN
 from ingest.receivers.json_body import ItemError, Refused, exact, finite, instant_us, items, mapping, text
+from ingest.receivers.otlp_attributes import Attribute
+from ingest.receivers.otlp_logs import EvaluationRecord
 from ingest.receivers.otlp_spans import Span
 
 OUTCOMES_PATH: Final = "/v1/outcomes"
@@ -59,6 +62,13 @@ class ReadOutcomes:
     received: int = 0
     outcomes: list[OutcomeReport] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    """Of the outcomes, in the body."""
+
+    def cut(self, most: int, why: str) -> None:
+        """Refuse all outcomes but the first ``most``."""
+        self.refused += [Refused(place, why) for place in self.places[most:]]
+        del self.outcomes[most:], self.places[most:]
 
 
 def read_outcomes(body: bytes, now_us: int) -> ReadOutcomes:
@@ -68,6 +78,7 @@ def read_outcomes(body: bytes, now_us: int) -> ReadOutcomes:
         read.received += 1
         try:
             read.outcomes.append(_outcome(mapping(given, "outcome"), now_us))
+            read.places.append(place)
         except ItemError as fault:
             read.refused.append(Refused(place, str(fault)))
     return read
@@ -85,35 +96,72 @@ def evaluations(spans: Iterable[Span], now_us: int) -> tuple[OutcomeReport, ...]
     return tuple(found)
 
 
+def evaluation_records(
+    records: Iterable[EvaluationRecord], now_us: int
+) -> tuple[tuple[OutcomeReport, ...], Sequence[str]]:
+    """Return the evaluations that log records are, and of each that says nothing of a response why."""
+    found: list[OutcomeReport] = []
+    refused: list[str] = []
+    for record in records:
+        said = _Said(record.trace_id, record.span_id, record.attributes, record.resource, None)
+        try:
+            outcome = _evaluation(said, record.attributes, record.at_ns // 1_000, now_us)
+        except ItemError as fault:
+            refused.append(str(fault))
+            continue
+        found.append(replace(outcome, source="log"))
+    return tuple(found), refused
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Where an evaluation was said, and of which response if it does not say it itself."""
+
+    trace_id: str
+    span_id: str
+    attributes: Mapping[str, Attribute]
+    resource: Mapping[str, Attribute]
+    response_id: Attribute | None
+
+
 def _evaluated(span: Span, now_us: int) -> Iterator[OutcomeReport]:
     ended_us = (span.end_ns or span.start_ns) // 1_000
     given = [(at_ns // 1_000 or ended_us, values) for at_ns, values in span.evaluations]
     if EVALUATION_NAME in span.attributes:
         given.append((ended_us, span.attributes))
+    said = _Said(span.trace_id, span.span_id, span.attributes, span.resource, span.attributes.get("response_id"))
     for at_us, values in given:
-        try:
-            kind = text(values.get(EVALUATION_NAME), EVALUATION_NAME, required=True)
-            label, score = text(values.get(_LABEL), _LABEL), finite(values.get(_SCORE), _SCORE)
-            response_id = text(values.get(_RESPONSE) or span.attributes.get("response_id"), _RESPONSE)
-            if (score is None and label is None) or not EARLIEST_AT_US <= at_us <= now_us + MAX_CLOCK_SKEW_US:
-                continue
-            trace_id, span_id = _hex(span.trace_id, "trace_id"), _hex(span.span_id, "span_id")
-        except ItemError:
-            continue
-        said = (trace_id, span_id, kind, at_us, score, label, response_id)
-        named = str(span.attributes.get(ORIGIN) or span.resource.get(ORIGIN) or "").upper()
-        yield OutcomeReport(
-            dedupe_key=f"span/{_hashed(said)}",
-            kind=kind,
-            judged_at_us=at_us,
-            source="span",
-            origin=int(Origin[named] if named in Origin.__members__ else Origin.LIVE),
-            response_id=response_id,
-            score=score,
-            label=label,
-            trace_id=trace_id,
-            span_id=span_id,
-        )
+        with suppress(ItemError):
+            yield _evaluation(said, values, at_us, now_us)
+
+
+def _evaluation(said: _Said, values: Mapping[str, Attribute], at_us: int, now_us: int) -> OutcomeReport:
+    """Return one evaluation; raises ItemError where it says nothing, or of no response."""
+    kind = text(values.get(EVALUATION_NAME), EVALUATION_NAME, required=True)
+    label, score = text(values.get(_LABEL), _LABEL), finite(values.get(_SCORE), _SCORE)
+    response_id = text(values.get(_RESPONSE) or said.response_id, _RESPONSE)
+    if score is None and label is None:
+        raise ItemError("no score and no label")
+    if not EARLIEST_AT_US <= at_us <= now_us + MAX_CLOCK_SKEW_US:
+        raise ItemError("a time that cannot be")
+    trace_id, span_id = _hex(said.trace_id or None, "trace_id"), _hex(said.span_id or None, "span_id")
+    if response_id is None and trace_id is None:
+        raise ItemError("no response id and no trace")
+    # The same words on a span's event and in a log record are one evaluation.
+    facts = (trace_id, span_id, kind, at_us, score, label, response_id)
+    named = str(said.attributes.get(ORIGIN) or said.resource.get(ORIGIN) or "").upper()
+    return OutcomeReport(
+        dedupe_key=f"span/{_hashed(facts)}",
+        kind=kind,
+        judged_at_us=at_us,
+        source="span",
+        origin=int(Origin[named] if named in Origin.__members__ else Origin.LIVE),
+        response_id=response_id,
+        score=score,
+        label=label,
+        trace_id=trace_id,
+        span_id=span_id,
+    )
 
 
 def _outcome(given: Mapping[str, Any], now_us: int) -> OutcomeReport:

@@ -51,8 +51,10 @@ def freed(driver: psycopg.Connection[Any], reports: Sequence[SiteReport], slow: 
 
     They are calls of their own, and need no lock. One with a name that is known is left to be merged.
     """
+    told_at = {at: reports[at] for at in slow}
     names = {
-        at: [(reports[at].site_id, digest(name).hex(), name) for name in reports[at].report.call.names()] for at in slow
+        at: [(told.site_id, digest(name).hex(), name) for name in told.report.call.names()]
+        for at, told in told_at.items()
     }
     ids = sorted({(site, key) for told in names.values() for site, key, name in told if name.startswith(_IDS)})
     if not ids:
@@ -64,7 +66,7 @@ def freed(driver: psycopg.Connection[Any], reports: Sequence[SiteReport], slow: 
     sharing = Counter(name for told in left.values() for name in told)
     alone = [at for at, told in left.items() if len(told) < len(names[at]) and all(sharing[name] == 1 for name in told)]
     given = [
-        (site, key, reports[at].report.call.called_at_us, reports[at].report.call.dedupe_key)
+        (site, key, told_at[at].report.call.called_at_us, told_at[at].report.call.dedupe_key)
         for at in alone
         for site, key in left[at]
     ]

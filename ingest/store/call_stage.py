@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import psycopg
 import pyarrow as pa
 
-from ingest.calls import ApiCall, Report
+from ingest.calls import ApiCall, CallSource, Report, names_of
+from ingest.rows import Rows
 from ingest.store.copy import SQL_TYPES, copy_statement, encode_batches
 
 MAX_KEYS: Final = 3
@@ -59,7 +59,6 @@ OWN: Final = _named(_KEYS[-1:])
 KNOWN_NAME: Final = "LATERAL (SELECT found.called_at, found.dedupe_key, found.xmin AS written_by FROM call_keys AS found WHERE found.site_id = named.site_id AND found.key = named.key OFFSET 0)"
 """SQL for the known name that is ``named``, looked up along the key: a planner without statistics joins in squares."""
 _COPY: Final = copy_statement(TABLE, _SCHEMA.names)
-_values: Final = attrgetter(*FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,46 @@ class SiteReport:
     report: Report
 
 
+class Reports(Sequence[SiteReport]):
+    """Reports as columns: a report is made only where somebody asks for one. ``calls`` are what they say."""
+
+    def __init__(
+        self,
+        site_ids: Sequence[int],
+        sources: Sequence[CallSource],
+        tenant_ids: Sequence[int | None],
+        calls: Rows[ApiCall],
+    ) -> None:
+        self.site_ids = site_ids
+        self.sources = sources
+        self.tenant_ids = tenant_ids
+        self.calls = calls
+
+    @classmethod
+    def of(cls, reports: Sequence[SiteReport]) -> Reports:
+        """Return these reports as columns."""
+        if isinstance(reports, Reports):
+            return reports
+        return cls(
+            [entry.site_id for entry in reports],
+            [entry.report.source for entry in reports],
+            [entry.report.tenant_id for entry in reports],
+            Rows.of(ApiCall, [entry.report.call for entry in reports]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.site_ids)
+
+    @overload
+    def __getitem__(self, at: int) -> SiteReport: ...
+    @overload
+    def __getitem__(self, at: slice) -> Reports: ...
+    def __getitem__(self, at: int | slice) -> SiteReport | Reports:
+        if isinstance(at, slice):
+            return Reports(self.site_ids[at], self.sources[at], self.tenant_ids[at], self.calls[at])
+        return SiteReport(self.site_ids[at], Report(self.calls[at], self.sources[at], self.tenant_ids[at]))
+
+
 @dataclass(frozen=True, slots=True)
 class Staged:
     """What was staged: how many names are to be registered, and the positions of reports that share a name with another."""
@@ -78,37 +117,42 @@ class Staged:
     sharing: frozenset[int]
 
 
-def stage(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -> Staged:
+def stage(driver: psycopg.Connection[Any], reports: Reports) -> Staged:
     """Fill the temporary table with these reports, ``n`` their position."""
     driver.execute(CREATE)
     driver.execute(f"DELETE FROM {TABLE}")  # noqa: S608 - an import stages several times in one transaction
-    first: dict[tuple[int, str], int] = {}
-    sharing: set[int] = set()
-    registered: set[tuple[int, str]] = set()
-    digests: tuple[list[bytes | None], ...] = ([], [], [])
-    for position, entry in enumerate(reports):
-        names = entry.report.call.names()
-        named, own = (names[:-1], names[-1]) if len(names) > 1 else (names, None)
-        digests[0].append(digest(named[0]))
-        digests[1].append(digest(named[1]) if len(named) > 1 else None)
-        digests[2].append(None if own is None else digest(own))
-        for name in names:
-            owner = first.setdefault((entry.site_id, name), position)
-            if owner != position:
-                sharing |= {owner, position}
-        registered.update([(entry.site_id, name) for name in named])
+    told = reports.calls.columns
+    names = [*map(names_of, told["response_id"], told["request_id"], told["dedupe_key"])]
     columns: list[Any] = [
         range(len(reports)),
-        [entry.site_id for entry in reports],
-        [entry.report.tenant_id for entry in reports],
-        [entry.report.source.value for entry in reports],
-        [entry.report.call.called_at_us for entry in reports],
-        *zip(*(_values(entry.report.call) for entry in reports), strict=True),
-        *digests,
+        reports.site_ids,
+        reports.tenant_ids,
+        [source.value for source in reports.sources],
+        told["called_at_us"],
+        *(told[name] for name in FIELDS),
+        [digest(given[0]) for given in names],
+        [digest(given[1]) if len(given) == MAX_KEYS else None for given in names],
+        [digest(given[-1]) if len(given) > 1 else None for given in names],
     ]
     arrays = [pa.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
     with driver.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
         copy.write(encode_batches([pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)]))
+    return _staged(reports.site_ids, names)
+
+
+def _staged(site_ids: Sequence[int], names: Sequence[tuple[str, ...]]) -> Staged:
+    given = [(site_id, name) for site_id, told in zip(site_ids, names, strict=True) for name in told]
+    if len(set(given)) == len(given):  # no name is given twice, as nearly always
+        return Staged(sum(max(len(told) - 1, 1) for told in names), frozenset())
+    first: dict[tuple[int, str], int] = {}
+    sharing: set[int] = set()
+    registered: set[tuple[int, str]] = set()
+    for position, (site_id, told) in enumerate(zip(site_ids, names, strict=True)):
+        for name in told:
+            owner = first.setdefault((site_id, name), position)
+            if owner != position:
+                sharing |= {owner, position}
+        registered.update([(site_id, name) for name in told[:-1] or told])
     return Staged(len(registered), frozenset(sharing))
 
 

@@ -9,18 +9,19 @@ once meet at the key of ``call_keys``: the second waits until the first has comm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
 
-from ingest.calls import ApiCall, CallSource, Report
+from ingest.calls import ApiCall, CallSource
 from ingest.errors import BadBodyError, UnavailableError
+from ingest.rows import Rows
 from ingest.store.call_merge import merge
 from ingest.store.call_reuse import freed
-from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, SiteReport, stage
+from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, Reports, SiteReport, stage
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.outages import OUTAGES
 from ingest.store.registry import Registry
@@ -82,7 +83,8 @@ def write_calls(
         with engine.begin() as conn:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
-            return keep_calls(driver, [SiteReport(site_id, Report(call, source)) for call in calls])
+            told = Rows.of(ApiCall, calls)
+            return keep_calls(driver, Reports([site_id] * len(told), [source] * len(told), [None] * len(told), told))
     except OUTAGES as error:
         raise UnavailableError("database_unavailable", "the calls cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
@@ -91,19 +93,20 @@ def write_calls(
         ) from error
 
 
-def days_of(calls: Iterable[ApiCall]) -> set[int]:
+def days_of(calls: Sequence[ApiCall]) -> set[int]:
     """Return the days since the Unix epoch whose partitions these calls need."""
-    return {call.called_at_us // DAY_US for call in calls}
+    return {at_us // DAY_US for at_us in Rows.of(ApiCall, calls).columns["called_at_us"]}
 
 
-def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -> Written:
+def keep_calls(driver: psycopg.Connection[Any], given: Sequence[SiteReport]) -> Written:
     """Keep reports within the caller's transaction; their days' partitions are there. Leaves ``changes``.
 
     The transaction must be READ COMMITTED; it waits for others that name the same calls. Raises psycopg's errors, and
     BadBodyError where a row of another site has the same key at the same instant.
     """
-    if not reports:
+    if not given:
         return Written()
+    reports = Reports.of(given)
     begun = driver.execute(_BEGUN).fetchone()
     staged = stage(driver, reports)
     slow = set(staged.sharing)
@@ -115,13 +118,14 @@ def keep_calls(driver: psycopg.Connection[Any], reports: Sequence[SiteReport]) -
     slow -= freed(driver, reports, slow)
     inserted, known = _inserted(driver, slow, len(reports))
     slow |= known
-    hours = {
-        (entry.site_id, entry.report.call.called_at_us // HOUR_US) for at, entry in enumerate(reports) if at not in slow
-    }
+    instants_us = zip(reports.site_ids, reports.calls.columns["called_at_us"], strict=True)
+    hours = {(site_id, at_us // HOUR_US) for at, (site_id, at_us) in enumerate(instants_us) if at not in slow}
     counted, superseded, repeated = inserted, 0, 0
-    for site_id in sorted({reports[position].site_id for position in slow}):
+    for site_id in sorted({reports.site_ids[position] for position in slow}):
         driver.execute(_LOCK, [site_id])
-        ours = {position: reports[position].report for position in sorted(slow) if reports[position].site_id == site_id}
+        ours = {
+            position: reports[position].report for position in sorted(slow) if reports.site_ids[position] == site_id
+        }
         merged = merge(driver, site_id, ours)
         counted += merged.counted
         superseded += merged.superseded

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 import psycopg
 import pyarrow as pa
 
+from ingest.rows import Rows
 from ingest.spans import KeptSpan
 from ingest.store.copy import SQL_TYPES, copy_statement, encode_batches
 from ingest.store.hours import DAY_US
@@ -42,33 +43,23 @@ _INSERT: Final = (
 )
 
 
-def days_of(spans: Iterable[KeptSpan]) -> set[int]:
+def days_of(spans: Rows[KeptSpan]) -> set[int]:
     """Return the days since the Unix epoch whose partitions these spans need."""
-    return {span.started_at_us // DAY_US for span in spans}
+    return {at_us // DAY_US for at_us in spans.columns["started_at_us"]}
 
 
-def keep_spans(driver: psycopg.Connection[Any], spans: Sequence[tuple[int, KeptSpan]]) -> int:
+def keep_spans(driver: psycopg.Connection[Any], site_ids: Sequence[int], spans: Rows[KeptSpan]) -> int:
     """Keep spans, each with its site, in the caller's transaction; return how many were not known. Days are there."""
     if not spans:
         return 0
-    rows = [
-        (
-            site_id,
-            span.started_at_us,
-            span.trace_id,
-            span.span_id,
-            span.parent_span_id,
-            span.name,
-            span.kind,
-            span.duration_us,
-            span.model,
-            span.status,
-            orjson.dumps(span.attributes).decode() if span.attributes else "{}",
-            span.origin,
-        )
-        for site_id, span in spans
-    ]
-    arrays = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)]
+    told = spans.columns
+    columns = {
+        **told,
+        "site_id": site_ids,
+        "started_at": told["started_at_us"],
+        "attributes": [orjson.dumps(named).decode() if named else "{}" for named in told["attributes"]],
+    }
+    arrays = [pa.array(columns[column.name], column.type) for column in _SCHEMA]
     driver.execute(_CREATE)
     with driver.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
         copy.write(encode_batches([pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)]))

@@ -20,7 +20,7 @@ from ingest.http import decoded
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp import JSON, PROTOBUF, Signal, failure, media_type, response
-from ingest.receivers.otlp_logs import count_records
+from ingest.receivers.otlp_logs import read_logs
 from ingest.receivers.otlp_spans import MAX_FIELDS, MAX_SPANS, read_spans
 
 pytestmark = pytest.mark.contract
@@ -105,14 +105,14 @@ def test_log_records_are_counted_in_both_encodings() -> None:
         scope = request.resource_logs.add().scope_logs.add()
         for _ in range(records):
             scope.log_records.add(severity_text="INFO")
-    assert count_records(request.SerializeToString(), PROTOBUF) == 5
+    assert read_logs(request.SerializeToString(), PROTOBUF).records == 5
     told = {"resourceLogs": [{"scopeLogs": [{"logRecords": [{}, {}]}, {}]}, {"scopeLogs": None}]}
-    assert count_records(json.dumps(told).encode(), JSON) == 2
-    assert (count_records(b"", PROTOBUF), count_records(b"{}", JSON)) == (0, 0)
+    assert read_logs(json.dumps(told).encode(), JSON).records == 2
+    assert (read_logs(b"", PROTOBUF).records, read_logs(b"{}", JSON).records) == (0, 0)
     with pytest.raises(BadBodyError):
-        count_records(b'{"resourceLogs": [3]}', JSON)
+        read_logs(b'{"resourceLogs": [3]}', JSON)
     with pytest.raises(BadBodyError):
-        count_records(b"\x0a\x05ab", PROTOBUF)
+        read_logs(b"\x0a\x05ab", PROTOBUF)
 
 
 def field(number: int, value: bytes) -> bytes:

@@ -21,7 +21,7 @@ from ingest.http import decoded
 from ingest.receivers import native, open_lineage, otlp, outcomes, remote_write, work
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
-from ingest.receivers.otlp_logs import count_records
+from ingest.receivers.otlp_logs import read_logs
 from ingest.receivers.otlp_spans import read_spans
 from ingest.series.intake import Intake
 from tests.db.ingest_harness import batch_meta, body_of, device_row, rows, wide_body
@@ -149,7 +149,7 @@ def _traced(data: bytes, *, media: str) -> None:
 
 
 def _logs(data: bytes, *, media: str) -> None:
-    count_records(data, media)
+    read_logs(data, media)
 
 
 def _undone(data: bytes, *, encoding: str) -> None:

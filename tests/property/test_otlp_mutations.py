@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from ingest.calls import MAX_TOKENS, TOKEN_PARTS
 from ingest.errors import BadBodyError
 from ingest.http import decoded
-from ingest.receivers.gen_ai import MAX_TEXT, read_calls
+from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
+from ingest.receivers.gen_ai_span import MAX_TEXT
 from ingest.receivers.otlp import JSON, PROTOBUF
-from ingest.receivers.otlp_logs import count_records
+from ingest.receivers.otlp_logs import read_logs
 from ingest.receivers.otlp_spans import read_spans
 
 pytestmark = pytest.mark.property
@@ -92,7 +93,7 @@ def test_a_changed_export_is_read_or_refused(
 @given(st.binary(max_size=300), st.sampled_from((PROTOBUF, JSON)))
 @settings(max_examples=300)
 def test_any_bytes_are_read_or_refused(body: bytes, media: str) -> None:
-    for reader in (lambda: read_calls(read_spans(body, media, WANTED), NOW_US), lambda: count_records(body, media)):
+    for reader in (lambda: read_calls(read_spans(body, media, WANTED), NOW_US), lambda: read_logs(body, media)):
         with contextlib.suppress(BadBodyError):
             reader()
 
