@@ -21,8 +21,8 @@ WITH named AS MATERIALIZED (
     AND (%(after)s::text IS NULL OR path > %(after)s)
 ), steps AS (
     SELECT tenant_id, floor((date_part('epoch', minute_at) - %(from_s)s::float8) / %(step_s)s::float8)::integer AS step,
-           sum(energy_mj)::bigint AS energy_mj
-    FROM tenant_minutes WHERE minute_at >= %(from_at)s AND minute_at < %(to_at)s GROUP BY 1, 2
+           {energy} AS energy_mj
+    FROM tenant_minutes WHERE minute_at >= %(from_at)s AND minute_at < %(to_at)s {group}
 ), series AS (
     SELECT tenant_id, array_agg(step) AS steps, array_agg(energy_mj) AS energies_mj FROM steps GROUP BY 1
 )
@@ -30,6 +30,11 @@ SELECT path, steps, energies_mj FROM series LEFT JOIN named ON named.id = tenant
 WHERE path IS NOT NULL OR (tenant_id IS NULL AND %(subtree)s::text IS NULL)
 ORDER BY path NULLS LAST LIMIT %(most)s
 """
+# Minutes are told as they lie there, a row a site, and added up by the reader: to group them took two thirds of the time. Longer
+# steps are grouped: what is told stays as long as the answer is.
+_MINUTES: Final = _SERIES.format(energy="energy_mj", group="").encode()
+_STEPS: Final = _SERIES.format(energy="sum(energy_mj)::bigint", group="GROUP BY 1, 2").encode()
+_MINUTE_S: Final = 60
 # By lines and not by devices' hours: there are as many as tenants have jobs and models, however large the fleet.
 _SOURCES: Final = ("measured", "estimated", "forecast", "assumed")
 _PROVENANCE: Final = """
@@ -93,14 +98,15 @@ def energy_by_tenant(
     count = (to_at - from_at) // step
     given = {"from_at": from_at, "to_at": to_at, "from_s": from_at.timestamp(), "step_s": step_s}
     with connection.cursor(binary=True) as cursor:
-        rows = cursor.execute(_SERIES, {**given, "subtree": subtree, "after": after, "most": most}).fetchall()
+        query = _MINUTES if step_s == _MINUTE_S else _STEPS
+        rows = cursor.execute(query, {**given, "subtree": subtree, "after": after, "most": most}).fetchall()
     return [TenantEnergy(path, _spread(count, steps, energies)) for path, steps, energies in rows]
 
 
 def _spread(count: int, steps: Sequence[int], energies_mj: Sequence[int]) -> list[int | None]:
     known: list[int | None] = [None] * count
     for step, energy_mj in zip(steps, energies_mj, strict=True):
-        known[step] = energy_mj
+        known[step] = energy_mj + (known[step] or 0)  # of another site
     return known
 
 
