@@ -17,16 +17,9 @@ from alembic import context
 from sqlalchemy.dialects.postgresql import base as postgresql
 
 from ingest.store import layout
-from ingest.store.migrate import MigrationError, chosen_layout, sqlalchemy_url
+from ingest.store.migrate import MigrationError, chosen_layout, migrators_lock, sqlalchemy_url
 from ingest.store.tables import metadata
 from ingest.store.tables.columns import Xid8
-
-# Any constant of our own: held by whoever migrates this database, so that two starting processes do not migrate at once.
-MIGRATION_LOCK = 0x77_61_74_74
-# A second process waits for the first migrator's whole run; a statement waits only briefly for a table, because everyone
-# who comes after it queues behind it: ingest of the version before stands still for as long. `migrate` tries again.
-MIGRATOR_WAIT = "120s"
-LOCK_TIMEOUT = "2s"
 
 log = logging.getLogger("ingest.store.migrate")
 PARTITION = re.compile(r"_p\d{8}(_|$)")
@@ -42,11 +35,7 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
 
 
 def run(connection: sa.Connection, asked: layout.Layout | None = None) -> None:
-    connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT}'"))
-    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
-    connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.commit()  # session state survives; Alembic must find no transaction open to run one per migration
-    try:
+    with migrators_lock(connection):
         choice = chosen_layout(connection, asked)
         connection.execute(
             sa.text("SELECT set_config('wattledger.layout_reason', :reason, false)"), {"reason": choice.reason}
@@ -64,11 +53,6 @@ def run(connection: sa.Connection, asked: layout.Layout | None = None) -> None:
             context.run_migrations()
         if layout.found(connection) is layout.Layout.HYPERTABLES:
             _keep_in_columns(connection)
-    finally:
-        connection.rollback()
-        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
-        connection.execute(sa.text("RESET lock_timeout"))
-        connection.commit()
 
 
 def _keep_in_columns(connection: sa.Connection) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -41,6 +41,8 @@ from wattledger.backup_programs import Programs, find_programs, reach
 from wattledger.diagnosis import Check, broken, fine
 
 Say = Callable[[str], None]
+LONGEST_AGO: Final = timedelta(days=1)
+"""A backup that is to stand for what is dropped now."""
 _CHUNK_BYTES: Final = 1 << 20
 _EVERY_FILES: Final = 500
 _SERVER: Final = """
@@ -95,6 +97,24 @@ def verify(source: Source, say: Say) -> None:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise BackupError(f"{source.folder.name} is damaged, nothing was restored: {shown}; restore another backup")
     say(f"checked: the dump and {len(manifest.segments):,} sealed files are as they were written")
+
+
+def backed_up(target: Path, schema: str | None, now: datetime, say: Say) -> str:
+    """Say which backup there is of a database as it stands; raises BackupError unless it is whole, of its schema and of today.
+
+    ``schema``: the database's. What was written since the backup is with nobody but the database.
+    """
+    source = open_source(target)
+    verify(source, say)
+    manifest = source.manifest
+    age = now - _instant(manifest.taken_at)
+    if manifest.schema != schema:
+        raise BackupError(
+            f"{source.folder.name} is of schema {manifest.schema}, the database is at {schema}; make one now"
+        )
+    if age > LONGEST_AGO:
+        raise BackupError(f"{source.folder.name} is {age.days} days old, and a day is the limit; make one now")
+    return f"backup: {source.folder}, taken {manifest.taken_at}"
 
 
 def restore(

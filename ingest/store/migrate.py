@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -31,9 +31,16 @@ from ingest.store.role_rights import missing_statements
 MINIMUM_SERVER_VERSION = 15
 LOCK_PATIENCE_S: Final = 300.0
 """How long a migration goes on trying to get its tables from whoever holds them."""
+MIGRATION_LOCK: Final = 0x77_61_74_74
+"""Any constant of our own: held by whoever migrates this database, so that two starting processes do not migrate at once."""
+MIGRATOR_WAIT: Final = "120s"
+LOCK_TIMEOUT: Final = "2s"
+"""A second process waits for the first migrator's whole run; a statement waits only briefly for a table, because everyone
+who comes after it queues behind it: ingest of the version before stands still for as long. It is tried again."""
 _PAUSE_S: Final = (0.2, 5.0)
 """Before the next try, from the first to the longest: what queued behind the last one gets its turn."""
 log = logging.getLogger(__name__)
+Done = TypeVar("Done")
 
 
 class MigrationError(RuntimeError):
@@ -47,18 +54,18 @@ def upgrade(url: str, revision: str = "head", *, layout: Layout | None = None) -
     migrated database keeps what it has. Raises MigrationError when that is not what was asked for, when the login may not
     make the roles (the message holds the SQL for somebody who may), and when a table stayed locked for five minutes.
     """
-    with _connected(url) as (config, connection):
-        _refuse_foreign(config, connection)
+    with connected(url) as (config, connection):
+        refuse_foreign(config, connection)
         _refuse_powerless(connection)
         config.attributes["layout"] = layout
-        _patiently(lambda: command.upgrade(config, revision))
+        patiently(lambda: command.upgrade(config, revision))
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Migrate down to ``revision`` (``base`` drops everything). For tests and for undoing a failed upgrade."""
-    with _connected(url) as (config, connection):
-        _refuse_foreign(config, connection)
-        _patiently(lambda: command.downgrade(config, revision))
+    """Migrate down to ``revision`` (``base`` drops everything), asking nobody. For tests; people have ``ingest.store.retreat``."""
+    with connected(url) as (config, connection):
+        refuse_foreign(config, connection)
+        patiently(lambda: command.downgrade(config, revision))
 
 
 def chosen_layout(connection: sa.Connection, asked: Layout | None) -> Choice:
@@ -79,33 +86,33 @@ def chosen_layout(connection: sa.Connection, asked: Layout | None) -> Choice:
 
 def current(url: str) -> str | None:
     """Return the revision the database is at, or None for one never migrated."""
-    with _connected(url) as (_, connection):
-        return _current(connection)
+    with connected(url) as (_, connection):
+        return revision_of(connection)
 
 
 def pending(url: str) -> tuple[str, ...]:
     """Return the revisions still to be applied, first one first; empty when the schema is this code's."""
-    with _connected(url) as (config, connection):
+    with connected(url) as (config, connection):
         return pending_on(connection, config)
 
 
 def pending_on(connection: sa.Connection, config: Config | None = None) -> tuple[str, ...]:
     """The same over an open connection, for health checks."""
     config = config or migration_config()
-    _refuse_foreign(config, connection)
-    revisions = ScriptDirectory.from_config(config).iterate_revisions("head", _current(connection) or "base")
+    refuse_foreign(config, connection)
+    revisions = ScriptDirectory.from_config(config).iterate_revisions("head", revision_of(connection) or "base")
     return tuple(script.revision for script in revisions)[::-1]
 
 
 def layout_of(url: str) -> Choice:
     """Return how a migrated database keeps its days, and why, as recorded when it was made."""
-    with _connected(url) as (_, connection):
+    with connected(url) as (_, connection):
         return layouts.recorded(connection)
 
 
 def check(url: str) -> None:
     """Raise if the database differs from the declared tables (types, defaults, comments, indexes, constraints)."""
-    with _connected(url) as (config, _):
+    with connected(url) as (config, _):
         command.check(config)
 
 
@@ -139,7 +146,24 @@ def migration_config(connection: sa.Connection | None = None) -> Config:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[tuple[Config, sa.Connection]]:
+def migrators_lock(connection: sa.Connection) -> Iterator[None]:
+    """Be the one migrator of this database as long as the block lasts; whatever transaction it leaves open is rolled back."""
+    connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT}'"))
+    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+    connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()  # session state survives; Alembic must find no transaction open to run one per migration
+    try:
+        yield
+    finally:
+        connection.rollback()
+        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(sa.text("RESET lock_timeout"))
+        connection.commit()
+
+
+@contextmanager
+def connected(url: str) -> Iterator[tuple[Config, sa.Connection]]:
+    """Open a connection as the URL's login, with Alembic's settings for it; raises MigrationError for a server too old."""
     engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         version = connection.dialect.server_version_info or (0,)
@@ -151,7 +175,7 @@ def _connected(url: str) -> Iterator[tuple[Config, sa.Connection]]:
         yield migration_config(connection), connection
 
 
-def _patiently(migrate: Callable[[], None]) -> None:
+def patiently(migrate: Callable[[], Done]) -> Done:
     """Run migrations again as long as somebody else's locks are in the way; what was committed stays done."""
     deadline = time.monotonic() + LOCK_PATIENCE_S
     pause_s = _PAUSE_S[0]
@@ -183,14 +207,16 @@ def _refuse_powerless(connection: sa.Connection) -> None:
         )
 
 
-def _current(connection: sa.Connection) -> str | None:
+def revision_of(connection: sa.Connection) -> str | None:
+    """The same as :func:`current` over an open connection."""
     revision = MigrationContext.configure(connection).get_current_revision()
     connection.rollback()  # reading began a transaction; Alembic wants none
     return revision
 
 
-def _refuse_foreign(config: Config, connection: sa.Connection) -> None:
-    revision = _current(connection)
+def refuse_foreign(config: Config, connection: sa.Connection) -> None:
+    """Raise MigrationError for a database that a version newer than this one migrated."""
+    revision = revision_of(connection)
     if revision is None:
         return
     try:
@@ -200,5 +226,5 @@ def _refuse_foreign(config: Config, connection: sa.Connection) -> None:
     if known is None:
         raise MigrationError(
             f"the database is at schema {revision!r}, which this version does not know; run the version that wrote it, or newer "
-            "(to go back, downgrade with that version first: docs/databases.md)"
+            "(to go back, that version's `wattledger downgrade` comes first: docs/upgrading.md)"
         )

@@ -58,16 +58,6 @@ def test_up_down_up_ends_where_it_began(db: Database) -> None:
     migrate.check(db.url)
 
 
-def test_every_migration_can_be_taken_back_and_done_again_alone(db: Database) -> None:
-    for left in reversed(range(len(REVISIONS))):
-        migrate.downgrade(db.url, "-1")
-        assert migrate.pending(db.url) == REVISIONS[left:]
-    for done in range(1, len(REVISIONS) + 1):
-        migrate.upgrade(db.url, "+1")
-        assert migrate.pending(db.url) == REVISIONS[done:]
-    migrate.check(db.url)
-
-
 def test_daily_partitions_are_no_difference(db: Database) -> None:
     with db.connect("worker") as connection:
         connection.execute("SELECT ensure_partitions('2026-11-20', '2026-11-22')")
