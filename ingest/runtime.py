@@ -34,6 +34,7 @@ from ingest.store.dead_letters import DeadLetter, LetterBox, Room
 from ingest.store.group import GroupWriter, Outcome, Result
 from ingest.store.prepare import Submission
 from ingest.store.registry import Registry
+from ingest.store.series_nodes import Spacings
 from ingest.store.writer import Writer
 from ingest.trace_writer import TraceWriter
 
@@ -72,7 +73,7 @@ class Runtime:
         self.disk = DiskGuard(settings.data_paths, settings.min_free_mib * 1024 * 1024)
         self._rates = RateLimits()
         self.newcomers = Newcomers()
-        self.series = Intake(settings.series_node_labels)
+        self.series = Intake(settings.series_node_labels, Spacings(self.engine))
         self._probe = sinks[0]
         self._reader = Reader()
         self._local = threading.local()

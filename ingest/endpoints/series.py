@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Final
 
 from ingest.auth import Principal
@@ -11,6 +12,8 @@ from ingest.errors import BadBodyError, IngestError, UnavailableError
 from ingest.http import Request
 from ingest.runtime import Runtime
 from ingest.series.intake import Taken
+from ingest.series.pods import KubeTold
+from ingest.store import kube_pods
 from ingest.store.group import Outcome
 from ingest.store.prepare import Submission
 from ingest.store.tokens import Scope
@@ -18,7 +21,7 @@ from ingest.store.tokens import Scope
 CADENCE_HEADER: Final = b"wattledger-cadence-seconds"
 """A sender may say its spacing; else it is learned from the samples."""
 _LONGEST_CADENCE_S: Final = 86_400
-REFUSED_OUTCOMES: Final = ("no_node", "too_many_new", "too_many_devices")
+REFUSED_OUTCOMES: Final = ("no_node", "too_many_new", "too_many_devices", "from_the_future", "before_2000")
 """Outcomes of samples that a sender should hear of: something on its side has to change."""
 
 
@@ -46,14 +49,18 @@ async def keep(runtime: Runtime, principal: Principal, protocol: str, taken: Tak
 
     Of a request that is sent again after a part of it was kept that part is kept twice, and read once.
     """
-    for body in taken.bodies:
-        principal.require_node(body.meta.node)
+    bodies = [body for body in taken.bodies if principal.node in (None, body.meta.node)]
+    if taken.bodies and not bodies:
+        principal.require_node(taken.bodies[0].meta.node)
+    foreign_rows = sum(body.rows for body in taken.bodies) - sum(body.rows for body in bodies)
     runtime.metrics.series.add(protocol, taken)
     results = await asyncio.gather(
-        *(runtime.keep(Submission(principal.site_id, body, numbered=False)) for body in taken.bodies),
+        *(runtime.keep(Submission(principal.site_id, body, numbered=False)) for body in bodies),
         return_exceptions=True,
     )
     refused = Counter(taken.invalid)
+    refused["wrong_node"] += foreign_rows
+    refused += await _keep_kube(runtime, principal, taken.kube)
     refused += Counter({reason: taken.tally.samples[reason] for reason in REFUSED_OUTCOMES})
     for result in results:
         if isinstance(result, Outcome):
@@ -65,6 +72,18 @@ async def keep(runtime: Runtime, principal: Principal, protocol: str, taken: Tak
             refused[result.reason] += 1
         else:
             raise result
+    return refused
+
+
+async def _keep_kube(runtime: Runtime, principal: Principal, told: KubeTold) -> Counter[str]:
+    """Commit what is said of pods and nodes of Kubernetes, as a scheduler's word: the token of one node has none of that."""
+    if told.is_empty:
+        return Counter()
+    if principal.node is not None or not principal.token.allows(Scope.WRITE):
+        return Counter({"not_with_this_token": told.samples})
+    now = datetime.now(UTC)
+    refused = await runtime.in_thread(kube_pods.keep, runtime.engine, principal.site_id, told, now)
+    runtime.series.kube.kept(principal.site_id, told, int(now.timestamp() * 1e6))
     return refused
 
 

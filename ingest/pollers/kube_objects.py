@@ -21,7 +21,7 @@ SHARED: Final = frozenset({"nvidia.com/gpu.shared"})
 """Replicas of time-sliced boards: how much of a board that is only the node knows, so nothing is held by count."""
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 # What made the pod's maker, by the label it leaves on its pods: the name that its users know.
-_MAKERS: Final = (
+MAKERS: Final = (
     ("jobset.sigs.k8s.io/jobset-name", "JobSet"),
     ("ray.io/originated-from-cr-name", "RayJob"),
     ("ray.io/cluster", "RayCluster"),
@@ -29,7 +29,7 @@ _MAKERS: Final = (
     ("leaderworkerset.sigs.k8s.io/name", "LeaderWorkerSet"),
     ("serving.kserve.io/inferenceservice", "InferenceService"),
 )
-_KINDS: Final = {
+KINDS: Final = {
     "Deployment": "inference",
     "StatefulSet": "inference",
     "InferenceService": "inference",
@@ -52,6 +52,8 @@ _SWITCHES: Final = (
 )
 _NVLINK: Final = ("nvidia.com/gpu.clique", "network.topology.nvidia.com/accelerator")
 _RACKS: Final = ("topology.kubernetes.io/rack", "cloud.google.com/gce-topology-host")
+STANDING_LABELS: Final = (*_RACKS, *(name for names in _SWITCHES for name in names), *_NVLINK)
+"""Labels of a node that say where it stands."""
 MAX_LABELS: Final = 64
 
 
@@ -103,7 +105,7 @@ def pod_events(pod: Object, cluster: str, now: datetime, *, deleted: bool = Fals
         "submitted_at": pod["metadata"]["creationTimestamp"],
         "holds": [{"node": node, "accelerators": wanted.held}] if node and wanted.held else [],
     }
-    kind = _KINDS.get(str(about.get("workload", "")).partition("/")[0])
+    kind = KINDS.get(str(about.get("workload", "")).partition("/")[0])
     if kind is not None:
         run["workload_kind"] = kind
     if reason:
@@ -185,7 +187,7 @@ def node_events(
 def workload_of(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return kind and name of what a pod belongs to, as its users know it; null for a pod by itself."""
     labels = metadata.get("labels", {}) or {}
-    for label, kind in _MAKERS:
+    for label, kind in MAKERS:
         if labels.get(label):
             return kind, labels[label]
     owner = next((one for one in metadata.get("ownerReferences", ()) or () if one.get("controller")), None)

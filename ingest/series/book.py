@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ingest.series.places import NODE_LABELS, Place, Skip, place, reason_of
+from ingest.series.labels import Skip
+from ingest.series.places import NODE_LABELS, Entry, place, reason_of
 
 MAX_SERIES: Final = 300_000
 """Series remembered: 10,000 GPUs have 260,000 with dcgm-exporter's default set. Beyond it all is learned again."""
@@ -39,13 +40,13 @@ class Book:
         self._limits = (max_series, max_key_bytes, max_names)
         self.generation = 0
         """Changes when all numbers are void."""
-        self.entries: list[Place | Skip] = []
+        self.entries: list[Entry] = []
         self.known: dict[bytes, int] = {}
         """Numbers by key; decoders look here first."""
         self.unplaced: dict[bytes, int] = {}
         """Numbers by name of series that have no place whatever their labels; for decoders too."""
         self._skipped: dict[tuple[str, str], int] = {}
-        self._placed: dict[Place, int] = {}
+        self._placed: dict[Entry, int] = {}
         self._key_bytes = 0
 
     def tidy(self) -> None:
@@ -87,7 +88,7 @@ class Book:
             self.entries.append(Skip(name, reason))
         return number
 
-    def _number(self, found: Place) -> int:
+    def _number(self, found: Entry) -> int:
         number = self._placed.get(found)
         if number is None:
             number = self._placed[found] = len(self.entries)

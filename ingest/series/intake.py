@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ingest.errors import TooLargeError, UnavailableError
@@ -22,8 +22,9 @@ from ingest.receivers.otlp_metrics import MetricsReader
 from ingest.receivers.otlp_metrics_json import read_json
 from ingest.series.bodies import body_of
 from ingest.series.book import Book
-from ingest.series.memory import Memory
+from ingest.series.memory import Memory, Spacing
 from ingest.series.places import NODE_LABELS
+from ingest.series.pods import KubeMemory, KubeTold, gathered
 from ingest.series.rows import Tally, rows_of
 from ingest.series.samples import Samples
 
@@ -43,20 +44,27 @@ class Taken:
     invalid: Counter[str]
     """Series (of OTLP: points) that no receiver may take, by reason."""
     uncounted: Counter[str]
+    kube: KubeTold = field(default_factory=KubeTold)
+    """What of pods and nodes of Kubernetes the store may not know."""
 
 
 class Intake:
     """Reads requests of series; one per process."""
 
     def __init__(
-        self, node_labels: tuple[str, ...] = NODE_LABELS, *, max_waiting_bytes: int = MAX_WAITING_BYTES
+        self,
+        node_labels: tuple[str, ...] = NODE_LABELS,
+        spacing: Spacing | None = None,
+        *,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting_bytes = 0
         self._thread = ThreadPoolExecutor(1, "series")
         self._lock = threading.Lock()
         self._book = Book(node_labels)
-        self._memory = Memory()
+        self._memory = Memory(spacing)
+        self.kube = KubeMemory()
         self._checker = Checker()
         self._metrics = MetricsReader(self._book)
 
@@ -102,10 +110,15 @@ class Intake:
         with self._lock:
             self._book.tidy()
             samples = read()
-            found, tally = rows_of(samples, self._book.entries, self._memory, site_id, own_node, now_us)
+            told, others = gathered(samples, self._book.entries, now_us)
+            found, tally = rows_of(others, self._book.entries, self._memory, site_id, own_node, now_us)
             if len(found) > MAX_NODES_PER_REQUEST:
                 raise TooLargeError(
                     f"{len(found)} nodes in one request; at most {MAX_NODES_PER_REQUEST} are taken: send smaller ones"
                 )
             bodies = [body_of(rows, self._checker, now_us, cadence_us) for rows in found]
-        return Taken(bodies, len(samples), tally, samples.invalid, samples.uncounted)
+            kube = self.kube.news(site_id, told, now_us)
+            self._memory.tell(site_id, [(rows.node, rows.origin) for rows in found])
+        tally.samples["kept"] += told.samples
+        tally.samples.update(kube.refused)
+        return Taken(bodies, len(samples), tally, samples.invalid, samples.uncounted, kube)

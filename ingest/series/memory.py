@@ -1,16 +1,17 @@
 """What is remembered of the nodes that series speak of, between requests: their devices, cadence, and counters to compare with.
 
-All of it can be learned again, and a second server learns it for itself: nothing here decides what a row is worth, but for
-the two columns of a host that no single series holds (:mod:`ingest.series.host`). Bounded; the longest silent go first.
+All of it can be learned again, and a second server learns it for itself, but for the spacing, which servers tell each other
+(:class:`Spacing`): nothing here decides what a row is worth, but for the two columns of a host that no single series holds
+(:mod:`ingest.series.host`). Bounded; the longest silent go first.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from collector.wire import MAX_DEVICES_PER_BATCH, DeviceRef, Origin, Stream
 
@@ -32,6 +33,14 @@ _HOUR_US: Final = 3_600_000_000
 _SPOOLS: Final = uuid.UUID("6d0f7a3e-2c3b-5e0e-9a55-7d0c6b6f1f11")
 
 
+class Spacing(Protocol):
+    """What servers tell each other of the spacing of nodes' samples: :class:`ingest.store.series_nodes.Spacings`."""
+
+    def known(self, site_id: int, nodes: Collection[tuple[str, Origin]]) -> Mapping[tuple[str, Origin], int]: ...
+
+    def learned(self, site_id: int, spacings: Sequence[tuple[tuple[str, Origin], int, int]]) -> None: ...
+
+
 @dataclass(slots=True)
 class Cadence:
     """The spacing of a node's samples, as one of the usual steps: it changes only once three in a row say so.
@@ -40,24 +49,33 @@ class Cadence:
     """
 
     us: int = DEFAULT_CADENCE_US
-    _last_us: int = 0
+    told_us: int = 0
+    """The spacing that other servers know of; 0 = none."""
+    last_us: int = 0
     _candidate_us: int = 0
     _seen: int = 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it was seen, here or by another server, and is not merely the usual."""
+        return self.told_us > 0 or self._seen >= _CONFIRMATIONS
+
+    @property
+    def is_news(self) -> bool:
+        """Whether other servers should hear of it."""
+        return self._seen >= _CONFIRMATIONS and self.told_us != self.us
+
     def saw(self, at_us: int) -> None:
         """Take in an instant; those that are not later than the last say nothing."""
-        if at_us <= self._last_us:
+        if at_us <= self.last_us:
             return
-        delta_s, self._last_us = (at_us - self._last_us) / 1e6, at_us
+        delta_s, self.last_us = (at_us - self.last_us) / 1e6, at_us
         step_us = min(_STEPS_S, key=lambda step_s: abs(step_s - delta_s)) * 1_000_000
-        if step_us == self.us:
-            self._seen = 0
-        elif step_us != self._candidate_us:
-            self._candidate_us, self._seen = step_us, 1
-        else:
-            self._seen += 1
-            if self._seen >= _CONFIRMATIONS:
-                self.us, self._seen = step_us, 0
+        if step_us != self._candidate_us:
+            self._candidate_us, self._seen = step_us, 0
+        self._seen += 1
+        if self._seen >= _CONFIRMATIONS:
+            self.us = step_us
 
 
 @dataclass(slots=True)
@@ -115,14 +133,45 @@ class Memory:
     """Nodes by site, name and origin; and how many things not heard of before may still be named this hour."""
 
     def __init__(
-        self, *, max_nodes: int = MAX_NODES, max_items: int = MAX_ITEMS, max_new_an_hour: int = MAX_NEW_AN_HOUR
+        self,
+        spacing: Spacing | None = None,
+        *,
+        max_nodes: int = MAX_NODES,
+        max_items: int = MAX_ITEMS,
+        max_new_an_hour: int = MAX_NEW_AN_HOUR,
     ) -> None:
+        self._spacing = spacing
         self._max_nodes, self._max_items, self._max_new = max_nodes, max_items, max_new_an_hour
         self._nodes: OrderedDict[tuple[int, str, Origin], Known] = OrderedDict()
         self._sizes: dict[tuple[int, str, Origin], int] = {}
         self._items = 0
         self._hour = 0
         self._new: Counter[tuple[int, str | None]] = Counter()
+
+    def ask(self, site_id: int, nodes: Collection[tuple[str, Origin]]) -> None:
+        """Begin with the spacing that other servers know of these nodes; raises UnavailableError."""
+        if self._spacing is None:
+            return
+        unsettled = [
+            node
+            for node in nodes
+            if (known := self._nodes.get((site_id, *node))) is None or not known.cadence.is_settled
+        ]
+        if unsettled:
+            for node, us in self._spacing.known(site_id, unsettled).items():
+                cadence = self.of(site_id, *node).cadence
+                cadence.us = cadence.told_us = us
+
+    def tell(self, site_id: int, nodes: Collection[tuple[str, Origin]]) -> None:
+        """Have other servers hear of spacings that were learned here; raises UnavailableError, and then it is told next time."""
+        if self._spacing is None:
+            return
+        new = {node: self.of(site_id, *node).cadence for node in nodes}
+        new = {node: cadence for node, cadence in new.items() if cadence.is_news}
+        if new:
+            self._spacing.learned(site_id, [(node, cadence.us, cadence.last_us) for node, cadence in new.items()])
+            for cadence in new.values():
+                cadence.told_us = cadence.us
 
     def of(self, site_id: int, node: str, origin: Origin) -> Known:
         """Return what is known of a node."""

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Final
 
 from collector.wire import MAX_META_CHARACTERS, UNKNOWN_MODEL, DeviceRef, Origin, Stream, cleaned
+from ingest.series.kube import KUBE, NodePiece, PodPiece, kube_piece
+from ingest.series.labels import Skip, label, origin_of
 from ingest.series.names import COUNTED_ELSEWHERE, DCGM, DCGM_HEALTH, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
 
 NODE_LABELS: Final = (
@@ -32,7 +34,6 @@ _PROFILE: Final = re.compile(r"(?:\d+c\.)?(\d+)g\.\d+gb(?:\+.*)?")
 _SLICES: Final = 7
 _SLICES_A30: Final = 4
 _MOST_INSTANCES_DIGITS: Final = 3
-_ORIGINS: Final = {"simulated": Origin.SIMULATED, "replayed": Origin.REPLAYED, "imported": Origin.IMPORTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +52,18 @@ class Place:
     origin: Origin = Origin.LIVE
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """A series that is counted under its name and not stored."""
-
-    name: str
-    reason: str
-    """``unmapped``; ``client_histogram`` for what comes as spans too; ``kubernetes_watcher`` for what the watcher tells better;
-    ``bad_labels`` where a needed label is missing or odd."""
+Entry = Place | Skip | PodPiece | NodePiece
+"""What a series is: a column of a row, a word on a pod or node of Kubernetes, or a name to count."""
 
 
-def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NODE_LABELS) -> Place | Skip:
+def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NODE_LABELS) -> Entry:
     """Return where a series goes. ``labels`` are without its name."""
     if not is_known(name):
         return Skip(name, reason_of(name))
+    if name in KUBE:
+        return kube_piece(name, labels)
     node = _node(labels, node_labels)
-    origin = _ORIGINS.get(labels.get("wattledger.origin", labels.get("wattledger_origin", "")), Origin.LIVE)
+    origin = origin_of(labels)
     if name in DCGM or name in DCGM_HEALTH:
         return _of_device(name, DCGM.get(name) or DCGM_HEALTH[name], labels, node, origin)
     if name in ENGINES:
@@ -80,20 +77,19 @@ def reason_of(name: str) -> str:
     """Return why a name that is not known has no place."""
     if name.startswith(COUNTED_ELSEWHERE):
         return "client_histogram"
-    # kube-state-metrics tells of pods in pieces, and of a pod's end by silence: jobs come from the watcher.
     return "kubernetes_watcher" if name.startswith("kube_") else "unmapped"
 
 
 def is_known(name: str) -> bool:
     """Whether a name can have a place at all."""
-    return name in KNOWN or name in HARDWARE
+    return name in KNOWN or name in KUBE or name in HARDWARE
 
 
 def _node(labels: Mapping[str, str], names: Sequence[str]) -> str | None:
-    for label in names:
-        value = _label(labels, label)
+    for name in names:
+        value = label(labels, name)
         if value is not None:
-            return _without_port(value) if label == _WITH_PORT else value
+            return _without_port(value) if name == _WITH_PORT else value
     return None
 
 
@@ -102,26 +98,18 @@ def _without_port(instance: str) -> str:
     return host.strip("[]") if colon and port.isdecimal() and host else instance
 
 
-def _label(labels: Mapping[str, str], *names: str) -> str | None:
-    for name in names:
-        value = labels.get(name)
-        if value and len(value) <= MAX_META_CHARACTERS and value.isprintable():
-            return value
-    return None
-
-
 def _of_device(
     name: str, meaning: Meaning, labels: Mapping[str, str], node: str | None, origin: Origin
 ) -> Place | Skip:
-    uuid = _label(labels, "UUID", "gpu_uuid", "uuid")
+    uuid = label(labels, "UUID", "gpu_uuid", "uuid")
     if uuid is None:
         return Skip(name, "bad_labels")
-    model = _label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or UNKNOWN_MODEL
-    board = _board(uuid, model, _label(labels, "pci_bus_id"))
+    model = label(labels, "modelName", "model_name", "DCGM_FI_DEV_NAME") or UNKNOWN_MODEL
+    board = _board(uuid, model, label(labels, "pci_bus_id"))
     number = labels.get("GPU_I_ID", "")
     if meaning.board or not (number.isdecimal() and number.isascii() and len(number) <= _MOST_INSTANCES_DIGITS):
         return Place(meaning.stream, node, (board.uuid,), meaning.column, meaning.unit, board, origin=origin)
-    instance = _instance(board, int(number), _label(labels, "GPU_I_PROFILE"))
+    instance = _instance(board, int(number), label(labels, "GPU_I_PROFILE"))
     return Place(meaning.stream, node, (instance.uuid,), meaning.column, meaning.unit, instance, board, origin)
 
 
@@ -151,13 +139,13 @@ def _instance(board: DeviceRef, number: int, profile: str | None) -> DeviceRef:
 def _of_engine(
     name: str, meaning: Meaning, labels: Mapping[str, str], node: str | None, origin: Origin
 ) -> Place | Skip:
-    instance = _label(labels, "instance", "service.instance.id", "exported_instance")
+    instance = label(labels, "instance", "service.instance.id", "exported_instance")
     if instance is None or any(labels.get(rank, "0") != "0" for rank in ("tp_rank", "pp_rank")):
         return Skip(name, "bad_labels" if instance is None else "other_rank")
     # Each engine of a process counts its own: engine 0, which most have alone, goes by the address.
-    number = _label(labels, "engine", "engine_index") or "0"
+    number = label(labels, "engine", "engine_index") or "0"
     engine = instance if number == "0" else f"{instance}/{number}"
-    model = _label(labels, "model_name", "gen_ai.request.model") or "unknown"
+    model = label(labels, "model_name", "gen_ai.request.model") or "unknown"
     return Place(Stream.ENGINE, node, (cleaned(engine), cleaned(model)), meaning.column, meaning.unit, origin=origin)
 
 
@@ -165,26 +153,26 @@ def _of_node(name: str, meaning: Meaning, labels: Mapping[str, str], node: str |
     unit = meaning.unit
     subject: tuple[str, ...]
     if meaning.part == "port":
-        adapter, port = _label(labels, "device"), _label(labels, "port")
+        adapter, port = label(labels, "device"), label(labels, "port")
         if adapter is None or port is None:
             return Skip(name, "bad_labels")
         subject = (cleaned(f"{adapter}/{port}"),)
     elif meaning.part == "hwmon":
-        chip, sensor = _label(labels, "chip"), _label(labels, "sensor")
+        chip, sensor = label(labels, "chip"), label(labels, "sensor")
         if chip is None or sensor is None:
             return Skip(name, "bad_labels")
         subject = (cleaned(f"hwmon/{chip}/{sensor}"),)
     elif meaning.part == "host":
         subject = ("host",)
         if meaning.column == "cpu_idle_s":
-            cpu = _label(labels, "cpu")
+            cpu = label(labels, "cpu")
             if labels.get("mode") != "idle":
                 return Skip(name, "only_idle_is_needed")
             if cpu is None:
                 return Skip(name, "bad_labels")
             subject = ("host", cpu)
     else:
-        index = _label(labels, "path", "index")
+        index = label(labels, "path", "index")
         if index is None:
             return Skip(name, "bad_labels")
         subject = (cleaned(f"{meaning.part}/{index.rpartition('/')[2]}"),)
@@ -192,7 +180,7 @@ def _of_node(name: str, meaning: Meaning, labels: Mapping[str, str], node: str |
 
 
 def _of_hardware(name: str, labels: Mapping[str, str], node: str | None, origin: Origin) -> Place | Skip:
-    identity = _label(labels, "hw.id", "id")
+    identity = label(labels, "hw.id", "id")
     kind = labels.get("hw.type", "gpu" if name.startswith("hw.gpu.") else "host" if name.startswith("hw.host.") else "")
     for entry in HARDWARE[name]:
         attribute, meant = entry.where
@@ -203,8 +191,8 @@ def _of_hardware(name: str, labels: Mapping[str, str], node: str | None, origin:
                 return Skip(name, "bad_labels")
             # The identity is unique on its host only, unless it is the vendor's own.
             uuid = identity if identity.startswith(("GPU-", "MIG-")) else f"hw:{node or ''}/{identity}"
-            model = _label(labels, "hw.model", "hw.name") or UNKNOWN_MODEL
-            vendor = _label(labels, "hw.vendor") or ("nvidia" if identity.startswith(("GPU-", "MIG-")) else "unknown")
+            model = label(labels, "hw.model", "hw.name") or UNKNOWN_MODEL
+            vendor = label(labels, "hw.vendor") or ("nvidia" if identity.startswith(("GPU-", "MIG-")) else "unknown")
             device = DeviceRef(uuid[:MAX_META_CHARACTERS], model, vendor=vendor.lower())
             column, unit = entry.device.column, entry.device.unit
             return Place(Stream.DEVICE, node, (device.uuid,), column, unit, device, origin=origin)

@@ -17,9 +17,10 @@ import numpy as np
 
 from collector.wire import DeviceRef, Origin, Stream
 from ingest.series import host
+from ingest.series.labels import Skip
 from ingest.series.memory import Known, Memory
 from ingest.series.names import Unit
-from ingest.series.places import Place, Skip
+from ingest.series.places import Entry, Place
 from ingest.series.samples import Samples
 from ingest.series.units import DERIVED, converted, type_of
 
@@ -63,7 +64,7 @@ class _Row(NamedTuple):
 
 
 def rows_of(
-    samples: Samples, entries: list[Place | Skip], memory: Memory, site_id: int, own_node: str | None, now_us: int
+    samples: Samples, entries: list[Entry], memory: Memory, site_id: int, own_node: str | None, now_us: int
 ) -> tuple[list[NodeRows], Tally]:
     """Return the rows that samples make. ``own_node`` is whose they are where no label says it."""
     tally = Tally()
@@ -78,6 +79,8 @@ def rows_of(
         if isinstance(entry, Skip):
             tally.by_name[entry.name, entry.reason] += count
             continue
+        if not isinstance(entry, Place):
+            continue  # of a pod: ingest.series.pods takes it
         node = entry.node or own_node
         if node is None:
             tally.samples["no_node"] += count
@@ -153,6 +156,7 @@ def _by_node(
     cells = cells.only(order)
     bounds = np.searchsorted(node_of_row[cells.row], np.arange(len(by_node) + 1))
     found: list[NodeRows] = []
+    memory.ask(sender[0], by_node.keys())
     for position, (node, origin) in enumerate(by_node):
         mine = cells.only(np.arange(bounds[position], bounds[position + 1]))
         known = memory.of(sender[0], node, origin)

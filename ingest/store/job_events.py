@@ -45,13 +45,18 @@ def keep(engine: sa.Engine, site_id: int, work: Work, *, node: str | None, now: 
     """Commit what a body says. ``node``: all that this sender may speak for. Raises UnavailableError or BadBodyError."""
     try:
         with engine.begin() as conn:
-            return _Keeper(conn, site_id, work, node, now).run()
+            return keep_within(conn, site_id, work, node=node, now=now)
     except OUTAGES as error:
         raise UnavailableError("database_unavailable", "the events cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError(
             "refused_by_database", f"the database refuses these events: {type(error).__name__}"
         ) from error
+
+
+def keep_within(conn: sa.Connection, site_id: int, work: Work, *, node: str | None, now: datetime) -> Kept:
+    """Do the same inside a transaction of the caller's."""
+    return _Keeper(conn, site_id, work, node, now).run()
 
 
 class _Keeper:
@@ -267,6 +272,8 @@ def _meaning(row: Mapping[str, Any], reports: Mapping[str, Words]) -> dict[str, 
     if facts.get("started_at") is not None:
         # The scheduler's start is the job's; an agent's prolog ran a little later.
         found["started_at"] = _instant(facts["started_at"])
+    if facts.get("ended_at", 0) is None:
+        found["ended_at"] = None  # an end was taken back
     if found.get("ended_at") is not None:
         found["ended_at"] = max(found["ended_at"], found.get("started_at", row["started_at"]))
     return found

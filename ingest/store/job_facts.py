@@ -15,7 +15,8 @@ Words = dict[str, list[Any]]
 HINT: Final = "hint"
 """Source of what comes along with a holding: it fills in what nobody else says."""
 SCHEDULERS: Final = ("slurm", "kubernetes")
-_EVIDENCE: Final = {"slurm": "slurmctld", "kubernetes": "kubernetes"}
+OVER: Final = frozenset({"completed", "failed", "cancelled", "preempted", "timeout"})
+_EVIDENCE: Final = {"slurm": "slurmctld", "kubernetes": "kubernetes", "kube-state-metrics": "kube-state-metrics"}
 
 
 def words(at_us: int, facts: Mapping[str, Any]) -> Words:
@@ -33,10 +34,16 @@ def merged(one: Words, other: Words) -> Words:
 
 
 def meant(reports: Mapping[str, Words]) -> dict[str, Any]:
-    """Return the value of each field that any source states: schedulers before others, hints last, then the later word."""
+    """Return the value of each field that any source states: schedulers before others, hints last, then the later word.
+
+    That a run is gone is no match for a better source's word that it runs; that it completed or failed is.
+    """
     found: dict[str, Any] = {}
     for source in ranked(reports):
-        for name, (_, value) in reports[source].items():
+        facts = {name: value for name, (_, value) in reports[source].items()}
+        if found.get("state") == "running" and facts.get("state") not in OVER:
+            facts.pop("ended_at", None)
+        for name, value in facts.items():
             if found.get(name) is None:
                 found[name] = value
     return found

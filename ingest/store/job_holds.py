@@ -16,9 +16,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from ingest.store.intervals import Told, meaning
-from ingest.store.job_facts import HINT, Words, evidence_of, ranked
+from ingest.store.job_facts import HINT, OVER, Words, evidence_of, ranked
 
-_OVER: Final = frozenset({"completed", "failed", "cancelled", "preempted", "timeout"})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _JOBS: Final = "SELECT id, site_id, started_at, ended_at, state FROM jobs WHERE id = ANY (%s)"
 _REPORTS: Final = "SELECT job_id, source, facts FROM job_reports WHERE job_id = ANY (%s)"
@@ -138,11 +137,12 @@ def _listed(job: Job, node_ids: NodeIds) -> list[Row]:
             continue
         ended_us = facts.get("ended_at", [0, None])[1]
         state = facts.get("state", [0, None])[1]
-        if ended_us is None and state in _OVER:
+        # Where the best source has not said the end another's is taken, which ``ended_at`` of the job is made of.
+        end_at = job.ended_at if ended_us is None else _instant(ended_us)
+        if end_at is None and state in OVER:
             return []  # it is over, nobody says since when: held until today would invent usage
         started_us = facts.get("started_at", [0, None])[1]
         start_at = job.started_at if started_us is None else _instant(started_us)
-        end_at = None if ended_us is None else _instant(ended_us)
         return [
             Row(
                 Place(None if node is None else node_ids[job.site_id, node], pool, model),

@@ -31,6 +31,7 @@ PERSONAL: Final[Mapping[str, Mapping[str, Kind]]] = {
     "jobs": _JOB,
     "queue_entries": _JOB | {"facts": Kind.JSON},
     "job_reports": {"facts": Kind.JSON},
+    "kube_pods": {"facts": Kind.JSON},
     "device_shares": _SHARE,
     "late_device_shares": _SHARE,
     # Who calls is often known by user.id or enduser.id alone, which then stands for the key.
@@ -103,6 +104,7 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "queue_reasons": {"reason": _PROGRAM},
     "job_reports": {"source": _TERM},
+    "kube_pods": {"cluster": _PLACE, "uid": _ID, "exporter": _PROGRAM},
     "hold_events": {"pool": _PLACE, "model": _PRODUCT, "evidence": _TERM},
     "allocations": {"pool": _PLACE, "model": _PRODUCT, "evidence": _TERM},
     "allocation_events": {"evidence": _TERM},

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.db
 # Reading and writing of whole tables as r, w (insert), u (update), d (delete); an update of some columns names them.
 WRITER = {
     "rwd": "api_calls",
-    "rwud": "call_reports",
+    "rwud": "call_reports kube_pods",
     "w": "agent_health changes device_events device_health device_shares engine_samples fabric_samples "
     "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples node_events node_samples",
@@ -22,7 +22,7 @@ WRITER = {
     "outcomes spans",
     "rw u(accelerators,account,eligible_at,ended_at,label,name,namespace,partition,qos,reason,source,started_at,state,"
     "submitted_at,suspended_us,user_name,workload,workload_kind,workload_kind_source)": "jobs",
-    "rwu": "call_keys job_reports lineage_datasets lineage_runs queue_entries queue_reasons",
+    "rwu": "call_keys job_reports kube_exporters lineage_datasets lineage_runs queue_entries queue_reasons series_nodes",
     "rw u(accelerators,described_at,kind,memory_bytes,mig_profile,model,parent_device_id,slice_ratio,vendor)": "devices",
     "rw u(superseded_at)": "allocations placements topology",
     "rw u(last_at,node_id)": "device_sightings",

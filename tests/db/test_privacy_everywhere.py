@@ -20,7 +20,7 @@ from ingest.store.engine import Database
 from ingest.store.personal import NOT_PERSONAL, PERSONAL
 from ingest.store.privacy import Privacy
 from ingest.store.tables import books as ledger
-from ingest.store.tables import call_reports, control, lineage, metadata, queue, reference, samples, work
+from ingest.store.tables import call_reports, control, lineage, metadata, queue, reference, samples, series, work
 from tests.db.ingest_harness import batch_meta, body_of, now_us, rows
 from tests.fakes.books import Books, hour
 from wattledger.cli import cli
@@ -85,6 +85,8 @@ def fill(conn: sa.Connection, who: str) -> Books:
     for one, user in ((job, who), (other, "bob")):
         facts = {"user_name": [7, user], "account": [7, who], "label": [7, f"owner={user}"]}
         add(queue.job_reports, job_id=one, source="slurm", facts=facts)
+    pod = {"cluster": "lab", "uid": "u", "exporter": "ksm", "origin": 1, "seen_at": NOW, "told_us": 7}
+    add(series.kube_pods, **site, **pod, facts={"label": [7, f"team=nlp,owner={who}"]})
     wait = {"cluster": "lab", "native_id": "9", "submitted_at": NOW, "source": "slurm", "origin": 1}
     add(queue.queue_entries, **site, **wait, user_name=who, facts={"user_name": [7, who]})
     call = {"called_at": NOW, "provider": "openai", "model": "m", "usage_known": True, "origin": 1, "source": "span"}
@@ -136,6 +138,7 @@ def test_a_person_is_handed_out_and_forgotten_wherever_a_name_may_stand(conn: sa
         "jobs": 1,
         "queue_entries": 1,
         "job_reports": 1,
+        "kube_pods": 1,
         "device_shares": 1,
         "api_calls": 1,
         "call_reports": 1,

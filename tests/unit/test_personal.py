@@ -16,7 +16,16 @@ pytestmark = pytest.mark.unit
 
 OF_PEOPLE: Final = {"jobs", "queue_entries", "lineage_runs", "tenants", "decisions"}
 """Whatever hangs on one of these is about what a tenant did."""
-BESIDE: Final = {"dead_letters", "audit", "outbox", "imports", "tokens", "device_shares", "late_device_shares"}
+BESIDE: Final = {
+    "dead_letters",
+    "audit",
+    "outbox",
+    "imports",
+    "tokens",
+    "device_shares",
+    "late_device_shares",
+    "kube_pods",
+}
 """About what tenants did, though no key says so."""
 
 

@@ -15,9 +15,10 @@ from ingest.errors import UnavailableError
 from ingest.series.book import OTHER, Book
 from ingest.series.host import load_ratio, throttled_ns, used_bytes
 from ingest.series.intake import Intake, Taken
+from ingest.series.labels import Skip
 from ingest.series.memory import DEFAULT_CADENCE_US, Cadence, Known, Memory
 from ingest.series.names import DCGM, DCGM_HEALTH, ENGINES, HARDWARE, NODES, Unit
-from ingest.series.places import NODE_LABELS, Place, Skip, place
+from ingest.series.places import NODE_LABELS, Place, place
 from ingest.series.rows import Tally, rows_of
 from ingest.series.samples import Samples
 from ingest.series.units import DERIVED, converted
@@ -135,7 +136,7 @@ def test_names_without_a_place_are_told_apart_up_to_a_bound() -> None:
     numbers = [book.learn_name(name) for name in ("a", "b", "c", "d", "a")]
     assert numbers == [0, 1, 2, 2, 0]
     assert book.entries == [Skip("a", "unmapped"), Skip("b", "unmapped"), Skip(OTHER, "unmapped")]
-    assert place("kube_pod_info", {}) == Skip("kube_pod_info", "kubernetes_watcher")
+    assert place("kube_service_info", {}) == Skip("kube_service_info", "kubernetes_watcher")
 
 
 def test_a_book_forgets_everything_once_it_is_full_and_only_between_requests() -> None:

@@ -1,0 +1,110 @@
+"""What the facts that kube-state-metrics tells of a pod mean: what it asks for, when it ran, the report on its job. Pure.
+
+The facts come in any order and grouping; the same set means the same. A pod is over when its phase said so, and then from its
+containers' end on where that is told. A pod that is merely no longer there is over when that was noticed, which
+:mod:`ingest.store.kube_pods` decides; until then it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ingest.pollers.kube_objects import KINDS
+from ingest.series.kube import ASK, OVER, REPLICAS
+from ingest.series.pods import MAX_FIELDS, Words
+
+SOURCE: Final = "kube-state-metrics"
+GONE: Final = "no longer told of"
+_STATES: Final = {"Succeeded": "completed", "Failed": "failed"}
+
+
+def with_words(known: Words, told: Words) -> Words:
+    """Return the facts with these words taken in: a pod is over from when that was told first, of all else the latest word counts."""
+    found = dict(known)
+    for name, word in told.items():
+        before = found.get(name)
+        if before is None:
+            if len(found) < MAX_FIELDS:
+                found[name] = word
+        elif name == OVER:
+            found[name] = min(before, word)
+        elif word[1] != before[1] and _weight(word) > _weight(before):
+            found[name] = word
+    return found
+
+
+def asked(facts: Words) -> tuple[int, int] | None:
+    """Return accelerators held and asked for, None where none were told of. Replicas of shared boards are asked for, not held.
+
+    Containers run together; an init container runs alone before them, and what it holds is theirs afterwards.
+    """
+    told = [(name.split("/"), word[1]) for name, word in facts.items() if name.startswith(f"{ASK}/")]
+    if not told:
+        return None
+    alone: dict[tuple[str, bool], int] = {}
+    together = {True: 0, False: 0}
+    for parts, count in told:
+        is_held = parts[-1] not in REPLICAS
+        if parts[1] == "i":
+            key = ("/".join(parts[2:-1]), is_held)
+            alone[key] = alone.get(key, 0) + count
+        else:
+            together[is_held] += count
+    held, shared = (
+        max([together[kind], *(n for (_, is_), n in alone.items() if is_ is kind)]) for kind in (True, False)
+    )
+    return held, held + shared
+
+
+def over(facts: Words) -> tuple[str, int] | None:
+    """Return how a pod ended and when, in microseconds; None while its phase does not say so."""
+    if OVER not in facts:
+        return None
+    told_us, phase = facts[OVER]
+    return _STATES[phase], value(facts, "completed") or told_us
+
+
+def report(facts: Words, gone_us: int | None) -> dict[str, Any] | None:
+    """Return what is to be said of the pod's job, with its start; None where it has not started or holds no accelerator.
+
+    ``gone_us``: since when it is no longer there, null = it is.
+    """
+    wanted, start_us = asked(facts), value(facts, "start")
+    if wanted is None or start_us is None:
+        return None
+    state, ended_us, reason = "running", None, None
+    ended = over(facts)
+    if ended is not None:
+        state, ended_us = ended
+    elif gone_us is not None:
+        state, ended_us, reason = "unknown", gone_us, GONE
+    found = {"started_at": start_us, "state": state, "accelerators": wanted[1]}
+    # Said even while it runs: it takes back an end that turned out to be none.
+    found["ended_at"] = None if ended_us is None else max(ended_us, start_us)
+    node = value(facts, "node")
+    if node is not None or not wanted[0]:
+        found["holds"] = [[node, None, None, wanted[0]]] if wanted[0] else []
+    workload = value(facts, "maker") or value(facts, "owner")
+    kind = KINDS.get(str(workload).partition("/")[0])
+    more = {
+        "reason": reason,
+        "namespace": value(facts, "namespace"),
+        "name": str(workload).partition("/")[2] if workload else value(facts, "pod"),
+        "workload": workload,
+        "workload_kind": kind,
+        "label": value(facts, "label"),
+        "partition": value(facts, "partition"),
+        "submitted_at": value(facts, "created"),
+    }
+    return found | {name: said for name, said in more.items() if said is not None}
+
+
+def value(facts: Mapping[str, list[Any]], name: str) -> Any:
+    """Return the value of a fact, None where it was not told."""
+    return facts[name][1] if name in facts else None
+
+
+def _weight(word: list[Any]) -> tuple[int, str]:
+    return word[0], json.dumps(word[1])
