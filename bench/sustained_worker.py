@@ -18,6 +18,7 @@ from typing import Final
 
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
+from wattledger.work import step_back
 
 INTERVAL_S: Final = 10.0
 
@@ -25,6 +26,7 @@ INTERVAL_S: Final = 10.0
 def main(socket_dir: Path, clock: Path) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    step_back()
     closer = HourCloser(Database.on_socket(socket_dir), WorkerSettings(code_version="bench"))
     closed = restated = failed = 0
     longest_s = 0.0

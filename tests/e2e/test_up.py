@@ -125,6 +125,7 @@ def test_once_starts_everything_stops_everything_and_says_where_it_was(home: Hom
     for told in (
         "ingest and API  http://127.0.0.1:",
         "dashboard       http://127.0.0.1:",
+        "metrics         http://127.0.0.1:",
         "budgets         dry run: nothing is acted on",
         f"state           {home.root}",
     ):
@@ -191,6 +192,22 @@ def test_a_process_that_is_killed_is_running_again_soon(running: tuple[Home, int
             return False
 
     await_true(answers, UP_TIMEOUT_S, "the service answers", home.log)
+
+
+def test_the_worker_s_metrics_are_where_up_says(running: tuple[Home, int]) -> None:
+    home, _ = running
+    shown = f"http://127.0.0.1:{status(home).ports['--metrics-port']}/metrics"
+
+    def are_counted() -> bool:
+        try:
+            return 'wattledger_worker_rounds_total{outcome="worked"}' in httpx.get(shown, timeout=5).text
+        except httpx.TransportError:
+            return False
+
+    await_true(are_counted, UP_TIMEOUT_S, "the worker tells of a round", home.log)
+    pids = {child.name: child.pid for child in status(home).children}
+    niceness = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
+    assert niceness["worker"] > niceness["serve"], "taking in goes first"
 
 
 def test_a_port_in_use_is_named_with_its_holder_before_anything_starts(home: Home) -> None:
