@@ -32,6 +32,8 @@ class Ports:
 
     service: int = 8470
     dashboard: int = 8471
+    metrics: int = 0
+    """Of the worker, on loopback; 0: any that is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Installation:
         return f"{scheme}://{own_address(self.listening.host)}:{self.ports.service}"
 
     @property
+    def metrics_url(self) -> str:
+        """Where the worker shows its own metrics; those of ingest and API are with the service."""
+        return f"http://{HOST}:{self.ports.metrics}/metrics"
+
+    @property
     def dashboard_url(self) -> str:
         return f"http://{HOST}:{self.ports.dashboard}"
 
@@ -83,9 +90,10 @@ def bring_up(
     listening.check()
     taken = supervisor.take_ports({"--port": wanted.service}, listening.host)
     internal = {"--internal-port": 0} if listening.is_tls else {}
-    taken |= supervisor.take_ports({"--dashboard-port": wanted.dashboard, **internal}, HOST)
+    beside = {"--dashboard-port": wanted.dashboard, "--metrics-port": wanted.metrics}
+    taken |= supervisor.take_ports({**beside, **internal}, HOST)
     listening = replace(listening, port=taken["--port"], internal_port=taken.get("--internal-port", 0))
-    ports = Ports(taken["--port"], taken["--dashboard-port"])
+    ports = Ports(taken["--port"], taken["--dashboard-port"], taken["--metrics-port"])
     named = Database.from_env(env)
     if named is None:
         say("starting PostgreSQL")
@@ -119,8 +127,8 @@ def _command(installation: Installation, *words: str) -> list[str]:
 
 
 def _worker(installation: Installation, interval_s: float = 10.0, *, enforced: bool = False) -> Child:
-    switch = ["--enforced"] if enforced else []
-    return Child("worker", _command(installation, "worker", "--interval", f"{interval_s:g}", *switch))
+    words = ["--interval", f"{interval_s:g}", "--metrics-port", str(installation.ports.metrics)]
+    return Child("worker", _command(installation, "worker", *words, *(["--enforced"] if enforced else [])))
 
 
 def _service(installation: Installation) -> Child:

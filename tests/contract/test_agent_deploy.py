@@ -166,7 +166,7 @@ def test_the_image_that_the_manifest_names_is_built_here_from_what_a_node_instal
     assert container["image"] == f"wattledger-agent:{version}"
     assert f"docker build -f deploy/agent/Dockerfile -t {container['image']} ." in recipe
     instructions = [line.split()[0] for line in recipe.splitlines() if line and not line.startswith("#")]
-    assert set(instructions) == {"FROM", "COPY", "RUN", "CMD"}
+    assert set(instructions) == {"ARG", "FROM", "COPY", "RUN", "CMD"}
     assert "pip install --no-cache-dir -r /tmp/requirements.txt" in recipe
     assert "--no-deps /tmp/wheels/*.whl" in recipe
     assert f"CMD {json.dumps(container['command'])}" in recipe

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.contract
 BIN = Path(sys.executable).parent
 RECIPES = sorted([*DEPLOY.glob("image/*Containerfile"), *DEPLOY.rglob("Dockerfile")])
 SERVER = DEPLOY / "image/server.Containerfile"
-OURS = {"migrate", "serve", "worker", "dashboard"}
+OURS = {"migrate", "serve", "worker", "dashboard", "backup"}
 
 
 def compose(env: dict[str, str] | None = None) -> dict[str, Any]:
     file = str(DEPLOY / "compose/compose.yaml")
-    command = [str(BIN / "docker-compose"), "-f", file, "config", "--format", "json"]
+    command = [str(BIN / "docker-compose"), "-f", file, "--profile", "backup", "config", "--format", "json"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin", **(env or {})}
     )
@@ -83,6 +83,9 @@ def test_secrets_come_by_files_that_the_script_or_the_instructions_make(
         "dashboard_token",
     }
     assert made["database_url"] == f"postgresql://wattledger:{made['wattledger_password']}@db:5432/wattledger"
+    backup_url = f"postgresql://wattledger_backup:{made['backup_password']}@db:5432/wattledger"
+    assert made["backup_database_url"] == backup_url
+    assert len({made[name] for name in made if name.endswith("_password")}) == 3
     assert re.fullmatch(r"[0-9a-f]{48}", made["wattledger_password"])
     assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").iterdir()} == {0o444}
@@ -101,18 +104,34 @@ def test_every_service_is_bounded_confined_and_asked_for_its_health(services: di
             assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         asked = " ".join(service["healthcheck"].get("test", []))
         assert ("/readyz" in asked) == (name == "serve")
-        assert asked or name in {"migrate", "worker"}
+        assert ("/metrics" in asked) == (name == "worker")
+        assert asked or name in {"migrate", "backup"}
     after = services["serve"]["depends_on"]
     assert after["migrate"]["condition"] == "service_completed_successfully"
     assert after["db"]["condition"] == "service_healthy"
 
 
+def test_a_backup_is_made_when_asked_for_and_sees_what_the_worker_has_without_changing_it(
+    services: dict[str, Any],
+) -> None:
+    backup = services["backup"]
+    assert (backup["profiles"], backup["restart"]) == (["backup"], "no")
+    mounts = {mount["target"]: mount for mount in backup["volumes"]}
+    assert (mounts["/var/lib/wattledger"]["source"], mounts["/var/lib/wattledger"]["read_only"]) == ("worker", True)
+    assert backup["command"][1] == "/backup"
+    assert not mounts["/backup"].get("read_only")
+    assert "/backup" in SERVER.read_text(encoding="utf-8").partition("install -d -o 65532")[2].partition("\n")[0]
+    (port,) = services["worker"]["ports"]
+    words = services["worker"]["command"]
+    assert port["target"] == int(words[words.index("--metrics-port") + 1])
+
+
 def test_what_a_health_check_runs_is_python_that_runs(services: dict[str, Any]) -> None:
-    for name in ("serve", "dashboard"):
+    for name in ("serve", "dashboard", "worker"):
         kind, program, flag, code = services[name]["healthcheck"]["test"]
         assert (kind, program, flag) == ("CMD", "python", "-c")
         done = subprocess.run(
-            [sys.executable, "-c", code.replace(":84", ":1")], capture_output=True, text=True, check=False
+            [sys.executable, "-c", re.sub(r":\d{4}/", ":1/", code)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
         assert "URLError" in done.stderr, "nobody listens there, which is not health"

@@ -27,7 +27,7 @@ FOLDERS = ("kubernetes", "agent")
 OLDEST = "1.27"
 """What docs/schedulers.md promises."""
 Thing = dict[str, Any]
-WORKLOADS = {"Deployment", "Job", "DaemonSet"}
+WORKLOADS = {"Deployment", "Job", "DaemonSet", "CronJob"}
 
 
 @cache
@@ -41,10 +41,21 @@ def everything() -> list[Thing]:
     return [thing for folder in FOLDERS for thing in rendered(folder)]
 
 
+def template(thing: Thing) -> Thing:
+    """Return what a workload makes its pods from."""
+    spec = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+    made: Thing = spec["template"]
+    return made
+
+
 def workloads() -> Iterator[tuple[Thing, Thing]]:
     for thing in everything():
         if thing["kind"] in WORKLOADS:
-            yield thing, thing["spec"]["template"]["spec"]
+            yield thing, template(thing)["spec"]
+
+
+def port_of(words: list[str], option: str) -> int:
+    return int(words[words.index(option) + 1])
 
 
 def named(kind: str) -> dict[str, Thing]:
@@ -82,14 +93,16 @@ def test_each_thing_has_a_namespace_that_is_made_here() -> None:
 
 
 def test_selectors_find_the_pods_they_mean() -> None:
-    pods = [thing["spec"]["template"]["metadata"]["labels"] for thing, _ in workloads()]
+    pods = [template(thing)["metadata"]["labels"] for thing, _ in workloads()]
 
     def found(labels: dict[str, str]) -> int:
         return sum(labels.items() <= each.items() for each in pods)
 
     for thing, pod in workloads():
-        if thing["kind"] != "Job":
+        if thing["kind"] in {"Deployment", "DaemonSet"}:
             assert found(thing["spec"]["selector"]["matchLabels"]) == 1
+        for beside in pod.get("affinity", {}).get("podAffinity", {}).values():
+            assert all(found(term["labelSelector"]["matchLabels"]) == 1 for term in beside)
         for spread in pod.get("topologySpreadConstraints", []):
             assert found(spread["labelSelector"]["matchLabels"]) == 1
     assert found(named("PodDisruptionBudget")["wattledger-server"]["spec"]["selector"]["matchLabels"]) == 1
@@ -157,7 +170,7 @@ def test_the_server_s_pods_keep_to_the_restricted_level_that_their_namespace_dem
     for thing in rendered("kubernetes"):
         if thing["kind"] not in WORKLOADS:
             continue
-        pod = thing["spec"]["template"]["spec"]
+        pod = template(thing)["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -204,3 +217,65 @@ def test_traffic_is_refused_but_for_what_is_said() -> None:
     (from_outside,) = policies["wattledger-server"]["spec"]["ingress"]
     (http,) = from_outside["ports"]
     assert http["port"] == named("Service")["wattledger-server"]["spec"]["ports"][0]["port"]
+
+
+def test_what_has_metrics_is_scraped_there_and_let_through_to_whoever_scrapes() -> None:
+    for name, option in (("wattledger-server", "--port"), ("wattledger-worker", "--metrics-port")):
+        deployment = named("Deployment")[name]
+        (container,) = template(deployment)["spec"]["containers"]
+        annotations = template(deployment)["metadata"]["annotations"]
+        port = port_of(container["args"], option)
+        assert annotations == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(port),
+            "prometheus.io/path": "/metrics",
+        }
+        assert [each["containerPort"] for each in container["ports"]] == [port]
+        (rule,) = named("NetworkPolicy")[name]["spec"]["ingress"]
+        assert [each["port"] for each in rule["ports"]] == [port]
+    (rule,) = named("NetworkPolicy")["wattledger-worker"]["spec"]["ingress"]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    worker = template(named("Deployment")["wattledger-worker"])["spec"]["containers"][0]
+    assert "0.0.0.0" in worker["args"], "a pod's loopback is nobody else's"
+
+
+def test_the_backup_reads_what_the_worker_has_and_writes_to_a_claim_of_its_own() -> None:
+    cron = named("CronJob")["wattledger-backup"]
+    pod = template(cron)["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
+    assert (claims["home"], mounts["home"]["readOnly"]) == ("wattledger-worker", True)
+    assert container["args"][1] == mounts["backup"]["mountPath"]
+    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert secrets == {"wattledger-backup"}, "the services' login cannot dump, and this one cannot write"
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+    for name in ("wattledger-database", "wattledger-outside"):
+        (rule,) = named("NetworkPolicy")[name]["spec"]["podSelector"]["matchExpressions"]
+        assert "wattledger-backup" in rule["values"]
+
+
+def test_everybody_has_requests_secrets_are_files_and_folders_in_memory_are_bounded() -> None:
+    for thing, pod in workloads():
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}, thing["metadata"]["name"]
+        assert "cpu" not in container["resources"]["limits"], "throttled for nothing"
+        assert not [entry for entry in container.get("env", []) if "secretKeyRef" in entry.get("valueFrom", {})]
+        assert not [source for source in container.get("envFrom", []) if "secretRef" in source]
+        assert all(volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume)
+        assert pod.get("enableServiceLinks") is False
+        if thing["metadata"]["name"] != "wattledger-watcher":
+            assert pod["automountServiceAccountToken"] is False
+        writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        if thing["kind"] != "DaemonSet":  # the agent's own folders are on the node
+            assert "/tmp" in writable, (
+                f"{thing['metadata']['name']} has a read-only root and nowhere for temporary files"
+            )
+    assert named("DaemonSet")["wattledger-agent"]["spec"]["template"]["spec"]["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_who_ends_is_given_longer_than_it_takes() -> None:
+    work = (DEPLOY.parent / "wattledger/work.py").read_text(encoding="utf-8")
+    (sealing_s,) = re.findall(r"_SEALING_ENDS_WITHIN_S: Final = (\d+)", work)
+    grace_s = template(named("Deployment")["wattledger-worker"])["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s > 2 * int(sealing_s)

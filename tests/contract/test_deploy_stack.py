@@ -37,6 +37,9 @@ class Site:
     folder: Path
     env: dict[str, str]
     url: str
+    backup_url: str
+    superuser: dict[str, str]
+    """What psql needs to be one: programs, host and port."""
     replicas: tuple[int, int]
     certificates: Path
 
@@ -94,7 +97,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         secret = folder / "secrets/wattledger_password"
         made = subprocess.run(
             [DEPLOY / "compose/roles.sh"],
-            env={**psql, "WATTLEDGER_PASSWORD_FILE": str(secret)},
+            env={
+                **psql,
+                "WATTLEDGER_PASSWORD_FILE": str(secret),
+                "WATTLEDGER_BACKUP_PASSWORD_FILE": str(folder / "secrets/backup_password"),
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -119,7 +126,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ):
             for port, log in zip(ports, logs, strict=True):
                 await_answer(f"http://127.0.0.1:{port}/readyz", log)
-            yield Site(folder, env, url, ports, certificates(folder))
+            backup_url = url.replace("wattledger:", "wattledger_backup:", 1).replace(
+                secret.read_text(), (folder / "secrets/backup_password").read_text()
+            )
+            superuser = {**psql, "PGUSER": "postgres"}
+            yield Site(folder, env, url, backup_url, superuser, ports, certificates(folder))
     finally:
         server.destroy()
         shutil.rmtree(home)
@@ -214,6 +225,65 @@ def test_doctor_finds_nothing_broken_in_what_the_roles_and_migrations_made(site:
         if said.returncode == 0 or time.monotonic() > until:
             break
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_the_backup_s_login_reads_the_rows_of_all_tenants_and_writes_nothing(site: Site) -> None:
+    with psycopg.connect(site.backup_url) as connection:
+        asked = "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls FROM pg_roles WHERE rolname = current_user"
+        assert connection.execute(asked).fetchone() == (False, False, False, True)
+        connection.execute("SELECT count(*) FROM ledger_lines")
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            connection.execute("DELETE FROM audit")
+        connection.rollback()
+        connection.execute("SET default_transaction_read_only = off")  # which is only there against accidents
+        connection.commit()
+        for forbidden in (
+            "DELETE FROM audit",
+            "UPDATE tokens SET name = 'x'",
+            "CREATE TABLE mine ()",
+            "SET ROLE wattledger_owner",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden.encode())
+            connection.rollback()
+
+
+def test_what_that_login_backed_up_is_restored_by_the_lines_of_the_manual(site: Site) -> None:
+    token(site, "before the backup", "--scope", "read", "--tenant", "*")
+    target, restored = site.folder / "backups", site.folder / "restored"
+    (site.folder / "backup_url").write_text(site.backup_url)
+    backup_env = {**site.env, "WATTLEDGER_DATABASE_URL_FILE": str(site.folder / "backup_url")}
+    made = subprocess.run(command("backup", str(target)), env=backup_env, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    manual = (DEPLOY.parent / "docs/operations.md").read_text(encoding="utf-8").partition("### Restoring")[2]
+    lines = manual.split("```")[1]
+    host = site.superuser["PGHOST"]
+    for told, here in (
+        ("postgresql://postgres@db.example.org/restored", f"'postgresql://postgres@/restored?host={host}&port=5432'"),
+        ("/srv/restored", str(restored)),
+        ("/mnt/backup/ledger", str(target)),
+        ("\nwattledger ", f"\n{sys.executable} -m wattledger "),
+    ):
+        assert told in lines
+        lines = lines.replace(told, here)
+    done = subprocess.run(["bash", "-eu", "-c", lines], env=site.superuser, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the dump and 0 sealed files are as they were written" in done.stdout
+    # The services' own login finds what it had, and may go on with it.
+    url = site.url.replace("/wattledger?", "/restored?")
+    (site.folder / "restored_url").write_text(url)
+    env = {**site.env, "WATTLEDGER_DATABASE_URL_FILE": str(site.folder / "restored_url")}
+    migrated = subprocess.run(command("migrate"), env=env, capture_output=True, text=True, check=False)
+    assert (migrated.returncode, migrated.stdout.partition("\n")[0]) == (0, "the schema is up to date"), migrated.stderr
+    listed = subprocess.run(command("token", "list"), env=env, capture_output=True, text=True, check=False)
+    assert "before the backup" in listed.stdout, listed.stdout + listed.stderr
+    issued = subprocess.run(
+        command("token", "create", "after", "--scope", "read", "--tenant", "*"),
+        env=env,
+        capture_output=True,
+        check=False,
+    )
+    assert issued.returncode == 0
 
 
 def test_the_pools_of_two_replicas_and_a_worker_fit_a_small_server(site: Site) -> None:

@@ -28,6 +28,8 @@ def laid_out(tmp_path: Path) -> Path:
     """All units as systemd would find them; the program is not installed where the tests run."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here; Debian's package systemd has it")
+    for timer in FOLDER.glob("*.timer"):
+        (tmp_path / timer.name).write_text(timer.read_text(encoding="utf-8"))
     for unit in UNITS:
         text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(encoding="utf-8"), flags=re.MULTILINE)
         (tmp_path / unit.name.replace("@.", "@8470.")).write_text(text)
@@ -49,7 +51,7 @@ def test_systemd_accepts_the_unit_and_calls_it_well_confined(unit: Path, laid_ou
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_what_it_starts_is_understood_and_what_it_sets_is_read(unit: Path) -> None:
     (start,) = values(unit, "ExecStart")
-    program, *words = shlex.split(start.replace("%i", "8470"))
+    program, *words = shlex.split(start.replace("%i", "8470").replace("%S", "/var/lib"))
     assert program == "/opt/wattledger/bin/wattledger"
     assert refused(words) is None
     (environment,) = values(unit, "Environment")
@@ -88,3 +90,35 @@ def test_a_unit_waits_longer_for_its_end_than_the_process_takes() -> None:
     service = (DEPLOY.parent / "wattledger/service.py").read_text(encoding="utf-8")
     (graceful_s,) = re.findall(r"timeout_graceful_shutdown=(\d+)", service)
     assert int(values(FOLDER / "wattledger-serve@.service", "TimeoutStopSec")[0]) > int(graceful_s)
+
+
+def test_the_timer_is_one_that_systemd_accepts_and_starts_the_backup(laid_out: Path) -> None:
+    (timer,) = FOLDER.glob("*.timer")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", laid_out / timer.name], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+    backup = timer.with_suffix(".service")
+    target = shlex.split(values(backup, "ExecStart")[0])[2]
+    assert target in {f"%S/{name}" for name in values(backup, "StateDirectory")}, "the only places it may write to"
+    assert values(timer, "Persistent") == ["yes"], "a machine that was off makes up for it"
+
+
+def test_where_postgresql_is_our_own_the_backup_needs_no_credential(laid_out: Path) -> None:
+    backup = laid_out / "wattledger-backup.service"
+    drop_in = FOLDER / "backup-embedded.conf"
+    (laid_out / f"{backup.name}.d").mkdir()
+    (laid_out / f"{backup.name}.d" / "embedded.conf").write_text(drop_in.read_text(encoding="utf-8"))
+    verified = subprocess.run(["systemd-analyze", "verify", backup], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    emptied, environment = values(drop_in, "Environment")
+    assert (emptied, values(drop_in, "LoadCredential")) == ("", [""])
+    assert "DATABASE_URL" not in environment
+    assert unknown_variables(pair.split("=")[0] for pair in environment.split()) == set()
+
+
+@pytest.mark.parametrize("unit", ["wattledger-worker.service", "wattledger.service"])
+def test_the_worker_s_metrics_are_opened_on_loopback(unit: str) -> None:
+    (start,) = values(FOLDER / unit, "ExecStart")
+    assert start.endswith("--metrics-port 9470")
+    assert "--metrics-host" not in start

@@ -52,6 +52,7 @@ Examples:
   wattledger --home /srv/wl up --port 8080
   wattledger up --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key     GPU nodes on the network send here
   wattledger up --host 10.0.0.5 --behind-proxy                        a proxy in front ends TLS
+  wattledger up --metrics-port 9470     the worker's metrics where a scraper looks for them
   wattledger up --once                  start everything, see that it answers, stop it again
   WATTLEDGER_DATABASE_URL=postgresql://ledger@db/ledger wattledger up
 """
@@ -60,11 +61,25 @@ Examples:
 @click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API.")
 @_tls_options
 @click.option("--dashboard-port", default=8471, show_default=True, help="TCP port of the dashboard, on loopback.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="TCP port of the worker's metrics, on loopback. Default: any that is free; it is told.",
+)
 @click.option("--enforced", is_flag=True, envvar="WATTLEDGER_ENFORCED", help="Let armed budgets act; else a dry run.")
 @click.option("--once", is_flag=True, help="Start, check that all answers, stop, exit 0.")
 @click.pass_context
 def up(
-    ctx: click.Context, /, host: str, port: int, dashboard_port: int, enforced: bool, once: bool, **tls: Any
+    ctx: click.Context,
+    /,
+    host: str,
+    port: int,
+    dashboard_port: int,
+    metrics_port: int,
+    enforced: bool,
+    once: bool,
+    **tls: Any,
 ) -> None:
     """Start PostgreSQL, ingest + API, worker and dashboard, and keep them running."""
     from wattledger.installation import Ports, bring_up
@@ -73,11 +88,12 @@ def up(
 
     home = chosen_home(ctx)
     with Supervisor(home, announce=click.echo) as supervisor:
-        ports = Ports(port, dashboard_port)
+        ports = Ports(port, dashboard_port, metrics_port)
         asked = Listening(host, **tls)
         installation = bring_up(supervisor, ports, os.environ, say=click.echo, listening=asked, enforced=enforced)
         click.echo(f"ingest and API  {installation.public_url}  (docs at /docs)")
         click.echo(f"dashboard       {installation.dashboard_url}")
+        click.echo(f"metrics         {installation.public_url}/metrics and, of the worker, {installation.metrics_url}")
         click.echo(f"budgets         {'enforced: those armed act' if enforced else 'dry run: nothing is acted on'}")
         click.echo(f"state           {home.root}")
         for line in _about_sites(installation.database):
