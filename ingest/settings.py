@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ingest.admission import Rate
+from ingest.newcomers import Quota
 from ingest.series.places import NODE_LABELS
 from ingest.store.engine import Database
 from ingest.store.writer import Limits
@@ -50,6 +51,14 @@ class Settings:
     """Spools, epochs and devices an hour that a token bound to one node may name for the first time; 0 = no limit."""
     site_new_per_h: int = field(default=500_000, metadata={"bounds": (0, 100_000_000)})
     """The same of any other token, and nodes; a fleet of 10,000 nodes with 8 devices each has 110,000."""
+    node_jobs_per_h: int = field(default=20_000, metadata={"bounds": (0, 10_000_000)})
+    """Jobs and waits an hour that a token bound to one node may tell of; 0 = no limit."""
+    site_jobs_per_h: int = field(default=500_000, metadata={"bounds": (0, 100_000_000)})
+    """The same of any other token; the fastest schedulers start a tenth of that."""
+    lineage_per_h: int = field(default=500_000, metadata={"bounds": (0, 100_000_000)})
+    """Runs, their events and datasets an hour that one token may tell of for the first time; 0 = no limit."""
+    outcomes_per_h: int = field(default=5_000_000, metadata={"bounds": (0, 1_000_000_000)})
+    """Outcomes an hour that one token may send, those sent again too; 0 = no limit."""
     node_letters_mib: int = field(default=64, metadata={"bounds": (0, 1024 * 1024)})
     """MiB of one node's bodies that may wait as dead letters; beyond it they are refused with 429. 0 = no limit."""
     site_letters_mib: int = field(default=4_096, metadata={"bounds": (0, 1024 * 1024)})
@@ -124,6 +133,21 @@ class Settings:
     def new_per_h(self, *, bound: bool) -> int:
         """Return how many new names an hour has room for, of a token that is ``bound`` to one node or not; 0 = no limit."""
         return self.node_new_per_h if bound else self.site_new_per_h
+
+    def jobs(self, *, bound: bool) -> Quota:
+        name = "node_jobs_per_h" if bound else "site_jobs_per_h"
+        return self._quota("jobs", name)
+
+    @property
+    def lineage(self) -> Quota:
+        return self._quota("runs, events and datasets", "lineage_per_h")
+
+    @property
+    def outcomes(self) -> Quota:
+        return self._quota("outcomes", "outcomes_per_h")
+
+    def _quota(self, what: str, name: str) -> Quota:
+        return Quota(what, getattr(self, name), PREFIX + name.upper())
 
     @property
     def hot_retention(self) -> timedelta:

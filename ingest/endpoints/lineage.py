@@ -31,6 +31,7 @@ async def take_lineage(runtime: Runtime, request: Request) -> Answer:
         runtime.metrics.refused.add(ignored, {"stream": "lineage_facets", "reason": "unknown_facet"})
     if len(read.refused) == read.received:
         raise BadBodyError("bad_event", f"event {read.refused[0].index}: {read.refused[0].reason}")
+    await runtime.in_thread(_make_room, runtime, principal.token.id, read)
     kept = await runtime.in_thread(write_events, runtime.engine, site_id, tenant_path, read.events)
     successful = read.received - len(read.refused)
     said = answer(
@@ -46,6 +47,18 @@ async def take_lineage(runtime: Runtime, request: Request) -> Answer:
 
 def _read(body: bytes, encoding: str | None) -> ReadEvents:
     return read_events(decoded(body, encoding, MAX_DECODED_BYTES), time.time_ns() // 1_000)
+
+
+def _make_room(runtime: Runtime, token_id: int, read: ReadEvents) -> None:
+    """Refuse the events for whose names this hour has no room; raises TooManyError where nothing would be left."""
+    found = runtime.newcomers.room(token_id, runtime.settings.lineage, [event.named() for event in read.events])
+    full = [each for each in found if each is not None]
+    if not full:
+        return
+    runtime.metrics.refused.add(len(full), {"stream": "lineage", "reason": full[0].reason})
+    if len(full) == len(found):
+        raise full[0]
+    read.refuse([None if each is None else each.detail for each in found])
 
 
 ENDPOINTS: Final = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from ingest.endpoints.outcomes import keep_evaluations
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
 from ingest.receivers import otlp
 from ingest.receivers.otlp_logs import Logs, read_logs
 from ingest.receivers.outcomes import evaluation_records
 from ingest.runtime import Runtime
-from ingest.store.lineage import write_outcomes
 from ingest.store.tokens import Scope
 
 _WHY: Final = (
@@ -28,9 +28,7 @@ async def take_logs(runtime: Runtime, request: Request) -> Answer:
     encoding = request.text(b"content-encoding")
     logs = await runtime.in_thread(_read, request.body, encoding, media)
     outcomes, refused = evaluation_records(logs.evaluations, time.time_ns() // 1_000)
-    if outcomes:
-        tenant = principal.token.tenant_path
-        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant, outcomes)
+    kept, full = await keep_evaluations(runtime, principal, outcomes)
     bad = len(refused) + logs.malformed
     declined = logs.records - len(outcomes) - bad
     if declined:
@@ -38,9 +36,11 @@ async def take_logs(runtime: Runtime, request: Request) -> Answer:
     if bad:
         runtime.metrics.refused.add(bad, {"stream": "logs", "reason": "bad_evaluation"})
     told = [_WHY] if declined else []
+    if full is not None:
+        told.append(f"{len(outcomes) - kept} evaluations are not kept: {full}")
     if bad:
         told.append(f"{bad} evaluations cannot be kept ({refused[0] if refused else 'they cannot be read'})")
-    answer = otlp.response(media, declined + bad, "; ".join(told), otlp.Signal.LOGS)
+    answer = otlp.response(media, declined + bad + len(outcomes) - kept, "; ".join(told), otlp.Signal.LOGS)
     return Answer(200, answer, media, "declined" if logs.records and not outcomes else "accepted")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
+from ingest.auth import Principal
 from ingest.endpoints.post import Post
 from ingest.errors import BadBodyError
 from ingest.http import Answer, Request, decoded
 from ingest.receivers.json_body import answer
-from ingest.receivers.outcomes import OUTCOMES_PATH, ReadOutcomes, read_outcomes
+from ingest.receivers.outcomes import OUTCOMES_PATH, OutcomeReport, ReadOutcomes, read_outcomes
 from ingest.runtime import Runtime
 from ingest.store.lineage import write_outcomes
 from ingest.store.tokens import Scope
@@ -28,8 +30,27 @@ async def take_outcomes(runtime: Runtime, request: Request) -> Answer:
         runtime.metrics.refused.add(len(read.refused), {"stream": "outcomes", "reason": "bad_outcome"})
     if len(read.refused) == read.received:
         raise BadBodyError("bad_outcome", f"outcome {read.refused[0].index}: {read.refused[0].reason}")
+    room, full = runtime.newcomers.count(principal.token.id, runtime.settings.outcomes, len(read.outcomes))
+    if full is not None:
+        runtime.metrics.refused.add(len(read.outcomes) - room, {"stream": "outcomes", "reason": full.reason})
+        if not room:
+            raise full
+        read.cut(room, full.detail)
     kept = await runtime.in_thread(write_outcomes, runtime.engine, site_id, tenant_path, read.outcomes)
     return Answer(201, answer(read.received, len(read.outcomes), kept.known, read.refused))
+
+
+async def keep_evaluations(
+    runtime: Runtime, principal: Principal, judged: Sequence[OutcomeReport]
+) -> tuple[int, str | None]:
+    """Commit the evaluations that telemetry brings, as many as this hour has room for; return how many, and why not all."""
+    room, full = runtime.newcomers.count(principal.token.id, runtime.settings.outcomes, len(judged))
+    if full is not None:
+        runtime.metrics.refused.add(len(judged) - room, {"stream": "outcomes", "reason": full.reason})
+    if room:
+        tenant_path = principal.token.tenant_path
+        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant_path, judged[:room])
+    return room, None if full is None else full.detail
 
 
 def _read(body: bytes, encoding: str | None) -> ReadOutcomes:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from ingest.endpoints.outcomes import keep_evaluations
 from ingest.endpoints.post import Post
 from ingest.http import Answer, Request, decoded
 from ingest.receivers import otlp
@@ -14,7 +15,6 @@ from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp_spans import read_spans
 from ingest.receivers.outcomes import OutcomeReport, evaluations
 from ingest.runtime import Runtime
-from ingest.store.lineage import write_outcomes
 from ingest.store.tokens import Scope
 from ingest.trace_writer import Traces
 
@@ -27,9 +27,7 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     encoding = request.text(b"content-encoding")
     read, judged, why = await runtime.in_thread(_read, request.body, encoding, media)
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
-    if judged:
-        tenant = principal.token.tenant_path
-        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant, judged)
+    kept, full = await keep_evaluations(runtime, principal, judged)
     refused = sum(read.refused.values())
     for reason, spans in read.refused.items():
         runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})
@@ -40,6 +38,8 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
         f"{spans} spans {reason}" + (f" ({why[reason]})" if reason in why else "")
         for reason, spans in sorted(read.refused.items())
     )
+    if full is not None:
+        message = "; ".join(filter(None, (message, f"{len(judged) - kept} evaluations are not kept: {full}")))
     return Answer(200, otlp.response(media, refused, message), media)
 
 

@@ -8,17 +8,19 @@ from typing import Final
 
 import orjson
 
+from ingest.auth import Principal
 from ingest.endpoints.post import Post
 from ingest.errors import UnsupportedError
 from ingest.http import Answer, Request, decoded
-from ingest.receivers.work import MAX_BODY_BYTES, MAX_DECODED_BYTES, Work, read_work
+from ingest.newcomers import TOO_MANY
+from ingest.receivers.work import MAX_BODY_BYTES, MAX_DECODED_BYTES, Refused, Work, named, read_work
 from ingest.receivers.work_events import PATH
 from ingest.runtime import Runtime
 from ingest.store.job_events import Kept, keep
 from ingest.store.tokens import Scope
 
 MAX_NAMED: Final = 100
-"""Refusals named one by one in an answer; all are counted."""
+"""Refusals named one by one in an answer, beside all that may be told again; all are counted."""
 
 
 async def take_events(runtime: Runtime, request: Request) -> Answer:
@@ -33,6 +35,7 @@ async def take_events(runtime: Runtime, request: Request) -> Answer:
         raise UnsupportedError(f"content type {media!r:.60}; send application/json")
     now = datetime.now(UTC)
     work = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"), now)
+    await runtime.in_thread(_make_room, runtime, principal, work)
     kept = await runtime.in_thread(_keep, runtime, principal.site_id, work, principal.node, now)
     refused = sorted((*work.refused, *kept.refused), key=lambda each: each.index)
     for each in refused:
@@ -40,13 +43,25 @@ async def take_events(runtime: Runtime, request: Request) -> Answer:
     answer = {
         "accepted": kept.accepted,
         "refused_count": len(refused),
-        "refused": [asdict(e) for e in refused[:MAX_NAMED]],
+        "refused": [asdict(e) for at, e in enumerate(refused) if at < MAX_NAMED or e.reason == TOO_MANY],
     }
     return Answer(200, orjson.dumps(answer))
 
 
 def _read(body: bytes, encoding: str | None, now: datetime) -> Work:
     return read_work(decoded(body, encoding, MAX_DECODED_BYTES), now)
+
+
+def _make_room(runtime: Runtime, principal: Principal, work: Work) -> None:
+    """Refuse the events for whose names this hour has no room; raises TooManyError where nothing would be left."""
+    told = list(work.events())
+    quota = runtime.settings.jobs(bound=principal.token.node_id is not None)
+    found = runtime.newcomers.room(principal.token.id, quota, [named(each) for _, each in told])
+    full = [(index, why) for (index, _), why in zip(told, found, strict=True) if why is not None]
+    if full and len(full) == len(told):
+        runtime.metrics.refused.add(len(full), {"stream": "work", "reason": TOO_MANY})
+        raise full[0][1]
+    work.refuse([Refused(index, why.reason, why.detail) for index, why in full])
 
 
 def _keep(runtime: Runtime, site_id: int, work: Work, node: str | None, now: datetime) -> Kept:

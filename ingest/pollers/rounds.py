@@ -47,8 +47,8 @@ class Telling:
         for group in bodies(new):
             delivered = self._delivery.post([event for _, event in group])
             refused = delivered.refused
-            # Refused because of a clock: told again when time has come. Anything else would be refused for ever.
-            later = {place for place, why in refused.items() if why.startswith("future")}
+            # Refused because of a clock, or of a full hour: told again when time has come. Anything else would be for ever.
+            later = {place for place, why in refused.items() if why.startswith(("future", "too_many_new"))}
             told = [(key, *known[key]) for place, (key, _) in enumerate(group) if place not in later]
             self._memory.tell(told, at_us)
             counts["told"] += len(group) - len(refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from re import compile as pattern
 from typing import Any, Final
@@ -66,6 +66,13 @@ class RunEvent:
     facets: Mapping[str, str]
     facets_ignored: int
 
+    def named(self) -> Iterator[Hashable]:
+        """Yield what becomes a row of its own: the run, the event, and each dataset of the run."""
+        yield self.run_id
+        yield self.run_id, self.event_type, self.event_at_us
+        for each in self.datasets:
+            yield self.run_id, each
+
 
 @dataclass
 class ReadEvents:
@@ -77,6 +84,14 @@ class ReadEvents:
     without_run: int = 0
     """Job and dataset events."""
     facets_ignored: Counter[str] = field(default_factory=Counter)
+    places: list[int] = field(default_factory=list)
+    """Of the run events, in the body."""
+
+    def refuse(self, why: Sequence[str | None]) -> None:
+        """Refuse the events for which ``why``, one entry an event, gives a reason."""
+        self.refused += [Refused(place, reason) for place, reason in zip(self.places, why, strict=True) if reason]
+        self.events = [event for event, reason in zip(self.events, why, strict=True) if not reason]
+        self.places = [place for place, reason in zip(self.places, why, strict=True) if not reason]
 
 
 def read_events(body: bytes, now_us: int) -> ReadEvents:
@@ -93,6 +108,7 @@ def read_events(body: bytes, now_us: int) -> ReadEvents:
             read.without_run += 1
         else:
             read.events.append(event)
+            read.places.append(place)
     return read
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -108,6 +108,37 @@ class Work:
     @property
     def told(self) -> int:
         return len(self.jobs) + len(self.holds) + len(self.waits) + len(self.nodes)
+
+    def events(self) -> Iterator[tuple[int, JobTold | HoldTold | WaitTold | NodeTold]]:
+        yield from self.jobs
+        yield from self.holds
+        yield from self.waits
+        yield from self.nodes
+
+    def refuse(self, refused: list[Refused]) -> None:
+        """Take out what is refused."""
+        self.refused += refused
+        gone = {each.index for each in refused}
+        self.jobs = [each for each in self.jobs if each[0] not in gone]
+        self.holds = [each for each in self.holds if each[0] not in gone]
+        self.waits = [each for each in self.waits if each[0] not in gone]
+        self.nodes = [each for each in self.nodes if each[0] not in gone]
+
+
+def named(told: JobTold | HoldTold | WaitTold | NodeTold) -> Iterator[Hashable]:
+    """Yield what an event names: each becomes a row of its own when it is new."""
+    match told:
+        case JobTold():
+            yield told.run
+            for node, pool, model, _ in told.facts.get("holds", ()):
+                yield (node, pool, model)
+        case HoldTold():
+            yield told.run
+            yield told.device or (told.node, told.pool, told.model)
+        case WaitTold():
+            yield "wait", told.cluster, told.native_id, told.submitted_at_us
+        case NodeTold():
+            yield (told.node, None, None)
 
 
 def read_work(body: bytes, now: datetime) -> Work:

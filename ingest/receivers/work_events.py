@@ -27,7 +27,10 @@ PATH: Final = "/v1/jobs/events"
 MAX_EVENTS: Final = 5_000
 MAX_HOLDS: Final = 20_000
 """Nodes of one job; the largest machines have half of that."""
-MAX_ACCELERATORS: Final = 1_000_000
+MAX_ACCELERATORS: Final = 100_000
+"""Of one run, whatever it holds them of: the largest clusters have as many."""
+MAX_OF_A_NODE: Final = 512
+"""The densest hosts have 72 boards, or 16 in seven slices each."""
 FIRST_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)
 WORKLOAD_KINDS = Literal["training", "fine-tuning", "inference", "agent", "simulation", "batch", "unknown"]
 STATES = Literal["pending", "running", "completed", "failed", "cancelled", "preempted", "timeout", "unknown"]
@@ -62,6 +65,7 @@ Words = Annotated[str, BeforeValidator(_cleaned), Field(min_length=1)]
 """What a user chose, a job's name: cleaned and cut, never refused, or a job could be hidden by its name."""
 Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_plausible)]
 Count = Annotated[int, Field(ge=1, le=MAX_ACCELERATORS, strict=True)]
+TOO_MANY_ON_NODE: Final = f"no node has more than {MAX_OF_A_NODE} accelerators; tell of a pool with pool"
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[^=,\s]+$")]
 LabelValue = Annotated[str, Field(max_length=255, pattern=r"^[^,\s]*$")]
 
@@ -114,6 +118,8 @@ class Hold(_Strict):
             raise ValueError("say node or pool, one of them")
         if self.node is not None and self.model is not None:
             raise ValueError("model goes with pool; what a node has is known")
+        if self.node is not None and self.accelerators > MAX_OF_A_NODE:
+            raise ValueError(TOO_MANY_ON_NODE)
         return self
 
 
@@ -140,6 +146,15 @@ class JobEvent(_About):
             raise ValueError("ended_at is before the job's start")
         if self.state == "pending":
             raise ValueError("a run that has a start is not pending; tell of a wait with kind queue")
+        held = sum(hold.accelerators for hold in self.holds or ())
+        if held > MAX_ACCELERATORS:
+            raise ValueError(f"holds {held} accelerators in all; no run has more than {MAX_ACCELERATORS}")
+        of_node: dict[str, int] = {}
+        for hold in self.holds or ():
+            if hold.node is not None:
+                of_node[hold.node] = of_node.get(hold.node, 0) + hold.accelerators
+        if max(of_node.values(), default=0) > MAX_OF_A_NODE:
+            raise ValueError(TOO_MANY_ON_NODE)
         return self
 
 
@@ -166,6 +181,10 @@ class AllocationEvent(_About):
             raise ValueError("say device, node or pool, one of them")
         if self.device is None and (self.share_ratio is not None or self.energy_mj is not None):
             raise ValueError("share_ratio and energy_mj are of one device")
+        if self.device is not None and self.accelerators != 1:
+            raise ValueError("a device is one accelerator; leave accelerators out")
+        if self.node is not None and self.accelerators > MAX_OF_A_NODE:
+            raise ValueError(TOO_MANY_ON_NODE)
         if self.model is not None and self.pool is None:
             raise ValueError("model goes with pool")
         return self

@@ -9,7 +9,7 @@ import pytest
 
 from collector.wire import Stream
 from ingest.errors import BadBodyError, TooManyError
-from ingest.newcomers import Newcomers
+from ingest.newcomers import Newcomers, Quota
 from ingest.series.memory import MAX_NEW_OF_A_NODE, Memory
 from ingest.store.registry import MAX_NAMES_AN_HOUR, _NamesAnHour
 from tests.db.ingest_harness import batch_meta, device
@@ -64,3 +64,34 @@ def test_a_nodes_new_meters_and_ports_are_bounded_each_hour() -> None:
     with pytest.raises(BadBodyError, match="4096 new meters"):
         names.take(Counter({1: 1, 2: 1}))
     names.take(Counter({2: MAX_NAMES_AN_HOUR - 1}))  # the refused one counted nothing
+
+
+def test_of_a_body_the_parts_with_room_are_taken_and_what_was_heard_costs_nothing() -> None:
+    now = 7_200.0 + 600
+    newcomers, quota = Newcomers(lambda: now), Quota("jobs", 3, "SETTING")
+    assert newcomers.room(1, quota, [["a"], ["a", "b"]]) == [None, None]
+    first, second, third = newcomers.room(1, quota, [["c", "d"], ["c"], ["a", "b", "c"]])  # four are too many
+    assert (second, third) == (None, None)
+    assert first is not None
+    assert (first.reason, first.retry_after_s) == ("too_many_new", 3_000)
+    assert first.detail == "this token may tell of 3 new jobs in an hour (SETTING); send it again in 3000 s"
+    assert newcomers.room(2, quota, [["d"]]) == [None]  # another token's
+    assert newcomers.room(1, Quota("runs", 3, "S"), [["d"]]) == [None]  # another kind
+    assert newcomers.room(1, Quota("jobs", 0, "S"), [[str(number) for number in range(100)]]) == [None]  # no limit
+    now += 3_600
+    assert newcomers.room(1, quota, [["d"]]) == [None]
+
+
+def test_what_is_only_counted_fits_up_to_the_hours_limit() -> None:
+    now = 7_200.0
+    newcomers, quota = Newcomers(lambda: now), Quota("outcomes", 10, "SETTING")
+    assert newcomers.count(1, quota, 7) == (7, None)
+    fits, why = newcomers.count(1, quota, 7)
+    assert fits == 3
+    assert why is not None
+    assert why.retry_after_s == 3_600
+    assert newcomers.count(1, quota, 1)[0] == 0
+    assert newcomers.count(2, quota, 10) == (10, None)
+    assert newcomers.count(1, Quota("outcomes", 0, "S"), 99) == (99, None)
+    now += 3_600
+    assert newcomers.count(1, quota, 10) == (10, None)
