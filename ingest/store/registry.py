@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
@@ -22,13 +22,15 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from collector.wire import BatchMeta, DeviceRef
+from collector.wire import BatchMeta, DeviceRef, Feed
 from ingest.errors import BadBodyError
 from ingest.store import identities, partitions, placements
 from ingest.store.identities import EngineKey, EpochKey, NodeKey, OnNode
 from ingest.store.tables import books
 
 _MEMO_ENTRIES: Final = 131_072
+_MEMO_DEVICES: Final = 1_000_000
+"""Devices whose node is remembered, some 100 bytes each; beyond it all bodies are looked up again."""
 _MEMO_NAMES: Final = 1_000_000
 """Meters, ports or engines remembered; beyond it all are looked up again."""
 MAX_NAMES_AN_HOUR: Final = 4_096
@@ -54,6 +56,8 @@ class Sighting:
     meta: BatchMeta
     first_at_us: int
     last_at_us: int
+    of_site: bool = False
+    """Its sender may speak for every node of the site."""
     trusted: bool = False
     """An operator says that its devices were on its node, whatever is known of another."""
 
@@ -62,13 +66,15 @@ class Sighting:
 class Identity:
     """Ids of one body. ``device_ids`` follows the body's device table; None = refused, placed on another node.
 
-    ``elsewhere``: devices that another node has by a more direct feed; their rows are kept.
+    ``elsewhere``: devices that another node has by a more direct feed, or had first; their rows are kept.
     """
 
     node_id: int
     epoch_id: int
     device_ids: tuple[int | None, ...]
     elsewhere: frozenset[int] = frozenset()
+    second: Mapping[int, int] = field(default_factory=dict)
+    """Of those the ones that another scraper has, with the epoch that their rows are of."""
 
 
 @dataclass(slots=True)
@@ -109,8 +115,11 @@ class _NamesAnHour:
 class Registry:
     """Shared by the writer's threads; one at a time asks the database."""
 
-    def __init__(self, engine: sa.Engine, *, look_every_s: float = _LOOK_EVERY_S) -> None:
+    def __init__(
+        self, engine: sa.Engine, *, look_every_s: float = _LOOK_EVERY_S, max_devices: int = _MEMO_DEVICES
+    ) -> None:
         self._engine = engine
+        self._max_devices = max_devices
         self._look_every_s = look_every_s
         self._lock = threading.Lock()
         self._memos: dict[tuple[int, str, str], _Memo] = {}
@@ -129,6 +138,11 @@ class Registry:
     def resolve(self, sightings: Sequence[Sighting], now_us: int) -> list[Identity | BadBodyError]:
         """Return each body's ids, or why it cannot have any. Raises SQLAlchemy's errors when the database fails."""
         with self._lock:
+            if len(self._placed) > self._max_devices:
+                # Together: a body is believed for as long as it is known where each of its devices is.
+                self._memos.clear()
+                self._to_note.clear()
+                self._placed.clear()
             self._look()
             found: dict[int, Identity | BadBodyError] = {}
             missing: list[tuple[int, Sighting]] = []
@@ -245,6 +259,7 @@ class Registry:
                     epoch_ids[_epoch_key(report.node_id, sighting.meta)],
                     tuple(None if device_id in refused else device_id for device_id in ids),
                     frozenset(kept),
+                    _second(conn, sighting, report.node_id, conflicts),
                 )
         return found
 
@@ -259,7 +274,7 @@ class Registry:
                     if self._placed[device_id] == memo.identity.node_id:
                         last_seen[device_id] = max(last_seen.get(device_id, _UNIX_EPOCH), _instant(memo.last_us))
         seen = dict.fromkeys(ids, _instant(sighting.first_at_us))
-        return placements.Sightings(node_id, seen, last_seen, int(sighting.meta.feed))
+        return placements.Sightings(node_id, seen, last_seen, int(sighting.meta.feed), sighting.of_site)
 
     def _placed_on(
         self,
@@ -332,6 +347,18 @@ def _own(memo: _Memo) -> Iterator[int]:
     for device_id in memo.identity.device_ids:
         if device_id is not None and device_id not in memo.identity.elsewhere:
             yield device_id
+
+
+def _second(
+    conn: sa.Connection, sighting: Sighting, node_id: int, conflicts: Sequence[placements.Conflict]
+) -> dict[int, int]:
+    """Return the epoch of each device that another scraper has: it counts where that one tells nothing."""
+    devices = [conflict.device_id for conflict in conflicts if conflict.is_second]
+    if not devices or sighting.trusted:
+        return {}
+    key = _epoch_key(node_id, sighting.meta)._replace(feed=int(Feed.SECOND_SCRAPER))
+    epoch_id = identities.epoch_ids(conn, {key: sighting.meta.agent_version})[key]
+    return dict.fromkeys(devices, epoch_id)
 
 
 def _heard(memo: _Memo) -> Iterator[placements.Heard]:

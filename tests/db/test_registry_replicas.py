@@ -117,3 +117,21 @@ def test_an_outage_of_the_agent_does_not_move_its_board_and_a_day_without_it_doe
     assert is_placed(engine) == ("n1", int(Feed.NATIVE))
     assert not seen(replica(engine), site_id, "n2", 24 * 60 + 1, Feed.REMOTE_WRITE).elsewhere
     assert is_placed(engine) == ("n2", int(Feed.REMOTE_WRITE))
+
+
+def test_what_is_remembered_of_devices_is_bounded_and_what_was_forgotten_is_asked_again(
+    engine: sa.Engine, site_id: int
+) -> None:
+    small = Registry(engine, look_every_s=0.0, max_devices=8)
+    other = replica(engine)
+    for number in range(20):
+        meta = batch_meta(
+            node=f"m{number}", spool=f"spool-m{number}", devices=(device(f"b{number}-1"), device(f"b{number}-2"))
+        )
+        small.resolve([Sighting(site_id, meta, NOON_US, NOON_US + SECOND_US)], NOON_US)
+        assert len(small._placed) <= 8 + 2
+    mine = seen(small, site_id, "n1", 0)
+    assert seen(small, site_id, "n1", 1) == mine
+    # A board that moved while it was forgotten, and one that moves while it is remembered: both are found.
+    assert seen(other, site_id, "n2", 30).device_ids != (None,)
+    assert seen(small, site_id, "n1", 31).device_ids == (None,)
