@@ -14,14 +14,15 @@ import sqlalchemy as sa
 from ingest.store import tokens
 from ingest.store.engine import Database
 from ingest.store.migrate import upgrade
+from wattledger import first_token
+from wattledger.first_token import OWN_TOKEN
 from wattledger.home import Home
-from wattledger.listening import Listening, ListeningError
+from wattledger.listening import Listening
 from wattledger.ports import own_address
 from wattledger.runtime import Secret
 from wattledger.supervise import Child, Supervisor
 
 HOST: Final = "127.0.0.1"
-OWN_TOKEN: Final = "this installation"  # noqa: S105 (a name)
 API_URL_VARIABLE: Final = "WATTLEDGER_API_URL"
 API_TOKEN_FILE_VARIABLE: Final = "WATTLEDGER_API_TOKEN_FILE"  # noqa: S105 (names a file)
 
@@ -102,11 +103,11 @@ def bring_up(
         database = named
         supervisor.use_database(database)
     upgrade(database.url)
-    if not listening.is_loopback and not _has_tokens(database):
-        raise ListeningError(
-            f"{listening.host} can be reached from other machines, and nobody has a token yet; start on loopback "
-            "(`wattledger up`), make one (`wattledger token create --help`), and start again"
-        )
+    first_token.check(
+        database,
+        listening,
+        "start on loopback (`wattledger up`), make one (`wattledger token create --help`), and start again",
+    )
     own = _own_token(supervisor.home, database)
     installation = Installation(supervisor.home, database, ports, own, listening)
     workers = [_worker(installation, enforced=enforced)] if with_worker else []
@@ -184,13 +185,6 @@ def _as_admin(database: Database) -> Iterator[sa.Connection]:
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         yield connection
-
-
-def _has_tokens(database: Database) -> bool:
-    """Say whether anybody but this installation's own pages has a token that is good now."""
-    with _as_admin(database) as connection:
-        now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        return tokens.are_there_any(connection, now, besides=OWN_TOKEN)
 
 
 def _is_known(connection: sa.Connection, secret: str) -> bool:

@@ -21,6 +21,7 @@ from analytics.api.service import Service
 from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
+from wattledger import first_token
 from wattledger.connections import ConnectionLimits, guarded, room_for_connections
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
@@ -64,11 +65,21 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
     return application
 
 
-def run_service(home: Home, listening: Listening) -> None:
-    """Serve until SIGTERM or SIGINT; requests in hand are finished first. Raises ListeningError before anything starts."""
+def run_service(home: Home, listening: Listening, *, allow_no_tokens_yet: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; requests in hand are finished first. Raises ListeningError before anything starts.
+
+    ``allow_no_tokens_yet``: others may reach it while nobody has a token, and are let in once somebody has.
+    """
     listening.check()
     data_paths = () if Database.from_env(os.environ) is not None else (home.root,)
-    application = create_service(ready_database(home), os.environ, data_paths=data_paths)
+    database = ready_database(home)
+    if not allow_no_tokens_yet:
+        first_token.check(
+            database,
+            listening,
+            "make one (`wattledger token create --help`), or say --allow-no-tokens-yet where tokens are made later",
+        )
+    application = create_service(database, os.environ, data_paths=data_paths)
     certificates = Certificates.of(listening) if listening.is_tls else None
     _beside(application, listening, certificates)
     config = uvicorn.Config(

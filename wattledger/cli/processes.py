@@ -147,6 +147,7 @@ Examples:
   wattledger serve --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key
   wattledger serve --host 0.0.0.0 --tls-cert wl.crt --tls-key wl.key --client-ca agents.crt
   wattledger serve --host 0.0.0.0 --behind-proxy
+  wattledger serve --host 0.0.0.0 --behind-proxy --allow-no-tokens-yet     a first start; tokens are made afterwards
 
 \b
 It serves the database of WATTLEDGER_DATABASE_URL, brought up to date by `migrate`, else the one that `wattledger up` has made
@@ -160,14 +161,26 @@ Renewed certificate files are taken up within half a minute, without a restart.
 @click.option("--port", default=8470, show_default=True)
 @_tls_options
 @click.option("--internal-port", default=0, help="Also listen on this loopback port without TLS. Default: do not.")
+@click.option(
+    "--allow-no-tokens-yet",
+    is_flag=True,
+    envvar="WATTLEDGER_ALLOW_NO_TOKENS_YET",
+    help="Let other machines reach it before anybody has a token: all they get is 401.",
+)
 @click.pass_context
-def serve(ctx: click.Context, /, host: str, port: int, internal_port: int, **tls: Any) -> None:
+def serve(
+    ctx: click.Context, /, host: str, port: int, internal_port: int, allow_no_tokens_yet: bool, **tls: Any
+) -> None:
     """Run ingest and the API alone, in the foreground."""
     from wattledger.listening import Listening
     from wattledger.service import run_service
 
     _log_to_stderr()
-    run_service(chosen_home(ctx), Listening(host, port, internal_port=internal_port, **tls))
+    run_service(
+        chosen_home(ctx),
+        Listening(host, port, internal_port=internal_port, **tls),
+        allow_no_tokens_yet=allow_no_tokens_yet,
+    )
 
 
 @click.command(
