@@ -18,6 +18,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from analytics.io.segments import raise_damaged, raise_too_late, recent_hours, withdraw_healthy
+from ingest.store.call_window import prune_names
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Generation, HourBusyError, Sealer
@@ -29,6 +30,7 @@ from wattledger.errors import WattledgerError
 log = logging.getLogger(__name__)
 SEAL_AFTER_VARIABLE: Final = "WATTLEDGER_SEAL_AFTER_H"
 SEGMENT_RETENTION_VARIABLE: Final = "WATTLEDGER_SEGMENT_RETENTION_D"
+CALL_NAMES_VARIABLE: Final = "WATTLEDGER_CALL_NAMES_D"
 HOT_RETENTION_VARIABLE: Final = "WATTLEDGER_INGEST_HOT_RETENTION_H"
 """One variable for both: ingest calls rows late that are older, and the worker drops their days."""
 _LONGEST_REST_S: Final = 5.0
@@ -49,6 +51,8 @@ class SealingSettings:
     hot_retention: timedelta = timedelta(hours=48)
     segment_retention: timedelta = timedelta(days=400)
     """A year and a month: last year's months can be computed again while this year's are billed."""
+    call_names: timedelta = timedelta(days=400)
+    """How long after a call its names are kept, by which other reports of it are found."""
     interval_s: float = 300.0
 
     @classmethod
@@ -59,6 +63,8 @@ class SealingSettings:
             hot_retention=timedelta(hours=_whole(env, HOT_RETENTION_VARIABLE, 48, "hours", 1, 24 * 400)),
             # Open hours look back for two days, and hot ones are sealed within as many.
             segment_retention=timedelta(days=_whole(env, SEGMENT_RETENTION_VARIABLE, 400, "days", 8, 36_500)),
+            # Invoices come a month after the calls they charge.
+            call_names=timedelta(days=_whole(env, CALL_NAMES_VARIABLE, 400, "days", 62, 36_500)),
         )
 
 
@@ -86,6 +92,7 @@ class Pass:
     expired_hours: int = 0
     too_late_rows: int = 0
     damaged_files: int = 0
+    call_names: int = 0
 
     @property
     def is_anything(self) -> bool:
@@ -142,7 +149,14 @@ class Sealing:
         if not hours.seal:
             done.dropped_partitions = len(drop_hot_days(self.engine, hot_before(now, settings.hot_retention)))
         self._tidy(now, done)
+        self._prune(now, done, is_ours)
         return done
+
+    def _prune(self, now: datetime, done: Pass, is_ours: Callable[[], bool]) -> None:
+        """Let the names of old calls go, a day of them at a time."""
+        day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        with self.database.connect("worker", application=self.session) as connection:
+            done.call_names = prune_names(connection, day - self.settings.call_names, is_ours).names
 
     def _one(self, work: Callable[[SiteHour], Generation], hour: SiteHour, done: Pass) -> Generation | None:
         try:

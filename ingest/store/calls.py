@@ -22,6 +22,7 @@ from ingest.rows import Rows
 from ingest.store.call_merge import merge
 from ingest.store.call_reuse import freed
 from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, Reports, SiteReport, stage
+from ingest.store.call_window import put_back
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.outages import OUTAGES
 from ingest.store.registry import Registry
@@ -110,7 +111,8 @@ def keep_calls(driver: psycopg.Connection[Any], given: Sequence[SiteReport]) -> 
     begun = driver.execute(_BEGUN).fetchone()
     staged = stage(driver, reports)
     slow = set(staged.sharing)
-    if begun == (True,):
+    # Names put back are of this transaction, and known all the same.
+    if put_back(driver) or begun == (True,):
         slow |= {position for (position,) in driver.execute(_NAME_AGAIN)}
     elif driver.execute(_NAME).rowcount < staged.names:
         slow |= {position for (position,) in driver.execute(_KNOWN)}

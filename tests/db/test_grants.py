@@ -29,7 +29,7 @@ WRITER = {
     "rw u(last_seen_at,received)": "spools",
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",
-    "r": "alembic_version hour_catalog sites store_layout",
+    "r": "alembic_version call_name_window hour_catalog sites store_layout",
     "r(id,path)": "tenants",
     "r u(fetched_at)": "agent_commands",
 }
@@ -38,12 +38,12 @@ WORKER = {
     "dead_letters device_events devices engines epochs "
     "fabric_ports facility_factors fx_rates hold_events imported_charges imports invoice_totals intensity job_reports "
     "meters node_events nodes placements prices queue_entries queue_reasons rejections sites spans spools store_layout tariffs tenant_details tenants topology",
-    "rd": "late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
+    "rd": "call_keys late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "changes tenant_minutes",
     "rwd u(feeds,path,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
-    "rwu": "actions findings hour_catalog ledger_hours outbox watermarks",
+    "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox watermarks",
     "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "
     "ledger_lines ledger_runs node_samples usage_hours",
     "r u(binding_id,tenant_id)": "jobs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Index,
     Integer,
@@ -39,6 +40,16 @@ call_keys = Table(
     column("dedupe_key", Text),
     PrimaryKeyConstraint("site_id", "key"),
     comment="What names a call, each name once: how reports of one call find each other, however far apart.",
+)
+
+call_name_window = Table(
+    "call_name_window",
+    metadata,
+    column("id", SmallInteger, primary_key=True, autoincrement=False, comment="surrogate id: always 1"),
+    instant("pruned_before", comment="instant, UTC: names of calls before this may be gone"),
+    instant("deleted_before", comment="instant, UTC: and of calls before this they are"),
+    CheckConstraint("id = 1", name="one"),
+    comment="Which names of calls have been let go. No row: none.",
 )
 
 call_reports = Table(

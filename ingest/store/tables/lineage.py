@@ -104,7 +104,7 @@ outcomes = Table(
     column("model", Text, nullable=True),
     column("fine_tune_id", Text, nullable=True, comment="run id, or cluster/native id of a job"),
     column("dataset_ids", ARRAY(Text), nullable=True, comment="ids of datasets: namespace:name or name"),
-    column("source", Text, comment="api or span"),
+    column("source", Text, comment="api, span or log"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
     instant("received_at", server_default=func.now()),
     UniqueConstraint("site_id", "dedupe_key"),
