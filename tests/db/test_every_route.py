@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -296,6 +297,38 @@ def test_a_tenant_is_told_of_another_what_it_is_told_of_one_that_is_not_there(
     whole = world.ask(method, path, how, f"Bearer {world.secret(scope, '*')}", THE_OTHER)
     assert whole.status_code == 200, whole.text
     assert scope is Scope.GATE or path == "/v1/fleet/power" or any(word in whole.text for word in SECRETS)
+
+
+def test_the_page_says_of_each_scope_whether_a_route_asks_for_it() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text()
+    said = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|[^|]*\| (.*) \|$", page, re.MULTILINE))
+    asking = {scope for ways in ROUTES.values() for way in ways for scope in way.scopes}
+    assert {scope: "no route yet" not in said[scope.value] for scope in Scope} == {
+        scope: scope in asking for scope in Scope
+    }
+
+
+def test_what_a_neighbour_writes_about_a_tenants_response_is_not_shown_to_it(world: World) -> None:
+    """A token to write is of its site; what it says bears its own tenant, and is nobody else's to see."""
+    forger = tokens.create(
+        world.conn, "w", [Scope.WRITE], actor="test", site_id=world.site_id, tenant_path="asker"
+    ).secret
+    told = {"response_id": "secret-response", "kind": "forged-verdict", "label": "bad", "at": FROM}
+    taken = world.client.post("/v1/outcomes", json=told, headers={"authorization": f"Bearer {forger}"})
+    assert taken.status_code == 201
+    assert_tells_nothing(taken)
+    for tenant, is_shown in (("victim", False), ("*", True)):
+        reader = f"Bearer {world.secret(Scope.READ, tenant)}"
+        shown = world.client.get("/v1/lineage/secret-response", headers={"authorization": reader})
+        assert shown.status_code == 200
+        assert "owl-graded" in shown.text
+        assert ("forged-verdict" in shown.text) is is_shown
+    own = world.client.get(
+        "/v1/lineage/secret-response", headers={"authorization": f"Bearer {world.secret(Scope.READ, 'asker')}"}
+    )
+    assert "forged-verdict" in own.text  # what it said itself, and nothing of whose response it is
+    assert_tells_nothing(own, told=THE_OTHER)
+    world.conn.execute(sa.text("DELETE FROM outcomes WHERE kind = 'forged-verdict'"))
 
 
 def test_only_the_audit_scope_shows_acts_and_it_shows_all(world: World) -> None:
