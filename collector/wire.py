@@ -72,6 +72,8 @@ class Feed(IntEnum):
     DCGM = 2
     REMOTE_WRITE = 3
     IMPORT = 4
+    SECOND_SCRAPER = 5
+    """Remote write of a device that another node has by remote write: nothing an agent sends."""
 
 
 class Origin(IntEnum):

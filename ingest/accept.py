@@ -8,8 +8,8 @@ and ids are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
@@ -71,6 +71,8 @@ class BodyFacts:
 
     epoch_id: int
     device_ids: tuple[int | None, ...]
+    second: Mapping[int, int] = field(default_factory=dict)
+    """Devices whose rows are of another epoch than the body's, with that epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,19 @@ def _with_ids(rows: pl.DataFrame, facts: Sequence[BodyFacts]) -> pl.DataFrame:
         inside = (index >= 0) & (index < counts[body])
         found = np.where(inside, ids[np.where(inside, starts[body] + index, 0)], np.int32(-1))
         columns.append(pl.Series("device_id", found))
+        if any(fact.second for fact in facts):
+            columns[0] = _of_second(columns[0], body, found, facts)
     return rows.hstack(columns)
+
+
+def _of_second(
+    epochs: pl.Series, body: np.ndarray[Any, Any], devices: np.ndarray[Any, Any], facts: Sequence[BodyFacts]
+) -> pl.Series:
+    found = epochs.to_numpy().copy()
+    for number, fact in enumerate(facts):
+        for device_id, epoch_id in fact.second.items():
+            found[(body == number) & (devices == device_id)] = epoch_id
+    return pl.Series("epoch_id", found)
 
 
 @cache

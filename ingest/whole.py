@@ -70,11 +70,11 @@ def accept_whole(
 
 
 def _device_ids(index: np.ndarray[Any, Any], facts: Sequence[BodyFacts]) -> np.ndarray[Any, Any] | None:
-    """Return the ids of the devices rows speak of, None if one is outside its body's table or refused on this node."""
+    """Return the ids of the devices rows speak of, None if one is outside its body's table, refused on this node or of another epoch."""
     counts = np.array([len(fact.device_ids) for fact in facts], dtype=np.int64)
     if int(index.min()) < 0 or bool((index.max(axis=1) >= counts).any()):
         return None
-    if any(None in fact.device_ids for fact in facts):
+    if any(None in fact.device_ids or fact.second for fact in facts):
         return None
     ids = np.array([identity for fact in facts for identity in fact.device_ids], dtype=np.int32)
     starts = np.cumsum(counts) - counts

@@ -54,8 +54,9 @@ async def keep(runtime: Runtime, principal: Principal, protocol: str, taken: Tak
         principal.require_node(taken.bodies[0].meta.node)
     foreign_rows = sum(body.rows for body in taken.bodies) - sum(body.rows for body in bodies)
     runtime.metrics.series.add(protocol, taken)
+    of_site = principal.node is None
     results = await asyncio.gather(
-        *(runtime.keep(Submission(principal.site_id, body, numbered=False)) for body in bodies),
+        *(runtime.keep(Submission(principal.site_id, body, numbered=False, of_site=of_site)) for body in bodies),
         return_exceptions=True,
     )
     refused = Counter(taken.invalid)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from collector.wire import MAX_DEVICES_PER_BATCH, DeviceRef, Origin, Stream
+from collector.wire import MAX_DEVICES_PER_BATCH, UNKNOWN_MODEL, DeviceRef, Origin, Stream
 
 MAX_NODES: Final = 20_000
 MAX_SUBJECTS: Final = 8_192
@@ -105,6 +105,7 @@ class Known:
         for device in devices:
             self.told_us[device.uuid] = now_us
         new = [device for device in devices if device.uuid not in self.positions]
+        self._describe(devices)
         if not new:
             return True
         kept = [ref for ref in self.devices if self.told_us[ref.uuid] >= now_us - _FORGOTTEN_AFTER_US]
@@ -115,6 +116,14 @@ class Known:
         self.positions = {ref.uuid: position for position, ref in enumerate(self.devices)}
         self.told_us = {ref.uuid: self.told_us[ref.uuid] for ref in self.devices}
         return True
+
+    def _describe(self, devices: Sequence[DeviceRef]) -> None:
+        """Take a description in the place of none: another scraper may tell more of a device."""
+        for device in devices:
+            position = self.positions.get(device.uuid)
+            if position is None or device.model == UNKNOWN_MODEL or self.devices[position].model != UNKNOWN_MODEL:
+                continue
+            self.devices = (*self.devices[:position], device, *self.devices[position + 1 :])
 
     def is_late(self, stream: Stream, subject: tuple[str, ...], at_us: int) -> bool:
         """Whether a later row of the same thing was told before; takes the instant in."""

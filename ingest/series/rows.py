@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from collector.wire import DeviceRef, Origin, Stream
+from collector.wire import UNKNOWN_MODEL, DeviceRef, Origin, Stream
 from ingest.series import host
 from ingest.series.labels import Skip
 from ingest.series.memory import Known, Memory
@@ -171,9 +171,10 @@ def _by_node(
             mine = mine.only(admitted)
         # Only what has rows: each that is named becomes a row of the database.
         named = [device for number in np.unique(mine.row).tolist() for device in devices.get(number, ())]
-        if named and not known.name(list({device.uuid: device for device in named}.values()), now_us):
-            tally.samples["too_many_devices"] += len(mine.value)
-            continue
+        if named and not known.name(list(_described(named).values()), now_us):
+            of_devices = np.isin(mine.row, list(devices))
+            tally.samples["too_many_devices"] += int(of_devices.sum())
+            mine = mine.only(~of_devices)
         streams = {
             stream: made
             for stream in sorted({columns[column][0] for column in np.unique(mine.column).tolist()})
@@ -182,6 +183,14 @@ def _by_node(
         if streams:
             found.append(NodeRows(node, origin, known, streams))
     return found
+
+
+def _described(named: Iterable[DeviceRef]) -> dict[str, DeviceRef]:
+    """Return each device once: of several descriptions one that says something, the same whatever their order."""
+    ordered = sorted(
+        named, key=lambda ref: (ref.model != UNKNOWN_MODEL, ref.model, ref.mig_profile or "", ref.pci_bus_id or "")
+    )
+    return {device.uuid: device for device in ordered}
 
 
 def _stream(

@@ -9,7 +9,7 @@ tables in one snapshot finds each row in exactly one of these places. Statements
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -140,7 +140,7 @@ def listed_files(
     ]
 
 
-def epochs_in_parts(fetch: Fetch, feed: int) -> frozenset[int]:
-    """Return the epochs of a feed that delivers rows in parts."""
-    found = fetch(f"SELECT id FROM epochs WHERE feed = {int(feed)}")
+def epochs_in_parts(fetch: Fetch, feeds: Iterable[int]) -> frozenset[int]:
+    """Return the epochs of feeds that deliver rows in parts."""
+    found = fetch(f"SELECT id FROM epochs WHERE feed IN ({', '.join(str(int(feed)) for feed in feeds)})")
     return frozenset(found["id"].to_list())

@@ -1,7 +1,7 @@
 """Makes one row of the parts in which time-series protocols deliver it, and merges late rows into a sealed hour's.
 
 A protocol of single series splits one instant of a device over several requests, so the rows of one (device, instant, epoch)
-of the remote-write feed are parts of one row: per column the largest value that any part has, nulls aside. A request sent
+of the remote-write feeds are parts of one row: per column the largest value that any part has, nulls aside. A request sent
 twice therefore changes nothing. Rows of other feeds are left as they are. Everything that reads or seals samples asks here.
 """
 
@@ -14,7 +14,7 @@ import polars as pl
 
 from collector.wire import Feed, Stream
 
-PARTS_FEED: Final = Feed.REMOTE_WRITE
+PARTS_FEEDS: Final = (Feed.REMOTE_WRITE, Feed.SECOND_SCRAPER)
 KEYS: Final = {
     Stream.DEVICE: "device_id",
     Stream.NODE: "meter_id",
@@ -37,7 +37,7 @@ def order(stream: Stream) -> tuple[str, ...]:
 def merge_parts(stream: Stream, rows: pl.LazyFrame, epochs_in_parts: Collection[int]) -> pl.LazyFrame:
     """Return the rows with those of these epochs made whole; their order is not kept.
 
-    ``epochs_in_parts``: ids of the epochs of :data:`PARTS_FEED`.
+    ``epochs_in_parts``: ids of the epochs of :data:`PARTS_FEEDS`.
     """
     if stream not in _IN_PARTS or not epochs_in_parts:
         return rows

@@ -48,8 +48,8 @@ class Placement:
 class Conflict:
     """A device reported by ``node_id`` while ``other_node_id`` had it: raise a finding, and refuse its rows unless ``kept``.
 
-    They are kept where a less direct feed names another node of the site than the one that has it: whose rows count is
-    decided where they are read.
+    They are kept where a less direct feed, or a second scraper, names another node of the site than the one that has it: whose
+    rows count is decided where they are read.
     """
 
     device_id: int
@@ -58,6 +58,8 @@ class Conflict:
     at: datetime
     last_seen_at: datetime
     kept: bool = False
+    is_second: bool = False
+    """Kept as the word of a second scraper: under a feed of its own, that gives way to the rows of the one that has the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Sightings:
     seen: Mapping[int, datetime]
     last_seen: Mapping[int, datetime]
     feed: int = int(Feed.NATIVE)
+    of_site: bool = False
+    """The sender may speak for every node of the site: that it calls a node otherwise than another is no forgery."""
 
 
 class Heard(NamedTuple):
@@ -175,11 +179,12 @@ def decide(
     overlap: timedelta,
     *,
     is_one_site: bool = True,
+    of_site: bool = False,
 ) -> Change | Conflict | None:
     """Decide what one sighting means against a device's known placements, oldest first; None = nothing new. Pure.
 
     ``last_seen_at`` is when the node it is placed on was last heard of it by a feed as direct as the sighting's.
-    ``is_one_site``: whether both nodes are of one site; else no feed is more direct than another.
+    ``is_one_site``: whether both nodes are of one site; else no feed is more direct than another. ``of_site``: see :class:`Sightings`.
     """
     at, node_id = sighting.valid_from, sighting.node_id
     covering = next((p for p in known if p.valid_from <= at and (p.valid_to is None or at < p.valid_to)), None)
@@ -205,7 +210,9 @@ def decide(
     # Before it was moved there counts as seen there.
     last = max(covering.valid_from, last_seen_at or covering.valid_from)
     if covering.valid_to is not None or at - last < (SILENT_FOR if is_less_direct else overlap):
-        return Conflict(sighting.device_id, node_id, covering.node_id, at, last, is_less_direct)
+        is_second = is_one_site and of_site and _direct(sighting) == Feed.REMOTE_WRITE and not is_less_direct
+        kept = is_less_direct or is_second
+        return Conflict(sighting.device_id, node_id, covering.node_id, at, last, kept, is_second)
     return moved
 
 
@@ -238,7 +245,7 @@ def _settle(
             ats = [report.last_seen.get(device_id), evidence.last(device_id, holder, report.feed)]
             last_seen_at = max((at for at in ats if at is not None), default=None)
             is_one_site = evidence.sites.get(holder) == evidence.sites.get(report.node_id)
-            verdict = decide(before, sighting, last_seen_at, overlap, is_one_site=is_one_site)
+            verdict = decide(before, sighting, last_seen_at, overlap, is_one_site=is_one_site, of_site=report.of_site)
             if isinstance(verdict, Conflict):
                 refused.append(verdict)
             elif verdict is not None:

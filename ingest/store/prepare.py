@@ -47,6 +47,8 @@ class Submission:
     body: Body
     numbered: bool = True
     """False for pieces of series: nothing numbers them, and what comes twice is found where it is read."""
+    of_site: bool = False
+    """Its sender may speak for every node of the site; said of series alone."""
     sent: bytes | None = None
     """The body as sent: of an agent's body whose device is refused it is kept as a dead letter. None = it is kept elsewhere."""
     only: frozenset[str] | None = None
@@ -110,7 +112,7 @@ def prepare(registry: Registry, submissions: Sequence[Submission], now_us: int) 
             raise identity
         only = submissions[len(identities)].only
         identities.append(identity if only is None else _narrowed(identity, submissions[len(identities)], only))
-    facts = [BodyFacts(identity.epoch_id, identity.device_ids) for identity in identities]
+    facts = [BodyFacts(identity.epoch_id, identity.device_ids, identity.second) for identity in identities]
     accepted: dict[Stream, list[Accepted | Whole]] = {}
     rest: dict[Stream, list[_Part]] = {}
     for part in parts:
@@ -189,7 +191,8 @@ def _sightings(submissions: Sequence[Submission], parts: Sequence[_Part], now_us
         if first_at_us == _NEVER_US:
             first_at_us = last_at_us = min(max(meta.created_at_us, EARLIEST_AT_US), now_us)
         trusted = submission.only is not None
-        sightings.append(Sighting(submission.site_id, meta, first_at_us, last_at_us, trusted))
+        sighting = Sighting(submission.site_id, meta, first_at_us, last_at_us, submission.of_site, trusted)
+        sightings.append(sighting)
     return sightings
 
 

@@ -24,7 +24,7 @@ from collector.wire import Stream
 from ingest.store import catalog, segments_format
 from ingest.store.arrow import Fetch, command_session, driver_fetch
 from ingest.store.engine import Database, Role
-from ingest.store.merge import KEYS, PARTS_FEED, merge_parts, order
+from ingest.store.merge import KEYS, PARTS_FEEDS, merge_parts, order
 from ingest.store.sample_tables import LATE, TARGETS
 from ingest.store.segments import SegmentError, SegmentExpiredError, Segments
 
@@ -124,7 +124,7 @@ class SampleSession:
 
     @cached_property
     def _epochs_in_parts(self) -> frozenset[int]:
-        return catalog.epochs_in_parts(self.fetch, PARTS_FEED)
+        return catalog.epochs_in_parts(self.fetch, PARTS_FEEDS)
 
     @cached_property
     def _sites(self) -> list[int]:

@@ -33,7 +33,7 @@ from ingest.store import catalog
 from ingest.store.arrow import ArrowSession, command_session
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
-from ingest.store.merge import KEYS, PARTS_FEED, news, order, whole_rows, with_late
+from ingest.store.merge import KEYS, PARTS_FEEDS, news, order, whole_rows, with_late
 from ingest.store.sample_tables import LATE, TARGETS
 from ingest.store.seal_identities import known_epochs, known_keys
 from ingest.store.segments import SegmentFile, Segments, digest, sync
@@ -202,7 +202,7 @@ class _Work:
 
     def write(self, stream: Stream, unfinished: ExitStack, *, from_hot: bool) -> Path | None:
         """Write one stream's rows to a synced scratch file; None = nothing new of this stream."""
-        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEED)
+        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEEDS)
         self.step(f"read {stream.value}")
         frames = self._hot(stream) if from_hot else self._merged(stream)
         first = next(frames, None)
@@ -270,7 +270,7 @@ class _Work:
         )
         if late.is_empty():
             return
-        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEED)
+        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEEDS)
         late = news(stream, self._sealed(stream), _framed(late.to_arrow(), stream), in_parts)
         if late.is_empty():
             return
