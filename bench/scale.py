@@ -37,7 +37,8 @@ from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import Segments
 
 MAX_GROWTH: Final = 1.25
-"""Of the cost of one row, device-hour or answer, from one size to the next ten times as large: room for scatter, and for no square."""
+"""Of the cost of one row, device-hour or answer, from one size to the next ten times as large: room for scatter, and for no square.
+Also of the last third of a stand's hours against its first: what other work the machine does meanwhile meets both alike."""
 _PER_BODY: Final = 60
 _INSTANTS_AN_HOUR: Final = 360
 _ROUNDS: Final = 5
@@ -83,11 +84,23 @@ class Point:
     """Energy by tenant and minute of all hours, from minute rollups: the median of some."""
     raw_ms: float
     """Energy by device of all hours, from sealed files."""
+    by_hour_us: list[float]
+    """CPU of ingest and PostgreSQL, a row, of one hour of history after the other; a checkpoint is in none of them."""
+    load_average: float
+    """Of the machine, when taking in was over: much more than its processors would say that others measured with us."""
     took_s: float
 
     @property
     def device_hours(self) -> int:
         return self.devices * self.hours
+
+    @property
+    def trend(self) -> float | None:
+        """What a row of the last third of the hours cost, as a part of what one of the first third did; None = too few."""
+        third = len(self.by_hour_us) // 3
+        if not third:
+            return None
+        return sum(self.by_hour_us[-third:]) / sum(self.by_hour_us[:third])
 
 
 def run() -> list[Result]:
@@ -104,7 +117,15 @@ def run() -> list[Result]:
         axes[axis] = [measured[size] for size in sizes]
     folder = Path("docs") if which == "full" else Path("build/scaling")
     scale_page.write(folder, axes, machine(), datetime.now(UTC))
-    return [result for axis, points in axes.items() for result in _results(axis, points)]
+    results = [result for axis, points in axes.items() for result in _results(axis, points)]
+    return [*results, *(_trend(point) for point in axes["hours"] if point.trend is not None)]
+
+
+def _trend(point: Point) -> Result:
+    value = round(point.trend or 0.0, 3)
+    detail = {"by_hour_us": point.by_hour_us, "load_average": point.load_average}
+    target = f"<= {MAX_GROWTH:g} x the first third's cost of a row"
+    return Result("scale.hours.trend", value, "ratio", target, value <= MAX_GROWTH, 1.0, detail)
 
 
 def _results(axis: str, points: Sequence[Point]) -> list[Result]:
@@ -145,16 +166,18 @@ def _taken_in(on: Stand, traces: Traces, devices: int, hours: int, start_at: dat
     bodies = [list(native(node, rows, _PER_BODY)) for node, rows in zip(nodes, fleet, strict=True)]
     rows, joined_rows = devices * hours * _INSTANTS_AN_HOUR, devices * _PER_BODY
     with ingest_process(on) as pid:
-        joining, steady = Spent(on, pid), Spent(on, pid)
+        joining, steady, hourly = Spent(on, pid), Spent(on, pid), list[Spent]()
 
         async def main() -> list[load.Answered]:
             connections = await load.connect(on.port, [tokens[node.name] for node in nodes])
             with joining.during():
                 answers = await load.flat_out(connections, [queue[:1] for queue in bodies])
-            with steady.during():
-                answers += await load.flat_out(connections, [queue[1:] for queue in bodies])
-                with on.database.connect("admin", autocommit=True) as connection:
-                    connection.execute("CHECKPOINT")
+            for number in range(hours):
+                hourly.append(Spent(on, pid))
+                with steady.during(), hourly[-1].during():
+                    answers += await load.flat_out(connections, [_of_hour(queue, number) for queue in bodies])
+            with steady.during(), on.database.connect("admin", autocommit=True) as connection:
+                connection.execute("CHECKPOINT")
             for connection_ in connections:
                 connection_.close()
             return answers
@@ -176,7 +199,22 @@ def _taken_in(on: Stand, traces: Traces, devices: int, hours: int, start_at: dat
         "ingest_us": per_row["ingest"],
         "postgres_us": per_row["postgres"],
         "hot_bytes": round(int(str(hot)) / rows, 1),
+        "by_hour_us": [
+            _us(spent, len(_of_hour(bodies[0], number)) * joined_rows) for number, spent in enumerate(hourly)
+        ],
+        "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def _of_hour(queue: list[bytes], number: int) -> list[bytes]:
+    """Return a node's bodies of one of its hours, without the first of all, by which it joined."""
+    an_hour = _INSTANTS_AN_HOUR // _PER_BODY
+    return queue[max(1, number * an_hour) : (number + 1) * an_hour]
+
+
+def _us(spent: Spent, rows: int) -> float:
+    per_row = spent.us_per_row(rows)
+    return round(per_row["ingest"] + per_row["postgres"], 3)
 
 
 def _closed(on: Stand, devices: int, hours: int, start_at: datetime) -> dict[str, Any]:

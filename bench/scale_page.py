@@ -45,7 +45,8 @@ def write(folder: Path, axes: Mapping[str, Sequence[Point]], machine: Mapping[st
     tables = [
         f"### {labels[axis].capitalize()}\n\n![]({_figure(axis)})\n\n{_table(points)}" for axis, points in axes.items()
     ]
-    measured = "\n\n".join([told, *tables])
+    trends = [_trend(point) for point in axes["hours"] if point.trend is not None]
+    measured = "\n\n".join([told, *tables, *trends])
     page = folder / _PAGE
     text = page.read_text() if page.exists() else f"# Scaling\n\n{_BEGIN}\n{_END}\n"
     head, _, rest = text.partition(_BEGIN)
@@ -107,10 +108,20 @@ def _panels(axis: str, label: str, points: Sequence[Point]) -> list[Panel]:
     ]
 
 
+def _trend(point: Point) -> str:
+    """Say what one hour of history after the other cost in one stand, where nothing else differs between them."""
+    costs = ", ".join(f"{cost:.2f}" for cost in point.by_hour_us)
+    return (
+        f"Taking in the {point.hours} hours one after the other cost ingest and PostgreSQL together, in us of processor time a row: "
+        f"{costs}. The last third cost {point.trend or 0:.2f} times the first."
+    )
+
+
 def _table(points: Sequence[Point]) -> str:
     heads = ["", "unit", *(f"{point.devices:,} x {point.hours} h" for point in points)]
     rows = [["rows", "", *(f"{point.rows:,}" for point in points)]]
     rows += [[name, unit, *(f"{cost(point):,.3g}" for point in points)] for name, (unit, cost) in COSTS.items()]
+    rows.append(["load average", "", *(f"{point.load_average:g}" for point in points)])
     rows.append(["a rollup answer", "ms", *(f"{point.rollup_ms:,.3g}" for point in points)])
     rows.append(["a raw answer", "ms", *(f"{point.raw_ms:,.3g}" for point in points)])
     lines = [heads, ["---"] * len(heads), *rows]

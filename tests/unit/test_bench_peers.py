@@ -69,13 +69,19 @@ def test_a_figure_is_an_image_with_its_units() -> None:
 
 def test_the_page_keeps_what_stands_around_the_measured_part(tmp_path: Path) -> None:
     (tmp_path / "scaling.md").write_text("before <!-- measured: begin -->\nold\n<!-- measured: end --> after")
-    point = Point(8, 1, 2_880, 5.0, 1.0, 2.0, 250.0, 30.0, 1.5, 7.0, 3.0, 90.0, 12.0)
+    measured = (5.0, 1.0, 2.0, 250.0, 30.0, 1.5, 7.0, 3.0, 90.0)
+    point = Point(8, 1, 2_880, *measured, by_hour_us=[3.0], load_average=0.2, took_s=12.0)
+    long = Point(8, 4, 11_520, *measured, by_hour_us=[2.0, 9.0, 9.0, 3.0], load_average=0.3, took_s=12.0)
     machine = {"cores": 2, "memory_gib": 8, "system": "Linux", "python": "3.11", "load_average_1min": 0.1}
     at = datetime(2026, 11, 21, tzinfo=UTC)
-    scale_page.write(tmp_path, {"devices": [point], "hours": [point]}, machine, at)
+    scale_page.write(tmp_path, {"devices": [point], "hours": [point, long]}, machine, at)
     text = (tmp_path / "scaling.md").read_text()
     assert text.startswith("before <!--")
     assert text.endswith("--> after")
     assert "old" not in text
     assert "| ingest | us CPU/row | 1 |" in text
+    assert "| load average |  | 0.2 | 0.3 |" in text
+    # The first third of four hours is one hour, and so is the last: 3 / 2. One hour alone has no trend.
+    assert "a row: 2.00, 9.00, 9.00, 3.00. The last third cost 1.50 times the first." in text
+    assert text.count("The last third") == 1
     assert (tmp_path / "scaling" / "devices.svg").exists()
