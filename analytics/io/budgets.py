@@ -246,9 +246,8 @@ def _end(conn: sa.Connection, row: Any, at: datetime, now: datetime) -> None:
     budgets = control.budgets
     conn.execute(sa.update(budgets).where(budgets.c.id == row.id).values(superseded_at=now))
     if row.valid_from < at:
-        kept = {
-            column.name: getattr(row, column.name) for column in budgets.c if column.name not in {"id", "superseded_at"}
-        }
+        made = {"id", "superseded_at", "recorded_xid", "superseded_xid"}
+        kept = {column.name: getattr(row, column.name) for column in budgets.c if column.name not in made}
         conn.execute(sa.insert(budgets).values(**{**kept, "valid_to": min(row.valid_to or at, at), "recorded_at": now}))
 
 

@@ -18,9 +18,24 @@ UPDATE ledger_hours AS hours SET seen_xid = CASE WHEN EXISTS (
     AND changes.from_at < hours.hour_at + interval '2 hours' AND changes.to_at > hours.hour_at - interval '1 hour'
     AND changes.written_xid >= hours.seen_xid) THEN '1'::xid8 ELSE '2'::xid8 END;
 UPDATE changes SET written_xid = '1'::xid8;
+INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
+    SELECT recorded_xid::text::bigint FROM allocations UNION ALL SELECT superseded_xid::text::bigint FROM allocations
+    UNION ALL SELECT recorded_xid::text::bigint FROM bindings UNION ALL SELECT superseded_xid::text::bigint FROM bindings
+    UNION ALL SELECT recorded_xid::text::bigint FROM budgets UNION ALL SELECT superseded_xid::text::bigint FROM budgets
+    UNION ALL SELECT recorded_xid::text::bigint FROM facility_factors UNION ALL SELECT superseded_xid::text::bigint FROM facility_factors
+    UNION ALL SELECT recorded_xid::text::bigint FROM fx_rates UNION ALL SELECT superseded_xid::text::bigint FROM fx_rates
+    UNION ALL SELECT recorded_xid::text::bigint FROM intensity UNION ALL SELECT superseded_xid::text::bigint FROM intensity
+    UNION ALL SELECT recorded_xid::text::bigint FROM placements UNION ALL SELECT superseded_xid::text::bigint FROM placements
+    UNION ALL SELECT recorded_xid::text::bigint FROM prices UNION ALL SELECT superseded_xid::text::bigint FROM prices
+    UNION ALL SELECT recorded_xid::text::bigint FROM tariffs UNION ALL SELECT superseded_xid::text::bigint FROM tariffs
+    UNION ALL SELECT recorded_xid::text::bigint FROM tenant_details UNION ALL SELECT superseded_xid::text::bigint FROM tenant_details
+    UNION ALL SELECT recorded_xid::text::bigint FROM topology UNION ALL SELECT superseded_xid::text::bigint FROM topology
+    UNION ALL SELECT split_part(snapshot, ':', 2)::bigint FROM ledger_runs
+) AS stamps (stamp) HAVING max(stamp) IS NOT NULL;
 """
 """Run in the transaction that restores. Ids below 3 are no server's: all that comes counts as newer. An hour that had not
-seen a change is due once more; if it finds nothing new, it makes no revision."""
+seen a change is due once more; if it finds nothing new, it makes no revision. Stamps of dated rows and snapshots of runs stay as
+they are, and this server's count from the highest of them on: what a run saw is told by both servers' alike."""
 _TOTALS: Final = """
 SELECT count(*), count(DISTINCT (site_id, hour_at)), coalesce(sum(effective_cost), 0)::text, coalesce(sum(energy_mj), 0)::text,
        (SELECT count(*) FROM ledger_runs) FROM current_ledger_lines

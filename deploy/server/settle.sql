@@ -7,3 +7,17 @@ UPDATE ledger_hours AS hours SET seen_xid = CASE WHEN EXISTS (
     AND changes.from_at < hours.hour_at + interval '2 hours' AND changes.to_at > hours.hour_at - interval '1 hour'
     AND changes.written_xid >= hours.seen_xid) THEN '1'::xid8 ELSE '2'::xid8 END;
 UPDATE changes SET written_xid = '1'::xid8;
+INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
+    SELECT recorded_xid::text::bigint FROM allocations UNION ALL SELECT superseded_xid::text::bigint FROM allocations
+    UNION ALL SELECT recorded_xid::text::bigint FROM bindings UNION ALL SELECT superseded_xid::text::bigint FROM bindings
+    UNION ALL SELECT recorded_xid::text::bigint FROM budgets UNION ALL SELECT superseded_xid::text::bigint FROM budgets
+    UNION ALL SELECT recorded_xid::text::bigint FROM facility_factors UNION ALL SELECT superseded_xid::text::bigint FROM facility_factors
+    UNION ALL SELECT recorded_xid::text::bigint FROM fx_rates UNION ALL SELECT superseded_xid::text::bigint FROM fx_rates
+    UNION ALL SELECT recorded_xid::text::bigint FROM intensity UNION ALL SELECT superseded_xid::text::bigint FROM intensity
+    UNION ALL SELECT recorded_xid::text::bigint FROM placements UNION ALL SELECT superseded_xid::text::bigint FROM placements
+    UNION ALL SELECT recorded_xid::text::bigint FROM prices UNION ALL SELECT superseded_xid::text::bigint FROM prices
+    UNION ALL SELECT recorded_xid::text::bigint FROM tariffs UNION ALL SELECT superseded_xid::text::bigint FROM tariffs
+    UNION ALL SELECT recorded_xid::text::bigint FROM tenant_details UNION ALL SELECT superseded_xid::text::bigint FROM tenant_details
+    UNION ALL SELECT recorded_xid::text::bigint FROM topology UNION ALL SELECT superseded_xid::text::bigint FROM topology
+    UNION ALL SELECT split_part(snapshot, ':', 2)::bigint FROM ledger_runs
+) AS stamps (stamp) HAVING max(stamp) IS NOT NULL;

@@ -41,7 +41,7 @@ WORKER = {
     "rd": "call_keys late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "changes tenant_minutes",
-    "rwd u(feeds,path,retired_at,rows,sha256,size_bytes)": "hour_segments",
+    "rwd u(feeds,path,pinned,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
     "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox watermarks",
     "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "

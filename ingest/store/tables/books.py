@@ -74,7 +74,34 @@ ledger_runs = Table(
         comment="by reason: devices, readings dropped, time_us without a meter; null = run before this was kept",
     ),
     instant("finished_at", server_default=func.now()),
+    column(
+        "kind",
+        Text,
+        server_default="close",
+        comment="close: it wrote a revision; attest: it found what its revision says, from other inputs",
+    ),
+    column(
+        "snapshot",
+        Text,
+        nullable=True,
+        comment="pg_snapshot in stamped transactions: what it saw; null = run before this was kept",
+    ),
+    column("method_version", Integer, nullable=True, comment="of the formulas; null = run before this was kept"),
+    column("policy", JSONB, nullable=True, comment="the choices it computed with; null = run before this was kept"),
+    column(
+        "inputs",
+        JSONB,
+        nullable=True,
+        comment="files by stream, hour, generation and SHA-256; rows and SHA-256 of the rest; versions; null = not kept",
+    ),
+    column(
+        "usage_sha256",
+        LargeBinary,
+        nullable=True,
+        comment="of the usage hours of its revision; null = run before this was kept",
+    ),
     Index("ledger_runs_hour_ix", "site_id", "hour_at"),
+    CheckConstraint("kind IN ('close', 'attest')", name="kind"),
     comment="What a close of one hour read and wrote, enough to recompute it bit for bit.",
 )
 
@@ -164,6 +191,14 @@ ledger_lines = Table(
     column("origin", SmallInteger, comment="collector.wire.Origin"),
     Index("ledger_lines_hour_ix", "hour_at"),
     comment="Usage hours and API calls aggregated to tenant x job/key/pool x model x charge category, priced.",
+)
+
+stamp_shifts = Table(
+    "stamp_shifts",
+    metadata,
+    instant("restored_at", primary_key=True, server_default=func.now()),
+    column("shift", BigInteger, comment="added to this server's transaction ids in stamps from then on"),
+    comment="A restored database counts its transactions on from those of the server before; no row: never restored.",
 )
 
 watermarks = Table(

@@ -124,6 +124,27 @@ def dated_twice() -> tuple[Column[Any], ...]:
         instant(
             "superseded_at", nullable=True, comment="instant, UTC: no longer our knowledge from here; null = current"
         ),
+        *stamps(),
+    )
+
+
+def stamps() -> tuple[Column[Any], ...]:
+    """Return the transactions that recorded and superseded a row, which a trigger fills in.
+
+    ``recorded_at`` is when a transaction began: only its id tells whether a reader of that moment saw the row.
+    """
+    return (
+        column(
+            "recorded_xid",
+            Xid8,
+            comment="transaction, of any server these rows have been in, that recorded it; 1 = before this was kept",
+        ),
+        column(
+            "superseded_xid",
+            Xid8,
+            nullable=True,
+            comment="transaction that replaced it; null = current, or replaced before this was kept",
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -292,6 +293,12 @@ hour_segments = Table(
     instant("published_at", server_default=func.now()),
     instant(
         "retired_at", nullable=True, comment="instant, UTC: a later generation took its place; null = read from here"
+    ),
+    column(
+        "pinned",
+        Boolean,
+        server_default="false",
+        comment="true: a run of the books names it, and it stays when a later generation takes its place",
     ),
     comment="Files of sealed hours, one a stream; of a stream and hour the one that is not retired is read.",
 )

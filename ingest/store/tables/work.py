@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ingest.store.tables.columns import column, instant, recorded_at, reference, surrogate_id
+from ingest.store.tables.columns import column, instant, recorded_at, reference, stamps, surrogate_id
 from ingest.store.tables.metadata import metadata
 
 jobs = Table(
@@ -80,6 +80,7 @@ allocations = Table(
     column("evidence", Text, comment="cgroup, slurmctld, pod-resources, hook, import, ..."),
     recorded_at(),
     instant("superseded_at", nullable=True, comment="instant, UTC: later evidence replaced this row"),
+    *stamps(),
     Index("allocations_time_ix", "start_at", "end_at"),
     # Jobs still in a pool send no samples: each worker round asks for them, to bring their hours into the books.
     Index(
