@@ -10,6 +10,7 @@ from typing import Final
 from ingest.auth import Principal
 from ingest.errors import BadBodyError, IngestError, UnavailableError
 from ingest.http import Request
+from ingest.newcomers import TOO_MANY
 from ingest.runtime import Runtime
 from ingest.series.intake import Taken
 from ingest.series.pods import KubeTold
@@ -83,9 +84,22 @@ async def _keep_kube(runtime: Runtime, principal: Principal, told: KubeTold) -> 
     if principal.node is not None or not principal.token.allows(Scope.WRITE):
         return Counter({"not_with_this_token": told.samples})
     now = datetime.now(UTC)
+    no_room = await runtime.in_thread(_without_room, runtime, principal, told)
     refused = await runtime.in_thread(kube_pods.keep, runtime.engine, principal.site_id, told, now)
     runtime.series.kube.kept(principal.site_id, told, int(now.timestamp() * 1e6))
-    return refused
+    return refused + no_room
+
+
+def _without_room(runtime: Runtime, principal: Principal, told: KubeTold) -> Counter[str]:
+    """Take out the pods and nodes that this hour has no room for, as of any scheduler's jobs; a later scrape tells them again."""
+    names: list[tuple[str | None, ...]] = [*told.pods, *((node, None, None) for node in told.nodes)]
+    found = runtime.newcomers.room(principal.token.id, runtime.settings.jobs(bound=False), [[name] for name in names])
+    gone = {name for name, why in zip(names, found, strict=True) if why is not None}
+    told.pods = {pod: said for pod, said in told.pods.items() if pod not in gone}
+    told.nodes = {node: said for node, said in told.nodes.items() if (node, None, None) not in gone}
+    if gone:
+        runtime.metrics.refused.add(len(gone), {"stream": "work", "reason": TOO_MANY})
+    return Counter({TOO_MANY: len(gone)} if gone else {})
 
 
 def told(refused: Counter[str]) -> str:

@@ -13,6 +13,8 @@ from collector.wire import Stream
 from ingest.settings import Settings
 from ingest.store.engine import Database
 from tests.db.ingest_harness import batch_meta, body_of, make_site, now_us, rows, run, send
+from tests.fakes.kube_state_metrics import Pod
+from tests.fakes.series import HEADERS, series, write_request
 from tests.unit.test_open_lineage import RUN, event
 
 pytestmark = pytest.mark.db
@@ -139,3 +141,23 @@ def test_outcomes_beyond_the_hours_limit_are_refused_by_their_place(db: Database
 
     run(Settings(db, outcomes_per_h=3), scenario)
     assert count(db, "outcomes") == 3
+
+
+def test_pods_of_a_scrape_count_as_the_jobs_they_are(db: Database) -> None:
+    site = make_site(db)
+    headers = {**HEADERS, "authorization": f"Bearer {site.site_token}"}
+    now_ms = now_us() // 1_000
+    told = [
+        series({"__name__": name, **labels, "instance": "ksm:8080", "job": "ksm", "cluster": "c"}, (value, now_ms))
+        for number in range(5)
+        for name, labels, value in Pod(
+            f"0a1b2c3d-0000-4000-8000-00000000000{number}", start=now_ms // 1_000 - 60.0
+        ).series
+    ]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/api/v1/write", content=write_request(*told), headers=headers)
+        assert (answer.status_code, "2 too_many_new" in answer.json()["detail"]) == (400, True), answer.text
+
+    run(Settings(db, site_jobs_per_h=3), scenario)
+    assert count(db, "kube_pods") == 3
