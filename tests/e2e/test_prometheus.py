@@ -1,11 +1,16 @@
-"""A real Prometheus scrapes a dcgm-exporter and writes into a real server, through an outage of the database: all arrives, once."""
+"""A real Prometheus scrapes a dcgm-exporter and kube-state-metrics and writes into a real server, through an outage of the database.
+
+All arrives, once.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,15 +21,19 @@ from ingest.store.engine import Database
 from ingest.store.migrate import upgrade
 from ingest.store.tokens import Scope
 from tests.e2e.fleet_stand import await_true, free_port, rows, serving
+from tests.fakes import kube_state_metrics
 from tests.fakes.dcgm_exporter import POWER_W, STEP_MJ, Exporter, exporting
+from tests.fakes.kube_state_metrics import Pod
 from tests.scratch import quick_folder
 
 pytestmark = pytest.mark.e2e
 CONFIG = """
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+global: {{scrape_interval: 1s, scrape_timeout: 1s, external_labels: {{cluster: prod}}}}
 scrape_configs:
   - job_name: dcgm
     static_configs: [{{targets: ["127.0.0.1:{exporter_port}"]}}]
+  - job_name: kube-state-metrics
+    static_configs: [{{targets: ["127.0.0.1:{kube_port}"], labels: {{pod: ksm-0, namespace: monitoring}}}}]
 remote_write:
   - url: {url}/api/v1/write
     authorization: {{credentials: "{secret}"}}
@@ -32,6 +41,11 @@ remote_write:
     queue_config: {{min_shards: 3, max_shards: 3, capacity: 60, max_samples_per_send: 4, batch_send_deadline: 500ms,
                    min_backoff: 50ms, max_backoff: 500ms}}
 """
+UID, CHAT = "0a1b2c3d-0000-4000-8000-00000000000a", "0a1b2c3d-0000-4000-8000-00000000000b"
+JOBS = (
+    "SELECT native_id, cluster, namespace, workload, nodes.name, allocations.accelerators, start_at, end_at, state FROM jobs "
+    "JOIN allocations ON job_id = jobs.id AND superseded_at IS NULL JOIN nodes ON nodes.id = node_id ORDER BY 1"
+)
 
 
 @contextmanager
@@ -81,8 +95,11 @@ def prometheus(config: str, folder: Path) -> Iterator[Path]:
 def test_every_scrape_arrives_once_though_the_database_was_away(tmp_path: Path) -> None:
     assert shutil.which("prometheus"), "install the Debian package prometheus; .ci/run does"
     exporter = Exporter()
-    with own_database() as (server, database), serving(database, tmp_path) as url, exporting(exporter):
-        config = CONFIG.format(exporter_port=exporter.port, url=url, secret=token(database))
+    start = float(int(time.time()) - 600)
+    train, chat = Pod(UID, start=start), Pod(CHAT, name="chat-0", owner=("StatefulSet", "chat"), start=start)
+    kube = kube_state_metrics.Exporter(train, chat)
+    with own_database() as (server, database), serving(database, tmp_path) as url, exporting(exporter), exporting(kube):
+        config = CONFIG.format(exporter_port=exporter.port, kube_port=kube.port, url=url, secret=token(database))
         with prometheus(config, tmp_path) as log:
 
             def arrived(scrapes: int) -> bool:
@@ -94,12 +111,20 @@ def test_every_scrape_arrives_once_though_the_database_was_away(tmp_path: Path) 
                 )
 
             await_true(lambda: arrived(2), 60, "the first scrapes arrive", log, tmp_path / "serve-wattledger.log")
+            await_true(lambda: len(rows(database, JOBS)) == 2, 30, "both pods are jobs", log)
             server.stop()
+            # While the database is away one ends, and the other is deleted: Prometheus' stale marker tells of it.
+            kube.pods = (train.over("Succeeded", start + 590),)
             asked = exporter.scrapes
             await_true(lambda: exporter.scrapes >= asked + 2, 30, "Prometheus goes on without us", log)
             server.start()
             asked = exporter.scrapes + 1
             await_true(lambda: arrived(asked), 60, "what was told meanwhile arrives", log)
+            gone = "SELECT uid FROM kube_pods WHERE gone_at > seen_at"
+            await_true(
+                lambda: rows(database, gone) == [(CHAT,)], 30, "the pod that is no longer told of is missed", log
+            )
+        jobs = rows(database, JOBS)
         merged = rows(
             database,
             "SELECT uuid, at, max(energy_mj), max(power_average_mw), max(gpu_util_percent), max(memory_used_bytes), "
@@ -110,6 +135,11 @@ def test_every_scrape_arrives_once_though_the_database_was_away(tmp_path: Path) 
             "SELECT name, feed, origin, cadence_us FROM epochs JOIN nodes ON nodes.id = node_id ORDER BY epochs.id",
         )
         health = rows(database, "SELECT count(*) FROM rejections")
+    began = datetime.fromtimestamp(start, UTC)
+    assert jobs == [
+        (UID, "prod", "nlp", "Job/train", "gpu-1", 4, began, began + timedelta(seconds=590), "completed"),
+        (CHAT, "prod", "nlp", "StatefulSet/chat", "gpu-1", 4, began, None, "running"),
+    ]
     # Scraped each second, which it takes a few scrapes to see.
     assert facts == [("gpu-1", 3, 1, 15_000_000), ("gpu-1", 3, 1, 1_000_000)]
     assert health == [(0,)]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 STEP_MJ = 1_000
 POWER_W = 100
@@ -43,8 +44,16 @@ class Exporter:
         return "\n".join(lines) + "\n"
 
 
+class Exposition(Protocol):
+    """Whatever tells its series in text when it is asked."""
+
+    port: int
+
+    def text(self) -> str: ...
+
+
 @contextmanager
-def exporting(exporter: Exporter) -> Iterator[Exporter]:
+def exporting(exporter: Exposition) -> Iterator[Exposition]:
     """Serve it on loopback while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):

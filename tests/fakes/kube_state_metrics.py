@@ -102,3 +102,15 @@ def told(
 def ended(pod: Pod) -> list[Series]:
     """The stale markers of all series of a pod."""
     return [(name, labels, float("nan")) for name, labels, _ in pod.series]
+
+
+class Exporter:
+    """A kube-state-metrics of these pods, which a test may change."""
+
+    def __init__(self, *pods: Pod) -> None:
+        self.pods = pods
+        self.port = 0
+
+    def text(self) -> str:
+        """Return a scrape in Prometheus' text format."""
+        return text(one for pod in self.pods for one in pod.series)
