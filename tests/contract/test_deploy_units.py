@@ -122,3 +122,11 @@ def test_the_worker_s_metrics_are_opened_on_loopback(unit: str) -> None:
     (start,) = values(FOLDER / unit, "ExecStart")
     assert start.endswith("--metrics-port 9470")
     assert "--metrics-host" not in start
+
+
+def test_the_worker_is_behind_ingest_before_its_filter_forbids_it_to_step_back() -> None:
+    work = (DEPLOY.parent / "wattledger/work.py").read_text(encoding="utf-8")
+    (nice,) = re.findall(r"^_NICE: Final = (\d+)", work, flags=re.MULTILINE)
+    worker = FOLDER / "wattledger-worker.service"
+    assert "~@privileged @resources" in values(worker, "SystemCallFilter"), "setpriority is among these"
+    assert values(worker, "Nice") == [nice]

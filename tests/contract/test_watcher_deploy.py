@@ -21,7 +21,7 @@ def things() -> dict[str, dict[str, Any]]:
 
 def test_the_watcher_may_read_and_nothing_else() -> None:
     rules = things()["ClusterRole"]["rules"]
-    assert {verb for rule in rules for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"list", "watch"}
     granted = {(group, resource) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"]}
     assert granted == {("", "pods"), ("", "nodes"), ("batch", "jobs"), ("kueue.x-k8s.io", "workloads")}
 
