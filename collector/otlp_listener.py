@@ -39,6 +39,12 @@ IDLE_S: Final = 2.0
 """How long a connection may stay silent between two requests: its place is wanted by others."""
 _RETRY_AFTER_S: Final = "30"
 _MAX_REQUESTS_PER_CONNECTION: Final = 1_000
+_MAX_LINE_BYTES: Final = 4_096
+_MAX_CHUNKS: Final = 16_384
+_MAX_TRAILERS: Final = 32
+_MAX_DIGITS: Final = 9
+_HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
+_TOO_LARGE: Final = f"a body may have {MAX_BODY_BYTES} bytes; export smaller batches"
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "[::1]"})
 _ENCODINGS: Final = frozenset({"", "identity", "gzip"})
 
@@ -119,17 +125,25 @@ class _Server(ThreadingMixIn, HTTPServer):
             self.counts[what] += 1
 
     @contextmanager
-    def room(self, needed: int) -> Iterator[None]:
-        """Hold memory for one body. Raises _RefusedError where the bodies under way have it all."""
-        with self.counting:
-            if self.under_way_bytes + needed > MAX_BODIES_BYTES:
-                raise _RefusedError(503, "too many bodies at a time")
-            self.under_way_bytes += needed
+    def room(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that holds memory for one body until it is kept; it raises where the bodies under way have it all."""
+        held_bytes = 0
+
+        def take(needed: int) -> None:
+            nonlocal held_bytes
+            if held_bytes + needed > MAX_BODY_BYTES:
+                raise _RefusedError(413, _TOO_LARGE)
+            with self.counting:
+                if self.under_way_bytes + needed > MAX_BODIES_BYTES:
+                    raise _RefusedError(503, "too many bodies at a time")
+                self.under_way_bytes += needed
+            held_bytes += needed
+
         try:
-            yield
+            yield take
         finally:
             with self.counting:
-                self.under_way_bytes -= needed
+                self.under_way_bytes -= held_bytes
 
 
 class _RefusedError(Exception):
@@ -186,8 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             envelope, length = self._judge()
-            with self.server.room(length):
-                body = self._body(length)
+            with self.server.room() as take:
+                body = self._chunks(take) if length is None else self._body(length, take)
                 self._keep(envelope, body)
         except TimeoutError:
             self._refuse(408, f"a request may take {MAX_REQUEST_S:g} s")
@@ -205,8 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
     # Names the base class looks up.
     do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_GET  # noqa: N815
 
-    def _judge(self) -> tuple[Envelope, int]:
-        """Return what the head says: how the body is to be sent on, and its length."""
+    def _judge(self) -> tuple[Envelope, int | None]:
+        """Return what the head says: how the body is to be sent on, and its length; None where it comes in chunks."""
         if not _is_loopback(self.headers.get("Host", "")):
             raise _RefusedError(403, "Host must be localhost or a loopback address")
         if self.path != PATH:
@@ -217,18 +231,54 @@ class _Handler(BaseHTTPRequestHandler):
         encoding = self.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in _ENCODINGS:
             raise _RefusedError(415, "Content-Encoding must be gzip or absent")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or self.headers.get("Transfer-Encoding"):
-            raise _RefusedError(411, "a Content-Length is needed")
-        if int(length) > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"a body may have {MAX_BODY_BYTES} bytes; export smaller batches")
-        return Envelope(PATH, content_type, "gzip" if encoding == "gzip" else ""), int(length)
+        return Envelope(PATH, content_type, "gzip" if encoding == "gzip" else ""), self._length()
 
-    def _body(self, length: int) -> bytes:
+    def _length(self) -> int | None:
+        lengths = self.headers.get_all("Content-Length", [])
+        codings = self.headers.get_all("Transfer-Encoding", [])
+        if codings:
+            if lengths or [coding.strip().lower() for coding in codings] != ["chunked"]:
+                raise _RefusedError(400, "a body has a Content-Length, or comes in chunks")
+            return None
+        if len(lengths) != 1 or not lengths[0].isdecimal():
+            raise _RefusedError(411, "a Content-Length is needed, or a body in chunks")
+        return int(lengths[0].lstrip("0")[:_MAX_DIGITS] or "0")
+
+    def _body(self, length: int, take: Callable[[int], None]) -> bytes:
+        take(length)
         body = self.rfile.read(length)
         if len(body) != length:
             raise _RefusedError(400, "the body ended early")
         return body
+
+    def _chunks(self, take: Callable[[int], None]) -> bytes:
+        """Return a body that comes in chunks (RFC 9112 §7.1), as Node's exporters send theirs; what is said beside is dropped."""
+        body = bytearray()
+        for _ in range(_MAX_CHUNKS):
+            size = self._chunk_size()
+            if not size:
+                break
+            body += self._body(size, take)
+            if self._line():
+                raise _RefusedError(400, "a chunk is longer than it says")
+        else:
+            raise _RefusedError(413, f"a body may come in {_MAX_CHUNKS} chunks")
+        for _ in range(_MAX_TRAILERS):
+            if not self._line():
+                return bytes(body)
+        raise _RefusedError(400, "too many trailers")
+
+    def _chunk_size(self) -> int:
+        digits = self._line().partition(b";")[0].strip()
+        if not digits or len(digits) > _MAX_DIGITS or not set(digits) <= _HEX_DIGITS:
+            raise _RefusedError(400, "a chunk does not begin with its size")
+        return int(digits, 16)
+
+    def _line(self) -> bytes:
+        line = self.rfile.readline(_MAX_LINE_BYTES)
+        if not line.endswith(b"\n"):
+            raise _RefusedError(400, "the body ended early, or a line of it is too long")
+        return line.rstrip(b"\r\n")
 
     def _keep(self, envelope: Envelope, body: bytes) -> None:
         try:

@@ -81,7 +81,9 @@ def test_json_is_answered_in_json_and_a_connection_serves_many_bodies(listener: 
         (405, PROTOBUF, "/v1/traces", "DELETE"),
         (415, {"Content-Type": "text/plain"}, "/v1/traces", "POST"),
         (415, {**PROTOBUF, "Content-Encoding": "br"}, "/v1/traces", "POST"),
-        (411, {**PROTOBUF, "Transfer-Encoding": "chunked"}, "/v1/traces", "POST"),
+        (400, {**PROTOBUF, "Transfer-Encoding": "gzip, chunked"}, "/v1/traces", "POST"),
+        (400, {**PROTOBUF, "Transfer-Encoding": "chunked", "Content-Length": "3"}, "/v1/traces", "POST"),
+        (413, {**PROTOBUF, "Content-Length": "9" * 5_000}, "/v1/traces", "POST"),
         (413, {**PROTOBUF, "Content-Length": str(MAX_BODY_BYTES + 1)}, "/v1/traces", "POST"),
         (411, {**PROTOBUF, "Content-Length": "-1"}, "/v1/traces", "POST"),
     ],
@@ -147,6 +149,50 @@ def test_garbage_and_a_body_that_ends_early_are_survived(listener: OtlpListener,
         assert connection.recv(200).startswith(b"HTTP/1.1 400")
     assert spool.state().batches == 0
     assert post(listener, b"{}", {"Content-Type": "application/json"})[0] == 200
+
+
+def chunked(listener: OtlpListener, body: bytes) -> tuple[int, bytes]:
+    """Post what stands on the wire after the head."""
+    head = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as connection:
+        connection.sendall(head + body)
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, response.read()
+
+
+def test_a_body_in_chunks_is_kept_as_one(listener: OtlpListener, spool: Spool) -> None:
+    # Two chunks, one with an extension, and a trailer: what Node's HTTP client may send.
+    assert chunked(listener, b'6\r\n{"reso\r\nB;a=b\r\nurceSpans":\r\n3\r\n[]}\r\n0\r\nX: y\r\n\r\n') == (200, b"{}")
+    kept = spool.oldest(lane=Lane.FORWARDS)
+    assert kept is not None
+    assert kept.body == b'{"resourceSpans":[]}'
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        (400, b"zz\r\n{}\r\n0\r\n\r\n"),
+        (400, b"-2\r\n{}\r\n0\r\n\r\n"),
+        (400, b"\r\n{}\r\n0\r\n\r\n"),
+        (400, b"1\r\n{}\r\n0\r\n\r\n"),
+        (400, b"5\r\n{}"),
+        (400, b"2\r\n{}\r\n"),
+        (400, b"2;" + b"x" * 5_000 + b"\r\n{}\r\n0\r\n\r\n"),
+        (400, b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 40 + b"\r\n"),
+        (413, b"%x\r\n" % (MAX_BODY_BYTES + 1)),
+        (413, b"400000\r\n" + bytes(MAX_BODY_BYTES) + b"\r\n1\r\n"),
+        (413, b"1\r\n \r\n" * 20_000),
+    ],
+)
+def test_chunks_that_are_wrong_or_too_many_are_refused_and_hold_no_memory(
+    listener: OtlpListener, spool: Spool, code: int, body: bytes
+) -> None:
+    with suppress(ConnectionError):
+        assert chunked(listener, body)[0] == code
+    assert spool.state().batches == 0
+    assert listener._server.under_way_bytes == 0
 
 
 def begun(listener: OtlpListener, length: int) -> socket.socket:
