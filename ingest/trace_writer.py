@@ -140,7 +140,10 @@ class TraceWriter:
         with self._engine.begin() as conn:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one
-            call_store.keep_calls(driver, reports)
+            written = call_store.keep_calls(driver, reports)
             span_store.keep_spans(
-                driver, [site_id for traces in group for site_id in repeat(traces.site_id, len(traces.spans))], spans
+                driver,
+                [site_id for traces in group for site_id in repeat(traces.site_id, len(traces.spans))],
+                spans,
+                seem_new=0 < written.counted == len(reports),
             )

@@ -36,11 +36,12 @@ _CREATE: Final = (
     + ") ON COMMIT DELETE ROWS"
 )
 _COPY: Final = copy_statement("span_stage", _SCHEMA.names)
-_INSERT: Final = (
+_INSERT_NEW: Final = (
     f"INSERT INTO spans ({', '.join(_SCHEMA.names)}) SELECT "  # noqa: S608 (our own names)
     + ", ".join("attributes::jsonb" if name == "attributes" else name for name in _SCHEMA.names)
-    + " FROM span_stage ORDER BY trace_id, span_id ON CONFLICT (trace_id, span_id, started_at) DO NOTHING"
+    + " FROM span_stage ORDER BY trace_id, span_id"
 )
+_INSERT: Final = f"{_INSERT_NEW} ON CONFLICT (trace_id, span_id, started_at) DO NOTHING"
 
 
 def days_of(spans: Rows[KeptSpan]) -> set[int]:
@@ -48,8 +49,13 @@ def days_of(spans: Rows[KeptSpan]) -> set[int]:
     return {at_us // DAY_US for at_us in spans.columns["started_at_us"]}
 
 
-def keep_spans(driver: psycopg.Connection[Any], site_ids: Sequence[int], spans: Rows[KeptSpan]) -> int:
-    """Keep spans, each with its site, in the caller's transaction; return how many were not known. Days are there."""
+def keep_spans(
+    driver: psycopg.Connection[Any], site_ids: Sequence[int], spans: Rows[KeptSpan], *, seem_new: bool = False
+) -> int:
+    """Keep spans, each with its site, in the caller's transaction; return how many were not known. Days are there.
+
+    ``seem_new``: nothing else of the same bodies was known, so that all may be tried without looking for each first.
+    """
     if not spans:
         return 0
     told = spans.columns
@@ -63,4 +69,13 @@ def keep_spans(driver: psycopg.Connection[Any], site_ids: Sequence[int], spans: 
     driver.execute(_CREATE)
     with driver.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
         copy.write(encode_batches([pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)]))
+    if seem_new:
+        driver.execute("SAVEPOINT spans")
+        try:
+            kept = driver.execute(_INSERT_NEW).rowcount
+        except psycopg.errors.UniqueViolation:
+            driver.execute("ROLLBACK TO spans")
+        else:
+            driver.execute("RELEASE spans")
+            return kept
     return driver.execute(_INSERT).rowcount
