@@ -102,12 +102,21 @@ def export(ctx: click.Context, user: str) -> None:
         ctx.exit(EXIT_NO)
 
 
-@privacy.command(epilog="\b\nExamples:\n  wattledger privacy erase ada\n  wattledger privacy erase ada --yes")
+@privacy.command(
+    epilog="""\b
+Examples:
+  wattledger privacy erase ada
+  wattledger privacy erase ada --yes
+
+\b
+What stays: backups made before, labels of jobs in sealed segments until these expire, the audit.
+"""
+)
 @click.argument("user")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def erase(ctx: click.Context, user: str, yes: bool) -> None:
-    """Forget a user: jobs, calls and spans stay, under a name that nobody can compute. Cannot be undone."""
+    """Forget a user in every table: rows stay, under a name that nobody can compute, and so do figures. Cannot be undone."""
     from ingest.store import privacy as store
 
     if not yes:
