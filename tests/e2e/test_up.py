@@ -207,7 +207,8 @@ def test_the_worker_s_metrics_are_where_up_says(running: tuple[Home, int]) -> No
     await_true(are_counted, UP_TIMEOUT_S, "the worker tells of a round", home.log)
     pids = {child.name: child.pid for child in status(home).children}
     niceness = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
-    assert niceness["worker"] > niceness["serve"], "taking in goes first"
+    # A test that runs under `nice` itself has both behind everybody.
+    assert niceness["worker"] == max(5, niceness["serve"]), "taking in goes first"
 
 
 def test_a_port_in_use_is_named_with_its_holder_before_anything_starts(home: Home) -> None:
