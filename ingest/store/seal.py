@@ -13,6 +13,7 @@ swept. Two sealers of one hour meet at its catalog row: the second one fails and
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ from ingest.store.hours import SiteHour
 from ingest.store.merge import KEYS, PARTS_FEEDS, news, order, whole_rows, with_late
 from ingest.store.sample_tables import LATE, TARGETS
 from ingest.store.seal_identities import known_epochs, known_keys
+from ingest.store.segment_place import ours, require
 from ingest.store.segments import SegmentFile, Segments, digest, sync
 from ingest.store.segments_format import SegmentMeta, SegmentWriter, read_meta
 
@@ -55,6 +57,14 @@ _CURRENT: Final = """
 SELECT stream, path, rows, size_bytes, sha256 FROM hour_segments
 WHERE site_id = {site} AND hour_at = '{hour}' AND retired_at IS NULL
 """
+# A server's own bounds are for clients that forget a transaction. Writing the file of a large hour takes minutes between two
+# statements; who takes over from a worker that stopped ends its sessions.
+_NO_TIMEOUTS: Final = """
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+_LONGEST_NAME_BYTES: Final = 200
+"""Of a site in a folder's name; file systems take 255 bytes, and quoting makes six of a letter that is not Latin."""
 _SERIALIZATION: Final = ("40001", "40P01", "55P03")
 
 
@@ -114,9 +124,14 @@ class Sealer:
         self._segments = segments
         self._application = application
         self._step = step
+        self._mark: str | None = None
 
     def seal(self, hour: SiteHour) -> Generation:
-        """Seal an hour that is open, or go on where somebody stopped; raises HourBusyError, SegmentError."""
+        """Seal an hour that is open, or go on where somebody stopped.
+
+        Raises HourBusyError, SegmentError, and SegmentUnreachableError where the place of the segments is away.
+        """
+        self._look_for_place()
         self._flip(hour)
         return self._next_generation(hour, "sealing", frozenset(LATE))
 
@@ -132,6 +147,14 @@ class Sealer:
         """
         return self._next_generation(hour, "sealed", frozenset(streams))
 
+    def _look_for_place(self) -> str:
+        if self._mark is None:
+            with self._database.connect("worker", application=self._application) as connection:
+                self._mark = ours(connection, self._segments)
+        else:
+            require(self._segments, self._mark)
+        return self._mark
+
     def _flip(self, hour: SiteHour) -> None:
         self._step("flip")
         try:
@@ -144,23 +167,27 @@ class Sealer:
             raise HourBusyError(f"{_name(hour)} is being written to") from error
 
     def _next_generation(self, hour: SiteHour, state: str, from_hot: frozenset[Stream]) -> Generation:
+        mark = self._look_for_place()
         try:
             with command_session(self._database, "worker", self._application) as session:
                 session.run("BEGIN ISOLATION LEVEL REPEATABLE READ")
-                return self._write(session, hour, state, from_hot)
+                session.fetch(_NO_TIMEOUTS)
+                return self._write(session, hour, state, from_hot, mark)
         except adbc_driver_manager.Error as error:
             if error.sqlstate in _SERIALIZATION:
                 raise HourBusyError(f"{_name(hour)} is being sealed by somebody else") from error
             raise
 
-    def _write(self, session: ArrowSession, hour: SiteHour, state: str, from_hot: frozenset[Stream]) -> Generation:
+    def _write(
+        self, session: ArrowSession, hour: SiteHour, state: str, from_hot: frozenset[Stream], mark: str
+    ) -> Generation:
         at = instant_of(hour)
         claimed = session.fetch(_CLAIM.format(site=hour.site_id, hour=at.isoformat(), state=state))
         if claimed.is_empty():
             raise HourBusyError(f"{_name(hour)} is not {state} any more")
         before = self._current(session, hour)
         generation = int(claimed["generation"].item()) + 1
-        work = _Work(session, self._segments, hour, generation, self._step, before)
+        work = _Work(session, self._segments, hour, generation, self._step, before, mark)
         with ExitStack() as unfinished:
             made: list[_Made] = []
             for stream in LATE:
@@ -199,6 +226,7 @@ class _Work:
     generation: int
     step: Callable[[str], None]
     before: dict[Stream, SegmentFile]
+    mark: str
 
     def write(self, stream: Stream, unfinished: ExitStack, *, from_hot: bool) -> Path | None:
         """Write one stream's rows to a synced scratch file; None = nothing new of this stream."""
@@ -241,6 +269,7 @@ class _Work:
         sha256 = digest(scratch)
         file = SegmentFile(self._path(stream, sha256), meta.rows, scratch.stat().st_size, sha256)
         self.step(f"publish {stream.value}")
+        require(self.segments, self.mark)  # an hour takes minutes, and its disk may have gone meanwhile
         self.segments.publish(scratch, file.path)
         self.step(f"read back {stream.value}")
         if read_meta(self.segments.checked(file)).rows != file.rows:
@@ -310,8 +339,11 @@ class _Work:
 
 
 def folder_of(site: str, hour_at: datetime) -> str:
-    """Return the folder of an hour's files below the root, in hive layout."""
-    return f"site={quote(site, safe='')}/date={hour_at:%Y-%m-%d}/hour={hour_at:%H}"
+    """Return the folder of an hour's files below the root, in hive layout; of a long name its beginning and its digest."""
+    name, at = quote(site, safe=""), hour_at.astimezone(UTC)
+    if len(name) > _LONGEST_NAME_BYTES:
+        name = f"{name[:_LONGEST_NAME_BYTES]}~{hashlib.sha256(site.encode()).hexdigest()[:16]}"
+    return f"site={name}/date={at:%Y-%m-%d}/hour={at:%H}"
 
 
 def _records(hour: SiteHour, generation: int, made: Sequence[_Made], after: dict[Stream, SegmentFile]) -> Iterator[str]:

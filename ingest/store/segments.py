@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 1 << 20
 CACHE_BYTES: Final = 4 << 30
 """Of files fetched from a bucket: a day of 10,000 GPUs is about 3 GB."""
+MARKER: Final = "wattledger-segments"
+"""A file in the root by which it is known: an empty mount point has none (``ingest.store.segment_place``)."""
 
 
 class SegmentError(RuntimeError):
@@ -33,7 +35,7 @@ class SegmentExpiredError(SegmentError):
 
 
 class SegmentUnreachableError(RuntimeError):
-    """The bucket does not answer, or not to us: nothing is known of the file, so nothing is said of it."""
+    """The bucket does not answer, or the folder's disk is away: nothing is known of the file, so nothing is said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Place(Protocol):
 
     def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
         """Yield path and age in seconds of every file below a folder, unfinished ones included."""
+
+    def mark(self) -> str | None:
+        """Return what the marker in the root says; None = there is none. Raises SegmentUnreachableError."""
+
+    def set_mark(self, mark: str) -> None:
+        """Write the marker for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,22 @@ class Folder:
         for found in sorted((self.root / prefix).rglob("*")):
             if found.is_file():
                 yield found.relative_to(self.root).as_posix(), now_s - found.stat().st_mtime
+
+    def mark(self) -> str | None:
+        try:
+            return (self.root / MARKER).read_text().strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SegmentUnreachableError(f"{self.root} cannot be read: {error}") from error
+
+    def set_mark(self, mark: str) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        scratch = self.root / f".{MARKER}.{os.getpid()}.{threading.get_ident()}"
+        scratch.write_text(f"{mark}\n")
+        sync(scratch)
+        scratch.replace(self.root / MARKER)
+        _sync_folder(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,21 @@ class Bucket:
             for entry in page:
                 yield entry["path"], now_s - entry["last_modified"].timestamp()
 
+    def mark(self) -> str | None:
+        import obstore  # noqa: PLC0415
+
+        try:
+            return bytes(obstore.get(self.store, MARKER).bytes()).decode().strip()
+        except (FileNotFoundError, obstore.exceptions.NotFoundError):
+            return None
+        except obstore.exceptions.BaseError as error:
+            raise SegmentUnreachableError(f"the bucket does not answer: {error}") from error
+
+    def set_mark(self, mark: str) -> None:
+        import obstore  # noqa: PLC0415
+
+        obstore.put(self.store, MARKER, f"{mark}\n".encode())
+
     def _shrink(self) -> None:
         """Let go of the files that were used longest ago. A reader that has one open keeps it until done."""
         kept = sorted((path.stat().st_atime, path.stat().st_size, path) for path in self.cache.glob("*.parquet"))
@@ -190,7 +229,7 @@ class Segments:
     def checked(self, file: SegmentFile) -> Path:
         """Return a local path of the file's bytes, which are those that were sealed; raises SegmentError.
 
-        Looked at once per process and version of the file: damage that comes later is found by ``segments verify``.
+        Where the whole place is away, SegmentUnreachableError: that is no fault of the file. Looked at once per process and version of the file: damage that comes later is found by ``segments verify``.
         """
         try:
             path = self._place.local(file)
@@ -204,6 +243,10 @@ class Segments:
             elif digest(path) != file.sha256:
                 fault = "has another SHA-256 than when it was sealed"
         except FileNotFoundError:
+            if self._place.mark() is None:
+                raise SegmentUnreachableError(
+                    f"{self.shown_as} has no file {MARKER!r}: its disk is not mounted, or it is another folder"
+                ) from None
             fault = "is missing"
         if fault:
             raise SegmentError(
@@ -221,7 +264,15 @@ class Segments:
         self._place.delete(path)
 
     def listed(self, prefix: str) -> Iterator[tuple[str, float]]:
-        return self._place.listed(prefix)
+        return ((path, age_s) for path, age_s in self._place.listed(prefix) if path != MARKER)
+
+    def mark(self) -> str | None:
+        """Return what the marker in the root says; None = there is none."""
+        return self._place.mark()
+
+    def set_mark(self, mark: str) -> None:
+        """Write the marker: this is the place from now on."""
+        self._place.set_mark(mark)
 
     def clear_scratch(self, older_than_s: float) -> int:
         """Delete files somebody began to make and never finished; return how many."""

@@ -43,7 +43,7 @@ WORKER = {
     "rwd": "changes tenant_minutes",
     "rwd u(feeds,path,pinned,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
-    "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox watermarks",
+    "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox segment_place watermarks",
     "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "
     "ledger_lines ledger_runs node_samples usage_hours",
     "r u(binding_id,tenant_id)": "jobs",

@@ -175,9 +175,22 @@ def test_a_day_still_open_is_not_closed(worker: sa.Engine) -> None:
         partitions.close_partition(conn, "device_samples", today)
 
 
-def test_a_day_of_samples_is_dropped_and_no_other_and_nothing_a_bill_is_made_of(worker: sa.Engine) -> None:
+def test_a_day_of_samples_is_dropped_and_no_other_and_nothing_a_bill_is_made_of(
+    db: Database, worker: sa.Engine
+) -> None:
+    seal = (
+        "INSERT INTO hour_catalog (site_id, hour_at, state) SELECT sites.id, %s::date::timestamp AT TIME ZONE 'UTC' "
+        "+ hour * interval '1 hour', 'sealed' FROM sites, generate_series(%s::integer, %s::integer) AS hour"
+    )
     with worker.begin() as conn:
         partitions.ensure(conn, DAY, date(2026, 3, 4))
+    with db.connect("admin", autocommit=True) as admin:
+        admin.execute("INSERT INTO sites (name) VALUES ('s1')")
+        admin.execute(seal, (DAY, 0, 22))
+    with pytest.raises(sa.exc.DBAPIError, match="not every hour of 2026-03-01 is sealed"), worker.begin() as conn:
+        conn.execute(sa.select(sa.func.drop_partition("device_samples", DAY)))
+    with db.connect("admin", autocommit=True) as admin:
+        admin.execute(seal, (DAY, 23, 23))
     with worker.begin() as conn:
         for table in partitions.DROPPABLE:
             conn.execute(sa.select(sa.func.drop_partition(table, DAY)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from collector.wire import Stream
 from ingest.store.engine import Database
 from ingest.store.samples import samples
 from ingest.store.seal import HourBusyError, LostRowsError, Sealer, hour_of
-from ingest.store.segments import SegmentError, Segments
+from ingest.store.segment_place import claim
+from ingest.store.segments import MARKER, SegmentError, Segments, SegmentUnreachableError
 from ingest.store.segments_format import read_meta
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
@@ -112,7 +115,8 @@ def test_late_rows_that_were_merged_are_in_a_file_made_anew(
 def test_late_rows_of_a_day_that_is_hot_no_more_are_merged_without_it(fleet: SmallFleet, segments: Segments) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
-    sealer.seal(hour)
+    for number in range(-8, 16):  # the whole day
+        sealer.seal(hour_of(fleet.site_id, HOUR_AT + number * HOUR))
     fleet.rows("SELECT drop_partition('device_samples', %s)", HOUR_AT.date())
     late(fleet, 15, 9)
 
@@ -214,3 +218,92 @@ def test_a_damaged_and_a_missing_segment_are_named_and_made_anew_while_hot(
     with pytest.raises(LostRowsError, match="359 of the 360 rows"):
         sealer.rebuild(hour, [Stream.DEVICE])
     assert_frame_equal(read(fleet, segments), before)
+
+
+def test_sites_of_any_name_are_sealed_and_those_of_long_names_apart(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    sealer = Sealer(fleet.database, segments)
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    long = "Центр обработки данных Новосибирск-Академгородок"  # 48 letters, 278 bytes when quoted
+    for number, name in enumerate((long, f"{long} 2", "../..", "it's 東京/1", "a\nb%25", ".", "x" * 300)):
+        fleet.rows("UPDATE sites SET name = %s RETURNING 1", name)
+        for _ in range(2):  # the file, and one made anew beside it
+            fleet.rows("DELETE FROM hour_segments RETURNING 1")
+            fleet.rows("DELETE FROM hour_catalog RETURNING 1")
+            sealer.seal(hour_of(fleet.site_id, HOUR_AT))
+        assert read(fleet, segments, 1).height == 360
+        assert len({path.parts[-4] for path in (tmp_path / "segments").rglob("*.parquet")}) == number + 1
+
+
+def test_timeouts_of_the_server_do_not_end_a_sealer(fleet: SmallFleet, segments: Segments) -> None:
+    with fleet.admin() as connection:
+        name = fleet.database.name
+        connection.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '100ms'".encode())
+        connection.execute(f"ALTER DATABASE {name} SET statement_timeout = '5s'".encode())
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+
+    def slow(step: str) -> None:
+        time.sleep(0.3 if step.startswith("publish") else 0)
+
+    assert Sealer(fleet.database, segments, step=slow).seal(hour_of(fleet.site_id, HOUR_AT)).rows == 360
+
+
+def test_nothing_is_published_into_a_folder_whose_disk_is_away_and_nothing_there_is_damaged(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    sealer, eight, nine = (
+        Sealer(fleet.database, segments),
+        hour_of(fleet.site_id, HOUR_AT),
+        hour_of(fleet.site_id, HOUR_AT + HOUR),
+    )
+    sealer.seal(eight)
+    before = read(fleet, segments)
+    root = tmp_path / "segments"
+    root.rename(tmp_path / "disk")
+    root.mkdir()  # its mount point
+    for who in (sealer, Sealer(fleet.database, Segments.at(root))):
+        with pytest.raises(SegmentUnreachableError, match="no file 'wattledger-segments'"):
+            who.seal(nine)
+        with pytest.raises(SegmentUnreachableError, match="no file 'wattledger-segments'"):
+            read(fleet, Segments.at(root))
+    assert list(root.rglob("*.parquet")) == []
+    root.rmdir()
+    (tmp_path / "disk").rename(root)
+    assert sealer.seal(nine).rows == 360
+    assert_frame_equal(read(fleet, segments), before)
+
+
+def test_a_disk_that_goes_while_an_hour_is_written_takes_no_file(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+
+    def goes(step: str) -> None:
+        if step == "publish device_samples":
+            (tmp_path / "segments" / "wattledger-segments").unlink()
+
+    hour = hour_of(fleet.site_id, HOUR_AT)
+    with pytest.raises(SegmentUnreachableError, match="is its disk mounted"):
+        Sealer(fleet.database, segments, step=goes).seal(hour)
+    assert list((tmp_path / "segments").rglob("*.parquet")) == []
+    assert Sealer(fleet.database, segments).seal(hour).rows == 360  # the catalog knows no file yet: a folder never used
+
+
+def test_a_folder_with_the_files_of_the_catalog_is_marked_and_one_of_another_database_refused(
+    fleet: SmallFleet, segments: Segments, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    hour = hour_of(fleet.site_id, HOUR_AT)
+    Sealer(fleet.database, segments).seal(hour)
+    shutil.copytree(tmp_path / "segments", tmp_path / "restored", ignore=shutil.ignore_patterns(MARKER))
+    restored = Segments.at(tmp_path / "restored")
+    Sealer(fleet.database, restored).merge(hour)
+    assert restored.mark() == segments.mark()
+    restored.set_mark("of another")
+    with pytest.raises(SegmentUnreachableError, match="of another database: its 'wattledger-segments' says of another"):
+        Sealer(fleet.database, restored).merge(hour)
+    with fleet.database.connect("worker") as connection:
+        claim(connection, restored)
+    Sealer(fleet.database, restored).merge(hour)
