@@ -14,7 +14,7 @@ from ingest.newcomers import TOO_MANY
 from ingest.runtime import Runtime
 from ingest.series.intake import Taken
 from ingest.series.pods import KubeTold
-from ingest.store import kube_pods
+from ingest.store import kube_pods, series_xids
 from ingest.store.group import Outcome
 from ingest.store.prepare import Submission
 from ingest.store.tokens import Scope
@@ -63,6 +63,11 @@ async def keep(runtime: Runtime, principal: Principal, protocol: str, taken: Tak
     refused = Counter(taken.invalid)
     refused["wrong_node"] += foreign_rows
     refused += await _keep_kube(runtime, principal, taken.kube)
+    # After the rows, which make the devices: a body that has to be sent again brings its errors with it.
+    stood = [one for one in taken.stood if principal.node in (None, one.node)]
+    if stood and not any(isinstance(result, UnavailableError) for result in results):
+        known = await runtime.in_thread(series_xids.keep, runtime.engine, principal.site_id, stood)
+        runtime.series.xids.kept(principal.site_id, known)
     refused += Counter({reason: taken.tally.samples[reason] for reason in REFUSED_OUTCOMES})
     for result in results:
         if isinstance(result, Outcome):

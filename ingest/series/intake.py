@@ -27,6 +27,7 @@ from ingest.series.places import NODE_LABELS
 from ingest.series.pods import KubeMemory, KubeTold, gathered
 from ingest.series.rows import Tally, rows_of
 from ingest.series.samples import Samples
+from ingest.series.xids import Stood, XidMemory
 
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 """Of bodies as sent; a server reads some hundred requests of Prometheus a second."""
@@ -46,6 +47,8 @@ class Taken:
     uncounted: Counter[str]
     kube: KubeTold = field(default_factory=KubeTold)
     """What of pods and nodes of Kubernetes the store may not know."""
+    stood: list[Stood] = field(default_factory=list)
+    """Errors of devices that the store may not know."""
 
 
 class Intake:
@@ -65,6 +68,7 @@ class Intake:
         self._book = Book(node_labels)
         self._memory = Memory(spacing)
         self.kube = KubeMemory()
+        self.xids = XidMemory()
         self._checker = Checker()
         self._metrics = MetricsReader(self._book)
 
@@ -111,6 +115,7 @@ class Intake:
             self._book.tidy()
             samples = read()
             told, others = gathered(samples, self._book.entries, now_us)
+            xids, others = self.xids.news(site_id, others, self._book.entries, own_node, now_us)
             found, tally = rows_of(others, self._book.entries, self._memory, site_id, own_node, now_us)
             if len(found) > MAX_NODES_PER_REQUEST:
                 raise TooLargeError(
@@ -119,6 +124,7 @@ class Intake:
             bodies = [body_of(rows, self._checker, now_us, cadence_us) for rows in found]
             kube = self.kube.news(site_id, told, now_us)
             self._memory.tell(site_id, [(rows.node, rows.origin) for rows in found])
-        tally.samples["kept"] += told.samples
+        tally.samples["kept"] += told.samples + xids.samples
+        tally.samples["unusable"] += xids.unusable
         tally.samples.update(kube.refused)
-        return Taken(bodies, len(samples), tally, samples.invalid, samples.uncounted, kube)
+        return Taken(bodies, len(samples), tally, samples.invalid, samples.uncounted, kube, xids.stood)

@@ -15,6 +15,7 @@ from collector.wire import MAX_META_CHARACTERS, UNKNOWN_MODEL, DeviceRef, Origin
 from ingest.series.kube import KUBE, NodePiece, PodPiece, kube_piece
 from ingest.series.labels import Skip, label, origin_of
 from ingest.series.names import COUNTED_ELSEWHERE, DCGM, DCGM_HEALTH, ENGINES, HARDWARE, KNOWN, NODES, Meaning, Unit
+from ingest.series.xids import XIDS, XidPiece, xid_piece
 
 NODE_LABELS: Final = (
     "Hostname",
@@ -52,8 +53,8 @@ class Place:
     origin: Origin = Origin.LIVE
 
 
-Entry = Place | Skip | PodPiece | NodePiece
-"""What a series is: a column of a row, a word on a pod or node of Kubernetes, or a name to count."""
+Entry = Place | Skip | PodPiece | NodePiece | XidPiece
+"""What a series is: a column of a row, a word on a pod or node of Kubernetes, a device's last error, or a name to count."""
 
 
 def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NODE_LABELS) -> Entry:
@@ -63,6 +64,8 @@ def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NOD
     if name in KUBE:
         return kube_piece(name, labels)
     node = _node(labels, node_labels)
+    if name in XIDS:
+        return xid_piece(name, labels, node)
     origin = origin_of(labels)
     if name in DCGM or name in DCGM_HEALTH:
         return _of_device(name, DCGM.get(name) or DCGM_HEALTH[name], labels, node, origin)
@@ -82,7 +85,7 @@ def reason_of(name: str) -> str:
 
 def is_known(name: str) -> bool:
     """Whether a name can have a place at all."""
-    return name in KNOWN or name in KUBE or name in HARDWARE
+    return name in KNOWN or name in KUBE or name in HARDWARE or name in XIDS
 
 
 def _node(labels: Mapping[str, str], names: Sequence[str]) -> str | None:

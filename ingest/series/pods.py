@@ -79,9 +79,8 @@ def gathered(samples: Samples, entries: Sequence[Entry], now_us: int) -> tuple[K
     if not ours:
         return told, samples
     is_ours = np.isin(samples.series, ours)
-    cells = zip(
-        samples.series[is_ours].tolist(), samples.at_us[is_ours].tolist(), samples.values[is_ours].tolist(), strict=True
-    )
+    mine = samples.only(is_ours)
+    cells = zip(mine.series.tolist(), mine.at_us.tolist(), mine.values.tolist(), strict=True)
     for number, at_us, value in cells:
         entry = entries[number]
         if at_us > now_us + MAX_CLOCK_SKEW_US or at_us < EARLIEST_AT_US:
@@ -92,11 +91,7 @@ def gathered(samples: Samples, entries: Sequence[Entry], now_us: int) -> tuple[K
             _take(told, entry, at_us, value, now_us)
         elif isinstance(entry, NodePiece) and not math.isnan(value) and at_us > told.nodes.get(entry.node, (0, ()))[0]:
             told.nodes[entry.node] = (at_us, entry.labels)
-    rest = ~is_ours
-    others = Samples(
-        samples.series[rest], samples.at_us[rest], samples.values[rest], samples.invalid, samples.uncounted
-    )
-    return told, others
+    return told, samples.only(~is_ours)
 
 
 def _take(told: KubeTold, piece: PodPiece, at_us: int, value: float, now_us: int) -> None:

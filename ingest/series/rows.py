@@ -80,7 +80,7 @@ def rows_of(
             tally.by_name[entry.name, entry.reason] += count
             continue
         if not isinstance(entry, Place):
-            continue  # of a pod: ingest.series.pods takes it
+            continue  # of a pod or an error: ingest.series.pods and ingest.series.xids take it
         node = entry.node or own_node
         if node is None:
             tally.samples["no_node"] += count

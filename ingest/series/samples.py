@@ -24,5 +24,9 @@ class Samples:
     uncounted: Counter[str] = field(default_factory=Counter)
     """What came along that holds no sample we read, by kind: metadata, exemplars, native histograms."""
 
+    def only(self, chosen: np.ndarray[Any, Any]) -> Samples:
+        """Return the samples that a mask chooses; what was counted stays with them."""
+        return Samples(self.series[chosen], self.at_us[chosen], self.values[chosen], self.invalid, self.uncounted)
+
     def __len__(self) -> int:
         return len(self.series)

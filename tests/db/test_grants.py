@@ -22,7 +22,7 @@ WRITER = {
     "outcomes spans",
     "rw u(accelerators,account,eligible_at,ended_at,label,name,namespace,partition,qos,reason,source,started_at,state,"
     "submitted_at,suspended_us,user_name,workload,workload_kind,workload_kind_source)": "jobs",
-    "rwu": "call_keys job_reports kube_exporters lineage_datasets lineage_runs queue_entries queue_reasons series_nodes",
+    "rwu": "call_keys job_reports kube_exporters lineage_datasets lineage_runs queue_entries queue_reasons series_nodes series_xids",
     "rw u(accelerators,described_at,kind,memory_bytes,mig_profile,model,parent_device_id,slice_ratio,vendor)": "devices",
     "rw u(superseded_at)": "allocations placements topology",
     "rw u(last_at,node_id)": "device_sightings",

@@ -172,3 +172,43 @@ def test_two_scrapers_of_one_device_are_billed_once(db: Database) -> None:
         (HOUR_AT, int(Feed.REMOTE_WRITE), 360_000_000),
         (HOUR_AT + HOUR, int(Feed.SECOND_SCRAPER), 50_000),
     ]
+
+
+def xid(at_ms: int, code: float, host: str = "gpu-1") -> bytes:
+    values = {POWER: 100.0, "DCGM_FI_DEV_XID_ERRORS": code}
+    return write_request(*device_series("GPU-1", at_ms, values, host))
+
+
+def test_an_error_that_a_gauge_shows_is_an_event_once_through_two_servers_and_a_restart(
+    db: Database, site: Site
+) -> None:
+    from_ms = now_ms() - 600_000
+    told = [(0, 31.0), (30, 31.0), (60, 79.0), (90, 79.0), (120, 0.0), (150, 79.0), (150, 79.0)]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        async with AsyncExitStack() as stack:
+            other = await stack.enter_async_context(running(Settings(db)))
+            for number, (second, code) in enumerate(told):
+                body = xid(from_ms + second * 1000, code)
+                assert (await write((client, other)[number % 2], site.site_token, body)).status_code == 204
+
+    run(Settings(db), scenario)
+    events = "SELECT uuid, device_events.kind, code, extract(epoch FROM at) * 1000 FROM device_events JOIN devices ON devices.id = device_id ORDER BY at"
+    # The first is of nobody knows when; what stands is no news, and after a while without it is another.
+    once = [("GPU-1", "xid", 79, from_ms + 60_000), ("GPU-1", "xid", 79, from_ms + 150_000)]
+    assert rows(db, events) == once
+    run(Settings(db), scenario)
+    assert rows(db, events) == once
+
+
+def test_errors_of_a_device_that_an_agent_has_are_the_agents_to_tell(db: Database, site: Site) -> None:
+    from_ms = now_ms() - 600_000
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await write(client, site.site_token, xid(from_ms, 0.0))).status_code == 204
+        with db.connect("admin", autocommit=True) as admin:
+            admin.execute("UPDATE placements SET feed = 1")
+        assert (await write(client, site.site_token, xid(from_ms + 30_000, 79.0))).status_code == 204
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM device_events") == [(0,)]

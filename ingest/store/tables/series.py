@@ -1,6 +1,6 @@
 """What is remembered of named series between requests, for every replica: pods as kube-state-metrics tells of them, and spacing."""
 
-from sqlalchemy import BigInteger, Index, Integer, PrimaryKeyConstraint, SmallInteger, Table, Text, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, PrimaryKeyConstraint, SmallInteger, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ingest.store.tables.columns import column, instant, recorded_at, reference
@@ -44,6 +44,15 @@ kube_exporters = Table(
     instant("heard_at", comment="instant, UTC: until here; up to a minute behind"),
     PrimaryKeyConstraint("site_id", "cluster", "name"),
     comment="Who tells of a cluster's pods: that a pod is missing means something only while its teller is heard of.",
+)
+
+series_xids = Table(
+    "series_xids",
+    metadata,
+    column("device_id", Integer, ForeignKey("devices.id"), primary_key=True, autoincrement=False),
+    column("code", Integer, comment="XID; 0 = none"),
+    instant("from_at", comment="instant, UTC: of the sample that told of it first"),
+    comment="The error of a device that a scraped gauge showed last: a change of it is an event.",
 )
 
 series_nodes = Table(
