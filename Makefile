@@ -73,12 +73,14 @@ test-timescale: $(STAMP) ## every database test and the fleets, on PostgreSQL 15
 real: $(STAMP) ## energy and bills of ../shared/data against published totals
 	@$(BIN)/python -m tests.real.report
 
-# Failing inputs go to build/fuzz, each with the command that repeats it. The decoders share SECONDS; HTTP has as long again.
+# Failing inputs go to build/fuzz, each with the command that repeats it. The decoders share SECONDS; HTTP has as long again. In the
+# end the database is killed a hundred times under load (tests/e2e/test_weather_storm.py; a quarter of an hour on two busy cores).
 SECONDS ?= 300
 .PHONY: fuzz
-fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=300)
+fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=300), and a hundred kills of the database
 	@failed=0; $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS) || failed=1; \
-	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q --timeout=0 tests/db/test_hostile_*.py || failed=1; exit $$failed
+	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q --timeout=0 tests/db/test_hostile_*.py || failed=1; \
+	$(BIN)/pytest -q -m slow tests/e2e/test_weather_storm.py || failed=1; exit $$failed
 
 .PHONY: bench
 bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
