@@ -59,10 +59,18 @@ def skipped(data: bytes, tag: int, at: int, end: int) -> int:
 def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield each field's number, wire type, and where its content begins and ends; raises BadBodyError."""
     while at < end:
-        tag, at = varint(data, at, end)
+        tag = data[at]
+        if tag < _LAST:  # as nearly all tags and lengths are
+            at += 1
+        else:
+            tag, at = varint(data, at, end)
         wire = tag & 7
         if wire == LENGTH and tag >> 3:
-            size, at = varint(data, at, end)
+            if at < end and data[at] < _LAST:
+                size = data[at]
+                at += 1
+            else:
+                size, at = varint(data, at, end)
             if size > end - at:
                 raise malformed(f"a field claims {size} bytes, {end - at} are there")
             yield tag >> 3, wire, at, at + size
