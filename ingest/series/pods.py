@@ -7,6 +7,7 @@ Bounded; beyond the bound all is told again. Used by one thread at a time, but f
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections import Counter
@@ -120,9 +121,15 @@ def _say(pod: PodTold, name: str, at_us: int, value: Any) -> None:
     before = pod.facts.get(name)
     if before is None and len(pod.facts) >= MAX_FIELDS:
         return
+    word = [at_us, value]
     # A pod is over from when that was told first; of all else the latest word counts.
-    if before is None or (at_us < before[0] if name == OVER else at_us >= before[0]):
-        pod.facts[name] = [at_us, value]
+    if before is None or (word < before if name == OVER else weight(word) > weight(before)):
+        pod.facts[name] = word
+
+
+def weight(word: list[Any]) -> tuple[int, str]:
+    """Return what decides between two words: the later one, and of two of one instant always the same."""
+    return word[0], json.dumps(word[1])
 
 
 @dataclass(slots=True)
@@ -131,6 +138,8 @@ class _Pod:
     seen_us: int = 0
     noted_us: int = 0
     gone_us: int = 0
+    asks: bool = False
+    """It was told to ask for accelerators: of others nobody needs to know whether they are still there."""
 
 
 class KubeMemory:
@@ -177,7 +186,8 @@ class KubeMemory:
         known.seen_us = max(known.seen_us, told.seen_us)
         facts = {name: word for name, word in told.facts.items() if known.values.get(name) != word[1]}
         is_back = known.gone_us > known.noted_us and known.seen_us > known.gone_us
-        is_due = known.seen_us - known.noted_us >= NOTE_EVERY_US
+        known.asks = known.asks or any(name.startswith(ASK) for name in told.facts)
+        is_due = known.asks and known.seen_us - known.noted_us >= NOTE_EVERY_US
         if not (facts or is_back or is_due or told.gone_us > known.gone_us):
             return None
         return PodTold(told.exporter, told.origin, facts, known.seen_us, told.gone_us)

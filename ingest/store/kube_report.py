@@ -7,13 +7,12 @@ containers' end on where that is told. A pod that is merely no longer there is o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ingest.pollers.kube_objects import KINDS
 from ingest.series.kube import ASK, OVER, REPLICAS
-from ingest.series.pods import MAX_FIELDS, Words
+from ingest.series.pods import MAX_FIELDS, Words, weight
 
 SOURCE: Final = "kube-state-metrics"
 GONE: Final = "no longer told of"
@@ -30,7 +29,7 @@ def with_words(known: Words, told: Words) -> Words:
                 found[name] = word
         elif name == OVER:
             found[name] = min(before, word)
-        elif word[1] != before[1] and _weight(word) > _weight(before):
+        elif weight(word) > weight(before):
             found[name] = word
     return found
 
@@ -104,7 +103,3 @@ def report(facts: Words, gone_us: int | None) -> dict[str, Any] | None:
 def value(facts: Mapping[str, list[Any]], name: str) -> Any:
     """Return the value of a fact, None where it was not told."""
     return facts[name][1] if name in facts else None
-
-
-def _weight(word: list[Any]) -> tuple[int, str]:
-    return word[0], json.dumps(word[1])

@@ -202,6 +202,17 @@ def test_a_steady_pod_is_told_once_and_then_every_five_minutes() -> None:
     assert [second for second in range(0, 660, 30) if news(second)] == [0, 300, 600]
 
 
+def test_of_a_pod_that_asks_for_nothing_nobody_is_told_that_it_is_still_there() -> None:
+    memory, plain = KubeMemory(), Pod(UID, start=NOON, gpus={})
+
+    def news(second: int) -> bool:
+        found = memory.news(1, told((second, plain.series)), (NOON + second) * S)
+        memory.kept(1, found, (NOON + second) * S)
+        return bool(found.pods)
+
+    assert [second for second in range(0, 3600, 30) if news(second)] == [0]
+
+
 def test_what_was_not_committed_is_told_again() -> None:
     memory = KubeMemory()
     for _ in range(3):
