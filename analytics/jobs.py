@@ -185,7 +185,8 @@ class HourCloser:
                 settings.code_version,
                 loaded.as_of,
                 loaded.seen_xid,
-                loaded.inputs_sha256,
+                loaded.read,
+                settings.policy,
                 _reason(hour, closed=closed),
                 loaded.generations.get(hour.hour_at, 0),
             )

@@ -188,7 +188,7 @@ def _snapshot(connection: psycopg.Connection[Any]) -> _Seen:
     # Time does not pass for a transaction that only lends its snapshot; a limit on idle ones would take it away.
     connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
     connection.execute("SET LOCAL statement_timeout = 0")
-    files = [listed.file for listed in listed_files(connection, None, *_EVER)]
+    files = [listed.file for listed in listed_files(connection, None, *_EVER, pinned=True)]
     return _Seen("" if row is None else str(row[0]), files, ledger_totals(connection))
 
 

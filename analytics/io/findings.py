@@ -29,6 +29,11 @@ ON CONFLICT (dedupe_key) DO UPDATE SET
     waste_energy_mj = excluded.waste_energy_mj, avoidable_cash = excluded.avoidable_cash,
     capacity_freed_us = excluded.capacity_freed_us, confidence = excluded.confidence, recorded_at = now(),
     withdrawn_at = NULL
+WHERE findings.withdrawn_at IS NOT NULL
+OR (findings.tenant_id, findings.end_at, findings.evidence, findings.waste_energy_mj, findings.avoidable_cash,
+    findings.capacity_freed_us, findings.confidence)
+   IS DISTINCT FROM (excluded.tenant_id, excluded.end_at, excluded.evidence, excluded.waste_energy_mj, excluded.avoidable_cash,
+    excluded.capacity_freed_us, excluded.confidence)
 """
 _WITHDRAW: Final = """
 UPDATE findings SET withdrawn_at = now()
@@ -48,7 +53,10 @@ ON CONFLICT (dedupe_key) DO UPDATE SET evidence = excluded.evidence, recorded_at
 def replace_findings(
     connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, findings: pl.DataFrame
 ) -> None:
-    """Make ``findings`` all that stands of what closes of this hour ever found; the rest is withdrawn, not deleted."""
+    """Make ``findings`` all that stands of what closes of this hour ever found; the rest is withdrawn, not deleted.
+
+    One that stands as it is is left alone.
+    """
     withdraw_findings(connection, site_id, hour_at, keep=findings["dedupe_key"].to_list())
     if not findings.is_empty():
         connection.cursor().executemany(_UPSERT, [{**row, "site_id": site_id} for row in findings.to_dicts()])

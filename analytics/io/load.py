@@ -1,14 +1,14 @@
-"""Loads what a close of some hours of one site reads: samples, holdings, dated references, API calls.
+"""Loads what a close of some hours of one site reads: samples, holdings, dated references, API calls; all in one snapshot.
 
-``seen_xid`` is taken before anything is read: a change committed after it may or may not be in what was read, so the hour
-is looked at again; a change before it certainly is. Nodes are resolved to devices here, and MIG instances to shares of
+The snapshot is kept with the run: what was recorded before it and committed after it was not seen, and is not seen either when
+the run is computed again. Its oldest transaction is ``seen_xid``: a change from there on makes the hour due again. Nodes are resolved to devices here, and MIG instances to shares of
 their boards, and nowhere else: energy is metered and a price is paid for the board.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -17,10 +17,11 @@ import polars as pl
 import psycopg
 
 from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs
+from analytics.io.manifest import Manifest, manifest
 from analytics.io.readings import Silences, load_readings
-from analytics.io.references import load_references
+from analytics.io.references import Known, known, load_references
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import HourInputs, UsageInputs, Window, content_hash
+from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.pools import uuid_sql
@@ -45,9 +46,9 @@ FROM placements AS placed JOIN {device} AS device ON device.id = placed.device_i
 JOIN nodes ON nodes.id = placed.node_id
 WHERE nodes.site_id = %(site_id)s AND device.parent_device_id IS NULL -- a MIG instance is a part of its board, not beside it
 AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_to > %(from_at)s)
-AND placed.recorded_at <= %(as_of)s AND (placed.superseded_at IS NULL OR placed.superseded_at > %(as_of)s)
+AND {known}
 ORDER BY placed.device_id, placed.valid_from DESC
-""".replace("{device}", _DEVICE)
+""".replace("{device}", _DEVICE).replace("{known}", known("placed."))
 # A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
 _POOLS: Final = """
 SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
@@ -55,9 +56,8 @@ SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, d
        1::smallint AS origin
 FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
 WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL
-AND held.recorded_at <= %(as_of)s AND (held.superseded_at IS NULL OR held.superseded_at > %(as_of)s)
-AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
-""".replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+AND {known} AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
+""".replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model")).replace("{known}", known("held."))
 _EPOCHS: Final = """
 SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us, first_seen_at
 FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
@@ -70,8 +70,7 @@ _HELD: Final = """
 WITH there AS (
     SELECT DISTINCT placements.node_id, placements.device_id, devices.parent_device_id, devices.accelerators
     FROM placements JOIN {device} AS devices ON devices.id = placements.device_id
-    WHERE placements.recorded_at <= %(as_of)s
-    AND (placements.superseded_at IS NULL OR placements.superseded_at > %(as_of)s) AND placements.valid_from < %(to_at)s
+    WHERE {placed} AND placements.valid_from < %(to_at)s
     AND (placements.valid_to IS NULL OR placements.valid_to > %(from_at)s)
 ), counted AS (
     SELECT node_id, sum(accelerators) AS on_node FROM there
@@ -101,10 +100,10 @@ _ALLOCATIONS: Final = (
     _HELD.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
     .replace("{device}", _DEVICE)
     .replace("{job_key}", "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)")
+    .replace("{placed}", known("placements."))
     .replace(
         "{touches}",
-        "held.recorded_at <= %(as_of)s AND (held.superseded_at IS NULL OR held.superseded_at > %(as_of)s) "
-        "AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)",
+        known("held.") + "AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)",
     )
 )
 # A tenant without a binding was named outright, by an import; one with a binding is what an earlier close made of it.
@@ -126,9 +125,9 @@ class Loaded:
     """Inputs of a close with what identifies them."""
 
     inputs: HourInputs
-    as_of: datetime
+    as_of: Known
     seen_xid: str
-    inputs_sha256: bytes
+    read: Manifest
     silences: Silences
     generations: Mapping[datetime, int]
     """Of the hours of the window that were read from segments."""
@@ -142,71 +141,60 @@ def load_batch(
     policy: Policy,
     currency: str,
     *,
-    as_of: datetime | None = None,
+    as_of: Known | None = None,
     segments: Segments | None = None,
 ) -> Loaded:
-    """Return everything the model needs for the window, as known at ``as_of`` (now by default).
+    """Return everything the model needs for the window, as known to the run ``as_of`` (now by default).
 
-    Sealed hours are read from ``segments``; raises SegmentError where one is needed that cannot be read.
+    ``connection`` is in no transaction. Sealed hours are read from ``segments``; raises SegmentError where one is needed that
+    cannot be read.
     """
-    seen = connection.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp()").fetchone()
-    if seen is None:
-        raise psycopg.DataError("pg_current_snapshot() returned no row")
-    known_at = as_of or seen[1].astimezone(UTC)
     reach = timedelta(microseconds=policy.gaps.reach_us)
-    scope: dict[str, Any] = {
-        "site_id": site_id,
-        "from_at": window.from_at,
-        "to_at": window.to_at,
-        "reach_from": window.from_at - reach,
-        "reach_to": window.to_at + reach,
-        "as_of": known_at,
-    }
-    placed = fetch_frame(connection, _DEVICES, scope, Devices)
-    pools = fetch_frame(connection, _POOLS, scope, Devices)
-    devices = Devices.validate(pl.concat([placed, pools]))
-    with sample_session(database, segments) as session:
-        readings, epochs, silences = load_readings(
-            session, site_id, placed, lambda: fetch_frame(connection, _EPOCHS, scope, Epochs), window, policy
-        )
+    with ExitStack() as until_read:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            seen_xid, now, snapshot, exported = _snapshot(connection)
+            then = as_of or Known(now)
+            scope: dict[str, Any] = {
+                "site_id": site_id,
+                "from_at": window.from_at,
+                "to_at": window.to_at,
+                "reach_from": window.from_at - reach,
+                "reach_to": window.to_at + reach,
+                "as_of": then.at,
+                "snapshot": then.snapshot,
+            }
+            placed = fetch_frame(connection, _DEVICES, scope, Devices)
+            pools = fetch_frame(connection, _POOLS, scope, Devices)
+            epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
+            held = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
+            calls = fetch_frame(connection, _API_CALLS, scope, ApiCalls)
+            devices = Devices.validate(pl.concat([placed, pools]))
+            allocations = Allocations.validate(held.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
+            references = load_references(
+                connection,
+                site_id=site_id,
+                from_at=window.from_at,
+                to_at=window.to_at,
+                as_of=then,
+                currency=currency,
+                jobs=fetch_frame(connection, _JOBS, {"job_ids": allocations["job_id"].unique().to_list()}, Jobs),
+            )
+            # Readings take long, and a transaction of this session must not stand open for long without a statement.
+            session = until_read.enter_context(sample_session(database, segments, snapshot=exported))
+        readings, silences = load_readings(session, site_id, placed, epochs, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
-    allocations = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
-    allocations = Allocations.validate(allocations.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
-    job_ids = allocations["job_id"].unique().to_list()
-    calls = fetch_frame(connection, _API_CALLS, scope, ApiCalls)
-    references = load_references(
-        connection,
-        site_id=site_id,
-        from_at=window.from_at,
-        to_at=window.to_at,
-        as_of=known_at,
-        currency=currency,
-        jobs=fetch_frame(connection, _JOBS, {"job_ids": job_ids}, Jobs),
-    )
     inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
-    return Loaded(inputs, known_at, str(seen[0]), inputs_hash(inputs), silences, generations)
+    read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)
+    return Loaded(inputs, as_of or Known(now, snapshot), seen_xid, read, silences, generations)
 
 
-def inputs_hash(inputs: HourInputs) -> bytes:
-    """Return the SHA-256 over every input frame: two runs with equal hashes must write equal books.
-
-    Readings are hashed in the order they were loaded in, which is fixed.
-    """
-    digest = hashlib.sha256()
-    references = inputs.references
-    frames: tuple[pl.DataFrame, ...] = (
-        inputs.usage.devices.sort("device_id"),
-        inputs.usage.epochs.sort("epoch_id"),
-        inputs.usage.readings,
-        inputs.usage.allocations.sort("allocation_id", "device_id"),
-        references.jobs.sort("job_id"),
-        references.bindings.sort("binding_id"),
-        references.prices.sort("price_id"),
-        references.tariffs.sort("tariff_id"),
-        references.intensity.sort("intensity_id"),
-        references.facility_factors.sort("factor_id"),
-        inputs.api_calls.sort("called_at", "dedupe_key"),
-    )
-    for frame in frames:
-        digest.update(content_hash(frame))
-    return digest.digest()
+def _snapshot(connection: psycopg.Connection[Any]) -> tuple[str, datetime, str, str]:
+    """Return the oldest transaction a snapshot did not see, its instant, itself in stamped transactions, and its exported name."""
+    row = connection.execute(
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp(), stamped_snapshot(), pg_export_snapshot()"
+    ).fetchone()
+    if row is None:
+        raise psycopg.DataError("pg_current_snapshot() returned no row")
+    seen_xid, now, snapshot, exported = row
+    return str(seen_xid), now.astimezone(UTC), str(snapshot), str(exported)

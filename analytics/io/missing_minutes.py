@@ -11,12 +11,13 @@ import polars as pl
 import psycopg
 
 from analytics.frames import JobTenants
+from analytics.io.references import Known
 from analytics.io.rollups import replace_tenant_minutes
 from analytics.io.rows import fetch_frame
 
 # An hour of energy without a minute is one that a version before 0029 closed. Expired ones have no samples to make them of.
 _MISSING: Final = """
-SELECT hours.site_id, hours.hour_at, hours.run_id, runs.as_of_at
+SELECT hours.site_id, hours.hour_at, hours.run_id, runs.as_of_at, runs.snapshot
 FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
 WHERE hours.status = 'closed'
 AND NOT EXISTS (SELECT FROM tenant_minutes AS minutes WHERE minutes.site_id = hours.site_id
@@ -40,12 +41,15 @@ class MissingHour:
     site_id: int
     hour_at: datetime
     run_id: int
-    as_of: datetime
+    as_of: Known
 
 
 def missing_hours(connection: psycopg.Connection[Any]) -> list[MissingHour]:
     """Return the hours that could have minutes by tenant and have none, the newest first: those are looked at."""
-    return [MissingHour(*row) for row in connection.execute(_MISSING).fetchall()]
+    return [
+        MissingHour(site_id, hour_at, run_id, Known(as_of_at, snapshot))
+        for site_id, hour_at, run_id, as_of_at, snapshot in connection.execute(_MISSING).fetchall()
+    ]
 
 
 def job_tenants(connection: psycopg.Connection[Any], hour: MissingHour) -> dy.DataFrame[JobTenants]:

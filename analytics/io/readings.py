@@ -7,7 +7,7 @@ node's device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -78,19 +78,18 @@ def load_readings(
     session: SampleSession,
     site_id: int,
     devices: dy.DataFrame[Devices],
-    epochs_now: Callable[[], dy.DataFrame[Epochs]],
+    epochs: dy.DataFrame[Epochs],
     window: Window,
     policy: Policy,
-) -> tuple[dy.DataFrame[DeviceReadings], dy.DataFrame[Epochs], Silences]:
-    """Return the readings the model needs for these devices, the site's epochs, and the silences around the window.
+) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
+    """Return the readings the model needs for these devices, and the silences around the window.
 
     Readings are in order of device and time, and rows of one instant in an order of their values: the same whatever the order
-    in which they were stored.
-    Epochs are asked for last: each is committed before its first reading, so whatever ingest adds meanwhile, no reading
-    comes without its epoch.
+    in which they were stored. ``epochs``: the site's, in the session's snapshot or a later one: each is committed before its
+    first reading, so no reading comes without its epoch.
     """
     if devices.is_empty():
-        return DeviceReadings.create_empty(), epochs_now(), Silences()
+        return DeviceReadings.create_empty(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
     reader = _Reader(session, site_id)
@@ -109,8 +108,7 @@ def load_readings(
         latest=False,
     )
     readings = DeviceReadings.validate(_in_order(pl.concat([before, around, after])))
-    epochs = epochs_now()
-    return readings, epochs, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
+    return readings, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
 
 
 class _Reader:

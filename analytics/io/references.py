@@ -1,12 +1,15 @@
-"""Reads dated reference data as it was known at an instant, for a window of one site.
+"""Reads dated reference data as it was known to a run of the books, or is known now, for a window of one site.
 
-"Known" is the recorded pair of dates, "holds" the valid pair; a row takes part when both say so.
+"Known" is the recorded pair, "holds" the valid pair; a row takes part when both say so. What a run knew is told by its snapshot:
+``recorded_at`` is when a transaction began, and one that began before a run may have been committed after it. Runs from before
+snapshots were kept, and rows from before their transactions were, are told by the instants.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import dataframely as dy
 import psycopg
@@ -15,7 +18,27 @@ from analytics.frames import Bindings, FacilityFactors, Intensity, Jobs, Prices,
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import References
 
-KNOWN: Final = "recorded_at <= %(as_of)s AND (superseded_at IS NULL OR superseded_at > %(as_of)s)"
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known at an instant: to a run with its ``snapshot`` (in stamped transactions), or else by the dates alone."""
+
+    at: datetime
+    snapshot: str | None = None
+
+
+def known(of: LiteralString = "") -> LiteralString:
+    """Return the condition that a dated row was known, as ``as_of`` and ``snapshot`` say; ``of`` names the table, with its dot."""
+    return _KNOWN.replace("{of}", of)
+
+
+_KNOWN: Final = """
+CASE WHEN %(snapshot)s::pg_snapshot IS NULL
+THEN {of}recorded_at <= %(as_of)s AND ({of}superseded_at IS NULL OR {of}superseded_at > %(as_of)s)
+ELSE pg_visible_in_snapshot({of}recorded_xid, %(snapshot)s::pg_snapshot) AND ({of}superseded_at IS NULL
+     OR NOT pg_visible_in_snapshot(coalesce({of}superseded_xid, '1'::xid8), %(snapshot)s::pg_snapshot)) END
+"""
+KNOWN: Final = known()
 HOLDS: Final = "valid_from < %(to_at)s AND (valid_to IS NULL OR valid_to > %(from_at)s)"
 
 _PRICES: Final = f"""
@@ -36,8 +59,7 @@ AND grid_zone = (SELECT grid_zone FROM sites WHERE id = %(site_id)s)
 -- Direct emissions are what an inventory wants; life-cycle values stand in where a zone has no others.
 AND life_cycle = (SELECT bool_and(known.life_cycle) FROM intensity AS known
                   WHERE known.grid_zone = intensity.grid_zone AND known.basis = 'location'
-                  AND known.recorded_at <= %(as_of)s AND (known.superseded_at IS NULL OR known.superseded_at > %(as_of)s)
-                  AND known.valid_from < %(to_at)s AND (known.valid_to IS NULL OR known.valid_to > %(from_at)s))
+                  AND {known("known.")} AND known.valid_from < %(to_at)s AND (known.valid_to IS NULL OR known.valid_to > %(from_at)s))
 """  # noqa: S608
 _FACTORS: Final = f"""
 SELECT id AS factor_id, factor, valid_from, valid_to
@@ -57,12 +79,12 @@ def load_references(
     site_id: int,
     from_at: datetime,
     to_at: datetime,
-    as_of: datetime,
+    as_of: Known,
     currency: str,
     jobs: dy.DataFrame[Jobs],
 ) -> References:
     """Return what was known at ``as_of`` and holds at some time of the window; API prices only for models called."""
-    scope = {"site_id": site_id, "from_at": from_at, "to_at": to_at, "as_of": as_of}
+    scope = {"site_id": site_id, "from_at": from_at, "to_at": to_at, "as_of": as_of.at, "snapshot": as_of.snapshot}
     return References(
         currency=currency,
         tenants=fetch_frame(connection, _TENANTS, scope, Tenants),

@@ -2,14 +2,14 @@
 
 Exclusion is a row: the transaction swaps ``ledger_hours`` from the run it was computed against to its own; whoever comes
 second finds another run there and writes nothing. A closed hour gets revisions 1, 2, ...; its rows are append-only. The
-open window is revision 0, replaced in place. An hour whose content did not change gets no new revision, it is only noted
-that the later changes were seen.
+open window is revision 0, replaced in place. An hour whose content did not change gets no new revision: what it was computed of
+this time is on record as a run that attests the revision. Findings are no content: they come and go without a revision.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, LiteralString
@@ -18,10 +18,14 @@ import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
 
-from analytics.io.findings import replace_findings, withdraw_findings
+from analytics.io.findings import replace_findings
+from analytics.io.manifest import Manifest
 from analytics.io.readings import Silences
+from analytics.io.references import Known
 from analytics.io.rollups import replace_tenant_minutes
 from analytics.pipeline import Window, content_hash
+from analytics.policy import Policy
+from analytics.version import METHOD_VERSION
 from ingest.store.copy import copy_statement, encode
 
 PROVISIONAL: Final = 0
@@ -52,9 +56,10 @@ class Run:
     """What is true of the computation behind the rows, enough to repeat it."""
 
     code_version: str
-    as_of: datetime
+    as_of: Known
     seen_xid: str
-    inputs_sha256: bytes
+    read: Manifest
+    policy: Policy
     reason: str
     generation: int = 0
     """Of the sealed segments the hour's samples were read from; 0 = the hot tables."""
@@ -93,24 +98,19 @@ def _save_in_transaction(
     content = _content(books, closed=closed)
     with connection.transaction():
         current = connection.execute(
-            "SELECT run_id, content_sha256, status FROM ledger_hours WHERE site_id = %s AND hour_at = %s FOR UPDATE",
+            "SELECT run_id, content_sha256, revision FROM ledger_hours WHERE site_id = %s AND hour_at = %s FOR UPDATE",
             (state.site_id, state.hour_at),
         ).fetchone()
         if (current[0] if current else None) != state.run_id:
             return Saved.LOST_RACE
         if current is not None and bytes(current[1]) == content:
-            connection.execute(
-                "UPDATE ledger_hours SET seen_xid = %s::xid8, closed_at = now() WHERE site_id = %s AND hour_at = %s",
-                (run.seen_xid, state.site_id, state.hour_at),
-            )
+            _attest(connection, state, books, run, revision=current[2], content=content, closed=closed)
             _replace_rollups(connection, state, books)  # a late reading may move energy between its minutes
-            # A failed attempt since then left a finding that no longer holds.
-            withdraw_findings(connection, state.site_id, state.hour_at, keep=books.findings["dedupe_key"].to_list())
+            replace_findings(connection, state.site_id, state.hour_at, books.findings)
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
         diff = _difference(connection, state, books) if state.status == "closed" else None
-        noted = _quality(books.quality)
-        run_id = _insert_run(connection, state, run, revision=revision, content=content, diff=diff, quality=noted)
+        run_id = _insert_run(connection, state, books, run, kind="close", revision=revision, content=content, diff=diff)
         if not _swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=closed):
             raise _LostRaceError
         if state.revision == PROVISIONAL:
@@ -119,13 +119,60 @@ def _save_in_transaction(
         _insert_rows(connection, "ledger_lines", state, revision, books.lines)
         _replace_rollups(connection, state, books)
         replace_findings(connection, state.site_id, state.hour_at, books.findings)
-        _bind_jobs(connection, books.job_tenants)
+        _bind_jobs(connection, state, books.job_tenants)
+        if closed:
+            _pin(connection, state, run)
         return Saved.WRITTEN
+
+
+def _attest(
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    books: HourBooks,
+    run: Run,
+    *,
+    revision: int,
+    content: bytes,
+    closed: bool,
+) -> None:
+    """Note that later changes were seen; where they changed what was read, keep that, as the run the revision rests on now."""
+    run_id = state.run_id
+    known = connection.execute("SELECT inputs_sha256 FROM ledger_runs WHERE id = %s", (run_id,)).fetchone()
+    if closed and (known is None or bytes(known[0]) != run.read.sha256()):
+        run_id = _insert_run(
+            connection, state, books, run, kind="attest", revision=revision, content=content, diff=None
+        )
+        _pin(connection, state, run)
+    connection.execute(
+        "UPDATE ledger_hours SET seen_xid = %s::xid8, run_id = %s, closed_at = now() WHERE site_id = %s AND hour_at = %s",
+        (run.seen_xid, run_id, state.site_id, state.hour_at),
+    )
+
+
+def _pin(connection: psycopg.Connection[Any], state: HourState, run: Run) -> None:
+    """Keep the files a run has read when later generations take their place: it could not be repeated without them."""
+    files = run.read.files
+    if not files:
+        return
+    connection.execute(
+        """
+        UPDATE hour_segments AS files SET pinned = true
+        FROM unnest(%s::timestamptz[], %s::text[], %s::integer[]) AS read (hour_at, stream, generation)
+        WHERE files.site_id = %s AND files.hour_at = read.hour_at AND files.stream = read.stream
+        AND files.generation = read.generation AND NOT files.pinned
+        """,
+        (
+            [file.hour_at for file in files],
+            [file.stream for file in files],
+            [file.generation for file in files],
+            state.site_id,
+        ),
+    )
 
 
 def _content(books: HourBooks, *, closed: bool) -> bytes:
     digest = hashlib.sha256(b"closed" if closed else b"provisional")
-    for frame in (books.usage, books.lines, books.findings):
+    for frame in (books.usage, books.lines):
         digest.update(content_hash(frame))
     return digest.digest()
 
@@ -145,33 +192,42 @@ def _quality(counted: pl.DataFrame) -> dict[str, Any]:
 def _insert_run(
     connection: psycopg.Connection[Any],
     state: HourState,
+    books: HourBooks,
     run: Run,
     *,
+    kind: str,
     revision: int,
     content: bytes,
     diff: dict[str, Any] | None,
-    quality: dict[str, Any],
 ) -> int:
     row = connection.execute(
         """
-        INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256,
-                                 content_sha256, reason, generation, diff, quality)
-        VALUES (%s, %s, %s, %s, %s, %s::xid8, %s, %s, %s, %s, %s, %s) RETURNING id
+        INSERT INTO ledger_runs (site_id, hour_at, revision, kind, code_version, method_version, policy, as_of_at, snapshot, seen_xid,
+                                 inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality)
+        VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(kind)s, %(code_version)s, %(method_version)s, %(policy)s, %(as_of_at)s,
+                %(snapshot)s, %(seen_xid)s::xid8, %(inputs)s, %(inputs_sha256)s, %(content)s, %(usage)s, %(reason)s, %(generation)s,
+                %(diff)s, %(quality)s) RETURNING id
         """,
-        (
-            state.site_id,
-            state.hour_at,
-            revision,
-            run.code_version,
-            run.as_of,
-            run.seen_xid,
-            run.inputs_sha256,
-            content,
-            run.reason,
-            run.generation,
-            Jsonb(diff) if diff is not None else None,
-            Jsonb(quality),
-        ),
+        {
+            "site_id": state.site_id,
+            "hour_at": state.hour_at,
+            "revision": revision,
+            "kind": kind,
+            "code_version": run.code_version,
+            "method_version": METHOD_VERSION,
+            "policy": Jsonb(asdict(run.policy)),
+            "as_of_at": run.as_of.at,
+            "snapshot": run.as_of.snapshot,
+            "seen_xid": run.seen_xid,
+            "inputs": Jsonb(run.read.as_json()),
+            "inputs_sha256": run.read.sha256(),
+            "content": content,
+            "usage": content_hash(books.usage),
+            "reason": run.reason,
+            "generation": run.generation,
+            "diff": Jsonb(diff) if diff is not None else None,
+            "quality": Jsonb(_quality(books.quality)),
+        },
     ).fetchone()
     if row is None:
         raise psycopg.DataError("INSERT INTO ledger_runs returned no id")
@@ -268,10 +324,11 @@ def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, book
     _copy(connection, "minute_rollups", rollups)
 
 
-def _bind_jobs(connection: psycopg.Connection[Any], job_tenants: pl.DataFrame) -> None:
+def _bind_jobs(connection: psycopg.Connection[Any], state: HourState, job_tenants: pl.DataFrame) -> None:
     """Note on each job the tenant its binding gives it, so that row-level security shows it there.
 
-    A tenant without a binding was named by an import and stays.
+    The job's last hour says which: an older one that is closed again does not take the job back. A tenant without a binding
+    was named by an import and stays.
     """
     if job_tenants.is_empty():
         return
@@ -281,8 +338,9 @@ def _bind_jobs(connection: psycopg.Connection[Any], job_tenants: pl.DataFrame) -
         FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) AS bound (job_id, tenant_id, binding_id)
         WHERE jobs.id = bound.job_id AND (jobs.tenant_id IS NULL OR jobs.binding_id IS NOT NULL)
         AND (jobs.tenant_id, jobs.binding_id) IS DISTINCT FROM (bound.tenant_id, bound.binding_id)
+        AND NOT (SELECT EXISTS (SELECT FROM current_usage_hours AS later WHERE later.job_id = jobs.id AND later.hour_at > %s))
         """,
-        [job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")],
+        [*(job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")), state.hour_at],
     )
 
 

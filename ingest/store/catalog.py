@@ -23,7 +23,7 @@ from ingest.store.segments import SegmentFile
 HOUR: Final = timedelta(hours=1)
 _SEALED: Final = """
 SELECT catalog.site_id, catalog.hour_at, catalog.generation, files.path, files.rows, files.size_bytes, files.sha256,
-       array_to_string(files.feeds, ',') AS feeds, catalog.expired_at IS NOT NULL AS is_expired
+       array_to_string(files.feeds, ',') AS feeds, catalog.expired_at IS NOT NULL AS is_expired, files.generation AS made_in
 FROM hour_catalog AS catalog LEFT JOIN hour_segments AS files
     ON files.site_id = catalog.site_id AND files.hour_at = catalog.hour_at
     AND files.stream = '{stream}' AND files.retired_at IS NULL
@@ -43,6 +43,8 @@ class SealedHour:
     feeds: frozenset[int]
     is_expired: bool = False
     """Past retention: its rows are gone, and an answer without them would be wrong."""
+    made_in: int = 0
+    """The generation the file was made in: later ones of the hour may have left this stream as it was."""
 
 
 def sealed_hours(
@@ -55,10 +57,10 @@ def sealed_hours(
 
 
 def _sealed_hour(row: tuple[Any, ...]) -> SealedHour:
-    site_id, hour_at, generation, path, rows, size_bytes, sha256, feeds, is_expired = row
+    site_id, hour_at, generation, path, rows, size_bytes, sha256, feeds, is_expired, made_in = row
     file = None if path is None else SegmentFile(path, rows, size_bytes, bytes(sha256))
     known = frozenset(int(feed) for feed in feeds.split(",")) if feeds else frozenset[int]()
-    return SealedHour(site_id, hour_at.astimezone(UTC), generation, file, known, is_expired)
+    return SealedHour(site_id, hour_at.astimezone(UTC), generation, file, known, is_expired, made_in or 0)
 
 
 def open_spans(hours: Sequence[SealedHour], from_at: datetime, to_at: datetime) -> list[tuple[datetime, datetime]]:
@@ -113,7 +115,7 @@ _FILES: Final = """
 SELECT files.site_id, sites.name, files.hour_at, files.stream, files.generation,
        files.path, files.rows, files.size_bytes, files.sha256
 FROM hour_segments AS files JOIN sites ON sites.id = files.site_id
-WHERE files.retired_at IS NULL AND (%(site)s::text IS NULL OR sites.name = %(site)s)
+WHERE (files.retired_at IS NULL OR files.pinned AND %(pinned)s) AND (%(site)s::text IS NULL OR sites.name = %(site)s)
 AND files.hour_at >= %(from_at)s AND files.hour_at < %(to_at)s ORDER BY files.hour_at, sites.name, files.stream
 """
 
@@ -130,10 +132,10 @@ def listed_hours(
 
 
 def listed_files(
-    connection: psycopg.Connection[Any], site: str | None, from_at: datetime, to_at: datetime
+    connection: psycopg.Connection[Any], site: str | None, from_at: datetime, to_at: datetime, *, pinned: bool = False
 ) -> list[ListedFile]:
-    """Return the files that are read now, of an interval's hours."""
-    rows = connection.execute(_FILES, {"site": site, "from_at": from_at, "to_at": to_at})
+    """Return the files that are read now, of an interval's hours; ``pinned``: also those that past runs of the books rest on."""
+    rows = connection.execute(_FILES, {"site": site, "from_at": from_at, "to_at": to_at, "pinned": pinned})
     return [
         ListedFile(site_id, name, hour_at, stream, generation, SegmentFile(path, count, size_bytes, bytes(sha256)))
         for site_id, name, hour_at, stream, generation, path, count, size_bytes, sha256 in rows

@@ -44,6 +44,16 @@ class _Part:
     sealed: Sequence[catalog.SealedHour]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class FileRead:
+    """A file of a sealed hour that was looked at: what names it in the catalog, and its bytes."""
+
+    stream: str
+    hour_at: datetime
+    generation: int
+    sha256: str
+
+
 @dataclass
 class SampleSession:
     """One snapshot of catalog and tables. For one thread, while the session is open."""
@@ -54,6 +64,10 @@ class SampleSession:
     """Feeds of the segments looked at so far."""
     epochs_fresh: set[int] = field(default_factory=set)
     """Epochs of the rows outside of segments fetched so far."""
+    files_read: set[FileRead] = field(default_factory=set)
+    """Files of segments looked at so far, also those that had no row that was asked for."""
+    rows_outside: int = 0
+    """Rows outside of segments fetched so far."""
 
     def rows(
         self,
@@ -84,6 +98,7 @@ class SampleSession:
         fresh = pl.concat(hot)
         everything = pl.concat([fresh.lazy(), *cold]) if cold else fresh.lazy()
         self.epochs_fresh.update(fresh["epoch_id"].unique())
+        self.rows_outside += fresh.height
         in_parts = self._epochs_in_parts
         # In a segment they were made whole when it was sealed: only rows outside of them may be parts.
         if not self.epochs_fresh.isdisjoint(in_parts):
@@ -193,6 +208,11 @@ class SampleSession:
         if self.segments is None:
             raise SegmentError(f"{len(files)} hours from {files[0].hour_at} on are sealed; name the segments' folder")
         self.feeds_sealed.update(*(hour.feeds for hour in files))
+        self.files_read.update(
+            FileRead(stream.value, hour.hour_at, hour.made_in, hour.file.sha256.hex())
+            for hour in files
+            if hour.file is not None
+        )
         paths = [self.segments.checked(hour.file) for hour in files if hour.file is not None]
         condition = pl.lit(value=True)
         if min(hour.hour_at for hour in files) < from_at or max(hour.hour_at for hour in files) + catalog.HOUR > to_at:
@@ -207,14 +227,17 @@ class SampleSession:
 
 @contextmanager
 def sample_session(
-    database: Database, segments: Segments | None = None, role: Role = "worker"
+    database: Database, segments: Segments | None = None, role: Role = "worker", snapshot: str | None = None
 ) -> Iterator[SampleSession]:
     """Open a session: everything read through it, segments included, is of one moment.
 
+    ``snapshot``: that of another session, which exported it and is still in that transaction; it may end once this is open.
     Without ``segments`` a sealed hour with rows is refused with SegmentError.
     """
     with command_session(database, role) as session:
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        if snapshot is not None:
+            session.run(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         yield SampleSession(session.fetch, segments)
 
 

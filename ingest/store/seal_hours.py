@@ -1,4 +1,4 @@
-"""Which hours are to be sealed or merged, which days may leave the hot tables, and what is left to sweep up.
+"""Which hours are to be sealed or merged, and what is left to sweep up.
 
 Every hour of every site is sealed, those without rows too: a day of the hot tables is dropped only when each site's 24 hours
 of it are sealed, and then nobody has to look into it. It seals nothing itself.
@@ -7,19 +7,19 @@ of it are sealed, and then nobody has to look into it. It seals nothing itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg
 import sqlalchemy as sa
 
-from ingest.store import partitions
 from ingest.store.hours import SiteHour
 from ingest.store.sample_tables import LATE
-from ingest.store.seal import folder_of, hour_of, no_step
+from ingest.store.seal import folder_of, hour_of, instant_of, no_step
+from ingest.store.seal_days import hot_days
 from ingest.store.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,17 @@ AND NOT EXISTS (SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id
                 AND known.state = 'sealed')
 AND NOT EXISTS (SELECT FROM ledger_hours AS books WHERE books.site_id = sites.id AND books.hour_at = hours.hour_at
                 AND books.status = 'provisional')
-ORDER BY hours.hour_at, sites.id LIMIT %(most)s
+AND (sites.id, hours.hour_at) NOT IN (SELECT * FROM unnest(%(apart_sites)s::integer[], %(apart_hours)s::timestamptz[]))
+ORDER BY hours.hour_at < %(current)s, hours.hour_at, sites.id LIMIT %(most)s
 """
 # A late row waits for as long as the earliest of its hour and site. Hours are found by steps along the index on time, and of
 # each only the first row of a site is read: an outage leaves tens of millions of late rows, for hours.
 _LATE: Final = """
 SELECT site_id, hour_at, min(received_at), coalesce(bool_or(state = 'sealed'), false) FROM ({late}) AS late
 LEFT JOIN hour_catalog USING (site_id, hour_at) WHERE hour_at < %(before)s AND expired_at IS NULL
+AND (site_id, hour_at) NOT IN (SELECT * FROM unnest(%(apart_sites)s::integer[], %(apart_hours)s::timestamptz[]))
 GROUP BY site_id, hour_at HAVING NOT coalesce(bool_or(state = 'sealed'), false) OR min(received_at) < %(waited)s
-ORDER BY hour_at, site_id LIMIT %(most)s
+ORDER BY hour_at < %(current)s, hour_at, site_id LIMIT %(most)s
 """
 _LATE_OF: Final = """
 SELECT sites.id AS site_id, hours.hour_at, first.received_at FROM (
@@ -59,43 +61,13 @@ SELECT sites.id AS site_id, hours.hour_at, first.received_at FROM (
     ORDER BY late.at LIMIT 1
 ) AS first
 """
-_UNSEALED_OF_DAY: Final = """
-SELECT count(*) FROM sites, generate_series(0, 23) AS hour WHERE NOT EXISTS (
-    SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id AND known.state = 'sealed'
-    AND known.hour_at = CAST(:day AS date)::timestamp AT TIME ZONE 'UTC' + hour * interval '1 hour')
-"""
 _RETIRED: Final = """
-SELECT site_id, hour_at, stream, generation, path FROM hour_segments WHERE retired_at < now() - %s ORDER BY retired_at LIMIT 1000
+SELECT site_id, hour_at, stream, generation, path FROM hour_segments AS files WHERE retired_at < now() - %s
+AND (NOT pinned OR EXISTS (SELECT FROM hour_catalog AS known WHERE known.site_id = files.site_id
+                           AND known.hour_at = files.hour_at AND known.expired_at IS NOT NULL))
+ORDER BY retired_at LIMIT 1000
 """
-# Oldest first, and never an hour whose books are open or due again: those are made of its samples. Hours without files lose
-# nothing and stay as they are.
-_EXPIRE: Final = """
-WITH old AS (
-    SELECT known.site_id, known.hour_at FROM hour_catalog AS known JOIN ledger_hours AS books USING (site_id, hour_at)
-    WHERE known.state = 'sealed' AND known.expired_at IS NULL AND known.hour_at < %(before)s AND books.status = 'closed'
-    AND EXISTS (SELECT FROM hour_segments AS files WHERE files.site_id = known.site_id AND files.hour_at = known.hour_at
-                AND files.retired_at IS NULL)
-    AND NOT EXISTS (SELECT FROM changes WHERE (changes.site_id = known.site_id OR changes.site_id IS NULL)
-                    AND changes.from_at < known.hour_at + interval '2 hours' AND changes.to_at > known.hour_at - interval '1 hour')
-    ORDER BY known.hour_at LIMIT %(most)s FOR UPDATE OF known SKIP LOCKED
-), marked AS (
-    UPDATE hour_catalog AS known SET expired_at = now(), updated_at = now() FROM old
-    WHERE known.site_id = old.site_id AND known.hour_at = old.hour_at RETURNING known.site_id, known.hour_at
-), retired AS (
-    UPDATE hour_segments AS files SET retired_at = now() FROM marked
-    WHERE files.site_id = marked.site_id AND files.hour_at = marked.hour_at AND files.retired_at IS NULL
-)
-SELECT site_id, hour_at FROM marked ORDER BY hour_at, site_id
-"""
-_DISCARD: Final = """
-WITH gone AS (
-    DELETE FROM {table} AS late USING epochs, nodes, hour_catalog AS known
-    WHERE epochs.id = late.epoch_id AND nodes.id = epochs.node_id AND known.site_id = nodes.site_id
-    AND known.hour_at = date_trunc('hour', late.at, 'UTC') AND known.expired_at IS NOT NULL
-    RETURNING known.site_id, known.hour_at
-)
-SELECT site_id, hour_at, count(*) FROM gone GROUP BY 1, 2 ORDER BY 2, 1
-"""
+_CURRENT: Final = timedelta(days=7)
 _KEPT: Final = "hashtextextended('wattledger.retired_segments', 0)"
 _FORGET: Final = """
 DELETE FROM hour_segments WHERE site_id = %s AND hour_at = %s AND stream = %s AND generation = %s AND retired_at IS NOT NULL
@@ -104,24 +76,35 @@ DELETE FROM hour_segments WHERE site_id = %s AND hour_at = %s AND stream = %s AN
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Hours to be sealed, and sealed ones to be merged with their late rows; oldest first."""
+    """Hours to be sealed, and sealed ones to be merged with their late rows; oldest of the last week first, then older ones."""
 
     seal: tuple[SiteHour, ...] = ()
     merge: tuple[SiteHour, ...] = ()
 
 
-def due(engine: sa.Engine, now: datetime, *, seal_after: timedelta, merge_after: timedelta, most: int = 240) -> Due:
+def due(
+    engine: sa.Engine,
+    now: datetime,
+    *,
+    seal_after: timedelta,
+    merge_after: timedelta,
+    apart: Collection[SiteHour] = (),
+    most: int = 240,
+) -> Due:
     """Return hours that ended ``seal_after`` ago and are not sealed, and those whose late rows waited for ``merge_after``.
 
-    Hours of the open window are left alone. At most so many of each kind: the rest is due next time.
+    Hours of the open window are left alone, and those set ``apart`` because they failed. At most so many of each kind, the
+    last week's before older ones, which an import may bring by the ten thousand: the rest is due next time.
     """
     with engine.connect() as conn:
-        days = sorted({partition.day for partition in _hot_days(conn)})
+        days = sorted({partition.day for partition in hot_days(conn)})
     before = now - seal_after - timedelta(hours=1)
     raw = engine.raw_connection()
     try:
         connection: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         given: dict[str, Any] = {"before": before, "most": most, "waited": now - merge_after, "days": days}
+        given |= {"apart_sites": [hour.site_id for hour in apart], "apart_hours": [instant_of(hour) for hour in apart]}
+        given["current"] = now - _CURRENT
         unsealed = [hour_of(*row) for row in connection.execute(_UNSEALED, given)]
         union = " UNION ALL ".join(_LATE_OF.format(table=target.table) for target in LATE.values())
         late = connection.execute(_LATE.replace("{late}", union).encode(), given).fetchall()
@@ -130,47 +113,7 @@ def due(engine: sa.Engine, now: datetime, *, seal_after: timedelta, merge_after:
     seal = dict.fromkeys(unsealed)
     seal |= dict.fromkeys(hour_of(site_id, at) for site_id, at, _, is_sealed in late if not is_sealed)
     merge = [hour_of(site_id, at) for site_id, at, _, is_sealed in late if is_sealed]
-    return Due(tuple(sorted(seal, key=lambda hour: (hour.hour, hour.site_id))), tuple(merge))
-
-
-def _hot_days(conn: sa.Connection) -> list[partitions.Partition]:
-    return [partition for partition in partitions.partitions(conn) if partition.table in partitions.DROPPABLE]
-
-
-def drop_hot_days(
-    engine: sa.Engine, before: date, *, step: Callable[[str], None] = no_step
-) -> tuple[partitions.Partition, ...]:
-    """Drop days of the hot tables before a day, those of which every hour of every site is sealed; return what was dropped.
-
-    Looked at again once the day is locked: a site that was made meanwhile has rows nobody sealed.
-    """
-    with engine.connect() as conn:
-        days = sorted({partition.day for partition in _hot_days(conn) if partition.day < before})
-    dropped: list[partitions.Partition] = []
-    for day in days:
-        try:
-            with engine.begin() as conn:
-                if _unsealed(conn, day):
-                    continue
-                gone = [partition for partition in _hot_days(conn) if partition.day == day]
-                for partition in gone:
-                    conn.execute(sa.select(sa.func.drop_partition(partition.table, partition.day)))
-                step("look again")
-                if _unsealed(conn, day):
-                    conn.rollback()
-                    continue
-                dropped += gone
-                step("commit drop")
-            step("dropped")
-        except sa.exc.OperationalError as error:
-            if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
-                raise
-            log.info("%s is being read; it is dropped later", day)
-    return tuple(dropped)
-
-
-def _unsealed(conn: sa.Connection, day: date) -> int:
-    return int(conn.execute(sa.text(_UNSEALED_OF_DAY), {"day": day}).scalar_one())
+    return Due(tuple(seal), tuple(merge))
 
 
 def delete_retired(
@@ -178,6 +121,7 @@ def delete_retired(
 ) -> int:
     """Delete files that a later generation replaced so long ago that no reader can hold them; return how many.
 
+    Those a run of the books rests on stay until their hour is past retention.
     The file goes first: a row without a file is deleted again, a file without a row would stay for ever. While somebody
     holds them (:func:`hold_retired`) nothing is deleted.
     """
@@ -197,26 +141,6 @@ def delete_retired(
         if not connection.broken:
             connection.execute(f"SELECT pg_advisory_unlock({_KEPT})")
     return len(rows)
-
-
-def expire(connection: psycopg.Connection[Any], before: datetime, most: int = 240) -> list[SiteHour]:
-    """Let the segments of closed hours that end by ``before`` go, at most so many; return the hours.
-
-    Their files are deleted with the replaced ones, after the same grace. Minutes, usage hours and ledger stay.
-    """
-    given = {"before": before - timedelta(hours=1), "most": most}
-    found = connection.execute(_EXPIRE, given).fetchall()
-    connection.commit()
-    return [hour_of(*row) for row in found]
-
-
-def discard_too_late(connection: psycopg.Connection[Any]) -> list[tuple[int, datetime, str, int]]:
-    """Delete late rows of hours whose segments are gone; return (site, hour, stream, rows). The caller commits and tells."""
-    found: list[tuple[int, datetime, str, int]] = []
-    for stream, target in LATE.items():
-        rows = connection.execute(_DISCARD.format(table=target.table).encode())
-        found += [(site_id, hour_at, stream.value, count) for site_id, hour_at, count in rows]
-    return found
 
 
 @contextmanager
@@ -256,8 +180,3 @@ def sweep(
     for path in unknown:
         segments.delete(path)
     return Swept(segments.clear_scratch(grace.total_seconds()), tuple(unknown))
-
-
-def hot_before(now: datetime, retention: timedelta) -> date:
-    """Return the first day that stays in the hot tables; an hour of margin for clocks of ingest that go after ours."""
-    return (now - retention - timedelta(hours=1)).astimezone(UTC).date()

@@ -8,10 +8,16 @@ from typing import Any
 
 import psycopg
 
+from analytics.io.manifest import Manifest
+from analytics.io.references import Known
+from analytics.io.save import Run
+from analytics.policy import Policy
 from ingest.store.engine import Database
 
 HOUR_AT = datetime(2026, 11, 1, 8, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+RUN_BY_HAND = Run("test", Known(HOUR_AT + 30 * HOUR), "3", Manifest(("", ""), (), None, {}, "USD"), Policy(), "test")
+"""What a test says of a computation that never was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from analytics.io.load import load_batch
+from analytics.io.manifest import readings_sha256
+from analytics.io.references import Known
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import Window, close_hours, content_hash
 from collector.wire import Stream
 from ingest.store.engine import Database
 from ingest.store.sample_tables import TARGETS
 from ingest.store.seal import Sealer, hour_of
-from ingest.store.seal_hours import drop_hot_days
+from ingest.store.seal_days import drop_hot_days
 from ingest.store.segments import Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
@@ -62,20 +64,21 @@ def seal_day(fleet: SmallFleet, segments: Segments) -> None:
         sealer.seal(hour_of(fleet.site_id, DAY_AT + number * HOUR))
 
 
-def drop_day(fleet: SmallFleet) -> None:
+def drop_day(fleet: SmallFleet, segments: Segments) -> None:
     engine = fleet.database.create_engine("worker")
-    assert drop_hot_days(engine, (DAY_AT + timedelta(days=1)).date())
+    assert drop_hot_days(engine, segments, (DAY_AT + timedelta(days=1)).date()).partitions
     engine.dispose()
 
 
-def books(fleet: SmallFleet, segments: Segments | None, as_of: datetime | None = None) -> tuple[bytes, ...]:
+def books(fleet: SmallFleet, segments: Segments | None, as_of: Known | None = None) -> tuple[object, ...]:
     window = Window(HOUR_AT, HOUR_AT + 3 * HOUR, LATER)
     with fleet.database.connect("worker") as connection:
         loaded = load_batch(
             fleet.database, connection, fleet.site_id, window, SETTINGS.policy, "USD", as_of=as_of, segments=segments
         )
     result = close_hours(loaded.inputs, SETTINGS.policy)
-    return (loaded.inputs_sha256, *(content_hash(frame) for frame in (result.usage, result.lines, result.findings)))
+    ground = (readings_sha256(loaded.inputs), loaded.read.frames)
+    return (ground, *(content_hash(frame) for frame in (result.usage, result.lines, result.findings)))
 
 
 def test_sealed_and_dropped_hours_give_the_books_they_gave_when_hot(fleet: SmallFleet, tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_sealed_and_dropped_hours_give_the_books_they_gave_when_hot(fleet: Small
 
     seal_day(fleet, segments)
     assert books(fleet, segments) == hot
-    drop_day(fleet)
+    drop_day(fleet, segments)
     assert books(fleet, segments) == hot
 
     with fleet.admin() as connection:
@@ -102,7 +105,7 @@ def test_a_late_row_of_a_dropped_day_restates_its_hour_from_the_segment(fleet: S
     closer = HourCloser(fleet.database, SETTINGS, segments)
     closer.run(LATER)
     seal_day(fleet, segments)
-    drop_day(fleet)
+    drop_day(fleet, segments)
     at = HOUR_AT + timedelta(minutes=70)
     with fleet.admin() as connection:  # in the silence; 8:50 to 9:30 has 300 to 540 kJ, 9:10 would be 420
         connection.execute(

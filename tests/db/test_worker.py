@@ -18,7 +18,7 @@ from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import SegmentError, Segments
-from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from tests.db.ledger_fixture import HOUR, HOUR_AT, RUN_BY_HAND, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
 
@@ -143,7 +143,7 @@ def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet)
 
 def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
     from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours  # noqa: PLC0415
-    from analytics.io.save import HourBooks, Run, Saved, save_hour  # noqa: PLC0415
+    from analytics.io.save import HourBooks, Saved, save_hour  # noqa: PLC0415
 
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     with fleet.database.connect("worker", autocommit=True) as connection:
@@ -157,9 +157,8 @@ def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> N
             TenantMinutes.create_empty(),
             JobTenants.create_empty(),
         )
-        run = Run("test", LATER, "3", b"", "test")
-        assert save_hour(connection, state, empty, run, closed=True) is Saved.WRITTEN
-        assert save_hour(connection, state, empty, run, closed=True) is Saved.LOST_RACE
+        assert save_hour(connection, state, empty, RUN_BY_HAND, closed=True) is Saved.WRITTEN
+        assert save_hour(connection, state, empty, RUN_BY_HAND, closed=True) is Saved.LOST_RACE
     assert fleet.rows("SELECT count(*) FROM ledger_runs") == [(1,)]
 
 
@@ -273,7 +272,7 @@ def test_inputs_as_they_were_known_are_the_same_after_a_later_correction(fleet: 
         again = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD", as_of=first.as_of)
         now = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD")
     assert first.inputs.usage.allocations["job_id"].to_list() == [job_id]
-    assert again.inputs_sha256 == first.inputs_sha256
+    assert again.read.frames == first.read.frames
     assert now.inputs.usage.allocations.is_empty()
 
 

@@ -12,10 +12,10 @@ import pytest
 from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours
 from analytics.io.hours import due_hours
 from analytics.io.lease import Lease
-from analytics.io.save import HourBooks, Run, Saved, save_hour
+from analytics.io.save import HourBooks, Saved, save_hour
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
-from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
+from tests.db.ledger_fixture import HOUR, HOUR_AT, RUN_BY_HAND, small_fleet
 
 pytestmark = pytest.mark.db
 
@@ -38,7 +38,7 @@ def test_an_hour_held_by_another_worker_is_left_for_the_next_round(db: Database)
     closer = HourCloser(db, HASTY)
     with db.connect("worker") as other:
         held = due_hours(other, LATER)[0]
-        assert save_hour(other, held, EMPTY, Run("test", LATER, "3", b"", "test"), closed=True) is Saved.WRITTEN
+        assert save_hour(other, held, EMPTY, RUN_BY_HAND, closed=True) is Saved.WRITTEN
 
         done = closer.run(LATER)  # while the other has written 08:00 and not committed
 

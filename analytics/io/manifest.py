@@ -1,0 +1,94 @@
+"""Says what a run of the books read: the files of sealed hours by their bytes, everything else by rows and SHA-256.
+
+Kept with the run, it tells whether a later computation stands on the same ground, and if not, on which part. Readings from segments
+are not hashed again: the file's SHA-256 is in the catalog. It reads nothing itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from analytics.pipeline import HourInputs, content_hash
+from ingest.store.samples import FileRead
+
+_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "devices": ("device_id",),
+    "epochs": ("epoch_id",),
+    "allocations": ("allocation_id", "device_id"),
+    "jobs": ("job_id",),
+    "bindings": ("binding_id",),
+    "tenants": ("tenant_id",),
+    "prices": ("price_id",),
+    "tariffs": ("tariff_id",),
+    "intensity": ("intensity_id",),
+    "facility_factors": ("factor_id",),
+    "api_calls": ("called_at", "dedupe_key"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What was read for a window of hours."""
+
+    window: tuple[str, str]
+    """Its begin and end: hours that were computed together were computed from one reading."""
+    files: tuple[FileRead, ...]
+    outside: tuple[int, str] | None
+    """Rows that were read outside of segments, and the SHA-256 of all readings then; null = none were."""
+    frames: dict[str, tuple[int, str]]
+    """Rows and SHA-256 by name, in the order of their keys."""
+    currency: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it is kept, with the versions of what computed."""
+        return {
+            "window": list(self.window),
+            "segments": [[f.stream, f.hour_at.isoformat(), f.generation, f.sha256] for f in self.files],
+            "outside": None if self.outside is None else list(self.outside),
+            "frames": {name: list(counted) for name, counted in self.frames.items()},
+            "currency": self.currency,
+            "versions": {"polars": pl.__version__, "python": platform.python_version()},
+        }
+
+    def sha256(self) -> bytes:
+        """Return the SHA-256 of its canonical JSON: two runs of one code version with equal ones must write equal books."""
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()
+
+
+def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int) -> Manifest:
+    """Return what these inputs are made of; ``files`` were read for their readings, and so many rows outside of them."""
+    window, references = inputs.usage.window, inputs.references
+    frames: dict[str, pl.DataFrame] = {
+        "devices": inputs.usage.devices,
+        "epochs": inputs.usage.epochs,
+        "allocations": inputs.usage.allocations,
+        "jobs": references.jobs,
+        "bindings": references.bindings,
+        "tenants": references.tenants,
+        "prices": references.prices,
+        "tariffs": references.tariffs,
+        "intensity": references.intensity,
+        "facility_factors": references.facility_factors,
+        "api_calls": inputs.api_calls,
+    }
+    return Manifest(
+        window=(window.from_at.isoformat(), window.to_at.isoformat()),
+        files=tuple(sorted(files)),
+        # In the order they were loaded in, which is fixed.
+        outside=(rows_outside, readings_sha256(inputs)) if rows_outside else None,
+        frames={name: (frame.height, content_hash(frame.sort(*_KEYS[name])).hex()) for name, frame in frames.items()},
+        currency=references.currency,
+    )
+
+
+def readings_sha256(inputs: HourInputs) -> str:
+    """Return the SHA-256 of the readings: equal from wherever they were read."""
+    return content_hash(inputs.usage.readings).hex()
