@@ -17,6 +17,7 @@ from ingest.store.engine import Database
 from ingest.store.tokens import Scope
 from tests.db.ingest_harness import run
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from tests.fakes.kube_state_metrics import Pod
 from tests.fakes.series import HEADERS, device_labels, series, write_request
 
 pytestmark = pytest.mark.db
@@ -115,3 +116,24 @@ def test_a_counter_that_starts_anew_begins_a_new_account_and_nothing_is_negative
     energy_mj = [row[4] for row in close(fleet) if row[4]]
     # 100 W x 1,800 s, then 30 s in which the driver was loaded and no meter tells, then 100 W x 1,770 s.
     assert sum(energy_mj) == 357_000_000
+
+
+def test_a_pod_of_kube_state_metrics_pays_for_what_dcgm_exporter_measured_while_it_ran(db: Database) -> None:
+    fleet = small_fleet(db)
+    uid = "0a1b2c3d-0000-4000-8000-00000000000a"
+    start_s = HOUR_AT.timestamp()
+    pod = Pod(uid, node="n1", start=start_s + 600, gpus={"nvidia_com_gpu": 1})  # from ten past
+    outside = {"cluster": "prod", "instance": "ksm:8080", "job": "ksm"}
+
+    def scraped(told: Pod, at_s: float) -> list[bytes]:
+        return [series({"__name__": n, **labels, **outside}, (v, int(at_s * 1000))) for n, labels, v in told.series]
+
+    # Each series in a request of its own; the pod ends at twenty to.
+    over = pod.over("Succeeded", start_s + 2400)
+    pieces = [*scraped(pod, start_s + 660), *scraped(over, start_s + 2430)]
+    send(fleet, [*sharded(scrapes(HOUR_AT, HOUR_AT + HOUR, 100), 1), *(write_request(piece) for piece in pieces)])
+    close(fleet)
+    paid = "SELECT jobs.native_id, energy_mj, held_us FROM current_usage_hours JOIN jobs ON jobs.id = job_id"
+    assert fleet.rows(paid) == [(uid, 180_000_000, 1_800_000_000)]  # 100 W x 1800 s
+    whole = fleet.rows("SELECT sum(energy_mj) FROM current_usage_hours")
+    assert whole == [(360_000_000,)]
