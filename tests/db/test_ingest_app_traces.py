@@ -99,15 +99,15 @@ def test_steps_that_come_again_beside_new_calls_are_kept_once(db: Database) -> N
     at_us = now_us() - 3_000_000
     step: dict[str, str | int] = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "search"}
     bodies = [export((1, at_us, step), (number, at_us, USED)) for number in (2, 3)]
-    # Twenty alike, read in columns, and then the same with a twenty-first.
-    bodies += [export(*((number, at_us, USED) for number in range(10, last))) for last in (30, 31)]
+    # Seventy alike, read in columns, and then the same with one more.
+    bodies += [export(*((number, at_us, USED) for number in range(10, last))) for last in (80, 81)]
 
     async def scenario(client: httpx.AsyncClient) -> None:
         for body in bodies:
             assert (await send(client, body, site.site_token)).status_code == 200
 
     run(Settings(db), scenario)
-    assert rows(db, "SELECT (SELECT count(*) FROM api_calls), (SELECT count(*) FROM spans)") == [(23, 24)]
+    assert rows(db, "SELECT (SELECT count(*) FROM api_calls), (SELECT count(*) FROM spans)") == [(73, 74)]
     assert rows(db, "SELECT DISTINCT input_uncached_tokens, cache_read_tokens, api_key FROM api_calls") == [
         (400, 600, "team-a")
     ]

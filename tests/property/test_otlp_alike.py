@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from ingest.errors import BadBodyError
-from ingest.receivers import otlp_spans
+from ingest.receivers import otlp_alike, otlp_spans
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp import PROTOBUF
@@ -80,10 +80,20 @@ def body_of(spans: list[Span]) -> bytes:
     return request.SerializeToString()
 
 
-def one_by_one(body: bytes) -> Export:
+def read_with(fewest: int, body: bytes) -> Export:
+    """Read spans in columns where at least so many are alike."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(otlp_spans, "FEWEST", 1_000_000)
+        patch.setattr(otlp_spans, "FEWEST", fewest)
+        patch.setattr(otlp_alike, "FEWEST", fewest)
         return read_spans(body, PROTOBUF, WANTED)
+
+
+def in_columns(body: bytes) -> Export:
+    return read_with(8, body)
+
+
+def one_by_one(body: bytes) -> Export:
+    return read_with(1_000_000, body)
 
 
 def said(read: Read) -> tuple[Any, ...]:
@@ -99,7 +109,7 @@ def test_alike_spans_are_read_as_they_are_one_by_one(given_programs: list[list[S
     spans = [span for program in given_programs for span in program]
     random.shuffle(spans)
     body = body_of(spans)
-    assert said(read_calls(read_spans(body, PROTOBUF, WANTED), NOW_US)) == said(read_calls(one_by_one(body), NOW_US))
+    assert said(read_calls(in_columns(body), NOW_US)) == said(read_calls(one_by_one(body), NOW_US))
 
 
 @given(programs(), EDITS)
@@ -112,9 +122,9 @@ def test_broken_bodies_are_read_or_refused_as_they_are_one_by_one(
         expected = said(read_calls(one_by_one(body), NOW_US))
     except BadBodyError:
         with pytest.raises(BadBodyError):
-            read_calls(read_spans(body, PROTOBUF, WANTED), NOW_US)
+            read_calls(in_columns(body), NOW_US)
         return
-    assert said(read_calls(read_spans(body, PROTOBUF, WANTED), NOW_US)) == expected
+    assert said(read_calls(in_columns(body), NOW_US)) == expected
 
 
 def test_a_program_s_spans_are_read_in_columns_but_for_those_that_differ() -> None:
