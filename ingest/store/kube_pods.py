@@ -22,10 +22,10 @@ from psycopg.types.json import Jsonb
 from collector.wire import Origin
 from ingest.errors import BadBodyError, UnavailableError
 from ingest.pollers.kube_objects import node_events
-from ingest.receivers.work import JobTold, NodeTold, RunKey, Work
+from ingest.receivers.work import JobTold, NodeTold, RunKey, WaitTold, Work
 from ingest.series.pods import KubeTold, PodTold, Words
 from ingest.store import job_events
-from ingest.store.kube_report import SOURCE, asked, over, report, with_words
+from ingest.store.kube_report import SOURCE, asked, over, report, wait, with_words
 from ingest.store.outages import OUTAGES
 
 SILENT_FOR: Final = timedelta(minutes=10)
@@ -68,8 +68,16 @@ class _Pod:
     told_us: int
 
     @property
+    def gone_us(self) -> int | None:
+        return None if self.ended_at is None else _us(self.ended_at)
+
+    @property
     def report(self) -> dict[str, Any] | None:
-        return report(self.facts, None if self.ended_at is None else _us(self.ended_at))
+        return report(self.facts, self.gone_us)
+
+    @property
+    def wait(self) -> dict[str, Any] | None:
+        return wait(self.facts, self.gone_us)
 
 
 @dataclass(slots=True)
@@ -78,15 +86,20 @@ class _Changed:
 
     pods: dict[tuple[str, str], _Pod] = field(default_factory=dict)
     jobs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    waits: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def take(self, key: tuple[str, str], before: _Pod, after: _Pod) -> None:
         if after == before:
             return
-        said = after.report
-        if said is not None and said != before.report:
+        said, waited = after.report, after.wait
+        is_new, is_new_wait = said != before.report, waited != before.wait
+        if is_new or is_new_wait:
             latest_us = max((word[0] for word in after.facts.values()), default=0)
             after = replace(after, told_us=max(before.told_us + 1, latest_us))
+        if is_new and said is not None:
             self.jobs[key] = said
+        if is_new_wait and waited is not None:
+            self.waits[key] = waited
         self.pods[key] = after
 
 
@@ -115,7 +128,8 @@ def _keep(sa_conn: sa.Connection, site_id: int, told: KubeTold, now: datetime) -
     for cluster in sorted(told.sweep):
         _sweep(conn, site_id, cluster, now, swept)
     _write(conn, site_id, swept.pods)
-    changed = _Changed(changed.pods | swept.pods, changed.jobs | swept.jobs)
+    changed = _Changed(changed.pods | swept.pods, changed.jobs | swept.jobs, changed.waits | swept.waits)
+    _leave_to_watchers(conn, site_id, changed.waits)
     refused: Counter[str] = Counter()
     for work in _works(told, changed):
         kept = job_events.keep_within(sa_conn, site_id, work, node=None, now=now)
@@ -205,15 +219,35 @@ def _write(conn: psycopg.Connection[Any], site_id: int, pods: Mapping[tuple[str,
         )
 
 
+def _leave_to_watchers(
+    conn: psycopg.Connection[Any], site_id: int, waits: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    """Take out the waits that somebody else tells of: a watcher knows why, and words of a wait are not ranked by source."""
+    keys = sorted(waits)
+    if keys:
+        rows = conn.execute(
+            "SELECT cluster, native_id FROM queue_entries JOIN unnest(%s::text[], %s::text[]) AS given (cluster, native_id) "
+            "USING (cluster, native_id) WHERE site_id = %s AND source <> %s",
+            [[cluster for cluster, _ in keys], [uid for _, uid in keys], site_id, SOURCE],
+        )
+        for key in rows.fetchall():
+            waits.pop(key, None)
+
+
 def _works(told: KubeTold, changed: _Changed) -> Iterator[Work]:
-    """Yield what is to be told of jobs and nodes, by where the data was born."""
-    origins: dict[int, list[tuple[int, JobTold]]] = {}
-    for key, said in sorted(changed.jobs.items()):
+    """Yield what is to be told of jobs, waits and nodes, by where the data was born."""
+    origins: dict[int, Work] = {}
+    for key in sorted(changed.jobs.keys() | changed.waits.keys()):
         pod = changed.pods[key]
-        jobs = origins.setdefault(pod.origin, [])
-        jobs.append((len(jobs), JobTold(RunKey(*key, said["started_at"]), pod.told_us, said)))
-    for origin, jobs in sorted(origins.items()):
-        yield Work(SOURCE, Origin(origin), jobs=jobs)
+        work = origins.setdefault(pod.origin, Work(SOURCE, Origin(pod.origin)))
+        said, waited = changed.jobs.get(key), changed.waits.get(key)
+        if said is not None:
+            work.jobs.append((len(work.jobs), JobTold(RunKey(*key, said["started_at"]), pod.told_us, said)))
+        if waited is not None:
+            created_us = pod.facts["created"][1]
+            told_wait = WaitTold(*key, created_us, pod.told_us, None, created_us, waited)
+            work.waits.append((len(work.waits), told_wait))
+    yield from (origins[origin] for origin in sorted(origins))
     if told.nodes:
         yield Work(SOURCE, Origin.LIVE, nodes=list(enumerate(_standings(told.nodes))))
 

@@ -85,19 +85,37 @@ def report(facts: Words, gone_us: int | None) -> dict[str, Any] | None:
     node = value(facts, "node")
     if node is not None or not wanted[0]:
         found["holds"] = [[node, None, None, wanted[0]]] if wanted[0] else []
+    about = _about(facts)
+    kind = KINDS.get(str(about.get("workload")).partition("/")[0])
+    more = {"reason": reason, "workload_kind": kind, "submitted_at": value(facts, "created")}
+    return found | about | {name: said for name, said in more.items() if said is not None}
+
+
+def wait(facts: Words, gone_us: int | None) -> dict[str, Any] | None:
+    """Return what is to be said of the pod's wait; None where it asks for no accelerator or nobody told when it was made."""
+    wanted = asked(facts)
+    if wanted is None or value(facts, "created") is None:
+        return None
+    start_us, ended = value(facts, "start"), over(facts)
+    found = _about(facts) | {"accelerators": wanted[1]}
+    if start_us is not None:
+        return found | {"left_at": start_us, "outcome": "started"}
+    if ended is not None:
+        return found | {"left_at": ended[1], "outcome": "cancelled"}
+    # Taken back where the pod turns out to be there.
+    return found | {"left_at": gone_us, "outcome": None if gone_us is None else "gone"}
+
+
+def _about(facts: Words) -> dict[str, Any]:
     workload = value(facts, "maker") or value(facts, "owner")
-    kind = KINDS.get(str(workload).partition("/")[0])
-    more = {
-        "reason": reason,
+    found = {
         "namespace": value(facts, "namespace"),
         "name": str(workload).partition("/")[2] if workload else value(facts, "pod"),
         "workload": workload,
-        "workload_kind": kind,
         "label": value(facts, "label"),
         "partition": value(facts, "partition"),
-        "submitted_at": value(facts, "created"),
     }
-    return found | {name: said for name, said in more.items() if said is not None}
+    return {name: said for name, said in found.items() if said is not None}
 
 
 def value(facts: Mapping[str, list[Any]], name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -184,6 +185,35 @@ def test_a_watcher_goes_before_it_and_where_they_disagree_both_words_are_kept(
     assert holdings(db)[0][4] is None
     replica.scrape(20, POD.over("Succeeded", START_S + 1140).series)
     assert holdings(db) == [(UID, "gpu-1", 2, at(0.05), at(19), "kubernetes")]
+
+
+def test_a_pod_that_has_not_started_waits_and_a_wait_that_a_watcher_tells_of_is_left_to_it(
+    db: Database, site: Site, engine: sa.Engine
+) -> None:
+    replica = Replica(engine, site)
+    pending = replace(POD, start=None, phase="Pending", node="")
+    others = [replace(pending, uid=f"{UID[:-1]}{last}") for last in "cd"]
+    created = at(-0.5)
+    word = {"kind": "queue", "at": at(0).isoformat(), "reason": "Unschedulable", "account": "watcher"}
+    known = {"cluster": "c", "id": others[1].uid, "submitted_at": created.isoformat()}
+    tell(db, site, word | {"job": known}, source="kubernetes")
+    for minute in (1, 1, 2):
+        replica.scrape(minute, ELSE.series, pending.series, *(pod.series for pod in others))
+    waits = (
+        "SELECT native_id, submitted_at, left_at, outcome, accelerators, account, source FROM queue_entries ORDER BY 1"
+    )
+    watched = (others[1].uid, created, None, None, None, "watcher", "kubernetes")
+    still = (others[0].uid, created, None, None, 4, None, "kube-state-metrics")
+    assert asked(db, waits) == [(UID, *still[1:]), still, watched]
+    replica.scrape(3, ELSE.series, POD.series, *(pod.series for pod in others))
+    started = (UID, created, T0, "started", 4, None, "kube-state-metrics")
+    assert asked(db, waits) == [started, still, watched]
+    for minute in range(4, 16):
+        replica.scrape(minute, ELSE.series, POD.series)
+    gone = (still[0], created, at(1), "gone", *still[4:])  # noted last, to five minutes
+    assert asked(db, waits) == [started, gone, watched]
+    replica.scrape(16, ELSE.series, others[0].series)
+    assert asked(db, waits) == [started, still, watched]
 
 
 def test_an_agents_devices_on_the_node_replace_its_count_there(db: Database, site: Site, engine: sa.Engine) -> None:
