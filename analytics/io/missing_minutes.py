@@ -16,14 +16,17 @@ from analytics.io.rollups import replace_tenant_minutes
 from analytics.io.rows import fetch_frame
 
 # An hour of energy without a minute is one that a version before 0029 closed. Expired ones have no samples to make them of.
+# Each hour is looked up by itself, hence LIMIT: as joins, the planner would go through every usage hour there ever was.
 _MISSING: Final = """
+WITH bare AS MATERIALIZED (
+    SELECT site_id, hour_at, revision, run_id FROM ledger_hours AS hours WHERE status = 'closed'
+    AND (SELECT 1 FROM tenant_minutes AS minutes WHERE minutes.site_id = hours.site_id
+         AND minutes.minute_at >= hours.hour_at AND minutes.minute_at < hours.hour_at + interval '1 hour' LIMIT 1) IS NULL
+)
 SELECT hours.site_id, hours.hour_at, hours.run_id, runs.as_of_at, runs.snapshot
-FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
-WHERE hours.status = 'closed'
-AND NOT EXISTS (SELECT FROM tenant_minutes AS minutes WHERE minutes.site_id = hours.site_id
-                AND minutes.minute_at >= hours.hour_at AND minutes.minute_at < hours.hour_at + interval '1 hour')
-AND EXISTS (SELECT FROM usage_hours AS used WHERE used.site_id = hours.site_id AND used.hour_at = hours.hour_at
-            AND used.revision = hours.revision AND used.energy_mj > 0)
+FROM bare AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+WHERE (SELECT 1 FROM usage_hours AS used WHERE used.site_id = hours.site_id AND used.hour_at = hours.hour_at
+       AND used.revision = hours.revision AND used.energy_mj > 0 LIMIT 1) IS NOT NULL
 AND NOT EXISTS (SELECT FROM hour_catalog AS catalog WHERE catalog.site_id = hours.site_id
                 AND catalog.hour_at = hours.hour_at AND catalog.expired_at IS NOT NULL)
 ORDER BY hours.hour_at DESC, hours.site_id
