@@ -1,8 +1,9 @@
 """The worker's sealing: hours that are over go to segments, late rows into them, old days out of the hot tables.
 
 It runs in a thread of its own beside the worker's chores, so that no budget waits for a file, and only while the worker has
-the lease. It rests as long as it works: ingest and closing hours need the database too. It decides nothing about rows; what
-may be sealed and dropped is `ingest.store.seal_hours`.
+the lease. It rests as long as it works: ingest and closing hours need the database too. An hour that fails is set apart for a
+while, and the others go on. It decides nothing about rows; what may be sealed is `ingest.store.seal_hours`, what may be
+dropped `seal_days`, what may expire `seal_retention`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,34 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+import psycopg
 import sqlalchemy as sa
 
-from analytics.io.segments import raise_damaged, raise_too_late, recent_hours, withdraw_healthy
+from analytics.io.segments import (
+    CLOCKS,
+    HELD_BACK,
+    UNREACHABLE,
+    raise_damaged,
+    raise_everywhere,
+    raise_too_late,
+    recent_hours,
+    withdraw_everywhere,
+    withdraw_healthy,
+)
+from collector.wire import Stream
 from ingest.store.call_window import prune_names
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
-from ingest.store.seal import Generation, HourBusyError, Sealer
-from ingest.store.seal_hours import delete_retired, discard_too_late, drop_hot_days, due, expire, hot_before, sweep
-from ingest.store.segments import SegmentError, Segments, SegmentUnreachableError
-from ingest.store.segments_check import check_some
+from ingest.store.seal import Generation, HourBusyError, Sealer, hour_of, instant_of
+from ingest.store.seal_days import drop_hot_days, hot_before
+from ingest.store.seal_hours import delete_retired, due, sweep
+from ingest.store.seal_retention import LONGEST_SILENCE, Clocks, clocks, discard_too_late, expirable, expire
+from ingest.store.segment_place import ours
+from ingest.store.segments import Segments, SegmentUnreachableError
+from ingest.store.segments_check import check_some, damaged_hours
 from wattledger.errors import WattledgerError
 
 log = logging.getLogger(__name__)
@@ -37,6 +54,10 @@ _LONGEST_REST_S: Final = 5.0
 _LONGEST_PASS_S: Final = 600.0
 _CHECKED_HOURS: Final = 2
 """By chance, a pass: of a bucket each is fetched."""
+_SET_APART: Final = (timedelta(minutes=10), timedelta(hours=6))
+"""How long an hour that failed waits at first, and at most; each time twice as long."""
+_MOST_FAILURES: Final = 20
+"""In a row, until a pass gives up: what fails then is not the hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +113,9 @@ class Pass:
     expired_hours: int = 0
     too_late_rows: int = 0
     damaged_files: int = 0
+    rebuilt: int = 0
+    refused: int = 0
+    """1: nothing was deleted by age, since clocks disagree or the segments' place is away."""
     call_names: int = 0
 
     @property
@@ -108,7 +132,11 @@ class Sealing:
     settings: SealingSettings
     session: str
     engine: sa.Engine
+    tell_time: Callable[[psycopg.Connection[Any]], Clocks] = clocks
+    """Asks the database; what is old is not for one clock to say."""
     _rest: Callable[[float], bool] = field(default=lambda _: False)
+    _apart: dict[SiteHour, tuple[int, float]] = field(default_factory=dict)
+    """Hours that failed: how often in a row, and until when by the monotonic clock they are left alone."""
 
     def run(self, stop: threading.Event, is_ours: Callable[[], bool], clock: Callable[[], datetime]) -> None:
         """Make passes until told to stop; the outermost loop of its thread.
@@ -130,53 +158,150 @@ class Sealing:
 
     def once(self, now: datetime, is_ours: Callable[[], bool] = lambda: True) -> Pass:
         """Make one pass; hours that fail are logged and counted, others go on."""
-        done, settings = Pass(), self.settings
-        hours = due(self.engine, now, seal_after=settings.seal_after, merge_after=settings.merge_after)
+        done = Pass()
+        if not is_ours():
+            return done
+        try:
+            self._pass(now, is_ours, done)
+        except SegmentUnreachableError as error:
+            log.error("the segments cannot be reached: %s", error)  # noqa: TRY400 - it says all there is to say
+            done.refused = 1
+            with self._connect() as connection:
+                raise_everywhere(connection, UNREACHABLE, now, {"error": str(error)})
+        return done
+
+    def _pass(self, now: datetime, is_ours: Callable[[], bool], done: Pass) -> None:
+        with self._connect() as connection:
+            told = self.tell_time(connection)
+            connection.commit()
+            ours(connection, self.segments)
+            withdraw_everywhere(connection, UNREACHABLE)
         sealer = Sealer(self.database, self.segments, application=self.session)
-        until_s = time.monotonic() + _LONGEST_PASS_S
-        for work, wanted in ((sealer.seal, hours.seal), (sealer.merge, hours.merge)):
+        # Whichever clock is ahead, no hour is sealed before it is over by the other one.
+        if not self._move(sealer, min(now, told.server_at), is_ours, done):
+            return
+        self._look_after(sealer, is_ours, done)
+        if told.agree(now):
+            self._delete(told, is_ours, done)
+            self._prune(told.server_at, done, is_ours)
+        else:
+            self._refuse(now, told, done)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return self.database.connect("worker", application=self.session)
+
+    def _move(self, sealer: Sealer, now: datetime, is_ours: Callable[[], bool], done: Pass) -> bool:
+        """Seal and merge what is due, each for half of a pass at most; return False to end the pass."""
+        began_s = time.monotonic()
+        self._apart = {
+            hour: until for hour, until in self._apart.items() if until[1] > began_s - _SET_APART[1].total_seconds()
+        }
+        apart = [hour for hour, (_, until_s) in self._apart.items() if until_s > began_s]
+        settings = self.settings
+        hours = due(self.engine, now, seal_after=settings.seal_after, merge_after=settings.merge_after, apart=apart)
+        for share, (work, wanted) in enumerate(((sealer.seal, hours.seal), (sealer.merge, hours.merge)), 1):
+            in_a_row = 0
             for hour in wanted:
-                if not is_ours() or time.monotonic() > until_s:
-                    return done
-                began_s = time.monotonic()
+                if not is_ours():
+                    return False
+                if in_a_row == _MOST_FAILURES or time.monotonic() - began_s > share * _LONGEST_PASS_S / 2:
+                    break
+                hour_began_s, failed = time.monotonic(), done.failed
                 made = self._one(work, hour, done)
+                in_a_row = in_a_row + 1 if done.failed > failed else 0
                 if made is not None:
                     done.sealed += work == sealer.seal
                     done.merged += work == sealer.merge
                     done.rows += made.rows
-                if self._rest(min(time.monotonic() - began_s, _LONGEST_REST_S)):
-                    return done
-        if not hours.seal:
-            done.dropped_partitions = len(drop_hot_days(self.engine, hot_before(now, settings.hot_retention)))
-        self._tidy(now, done)
-        self._prune(now, done, is_ours)
-        return done
+                if self._rest(min(time.monotonic() - hour_began_s, _LONGEST_REST_S)):
+                    return False
+        return True
+
+    def _one(self, work: Callable[[SiteHour], Generation], hour: SiteHour, done: Pass) -> Generation | None:
+        try:
+            made = work(hour)
+        except HourBusyError as error:
+            log.info("%s; later", error)
+            done.busy += 1
+        except Exception:  # whatever it is about this hour, the other hours and sites must not wait for it
+            failures = self._apart.get(hour, (0, 0.0))[0] + 1
+            apart_s = min(_SET_APART[0].total_seconds() * 2 ** (failures - 1), _SET_APART[1].total_seconds())
+            self._apart[hour] = failures, time.monotonic() + apart_s
+            log.exception("%s failed, attempt %d; again in %.0f minutes", _about(hour), failures, apart_s / 60)
+            done.failed += 1
+        else:
+            self._apart.pop(hour, None)
+            return made
+        return None
+
+    def _look_after(self, sealer: Sealer, is_ours: Callable[[], bool], done: Pass) -> None:
+        """Check some files, and make those that are not whole anew while their rows are hot."""
+        with self._connect() as connection:
+            checked = check_some(connection, self.segments, _CHECKED_HOURS)
+            done.damaged_files = raise_damaged(connection, [each for each in checked if each.fault])
+            withdraw_healthy(connection, [each.listed.file.path for each in checked if not each.fault])
+            connection.commit()
+            damaged = damaged_hours(connection)
+        for site_id, hour_at, streams in damaged:
+            hour = hour_of(site_id, hour_at)
+            if not is_ours():
+                return
+            if self._apart.get(hour, (0, 0.0))[1] > time.monotonic():
+                continue
+            if (
+                self._one(partial(sealer.rebuild, streams=[Stream(stream) for stream in streams]), hour, done)
+                is not None
+            ):
+                log.warning("%s: %s made anew from hot rows", _about(hour), ", ".join(streams))
+                done.rebuilt += 1
+        if done.rebuilt:
+            with self._connect() as connection:
+                withdraw_healthy(connection)
+
+    def _delete(self, told: Clocks, is_ours: Callable[[], bool], done: Pass) -> None:
+        settings = self.settings
+        with self._connect() as connection:
+            withdraw_everywhere(connection, CLOCKS)
+            connection.commit()
+            done.expired_hours = len(
+                expire(connection, told.latest(settings.segment_retention) - settings.segment_retention)
+            )
+            self._tell_held_back(connection, told)
+            done.too_late_rows = raise_too_late(connection, discard_too_late(connection))
+            connection.commit()
+            done.deleted_files = delete_retired(connection, self.segments, settings.grace)
+            recent = recent_hours(connection, told.server_at - 3 * settings.grace)
+            done.unknown_files = len(sweep(connection, self.segments, recent, settings.grace).unknown)
+        hot = hot_before(told.latest(8 * LONGEST_SILENCE), settings.hot_retention)
+        dropped = drop_hot_days(self.engine, self.segments, hot, go_on=is_ours)
+        done.dropped_partitions = len(dropped.partitions)
+        if dropped.damaged:
+            with self._connect() as connection:
+                done.damaged_files += raise_damaged(connection, dropped.damaged)
+
+    def _tell_held_back(self, connection: psycopg.Connection[Any], told: Clocks) -> None:
+        """Say once where segments stay that the clock calls old: no new sample says so too."""
+        retention = self.settings.segment_retention
+        if told.latest(retention) < told.server_at and expirable(connection, told.server_at - retention):
+            newest = None if told.newest_at is None else told.newest_at.isoformat()
+            raise_everywhere(connection, HELD_BACK, told.server_at, {"newest_sealed_at": newest})
+        else:
+            withdraw_everywhere(connection, HELD_BACK)
+
+    def _refuse(self, now: datetime, told: Clocks, done: Pass) -> None:
+        done.refused = 1
+        apart_s = (now - told.server_at).total_seconds()
+        log.error("the worker's clock is %+.0f s off the database's: nothing is deleted until they agree", apart_s)
+        with self._connect() as connection:
+            evidence = {"worker_minus_database_s": round(apart_s, 3), "database_at": told.server_at.isoformat()}
+            raise_everywhere(connection, CLOCKS, told.server_at, evidence)
 
     def _prune(self, now: datetime, done: Pass, is_ours: Callable[[], bool]) -> None:
         """Let the names of old calls go, a day of them at a time."""
         day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        with self.database.connect("worker", application=self.session) as connection:
+        with self._connect() as connection:
             done.call_names = prune_names(connection, day - self.settings.call_names, is_ours).names
 
-    def _one(self, work: Callable[[SiteHour], Generation], hour: SiteHour, done: Pass) -> Generation | None:
-        try:
-            return work(hour)
-        except HourBusyError as error:
-            log.info("%s; later", error)
-            done.busy += 1
-        except (SegmentError, SegmentUnreachableError):
-            log.exception("site %s, hour %s: not merged", hour.site_id, hour.hour)
-            done.failed += 1
-        return None
 
-    def _tidy(self, now: datetime, done: Pass) -> None:
-        with self.database.connect("worker", application=self.session) as connection:
-            done.expired_hours = len(expire(connection, now - self.settings.segment_retention))
-            done.too_late_rows = raise_too_late(connection, discard_too_late(connection))
-            connection.commit()
-            done.deleted_files = delete_retired(connection, self.segments, self.settings.grace)
-            recent = recent_hours(connection, now.astimezone(UTC) - 3 * self.settings.grace)
-            done.unknown_files = len(sweep(connection, self.segments, recent, self.settings.grace).unknown)
-            checked = check_some(connection, self.segments, _CHECKED_HOURS)
-            done.damaged_files = raise_damaged(connection, [each for each in checked if each.fault])
-            withdraw_healthy(connection, [each.listed.file.path for each in checked if not each.fault])
+def _about(hour: SiteHour) -> str:
+    return f"site {hour.site_id}, hour {instant_of(hour):%Y-%m-%d %H:%M} UTC"

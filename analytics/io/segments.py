@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -16,6 +16,12 @@ from ingest.store.segments_check import Checked
 DAMAGED: Final = "segment_damaged"
 TOO_LATE: Final = "samples_after_retention"
 REFUSED: Final = "recompute_refused"
+CLOCKS: Final = "clocks_disagree"
+"""The worker's clock and the database's: nothing is deleted by age until they agree."""
+UNREACHABLE: Final = "segments_unreachable"
+"""The folder or bucket of the segments is away: nothing is sealed and nothing deleted."""
+HELD_BACK: Final = "retention_held_back"
+"""Segments are past retention by the clock, and no new sample has come for so long that it is not believed."""
 _RAISE: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
 VALUES (%(key)s, %(site_id)s, %(kind)s, %(hour_at)s, %(hour_at)s::timestamptz + interval '1 hour', %(evidence)s, 1.0, %(origin)s)
@@ -28,6 +34,20 @@ UPDATE findings SET withdrawn_at = now() WHERE kind = %(kind)s AND withdrawn_at 
 """
 _WITHDRAW_PATHS: Final = """
 UPDATE findings SET withdrawn_at = now() WHERE kind = %(kind)s AND withdrawn_at IS NULL AND evidence ->> 'path' = ANY (%(paths)s)
+"""
+# What concerns no site stands with each of them.
+_RAISE_EVERYWHERE: Final = """
+INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
+SELECT %(kind)s || '/' || id, id, %(kind)s, %(at)s, %(at)s, %(evidence)s, 1.0, %(origin)s FROM sites
+ON CONFLICT (dedupe_key) DO UPDATE SET evidence = excluded.evidence, end_at = excluded.end_at, withdrawn_at = NULL,
+    start_at = CASE WHEN findings.withdrawn_at IS NULL THEN findings.start_at ELSE excluded.start_at END, recorded_at = now()
+"""
+_WITHDRAW_EVERYWHERE: Final = "UPDATE findings SET withdrawn_at = now() WHERE kind = %s AND withdrawn_at IS NULL"
+_RAISE_MORE: Final = """
+INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
+VALUES (%(key)s, %(site_id)s, %(kind)s, %(hour_at)s, %(hour_at)s::timestamptz + interval '1 hour', %(evidence)s, 1.0, %(origin)s)
+ON CONFLICT (dedupe_key) DO UPDATE SET recorded_at = now(), withdrawn_at = NULL, evidence = jsonb_set(excluded.evidence, '{rows}',
+    to_jsonb((excluded.evidence ->> 'rows')::bigint + coalesce((findings.evidence ->> 'rows')::bigint, 0)))
 """
 _RECENT: Final = """
 SELECT sites.name, hour_at FROM hour_catalog JOIN sites ON sites.id = site_id WHERE hour_catalog.updated_at >= %s
@@ -70,10 +90,25 @@ def raise_damaged(connection: psycopg.Connection[Any], damaged: Sequence[Checked
 
 
 def raise_too_late(connection: psycopg.Connection[Any], discarded: Sequence[tuple[int, datetime, str, int]]) -> int:
-    """Raise a finding for each (site, hour, stream, rows) that came after its hour's segments were gone; return the rows."""
+    """Raise a finding for each (site, hour, stream, rows) that came after its hour's segments were gone; return the rows.
+
+    Rows are added to those a finding tells of already.
+    """
     for site_id, hour_at, stream, rows in discarded:
-        _raise(connection, TOO_LATE, site_id, hour_at, f"/{stream}", {"stream": stream, "rows": rows})
+        evidence = {"stream": stream, "rows": rows}
+        _raise(connection, TOO_LATE, site_id, hour_at, f"/{stream}", evidence, statement=_RAISE_MORE)
     return sum(rows for _, _, _, rows in discarded)
+
+
+def raise_everywhere(connection: psycopg.Connection[Any], kind: str, at: datetime, evidence: dict[str, Any]) -> None:
+    """Raise a finding that concerns every site alike, or say that it still stands."""
+    given = {"kind": kind, "at": at, "evidence": Jsonb(evidence), "origin": int(Origin.LIVE)}
+    connection.execute(_RAISE_EVERYWHERE, given)
+
+
+def withdraw_everywhere(connection: psycopg.Connection[Any], kind: str) -> None:
+    """Withdraw what :func:`raise_everywhere` has raised."""
+    connection.execute(_WITHDRAW_EVERYWHERE, [kind])
 
 
 def raise_refused(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: Exception) -> None:
@@ -82,10 +117,19 @@ def raise_refused(connection: psycopg.Connection[Any], site_id: int, hour_at: da
 
 
 def _raise(
-    connection: psycopg.Connection[Any], kind: str, site_id: int, hour_at: datetime, of: str, evidence: dict[str, Any]
+    connection: psycopg.Connection[Any],
+    kind: str,
+    site_id: int,
+    hour_at: datetime,
+    of: str,
+    evidence: dict[str, Any],
+    *,
+    statement: LiteralString = _RAISE,
 ) -> None:
-    given = {"key": f"{kind}/{site_id}/{hour_at.isoformat()}{of}", "site_id": site_id, "kind": kind, "hour_at": hour_at}
-    connection.execute(_RAISE, given | {"evidence": Jsonb(evidence), "origin": int(Origin.LIVE)})
+    # The server's zone is not ours: one hour must have one key.
+    key = f"{kind}/{site_id}/{hour_at.astimezone(UTC).isoformat()}{of}"
+    given = {"key": key, "site_id": site_id, "kind": kind, "hour_at": hour_at}
+    connection.execute(statement, given | {"evidence": Jsonb(evidence), "origin": int(Origin.LIVE)})
 
 
 def withdraw_healthy(connection: psycopg.Connection[Any], healthy_paths: Sequence[str] = ()) -> int:

@@ -191,6 +191,8 @@ class Sealer:
         with ExitStack() as unfinished:
             made: list[_Made] = []
             for stream in LATE:
+                if state == "sealed" and stream in from_hot and not work.is_hot(stream):
+                    _refuse_fewer(hour, stream, before.get(stream), ())
                 scratch = work.write(stream, unfinished, from_hot=stream in from_hot)
                 if scratch is not None:
                     made.append(work.publish(stream, scratch))
@@ -307,13 +309,17 @@ class _Work:
 
     def _kept_hot(self, stream: Stream) -> str:
         """Return the part of a query that puts late rows to the hot ones; empty if the day is not hot any more."""
-        table = TARGETS[stream].table
-        day = instant_of(self.hour).date().isoformat()
-        is_hot = self.session.fetch(f"SELECT day FROM stored_days() WHERE parent = '{table}' AND day = '{day}'")
-        if not is_hot.height:
+        if not self.is_hot(stream):
             return ""
+        table = TARGETS[stream].table
         names = ", ".join(TARGETS[stream].schema)
         return f", kept AS (INSERT INTO {table} ({names}) SELECT {names} FROM late)"
+
+    def is_hot(self, stream: Stream) -> bool:
+        """Say whether the hot table still has the hour's day."""
+        table, day = TARGETS[stream].table, instant_of(self.hour).date().isoformat()
+        found = self.session.fetch(f"SELECT day FROM stored_days() WHERE parent = '{table}' AND day = '{day}'")
+        return found.height > 0
 
     def _sealed(self, stream: Stream) -> Iterator[pl.DataFrame]:
         known = self.before.get(stream)

@@ -19,6 +19,16 @@ SELECT DISTINCT hour_at FROM hour_segments WHERE retired_at IS NULL AND (publish
     OR path IN (SELECT evidence ->> 'path' FROM findings WHERE kind = 'segment_damaged' AND withdrawn_at IS NULL))
 UNION (SELECT hour_at FROM hour_segments WHERE retired_at IS NULL GROUP BY hour_at ORDER BY random() LIMIT %s)
 """
+_FOUND_BAD: Final = """
+SELECT evidence ->> 'path' FROM findings WHERE kind = 'segment_damaged' AND withdrawn_at IS NULL
+"""
+# Those whose day is hot: of others there is nothing to make them from.
+_DAMAGED_HOURS: Final = """
+SELECT site_id, hour_at, array_agg(stream ORDER BY stream) FROM hour_segments AS files
+WHERE retired_at IS NULL AND path IN (SELECT evidence ->> 'path' FROM findings WHERE kind = 'segment_damaged' AND withdrawn_at IS NULL)
+AND EXISTS (SELECT FROM stored_days() AS days WHERE days.parent = files.stream AND days.day = (files.hour_at AT TIME ZONE 'UTC')::date)
+GROUP BY site_id, hour_at ORDER BY hour_at, site_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,16 @@ def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> C
     except (SegmentError, SegmentFormatError) as error:
         return Checked(listed, str(error))
     return Checked(listed, None)
+
+
+def found_bad(connection: psycopg.Connection[Any]) -> frozenset[str]:
+    """Return the paths that stand as damaged: found so, and not found whole or replaced since."""
+    return frozenset(path for (path,) in connection.execute(_FOUND_BAD))
+
+
+def damaged_hours(connection: psycopg.Connection[Any]) -> list[tuple[int, datetime, list[str]]]:
+    """Return (site, hour, streams) of the files that stand as damaged while their day is hot, oldest first."""
+    return [(site_id, hour_at, list(streams)) for site_id, hour_at, streams in connection.execute(_DAMAGED_HOURS)]
 
 
 def check_some(connection: psycopg.Connection[Any], segments: Segments, by_chance: int) -> Sequence[Checked]:

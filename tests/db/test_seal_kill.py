@@ -20,7 +20,8 @@ from ingest.store.engine import Database
 from ingest.store.hours import hold_open
 from ingest.store.samples import sample_session
 from ingest.store.seal import Sealer, hour_of
-from ingest.store.seal_hours import delete_retired, drop_hot_days
+from ingest.store.seal_days import drop_hot_days
+from ingest.store.seal_hours import delete_retired
 from ingest.store.segments import Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
@@ -187,7 +188,7 @@ def _finish(stand: Stand, hours: list[datetime]) -> None:
         assert stand.fleet.rows("SELECT count(*) > 0 FROM device_samples") == [(True,)]
     stand.killed("drop", "dropped", tomorrow)
     engine = stand.fleet.database.create_engine("worker", pool_size=1)
-    assert drop_hot_days(engine, tomorrow) == ()
+    assert drop_hot_days(engine, stand.segments, tomorrow).partitions == []
     engine.dispose()
     for step in ("delete file", "forget file"):
         stand.killed("delete", step)

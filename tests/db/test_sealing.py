@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.samples import samples
 from ingest.store.seal import Sealer, hour_of
-from ingest.store.seal_hours import drop_hot_days, due
+from ingest.store.seal_days import drop_hot_days
+from ingest.store.seal_hours import due
+from ingest.store.seal_retention import Clocks, clocks
 from ingest.store.segments import SegmentExpiredError, Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from wattledger.errors import WattledgerError
@@ -36,21 +39,37 @@ def fleet(db: Database) -> SmallFleet:
     return fleet
 
 
+class OneClock(Sealing):
+    """Sealing with a database whose clock says what the worker's does, and agents that send until then, or as long as they did."""
+
+    agents_send = True
+
+    def once(self, now: datetime, is_ours: Callable[[], bool] = lambda: True) -> Pass:
+        self.tell_time = lambda connection: Clocks(now, now if self.agents_send else clocks(connection).newest_at)
+        return super().once(now, is_ours)
+
+
 @pytest.fixture
-def sealing(fleet: SmallFleet, tmp_path: Path) -> Iterator[Sealing]:
+def sealing(fleet: SmallFleet, tmp_path: Path) -> Iterator[OneClock]:
     engine = fleet.database.create_engine("worker")
     settings = SealingSettings(merge_after=NO_TIME, grace=NO_TIME)
-    yield Sealing(fleet.database, Segments.at(tmp_path / "segments"), settings, "wattledger-worker/test", engine)
+    yield OneClock(fleet.database, Segments.at(tmp_path / "segments"), settings, "wattledger-worker/test", engine)
     engine.dispose()
 
 
-def hours(sealing: Sealing, now_hours: int) -> tuple[SiteHour, ...]:
+def published(fleet: SmallFleet, at: datetime) -> None:
+    """Have all files published, and all books closed for the first time, at this instant."""
+    fleet.rows("UPDATE hour_segments SET published_at = %s RETURNING 1", at)
+    fleet.rows("UPDATE ledger_runs SET finished_at = %s RETURNING 1", at)
+
+
+def hours(sealing: OneClock, now_hours: int) -> tuple[SiteHour, ...]:
     now = HOUR_AT + now_hours * HOUR
     return due(sealing.engine, now, seal_after=timedelta(hours=3), merge_after=NO_TIME).seal
 
 
 def test_an_hour_is_due_three_hours_after_its_end_and_not_while_it_is_in_the_open_window(
-    fleet: SmallFleet, sealing: Sealing
+    fleet: SmallFleet, sealing: OneClock
 ) -> None:
     eight = hour_of(fleet.site_id, HOUR_AT)
     assert eight not in hours(sealing, 4)
@@ -67,7 +86,7 @@ def test_an_hour_is_due_three_hours_after_its_end_and_not_while_it_is_in_the_ope
     assert eight not in hours(sealing, 5)
 
 
-def test_a_pass_seals_merges_drops_and_tidies_up(fleet: SmallFleet, sealing: Sealing, tmp_path: Path) -> None:
+def test_a_pass_seals_merges_drops_and_tidies_up(fleet: SmallFleet, sealing: OneClock, tmp_path: Path) -> None:
     first = sealing.once(NOW)
     assert (first.sealed, first.rows) == (12, 1081)  # a reading every 10 s, both ends included
     assert (first.merged, first.dropped_partitions) == (0, 0)
@@ -85,13 +104,13 @@ def test_a_pass_seals_merges_drops_and_tidies_up(fleet: SmallFleet, sealing: Sea
     assert (second.sealed, second.merged, second.rows) == (0, 1, 361)
     assert (second.deleted_files, second.unknown_files, second.damaged_files) == (1, 1, 0)
     assert not left.exists()
-    assert sealing.once(DAY_AT + timedelta(days=4)).sealed == 12  # the rest of that day
-    assert sealing.once(DAY_AT + timedelta(days=4)).dropped_partitions == 7  # one of each stream's table
+    rest = sealing.once(DAY_AT + timedelta(days=4))
+    assert (rest.sealed, rest.dropped_partitions) == (12, 7)  # the rest of that day; one of each stream's table
     assert fleet.rows("SELECT count(*) FROM device_samples") == [(0,)]
     assert not sealing.once(DAY_AT + timedelta(days=4)).is_anything
 
 
-def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallFleet, sealing: Sealing) -> None:
+def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallFleet, sealing: OneClock) -> None:
     sealer, after = Sealer(fleet.database, sealing.segments), (DAY_AT + timedelta(days=1)).date()
     day = [DAY_AT + number * HOUR for number in range(24)]
     for at in day:
@@ -99,28 +118,196 @@ def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallF
     ((site,),) = fleet.rows("INSERT INTO sites (name) VALUES ('new') RETURNING id")
     for at in day[:23]:
         sealer.seal(hour_of(site, at))
-    assert drop_hot_days(sealing.engine, after) == ()
+    assert drop_hot_days(sealing.engine, sealing.segments, after).partitions == []
     sealer.seal(hour_of(site, day[23]))
-    assert {partition.day for partition in drop_hot_days(sealing.engine, after)} == {DAY_AT.date()}
+    assert {partition.day for partition in drop_hot_days(sealing.engine, sealing.segments, after).partitions} == {
+        DAY_AT.date()
+    }
 
 
-def test_a_damaged_file_is_a_finding_until_it_is_replaced(fleet: SmallFleet, sealing: Sealing, tmp_path: Path) -> None:
+DAMAGED = "SELECT start_at, evidence ->> 'stream', withdrawn_at IS NULL FROM findings WHERE kind = 'segment_damaged'"
+
+
+def test_a_damaged_and_a_missing_file_are_findings_and_made_anew_while_their_rows_are_hot(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
+) -> None:
     sealing.once(NOW)
-    path = min((tmp_path / "segments").rglob("hour=08/*.parquet"))
-    path.write_bytes(path.read_bytes()[:-1])
-
-    assert sealing.once(NOW).damaged_files == 1
-
-    found = "SELECT start_at, evidence ->> 'stream', withdrawn_at IS NULL FROM findings WHERE kind = 'segment_damaged'"
-    assert fleet.rows(found) == [(HOUR_AT, "device_samples", True)]
-    ((hour, stream),) = fleet.rows("SELECT hour_at, stream FROM hour_segments WHERE path LIKE '%%hour=08%%'")
-    Sealer(fleet.database, sealing.segments).rebuild(hour_of(fleet.site_id, hour), [stream])
+    for missing in (False, True):
+        path = max((tmp_path / "segments").rglob("hour=08/*.parquet"))
+        path.write_bytes(path.read_bytes()[:-1])
+        if missing:
+            path.unlink()
+        done = sealing.once(NOW)
+        assert (done.damaged_files, done.rebuilt) == (1, 1)
+    assert fleet.rows(DAMAGED) == [(HOUR_AT, "device_samples", False)] * 2
     assert sealing.once(NOW).damaged_files == 0
-    assert fleet.rows(found) == [(HOUR_AT, "device_samples", False)]
+    assert (
+        samples(fleet.database, HOUR_AT, HOUR_AT + HOUR, ["energy_mj"], segments=sealing.segments).collect().height
+        == 360
+    )
+
+
+def test_a_day_stays_hot_while_a_file_of_it_is_damaged_and_cannot_be_made_anew(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wattledger.sealing._CHECKED_HOURS", 0)
+    sealing.once(NOW)
+    published(fleet, HOUR_AT)  # nobody looks at these files by chance, or because they are new
+    path = min((tmp_path / "segments").rglob("hour=08/*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    fleet.rows("DELETE FROM device_samples WHERE at = %s RETURNING 1", HOUR_AT)  # it was in the file alone
+    left = fleet.rows("SELECT count(*) FROM device_samples")
+
+    first = sealing.once(DAY_AT + timedelta(days=4))
+    assert (first.dropped_partitions, first.damaged_files) == (0, 1)  # found because it was to be dropped
+    second = sealing.once(DAY_AT + timedelta(days=4))
+    assert (second.dropped_partitions, second.failed, second.rebuilt) == (0, 1, 0)
+    assert fleet.rows("SELECT count(*) FROM device_samples") == left
+    assert fleet.rows(DAMAGED) == [(HOUR_AT, "device_samples", True)]
+
+    path.write_bytes(whole)  # from a backup
+    assert sealing.once(DAY_AT + timedelta(days=4)).dropped_partitions == 7
+    assert fleet.rows(DAMAGED) == [(HOUR_AT, "device_samples", False)]
+
+
+def test_a_day_whose_file_was_lost_is_dropped_once_it_was_made_anew(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wattledger.sealing._CHECKED_HOURS", 0)
+    sealing.once(NOW)
+    published(fleet, HOUR_AT)
+    min((tmp_path / "segments").rglob("hour=08/*.parquet")).unlink()
+    assert sealing.once(DAY_AT + timedelta(days=4)).dropped_partitions == 0
+    last = sealing.once(DAY_AT + timedelta(days=4))
+    assert (last.rebuilt, last.dropped_partitions) == (1, 7)
+    read = samples(fleet.database, HOUR_AT, HOUR_AT + 3 * HOUR, ["energy_mj"], segments=sealing.segments)
+    assert read.collect().height == 1080
+
+
+def test_without_the_disk_of_the_segments_nothing_is_damaged_and_nothing_deleted(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
+) -> None:
+    sealing.once(NOW)
+    root = tmp_path / "segments"
+    root.rename(tmp_path / "disk")
+    root.mkdir()  # its mount point
+    later = DAY_AT + timedelta(days=4)
+    for _ in range(2):
+        assert sealing.once(later) == Pass(refused=1)
+    assert (list(root.iterdir()), fleet.rows("SELECT count(*) FROM device_samples")) == ([], [(1081,)])
+    found = "SELECT kind, withdrawn_at IS NULL FROM findings"
+    assert fleet.rows(found) == [("segments_unreachable", True)]
+    root.rmdir()
+    (tmp_path / "disk").rename(root)
+    assert sealing.once(later).dropped_partitions == 7
+    assert fleet.rows(found) == [("segments_unreachable", False)]
+
+
+def test_one_hour_that_fails_for_whatever_reason_holds_up_no_other(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
+) -> None:
+    folder = tmp_path / "segments" / "site=s1" / "date=2026-11-01" / "hour=08"
+    folder.parent.mkdir(parents=True)
+    folder.write_text("where the folder of its files should be")
+    first = sealing.once(NOW)
+    assert (first.sealed, first.failed) == (11, 1)
+    again = sealing.once(NOW)
+    assert (again.sealed, again.failed) == (0, 0)  # it waits, longer each time
+    folder.unlink()
+    sealing._apart.clear()
+    assert sealing.once(NOW).sealed == 1
+
+
+def test_hours_that_fail_do_not_come_first_for_ever(fleet: SmallFleet, sealing: OneClock) -> None:
+    at = [HOUR_AT + number * HOUR for number in range(241)]
+    with fleet.admin() as connection:
+        connection.execute(
+            "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed, received_at) "
+            "SELECT at, %s, %s, 0, 0, 1, 0, %s FROM unnest(%s::timestamptz[]) AS at",
+            (fleet.device_id, fleet.epoch_id, HOUR_AT, at),
+        )
+        connection.execute(
+            "INSERT INTO hour_catalog (site_id, hour_at, state, generation) SELECT %s, at, 'sealed', 1 FROM unnest(%s::timestamptz[]) AS at",
+            (fleet.site_id, at),
+        )
+    found, apart = set[SiteHour](), [hour_of(fleet.site_id, each) for each in at[:240]]
+    for without in ([], apart):
+        found = set(
+            due(
+                sealing.engine,
+                HOUR_AT + timedelta(days=60),
+                seal_after=3 * HOUR,
+                merge_after=HOUR,
+                apart=without,
+            ).merge
+        )
+        assert (hour_of(fleet.site_id, at[240]) in found) == bool(without)
+    assert found == {hour_of(fleet.site_id, at[240])}
+
+
+def test_nothing_is_deleted_while_the_clocks_of_worker_and_database_disagree(fleet: SmallFleet, tmp_path: Path) -> None:
+    engine = fleet.database.create_engine("worker")
+    settings = SealingSettings(merge_after=NO_TIME, grace=NO_TIME)
+    sealing = Sealing(fleet.database, Segments.at(tmp_path / "segments"), settings, "wattledger-worker/test", engine)
+    sealing.tell_time = lambda _: Clocks(NOW, NOW)
+    HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments).run(NOW)
+    sealing.once(NOW)
+    published(fleet, HOUR_AT)
+    files = len(list((tmp_path / "segments").rglob("*.parquet")))
+
+    ahead = sealing.once(NOW + timedelta(days=401))  # E.g. a worker without NTP.
+
+    assert ahead == Pass(refused=1)
+    assert (
+        len(list((tmp_path / "segments").rglob("*.parquet"))),
+        fleet.rows("SELECT count(*) FROM device_samples"),
+    ) == (
+        files,
+        [(1081,)],
+    )
+    found = "SELECT evidence ->> 'worker_minus_database_s', withdrawn_at IS NULL FROM findings WHERE kind = 'clocks_disagree'"
+    assert fleet.rows(found) == [("34646400.0", True)]
+    assert sealing.once(NOW + timedelta(seconds=59)).refused == 0
+    assert fleet.rows(found) == [("34646400.0", False)]
+    engine.dispose()
+
+
+def test_segments_do_not_expire_by_clocks_that_agree_but_run_ahead_of_all_samples(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
+) -> None:
+    HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments).run(NOW)
+    sealing.once(NOW)
+    published(fleet, HOUR_AT)
+    sealing.agents_send = False
+    done = sealing.once(NOW + timedelta(days=401))
+    assert (done.expired_hours, done.deleted_files) == (0, 0)
+    found = (
+        "SELECT evidence ->> 'newest_sealed_at', withdrawn_at IS NULL FROM findings WHERE kind = 'retention_held_back'"
+    )
+    assert fleet.rows(found) == [((HOUR_AT + 4 * HOUR).isoformat(), True)]
+    sealing.agents_send = True
+    assert sealing.once(NOW + timedelta(days=401)).expired_hours == 4
+    assert fleet.rows(found) == [((HOUR_AT + 4 * HOUR).isoformat(), False)]
+
+
+def test_what_was_left_behind_is_found_on_a_server_of_any_zone(
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
+) -> None:
+    with fleet.admin() as connection:
+        connection.execute(f"ALTER DATABASE {fleet.database.name} SET timezone = 'Asia/Kolkata'".encode())
+    sealing.engine.dispose()
+    sealing.settings = replace(sealing.settings, grace=HOUR)
+    left = tmp_path / "segments" / "site=s1" / "date=2026-11-01" / "hour=08" / "device_samples.g0009.lost.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of a process that was killed")
+    os.utime(left, (1, 1))
+    assert sealing.once(NOW).unknown_files == 1
+    assert not left.exists()
 
 
 def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_closed_again(
-    fleet: SmallFleet, sealing: Sealing, tmp_path: Path
+    fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
     sealing.settings = replace(sealing.settings, segment_retention=timedelta(days=8))
     sealing.once(NOW)
@@ -133,6 +320,9 @@ def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_clos
     assert (sealing.once(much_later).expired_hours, files()) == (0, 4)
     closer = HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments)
     closer.run(much_later)
+    published(fleet, much_later - timedelta(days=7))
+    assert sealing.once(much_later).expired_hours == 0  # they came, and were closed, a week ago
+    published(fleet, HOUR_AT)
     books = fleet.rows("SELECT hour_at, revision, content_sha256 FROM ledger_hours ORDER BY 1")
 
     assert sealing.once(DAY_AT + timedelta(days=8)).expired_hours == 0
@@ -154,13 +344,22 @@ def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_clos
     assert closer.run(much_later).refused > 0
     assert closer.run(much_later).refused == 0  # a finding says so; it is not tried for ever
     assert sealing.once(much_later).too_late_rows == 1
+    with fleet.admin() as connection:
+        connection.execute(
+            "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed) "
+            "SELECT %s, %s, %s, 0, 0, 1, 0 FROM generate_series(1, 3)",
+            (HOUR_AT + timedelta(seconds=6), fleet.device_id, fleet.epoch_id),
+        )
+    assert sealing.once(much_later).too_late_rows == 3
+    told = "SELECT evidence ->> 'rows' FROM findings WHERE kind = 'samples_after_retention'"
+    assert fleet.rows(told) == [("4",)]
     assert fleet.rows("SELECT hour_at, revision, content_sha256 FROM ledger_hours ORDER BY 1") == books
     found = "SELECT DISTINCT kind FROM findings WHERE start_at = %s AND kind IN ('recompute_refused', 'samples_after_retention')"
     assert len(fleet.rows(found, HOUR_AT)) == 2
     assert fleet.rows("SELECT count(*) > 0 FROM tenant_minutes WHERE minute_at >= %s", HOUR_AT) == [(True,)]
 
 
-def test_nothing_is_sealed_by_a_worker_without_the_lease(sealing: Sealing) -> None:
+def test_nothing_is_sealed_by_a_worker_without_the_lease(sealing: OneClock) -> None:
     assert sealing.once(NOW, lambda: False) == Pass()
     stop = threading.Event()
     thread = threading.Thread(target=sealing.run, args=(stop, lambda: False, lambda: NOW))
@@ -178,7 +377,7 @@ def test_settings_that_make_no_sense_name_their_variable(text: str) -> None:
         SealingSettings.from_env({"WATTLEDGER_SEAL_AFTER_H": text})
 
 
-def test_what_is_due_is_found_without_reading_all_late_rows(fleet: SmallFleet, sealing: Sealing) -> None:
+def test_what_is_due_is_found_without_reading_all_late_rows(fleet: SmallFleet, sealing: OneClock) -> None:
     # Four hours of 5,000 late rows each; the third has none.
     late = (
         "INSERT INTO late_samples (at, device_id, epoch_id, reading, span_us, samples, samples_missed, energy_mj) "
