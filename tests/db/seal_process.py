@@ -11,7 +11,8 @@ from pathlib import Path
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Sealer
-from ingest.store.seal_hours import delete_retired, drop_hot_days
+from ingest.store.seal_days import drop_hot_days
+from ingest.store.seal_hours import delete_retired
 from ingest.store.segments import Segments
 
 
@@ -27,7 +28,7 @@ def main(socket_dir: str, name: str, folder: str, work: str, deadly: str, *words
         hour = SiteHour(int(words[0]), int(words[1]))
         (sealer.seal if work == "seal" else sealer.merge)(hour)
     elif work == "drop":
-        drop_hot_days(database.create_engine("worker"), date.fromisoformat(words[0]), step=step)
+        drop_hot_days(database.create_engine("worker"), segments, date.fromisoformat(words[0]), step=step)
     else:
         with database.connect("worker") as connection:
             delete_retired(connection, segments, timedelta(0), step=step)
