@@ -81,12 +81,14 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
             post.max_body_bytes,
             answered,
             post.failure,
+            budget=runtime.budget,
+            gate=runtime.admit,
             body_within_s=settings.body_s,
         )
         for module in _MODULES
         for post in module.ENDPOINTS
     }
-    commands = Endpoint("commands", partial(fleet.orders, runtime), 0, answered)
+    commands = Endpoint("commands", partial(fleet.orders, runtime), 0, answered, budget=runtime.budget)
     app.router.routes.append(Route(COMMANDS_PATH, commands, methods=["GET"]))
     for path, endpoint in app.direct.items():
         # Also a route, so that another method on the path is answered as FastAPI answers it.
@@ -98,12 +100,12 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        status, body = await runtime.in_thread(runtime.readiness)
+        status, body = await runtime.readiness()
         return JSONResponse(body, status)
 
     @app.get("/metrics", include_in_schema=False)
     async def own_metrics(_: StarletteRequest) -> PlainTextResponse:
-        return PlainTextResponse(await runtime.in_thread(runtime.metrics.exposition), media_type=METRICS_TYPE)
+        return PlainTextResponse(await runtime.exposition(), media_type=METRICS_TYPE)
 
     return app
 
@@ -114,5 +116,5 @@ def _handler(runtime: Runtime, post: Post, tracer: Tracer | None) -> Handle:
 
 
 async def _admitted(runtime: Runtime, post: Post, request: Request) -> Answer:
-    await runtime.admit(request.headers.get(b"authorization"), len(request.body))
+    await runtime.admit_unclaimed(request.headers, len(request.body))
     return await post.handle(runtime, request)

@@ -134,6 +134,11 @@ class Authenticator:
                 self._known.pop(header, None)
 
 
+def check_bearer(header: bytes | None) -> None:
+    """Raise UnauthorizedError for a header that names no token at all."""
+    _secret(header)
+
+
 def _secret(header: bytes | None) -> str:
     scheme, _, secret = (header or b"").decode("latin-1").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():

@@ -6,42 +6,43 @@ FastAPI's request handling costs more than a body of 80 rows; these endpoints ar
 from __future__ import annotations
 
 import asyncio
-import logging
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
-import zstandard
 from starlette.types import Receive, Scope, Send
 
-from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, SlowError, TooLargeError, UnsupportedError
+from ingest.body_budget import BodyBudget, Held
+from ingest.content_encoding import decoded
+from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, SlowError, TooLargeError
 
-_LOG = logging.getLogger(__name__)
 JSON: Final = "application/json"
-_ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""What RFC 8878 asks every decoder to take; a frame that wants more memory is refused."""
-_ZSTD_STEP_BYTES: Final = 1024
-"""Compressed bytes a step: at the format's best ratio these are 32 MiB, so a bomb is noticed after that."""
 _NO_CONTENT: Final = 204
 BODY_WITHIN_S: Final = 60.0
 """From the end of a request's headers to the end of its body: 8 MiB at 140 kB/s. Who dribbles keeps a connection, not for ever."""
+REFUSED_WITHIN_S: Final = 10.0
+"""How long the body of a refused request may still come: most clients read no answer before they have sent all of it."""
 Answered = Counter[tuple[str, str]]
 """Bodies answered by (endpoint, outcome): counted in place, as an instrument call costs a tenth of a small body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Headers (lower case) and the whole body of one request."""
+    """Headers (lower case) and the whole body of one request; ``held`` is what it holds of the process's budget."""
 
     headers: Mapping[bytes, bytes]
     body: bytes
+    held: Held
 
     def text(self, name: bytes) -> str | None:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def decoded(self, max_bytes: int) -> bytes:
+        """Return the body without its Content-Encoding, within a cap and the budget; raises IngestError. For any thread."""
+        return decoded(self.body, self.text(b"content-encoding"), max_bytes, self.held.take)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Answer:
     outcome: str = "accepted"
 
 
+Gate = Callable[[Mapping[bytes, bytes]], Awaitable[None]]
+"""Says by a request's headers, before any of its body is read, whether it may be taken; raises IngestError."""
 Failure = Callable[[str | None, IngestError], Answer]
 """Words a refusal for a sender that sent this content type."""
 
@@ -64,7 +67,10 @@ def problem(_: str | None, error: IngestError) -> Answer:
 
 
 class Endpoint:
-    """A POST endpoint that reads at most ``max_body_bytes`` and words refusals as ``failure`` does."""
+    """A POST endpoint that reads at most ``max_body_bytes`` and words refusals as ``failure`` does.
+
+    Nothing of a body is kept before ``gate`` has let its headers through, and nothing beyond ``budget``.
+    """
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class Endpoint:
         answered: Answered,
         failure: Failure = problem,
         *,
+        budget: BodyBudget,
+        gate: Gate | None = None,
         body_within_s: float = BODY_WITHIN_S,
     ) -> None:
         self._body_within_s = body_within_s
@@ -82,16 +90,28 @@ class Endpoint:
         self._max_body_bytes = max_body_bytes
         self._answered = answered
         self._failure = failure
+        self._budget = budget
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         extra: dict[str, str] = {}
+        coming = _Coming(receive, self._max_body_bytes)
+        held = self._budget.hold()
         try:
-            answer = await self._handle(Request(headers, await self._in_time(headers, receive)))
+            coming.check_claim(headers)
+            if self._gate is not None:
+                await self._gate(headers)
+            answer = await self._handle(Request(headers, await self._in_time(coming, held), held))
         except IngestError as error:
+            held.release()
             content_type = headers.get(b"content-type")
             answer = self._failure(None if content_type is None else content_type.decode("latin-1"), error)
             extra = error.headers()
+            if not await coming.let_go(headers, min(REFUSED_WITHIN_S, self._body_within_s)):
+                extra = {**extra, "connection": "close"}  # nobody reads what may still come
+        finally:
+            held.release()
         self._answered[self._name, answer.outcome] += 1
         fields = [(name.encode(), value.encode()) for name, value in extra.items()]
         if answer.status != _NO_CONTENT:  # such an answer has neither type nor length (RFC 9110)
@@ -100,71 +120,71 @@ class Endpoint:
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
 
-    async def _in_time(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _in_time(self, coming: _Coming, held: Held) -> bytes:
         try:
             async with asyncio.timeout(self._body_within_s):
-                return await self._read(headers, receive)
+                return await coming.read(held)
         except TimeoutError:
+            coming.is_given_up = True
             raise SlowError(self._body_within_s) from None
 
-    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+
+class _Coming:
+    """The body of one request while it comes."""
+
+    __slots__ = ("_is_whole", "_max_bytes", "_receive", "is_given_up")
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._is_whole = False
+        self.is_given_up = False
+
+    def is_whole(self) -> bool:
+        """Whether nothing more comes."""
+        return self._is_whole
+
+    def check_claim(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raise TooLargeError for a body that says it is larger than the bound."""
         claimed = headers.get(b"content-length", b"0")
-        if claimed.isdigit() and int(claimed) > self._max_body_bytes:
-            raise TooLargeError(f"{int(claimed)} bytes; at most {self._max_body_bytes} are taken")
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            return bytes(message.get("body", b""))
+        if claimed.isdigit() and int(claimed) > self._max_bytes:
+            raise TooLargeError(f"{int(claimed)} bytes; at most {self._max_bytes} are taken")
+
+    async def read(self, held: Held) -> bytes:
+        """Return the body; raises BadBodyError, and UnavailableError where the budget is used up."""
         parts: list[bytes] = []
         size = 0
-        while message["type"] == "http.request":
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_body_bytes:
-                raise TooLargeError(f"more than {self._max_body_bytes} bytes")
-            if not message.get("more_body"):
-                return b"".join(parts)
-            message = await receive()
-        raise BadBodyError("malformed", "the sender hung up before the end of the body")
+        while not self._is_whole:
+            part = await self._next()
+            size += len(part)
+            if size > self._max_bytes:
+                raise TooLargeError(f"more than {self._max_bytes} bytes")
+            held.take(len(part))
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def let_go(self, headers: Mapping[bytes, bytes], within_s: float) -> bool:
+        """Read what still comes and keep none of it; return whether all of it came."""
+        if self.is_whole():
+            return True
+        # Who asks first, and is refused, sends nothing; asking for the rest would make it send.
+        if self.is_given_up or headers.get(b"expect", b"").lower() == b"100-continue":
+            return False
+        size = 0
+        try:
+            async with asyncio.timeout(within_s):
+                while size <= self._max_bytes:
+                    size += len(await self._next())
+                    if self.is_whole():
+                        return True
+        except (TimeoutError, BadBodyError):
+            pass
+        return False
 
-def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
-    """Undo Content-Encoding gzip, zstd or identity within a cap on the result."""
-    name = (encoding or "identity").strip().lower()
-    if name == "identity":
-        return body
-    if name in ("gzip", "x-gzip"):
-        return _gunzipped(body, max_bytes)
-    if name == "zstd":
-        return _unzstd(body, max_bytes)
-    raise UnsupportedError(f"content encoding {name!r:.40}; send gzip, zstd or none")
-
-
-def _gunzipped(body: bytes, max_bytes: int) -> bytes:
-    decompressor = zlib.decompressobj(wbits=31)
-    try:
-        data = decompressor.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise BadBodyError("malformed", f"damaged gzip: {error}") from error
-    if len(data) > max_bytes:
-        raise TooLargeError(f"more than {max_bytes} bytes when decompressed")
-    if not decompressor.eof:
-        raise BadBodyError("malformed", "truncated gzip")
-    return data
-
-
-def _unzstd(body: bytes, max_bytes: int) -> bytes:
-    # An object each: a decompressor is not shared between threads. The frame's own claim of its size is not believed.
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
-    parts: list[bytes] = []
-    size = 0
-    try:
-        for at in range(0, len(body), _ZSTD_STEP_BYTES):
-            parts.append(decompressor.decompress(body[at : at + _ZSTD_STEP_BYTES]))
-            size += len(parts[-1])
-            if size > max_bytes:
-                raise TooLargeError(f"more than {max_bytes} bytes when decompressed")
-    except zstandard.ZstdError as error:
-        raise BadBodyError("malformed", f"damaged zstd: {error}") from error
-    if not decompressor.eof:
-        raise BadBodyError("malformed", "truncated zstd")
-    return b"".join(parts)
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            self._is_whole = True
+            raise BadBodyError("malformed", "the sender hung up before the end of the body")
+        self._is_whole = not message.get("more_body")
+        return bytes(message.get("body", b""))

@@ -18,7 +18,7 @@ from ingest.series.counts import SeriesCounts
 class IngestMetrics:
     """The instruments of one ingest process; nothing global."""
 
-    def __init__(self, queued_bytes: Callable[[], int]) -> None:
+    def __init__(self, queued_bytes: Callable[[], int], held_bytes: Callable[[], int]) -> None:
         self.answered: Counter[tuple[str, str]] = Counter()
         """Bodies answered by (endpoint, outcome); the event loop's thread counts here."""
         self.meters = Meters("wattledger-ingest", REQUEST_SECONDS)
@@ -55,6 +55,11 @@ class IngestMetrics:
             "wattledger_ingest_queued_bytes",
             [lambda _: [Observation(queued_bytes())]],
             description="Decoded bytes waiting to be written",
+        )
+        meter.create_observable_gauge(
+            "wattledger_ingest_bodies_bytes",
+            [lambda _: [Observation(held_bytes())]],
+            description="Bytes of request bodies in hand, as sent and as unpacked",
         )
 
     def exposition(self) -> str:

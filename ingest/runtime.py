@@ -11,18 +11,19 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
-import psycopg
 import sqlalchemy as sa
 
 from ingest.accept import clock_skew_us
 from ingest.admission import DiskGuard, RateLimits
-from ingest.auth import Authenticator, Principal
+from ingest.auth import Authenticator, Principal, check_bearer
+from ingest.body_budget import BodyBudget
 from ingest.errors import BadBodyError, UnavailableError
+from ingest.lanes import Awaited, Lane
 from ingest.metrics import IngestMetrics
 from ingest.newcomers import Newcomers
 from ingest.readiness import Standing, Watch
@@ -33,8 +34,10 @@ from ingest.store import partitions
 from ingest.store.dead_letters import DeadLetter, LetterBox, Room
 from ingest.store.group import GroupWriter, Outcome, Result
 from ingest.store.prepare import Submission
+from ingest.store.pulse import Beat, Pulse
 from ingest.store.registry import Registry
 from ingest.store.series_nodes import Spacings
+from ingest.store.tokens import Token
 from ingest.store.writer import Writer
 from ingest.trace_writer import TraceWriter
 
@@ -46,6 +49,24 @@ _COLLECT_AFTER: Final = (10_000, 20, 50)
 flight is some hundred objects in no cycle; with Python's 700 the collector took a seventh of this process's CPU, measured."""
 _MIB: Final = 1024 * 1024
 _STOPPING_RETRY_S: Final = 2
+_SILENT_RETRY_S: Final = 5
+_POOL_TIMEOUT_S: Final = 5
+_HEED_EVERY_S: Final = 0.25
+_PROBE_WITHIN_S: Final = 1.5
+"""How long who asks whether this process is ready waits for the database; probes themselves give up after a second or more."""
+_LANE_BYTES: Final = 32 * _MIB
+"""Bodies as sent that may be in hand or wait, of each kind that has a lane."""
+_LANES: Final = {
+    "tokens": 1,
+    "others": 2,
+    "samples": 2,
+    "series": 1,
+    "traces": 2,
+    "lineage": 1,
+    "outcomes": 1,
+    "jobs": 1,
+}
+"""Kinds of work and their threads. Each but ``tokens`` and ``samples`` may want one of ``engine``'s connections."""
 _T = TypeVar("_T")
 
 
@@ -54,13 +75,23 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine: sa.Engine = settings.database.create_engine("writer", pool_size=3, application="wattledger-ingest")
+        self.engine: sa.Engine = settings.database.create_engine(
+            "writer", pool_size=3, application="wattledger-ingest", pool_timeout_s=_POOL_TIMEOUT_S
+        )
+        # Of its own: who may send is asked before anything is taken in, whatever else keeps the others busy.
+        self.tokens_engine = settings.database.create_engine(
+            "writer", pool_size=1, application="wattledger-tokens", pool_timeout_s=_POOL_TIMEOUT_S
+        )
         # Of its own: a thousand agents that all reconnect must not keep the registry waiting for a connection.
         self._registry_engine = settings.database.create_engine(
-            "writer", pool_size=1, application="wattledger-registry"
+            "writer", pool_size=1, application="wattledger-registry", pool_timeout_s=_POOL_TIMEOUT_S
         )
         self.registry = Registry(self._registry_engine)
-        self.authenticator = Authenticator(self.engine, settings.token_cache_s)
+        self.authenticator = Authenticator(self.tokens_engine, settings.token_cache_s)
+        self.awaited = Awaited()
+        self.budget = BodyBudget(settings.bodies_mib * _MIB)
+        self._lanes = {name: Lane(name, threads, _LANE_BYTES, self.awaited) for name, threads in _LANES.items()}
+        self._pulse = Pulse(settings.database, settings.database_silent_s)
         room = Room(settings.node_letters_mib * _MIB, settings.site_letters_mib * _MIB)
         self.letters = LetterBox(self.engine, room)
         sinks = [
@@ -68,8 +99,8 @@ class Runtime:
             for _ in range(settings.writers)
         ]
         self.writer = Writer(sinks, settings.limits, self._settled)
-        self.traces = TraceWriter(settings.database, self.registry)
-        self.metrics = IngestMetrics(lambda: self.writer.queued_bytes)
+        self.traces = TraceWriter(settings.database, self.registry, self.awaited)
+        self.metrics = IngestMetrics(lambda: self.writer.queued_bytes, lambda: self.budget.held_bytes)
         self.disk = DiskGuard(settings.data_paths, settings.min_free_mib * 1024 * 1024)
         self._rates = RateLimits()
         self.newcomers = Newcomers()
@@ -77,13 +108,17 @@ class Runtime:
         self._probe = sinks[0]
         self._reader = Reader()
         self._local = threading.local()
-        self._threads = ThreadPoolExecutor(3, "ingest")
+        # For those who ask how this process is; none of them asks the database.
+        self._probes = ThreadPoolExecutor(3, "probes")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._refreshing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._renewal: asyncio.Future[None] | None = None
         self._collected_after = gc.get_threshold()
         self._draining = False
         self._standing = Standing()
+        self._readiness: asyncio.Future[tuple[int, dict[str, Any]]] | None = None
+        self._looking: asyncio.Future[None] | None = None
+        self._degraded: dict[str, str] = {}
         self.watches: list[Watch] = []
         """What else is to be told of when somebody asks whether this process is ready."""
 
@@ -98,48 +133,75 @@ class Runtime:
             await self.in_thread(self.ensure_partitions)
         except UnavailableError as error:
             _LOG.warning("ingest starts without its database: %s", error)
+        self._pulse.start()
         self.writer.start()
+        self._tasks.append(asyncio.create_task(self._heed_silence()))
         if self.settings.token_cache_s:
-            self._refreshing = asyncio.create_task(self._refresh_tokens())
+            self._tasks.append(asyncio.create_task(self._refresh_tokens()))
 
     async def stop(self) -> None:
         """Write what waits, then let go of everything."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-        await self.in_thread(self.series.close)
-        await self.in_thread(self.writer.stop)
-        await self.in_thread(self.traces.close)
-        self._threads.shutdown(wait=True)
+        for task in self._tasks:
+            task.cancel()
+        for close in (self.series.close, self.writer.stop, self.traces.close, self._pulse.stop):
+            await self.in_thread(close)
+        for lane in self._lanes.values():
+            lane.close()
+        self._probes.shutdown(wait=False)
         self.engine.dispose()
+        self.tokens_engine.dispose()
         self._registry_engine.dispose()
         self.metrics.close()
         gc.set_threshold(*self._collected_after)
         gc.unfreeze()
 
     async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, work, *args)
+        """Return what ``work`` returns in a thread for what has no lane of its own."""
+        return await self._lanes["others"].run(0, work, *args)
+
+    async def in_lane(self, lane: str, size_bytes: int, work: Callable[..., _T], *args: Any) -> _T:
+        """Return what ``work`` returns in a thread for this kind of work (``_LANES``), of a body of so many bytes as sent.
+
+        Raises UnavailableError where too much waits, or the database turns silent meanwhile.
+        """
+        return await self._lanes[lane].run(size_bytes, work, *args)
 
     async def principal(self, header: bytes | None) -> Principal:
         known = self.authenticator.recall(header)
         if known is None and self.authenticator.may_be_renewed(header):
             await self._renewed()
             known = self.authenticator.recall(header)
-        return known if known is not None else await self.in_thread(self.authenticator.verify, header)
+        return known if known is not None else await self.in_lane("tokens", 0, self.authenticator.verify, header)
 
-    async def admit(self, header: bytes | None, size: int) -> None:
-        """Say whether a body of ``size`` bytes may be looked at now; raises IngestError, 429 or 503 where it may not."""
+    async def admit(self, headers: Mapping[bytes, bytes]) -> None:
+        """Say by its headers whether a body may be read now; raises IngestError, 401, 429 or 503 where it may not."""
         if self._draining:
             raise UnavailableError("stopping", "this server is stopping; send it again", _STOPPING_RETRY_S)
         self.disk.check()
+        header = headers.get(b"authorization")
+        check_bearer(header)  # nobody waits, and nothing is asked, for who shows no token at all
+        if self._pulse.is_silent:
+            raise _silent()
         token = (await self.principal(header)).token
+        claimed = headers.get(b"content-length")
+        if claimed is not None and claimed.isdigit():
+            self._charge(token, int(claimed))
+
+    async def admit_unclaimed(self, headers: Mapping[bytes, bytes], size: int) -> None:
+        """Count a body that did not say its size before it came; raises TooManyError."""
+        if b"content-length" not in headers:
+            self._charge((await self.principal(headers.get(b"authorization"))).token, size)
+
+    def _charge(self, token: Token, size: int) -> None:
         rate = self.settings.site_rate if token.node_id is None else self.settings.node_rate
         self._rates.take(token.id, rate, size)
 
     async def read(self, body: bytes) -> Body:
         """Check a body, a large one in a thread."""
         return (
-            self._reader.read(body) if len(body) <= _LARGE_BODY_BYTES else await self.in_thread(self._read_large, body)
+            self._reader.read(body)
+            if len(body) <= _LARGE_BODY_BYTES
+            else await self.in_lane("samples", len(body), self._read_large, body)
         )
 
     def skew_us(self, sent_at: bytes | None) -> int | None:
@@ -154,7 +216,7 @@ class Runtime:
         """Return once the body is committed; raises IngestError when it is not."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.writer.submit(future, submission)
-        result = await future
+        result = await self.awaited.result(future)
         if isinstance(result, Outcome):
             return result
         raise result
@@ -175,37 +237,62 @@ class Runtime:
         """Say no to what comes from now on, and that this process is not ready; what is in hand is finished."""
         self._draining = True
 
-    def readiness(self) -> tuple[int, dict[str, Any]]:
-        """Return status and body for who asks whether this process takes data: :meth:`ingest.readiness.Standing.told`."""
-        degraded = {name: fault for watch in self.watches for name, fault in watch().items()}
-        return self._standing.told(self._faults(), degraded)
+    async def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Return status and body for who asks whether this process takes data: :meth:`ingest.readiness.Standing.told`.
 
-    def _faults(self) -> dict[str, str]:
+        However many ask, the database is asked once at a time, and waited for a second and a half.
+        """
+        if self._readiness is None or self._readiness.done():
+            self._readiness = asyncio.ensure_future(self._stand())
+        return await asyncio.shield(self._readiness)
+
+    async def exposition(self) -> str:
+        """Return the process's metrics as Prometheus text; asks nobody."""
+        return await asyncio.get_running_loop().run_in_executor(self._probes, self.metrics.exposition)
+
+    async def _stand(self) -> tuple[int, dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        if self._looking is None or self._looking.done():
+            self._looking = loop.run_in_executor(self._probes, self._look)
+        # A watch that does not come back is told as it was last.
+        looking = asyncio.wait([self._looking], timeout=_PROBE_WITHIN_S)
+        beat, _ = await asyncio.gather(loop.run_in_executor(self._probes, self._pulse.ask, _PROBE_WITHIN_S), looking)
+        return self._standing.told(self._faults(beat), self._degraded)
+
+    def _look(self) -> None:
+        self._degraded = {name: fault for watch in self.watches for name, fault in watch().items()}
+
+    def _faults(self, beat: Beat) -> dict[str, str]:
         if self._draining:
             return {"process": "it is stopping"}
         faults = {}
         short = self.disk.fault()
         if short is not None:
             faults["disk"] = short
-        try:
-            if self.writer.is_down:
-                return faults | {"database": "the database does not answer, or takes no writes"}
-            today = datetime.now(UTC).date()
-            with self.engine.begin() as conn:
-                days = partitions.missing(conn, "device_samples", (today, today + timedelta(days=1)))
-        except (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error) as error:
-            return faults | {"database": f"the database does not answer: {type(error).__name__}"}
-        if days:
-            faults["partitions"] = f"no partition for {', '.join(map(str, days))}"
+        if self.writer.is_down:
+            return faults | {"database": "the database does not answer, or takes no writes"}
+        if beat.fault is not None:
+            return faults | {"database": beat.fault}
+        if beat.missing_days:
+            faults["partitions"] = f"no partition for {', '.join(map(str, beat.missing_days))}"
         return faults
+
+    async def _heed_silence(self) -> None:
+        """While the database is silent, tell all who wait for it to come again; the outermost loop of its task."""
+        while True:
+            await asyncio.sleep(_HEED_EVERY_S)
+            if self._pulse.is_silent:
+                told = self.awaited.end(_silent)
+                if told:
+                    _LOG.warning("%d requests were told to come again: the database is silent", told)
 
     async def _renewed(self) -> None:
         """Verify again, in one question for all that wait: after a pause the time of a thousand senders is up at once."""
         if self._renewal is None or self._renewal.done():
-            self._renewal = asyncio.ensure_future(self.in_thread(self.authenticator.refresh))
+            self._renewal = asyncio.ensure_future(self.in_lane("tokens", 0, self.authenticator.refresh))
         try:
             await asyncio.shield(self._renewal)
-        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, UnavailableError) as error:
             # Nobody is believed for it: each is then verified by itself, and told what the database says.
             _LOG.warning("tokens whose time is up could not be verified together: %s", type(error).__name__)
 
@@ -214,8 +301,8 @@ class Runtime:
         while True:
             await asyncio.sleep(self.settings.token_cache_s / 3)
             try:
-                await self.in_thread(self.authenticator.refresh)
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+                await self.in_lane("tokens", 0, self.authenticator.refresh)
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError, UnavailableError) as error:
                 _LOG.warning("tokens in use could not be verified again: %s", type(error).__name__)
 
     def _read_large(self, body: bytes) -> Body:
@@ -236,6 +323,10 @@ class Runtime:
                     self.metrics.refused.add(refusal.rows, {"stream": refusal.stream.value, "reason": refusal.reason})
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, results)
+
+
+def _silent() -> UnavailableError:
+    return UnavailableError("database_silent", "the database gives no answer; send it again", _SILENT_RETRY_S)
 
 
 def _resolve(results: Sequence[tuple[asyncio.Future[Result], Result]]) -> None:

@@ -65,6 +65,10 @@ class Settings:
     """The same of all senders of a site."""
     body_s: int = field(default=60, metadata={"bounds": (1, 3_600)})
     """Seconds from the end of a request's headers to the end of its body; then it is answered 408 and hung up on."""
+    bodies_mib: int = field(default=128, metadata={"bounds": (16, 65_536)})
+    """MiB of request bodies, as sent and as unpacked, in hand at a time over all connections; beyond it 503."""
+    database_silent_s: int = field(default=5, metadata={"bounds": (1, 300)})
+    """Seconds for which the simplest question to the database may have no answer; then all who wait for it are told 503."""
     min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})
     """MiB that must be free in each of ``data_paths``; below it data is refused, as a full disk stops the database. 0 = off."""
     data_paths: tuple[Path, ...] = ()

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from ingest.calls import ApiCall, CallSource
 from ingest.errors import BadBodyError, IngestError, UnavailableError
+from ingest.lanes import Awaited
 from ingest.rows import Rows
 from ingest.spans import KeptSpan
 from ingest.store import calls as call_store
@@ -51,9 +52,10 @@ class Traces:
 class TraceWriter:
     """Takes bodies on the event loop, writes them in threads of its own."""
 
-    def __init__(self, database: Database, registry: Registry) -> None:
+    def __init__(self, database: Database, registry: Registry, awaited: Awaited) -> None:
         self._engine = database.create_engine("writer", pool_size=_WRITERS, application="wattledger-traces")
         self._registry = registry
+        self._awaited = awaited
         self._threads = ThreadPoolExecutor(_WRITERS, "traces")
         self._waiting: deque[tuple[Traces, asyncio.Future[None]]] = deque()
         self._waiting_rows = 0
@@ -71,7 +73,7 @@ class TraceWriter:
         if self._writing < _WRITERS:
             self._writing += 1
             asyncio.get_running_loop().call_soon(self._next)
-        await done
+        await self._awaited.result(done)
 
     def close(self) -> None:
         """Wait for what is being written, then let go of the connections."""

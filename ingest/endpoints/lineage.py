@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from ingest.auth import Principal
 from ingest.endpoints.post import Post
 from ingest.errors import BadBodyError
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.receivers.json_body import answer
 from ingest.receivers.open_lineage import BATCH_PATH, LINEAGE_PATH, ReadEvents, read_events
 from ingest.runtime import Runtime
-from ingest.store.lineage import write_events
+from ingest.store.lineage import Kept, write_events
 from ingest.store.tokens import Scope
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -22,17 +23,7 @@ async def take_lineage(runtime: Runtime, request: Request) -> Answer:
     """Take run events; of several, those that cannot be read are named and the others kept. Raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require(Scope.WRITE)
-    site_id, tenant_path = principal.site_id, principal.token.tenant_path
-    read = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"))
-    if read.refused:
-        runtime.metrics.refused.add(len(read.refused), {"stream": "lineage", "reason": "bad_event"})
-    ignored = sum(read.facets_ignored.values())
-    if ignored:
-        runtime.metrics.refused.add(ignored, {"stream": "lineage_facets", "reason": "unknown_facet"})
-    if len(read.refused) == read.received:
-        raise BadBodyError("bad_event", f"event {read.refused[0].index}: {read.refused[0].reason}")
-    await runtime.in_thread(_make_room, runtime, principal.token.id, read)
-    kept = await runtime.in_thread(write_events, runtime.engine, site_id, tenant_path, read.events)
+    read, kept = await runtime.in_lane("lineage", len(request.body), _take, runtime, principal, request)
     successful = read.received - len(read.refused)
     said = answer(
         read.received,
@@ -45,8 +36,19 @@ async def take_lineage(runtime: Runtime, request: Request) -> Answer:
     return Answer(201, said)
 
 
-def _read(body: bytes, encoding: str | None) -> ReadEvents:
-    return read_events(decoded(body, encoding, MAX_DECODED_BYTES), time.time_ns() // 1_000)
+def _take(runtime: Runtime, principal: Principal, request: Request) -> tuple[ReadEvents, Kept]:
+    """Read and keep a body; in one go, so that no more than one lies about unpacked."""
+    site_id, tenant_path = principal.site_id, principal.token.tenant_path
+    read = read_events(request.decoded(MAX_DECODED_BYTES), time.time_ns() // 1_000)
+    if read.refused:
+        runtime.metrics.refused.add(len(read.refused), {"stream": "lineage", "reason": "bad_event"})
+    ignored = sum(read.facets_ignored.values())
+    if ignored:
+        runtime.metrics.refused.add(ignored, {"stream": "lineage_facets", "reason": "unknown_facet"})
+    if len(read.refused) == read.received:
+        raise BadBodyError("bad_event", f"event {read.refused[0].index}: {read.refused[0].reason}")
+    _make_room(runtime, principal.token.id, read)
+    return read, write_events(runtime.engine, site_id, tenant_path, read.events)
 
 
 def _make_room(runtime: Runtime, token_id: int, read: ReadEvents) -> None:

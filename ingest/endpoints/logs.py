@@ -7,7 +7,7 @@ from typing import Final
 
 from ingest.endpoints.outcomes import keep_evaluations
 from ingest.endpoints.post import Post
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.receivers import otlp
 from ingest.receivers.otlp_logs import Logs, read_logs
 from ingest.receivers.outcomes import evaluation_records
@@ -25,8 +25,7 @@ async def take_logs(runtime: Runtime, request: Request) -> Answer:
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require_any(Scope.WRITE, Scope.AGENT)
     media = otlp.media_type(request.text(b"content-type"))
-    encoding = request.text(b"content-encoding")
-    logs = await runtime.in_thread(_read, request.body, encoding, media)
+    logs = await runtime.in_lane("traces", len(request.body), _read, request, media)
     outcomes, refused = evaluation_records(logs.evaluations, time.time_ns() // 1_000)
     kept, full = await keep_evaluations(runtime, principal, outcomes)
     bad = len(refused) + logs.malformed
@@ -44,8 +43,8 @@ async def take_logs(runtime: Runtime, request: Request) -> Answer:
     return Answer(200, answer, media, "declined" if logs.records and not outcomes else "accepted")
 
 
-def _read(body: bytes, encoding: str | None, media: str) -> Logs:
-    return read_logs(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media)
+def _read(request: Request, media: str) -> Logs:
+    return read_logs(request.decoded(otlp.MAX_DECODED_BYTES), media)
 
 
 ENDPOINTS: Final = (

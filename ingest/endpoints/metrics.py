@@ -12,7 +12,7 @@ from typing import Final
 
 from ingest.endpoints import series
 from ingest.endpoints.post import Post
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.receivers import otlp, otlp_metrics
 from ingest.runtime import Runtime
 from ingest.series.intake import Taken
@@ -22,10 +22,9 @@ async def take_metrics(runtime: Runtime, request: Request) -> Answer:
     """Take one OTLP metrics export; raises IngestError."""
     principal = await series.sender(runtime, request)
     media = otlp.media_type(request.text(b"content-type"))
-    encoding = request.text(b"content-encoding")
     cadence_us = series.cadence_us(request)
-    read = partial(_read, runtime, request.body, encoding, media, principal.site_id, principal.node, cadence_us)
-    taken = await runtime.series.in_turn(len(request.body), read)
+    read = partial(_read, runtime, request, media, principal.site_id, principal.node, cadence_us)
+    taken = await runtime.in_lane("series", len(request.body), read)
     refused = await series.keep(runtime, principal, "otlp", taken)
     for reason in ("delta", "bad_labels"):
         refused[reason] += sum(count for (_, why), count in taken.tally.by_name.items() if why == reason)
@@ -35,14 +34,13 @@ async def take_metrics(runtime: Runtime, request: Request) -> Answer:
 
 def _read(
     runtime: Runtime,
-    body: bytes,
-    encoding: str | None,
+    request: Request,
     media: str,
     site_id: int,
     own_node: str | None,
     cadence_us: int | None,
 ) -> Taken:
-    data = decoded(body, encoding, otlp_metrics.MAX_DECODED_BYTES)
+    data = request.decoded(otlp_metrics.MAX_DECODED_BYTES)
     now_us = time.time_ns() // 1_000
     return runtime.series.otlp(data, site_id, own_node, now_us, cadence_us, is_json=media == otlp.JSON)
 

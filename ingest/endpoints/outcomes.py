@@ -9,11 +9,11 @@ from typing import Final
 from ingest.auth import Principal
 from ingest.endpoints.post import Post
 from ingest.errors import BadBodyError
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.receivers.json_body import answer
 from ingest.receivers.outcomes import OUTCOMES_PATH, OutcomeReport, ReadOutcomes, read_outcomes
 from ingest.runtime import Runtime
-from ingest.store.lineage import write_outcomes
+from ingest.store.lineage import Kept, write_outcomes
 from ingest.store.tokens import Scope
 
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024
@@ -24,8 +24,14 @@ async def take_outcomes(runtime: Runtime, request: Request) -> Answer:
     """Take outcomes; of several, those that cannot be read are named and the others kept. Raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require(Scope.WRITE)
+    read, kept = await runtime.in_lane("outcomes", len(request.body), _take, runtime, principal, request)
+    return Answer(201, answer(read.received, len(read.outcomes), kept.known, read.refused))
+
+
+def _take(runtime: Runtime, principal: Principal, request: Request) -> tuple[ReadOutcomes, Kept]:
+    """Read and keep a body; in one go, so that no more than one lies about unpacked."""
     site_id, tenant_path = principal.site_id, principal.token.tenant_path
-    read = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"))
+    read = read_outcomes(request.decoded(MAX_DECODED_BYTES), time.time_ns() // 1_000)
     if read.refused:
         runtime.metrics.refused.add(len(read.refused), {"stream": "outcomes", "reason": "bad_outcome"})
     if len(read.refused) == read.received:
@@ -36,8 +42,7 @@ async def take_outcomes(runtime: Runtime, request: Request) -> Answer:
         if not room:
             raise full
         read.cut(room, full.detail)
-    kept = await runtime.in_thread(write_outcomes, runtime.engine, site_id, tenant_path, read.outcomes)
-    return Answer(201, answer(read.received, len(read.outcomes), kept.known, read.refused))
+    return read, write_outcomes(runtime.engine, site_id, tenant_path, read.outcomes)
 
 
 async def keep_evaluations(
@@ -49,12 +54,9 @@ async def keep_evaluations(
         runtime.metrics.refused.add(len(judged) - room, {"stream": "outcomes", "reason": full.reason})
     if room:
         tenant_path = principal.token.tenant_path
-        await runtime.in_thread(write_outcomes, runtime.engine, principal.site_id, tenant_path, judged[:room])
+        site_id = principal.site_id
+        await runtime.in_lane("outcomes", 0, write_outcomes, runtime.engine, site_id, tenant_path, judged[:room])
     return room, None if full is None else full.detail
-
-
-def _read(body: bytes, encoding: str | None) -> ReadOutcomes:
-    return read_outcomes(decoded(body, encoding, MAX_DECODED_BYTES), time.time_ns() // 1_000)
 
 
 ENDPOINTS: Final = (Post("outcomes", OUTCOMES_PATH, take_outcomes, MAX_BODY_BYTES, success=201),)

@@ -28,7 +28,7 @@ async def take_remote_write(runtime: Runtime, request: Request) -> Answer:
     cadence_us = series.cadence_us(request)
     now_us = time.time_ns() // 1_000
     read = partial(runtime.series.remote_write, request.body, principal.site_id, principal.node, now_us, cadence_us)
-    taken = await runtime.series.in_turn(len(request.body), read)
+    taken = await runtime.in_lane("series", len(request.body), read)
     refused = await series.keep(runtime, principal, "remote_write", taken)
     if refused:
         raise BadBodyError("series_refused", f"kept but for what cannot be: {series.told(refused)}")

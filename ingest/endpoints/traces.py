@@ -8,7 +8,7 @@ from typing import Final
 
 from ingest.endpoints.outcomes import keep_evaluations
 from ingest.endpoints.post import Post
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.receivers import otlp
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
@@ -24,8 +24,7 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
-    encoding = request.text(b"content-encoding")
-    read, judged, why = await runtime.in_thread(_read, request.body, encoding, media)
+    read, judged, why = await runtime.in_lane("traces", len(request.body), _read, request, media)
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
     kept, full = await keep_evaluations(runtime, principal, judged)
     refused = sum(read.refused.values())
@@ -43,8 +42,8 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     return Answer(200, otlp.response(media, refused, message), media)
 
 
-def _read(body: bytes, encoding: str | None, media: str) -> tuple[Read, tuple[OutcomeReport, ...], Mapping[str, str]]:
-    export = read_spans(decoded(body, encoding, otlp.MAX_DECODED_BYTES), media, WANTED)
+def _read(request: Request, media: str) -> tuple[Read, tuple[OutcomeReport, ...], Mapping[str, str]]:
+    export = read_spans(request.decoded(otlp.MAX_DECODED_BYTES), media, WANTED)
     now_us = time.time_ns() // 1_000
     return read_calls(export, now_us), evaluations(export.spans, now_us), export.why
 

@@ -11,7 +11,7 @@ import orjson
 from ingest.auth import Principal
 from ingest.endpoints.post import Post
 from ingest.errors import UnsupportedError
-from ingest.http import Answer, Request, decoded
+from ingest.http import Answer, Request
 from ingest.newcomers import TOO_MANY
 from ingest.receivers.work import MAX_BODY_BYTES, MAX_DECODED_BYTES, Refused, Work, named, read_work
 from ingest.receivers.work_events import PATH
@@ -33,10 +33,7 @@ async def take_events(runtime: Runtime, request: Request) -> Answer:
     media = (request.text(b"content-type") or "application/json").partition(";")[0].strip().lower()
     if media != "application/json":
         raise UnsupportedError(f"content type {media!r:.60}; send application/json")
-    now = datetime.now(UTC)
-    work = await runtime.in_thread(_read, request.body, request.text(b"content-encoding"), now)
-    await runtime.in_thread(_make_room, runtime, principal, work)
-    kept = await runtime.in_thread(_keep, runtime, principal.site_id, work, principal.node, now)
+    work, kept = await runtime.in_lane("jobs", len(request.body), _take, runtime, principal, request)
     refused = sorted((*work.refused, *kept.refused), key=lambda each: each.index)
     for each in refused:
         runtime.metrics.refused.add(1, {"stream": "work", "reason": each.reason})
@@ -48,8 +45,12 @@ async def take_events(runtime: Runtime, request: Request) -> Answer:
     return Answer(200, orjson.dumps(answer))
 
 
-def _read(body: bytes, encoding: str | None, now: datetime) -> Work:
-    return read_work(decoded(body, encoding, MAX_DECODED_BYTES), now)
+def _take(runtime: Runtime, principal: Principal, request: Request) -> tuple[Work, Kept]:
+    """Read and keep a body; in one go, so that no more than one lies about unpacked."""
+    now = datetime.now(UTC)
+    work = read_work(request.decoded(MAX_DECODED_BYTES), now)
+    _make_room(runtime, principal, work)
+    return work, keep(runtime.engine, principal.site_id, work, node=principal.node, now=now)
 
 
 def _make_room(runtime: Runtime, principal: Principal, work: Work) -> None:
@@ -62,10 +63,6 @@ def _make_room(runtime: Runtime, principal: Principal, work: Work) -> None:
         runtime.metrics.refused.add(len(full), {"stream": "work", "reason": TOO_MANY})
         raise full[0][1]
     work.refuse([Refused(index, why.reason, why.detail) for index, why in full])
-
-
-def _keep(runtime: Runtime, site_id: int, work: Work, node: str | None, now: datetime) -> Kept:
-    return keep(runtime.engine, site_id, work, node=node, now=now)
 
 
 ENDPOINTS: Final = (Post("jobs", PATH, take_events, MAX_BODY_BYTES),)

@@ -22,6 +22,16 @@ ROLE_NAMES: Mapping[str, str] = {role: f"wattledger_{role}" for role in ("owner"
 URL_VARIABLE = "WATTLEDGER_DATABASE_URL"
 URL_FILE_VARIABLE = "WATTLEDGER_DATABASE_URL_FILE"
 CONNECT_TIMEOUT_S = 10
+POOL_TIMEOUT_S = 30
+"""How long somebody waits for a connection that others have; then it is an outage."""
+_LINK: Mapping[str, int] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Seconds, but for the last, which is milliseconds: a network that goes away without a word ends a connection after 20 to
+25 s, not after TCP's quarter of an hour. Of no meaning on a socket of this machine; what the URL says of them wins."""
 _WRITE = frozenset({"writer", "worker"})
 """Roles of no use on a server that is read-only; the API reads."""
 
@@ -126,8 +136,14 @@ class Database:
         self, role: Role, *, autocommit: bool = False, application: str = "wattledger"
     ) -> psycopg.Connection[tuple[object, ...]]:
         """Open a psycopg connection as a role; OperationalError also where writer or worker could not write."""
+        uri = self.libpq_uri(role)
+        said = psycopg.conninfo.conninfo_to_dict(uri)
+        link = {name: value for name, value in _LINK.items() if name not in said}
         connection = psycopg.connect(
-            self.libpq_uri(role), autocommit=autocommit, connect_timeout=CONNECT_TIMEOUT_S, application_name=application
+            psycopg.conninfo.make_conninfo(uri, **link),
+            autocommit=autocommit,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name=application,
         )
         if role in _WRITE and _is_read_only(connection):
             connection.close()
@@ -135,7 +151,13 @@ class Database:
         return connection
 
     def create_engine(
-        self, role: Role, *, pool_size: int = 2, application: str = "wattledger", echo: bool = False
+        self,
+        role: Role,
+        *,
+        pool_size: int = 2,
+        application: str = "wattledger",
+        pool_timeout_s: float = POOL_TIMEOUT_S,
+        echo: bool = False,
     ) -> sqlalchemy.Engine:
         """Return a SQLAlchemy engine (psycopg) as a role; the caller disposes of it.
 
@@ -146,6 +168,7 @@ class Database:
             creator=lambda: self.connect(role, application=application),
             pool_size=pool_size,
             max_overflow=0,
+            pool_timeout=pool_timeout_s,
             pool_pre_ping=True,  # a restarted server costs one retry inside the pool instead of a failed request
             echo=echo,
         )

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from ingest.calls import ApiCall
-from ingest.http import decoded
+from ingest.content_encoding import decoded
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp import JSON, PROTOBUF, media_type

@@ -15,8 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
+from ingest.content_encoding import decoded
 from ingest.errors import BadBodyError, TooLargeError, UnavailableError, UnsupportedError
-from ingest.http import decoded
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp import JSON, PROTOBUF, Signal, failure, media_type, response
@@ -53,6 +53,20 @@ def test_compressed_bodies_are_bounded(encode: object) -> None:
         decoded(pack(b"abc" * 100)[:-6], name, 1_000)
     with pytest.raises(BadBodyError):
         decoded(b"abc", name, 1_000)
+
+
+@pytest.mark.parametrize("encode", [gzip.compress, zstandard.compress])
+def test_every_member_of_a_compressed_body_is_read_and_nothing_after_the_last(encode: object) -> None:
+    name, pack = ("gzip", gzip.compress) if encode is gzip.compress else ("zstd", zstandard.compress)
+    parts = [b"first " * 40_000, b"", b"second"]
+    assert decoded(b"".join(map(pack, parts)), name, 250_000) == b"".join(parts)
+    with pytest.raises(TooLargeError):  # the bound is on all of them together
+        decoded(pack(bytes(600)) + pack(bytes(600)), name, 1_000)
+    for rest in (b"garbage", b"\0", pack(b"second")[:-3]):
+        with pytest.raises(BadBodyError):
+            decoded(pack(b"first") + rest, name, 1_000)
+    with pytest.raises(TooLargeError, match="4096"):
+        decoded(pack(b"") * 5_000, name, 1_000)
 
 
 def test_other_encodings_and_types_are_refused() -> None:

@@ -63,7 +63,7 @@ def test_senders_whose_time_is_up_at_once_are_verified_in_one_question(db: Datab
             for known in runtime.authenticator._known.values():
                 known.believed_until_s = time.monotonic() - 60
             asked: list[str] = []
-            sa.event.listen(runtime.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+            sa.event.listen(runtime.tokens_engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
             found = await asyncio.gather(*(runtime.principal(header) for header in headers))
             assert [principal.node for principal in found] == [*site.node_tokens, None]
             assert len([statement for statement in asked if "token_by_digest" in statement]) == 1

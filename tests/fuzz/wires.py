@@ -16,8 +16,8 @@ from google.protobuf.json_format import MessageToJson
 
 from collector.commands import check as orders
 from collector.wire import Stream
+from ingest.content_encoding import decoded
 from ingest.errors import IngestError
-from ingest.http import decoded
 from ingest.receivers import native, open_lineage, otlp, outcomes, remote_write, work
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.calls import MAX_TOKENS, TOKEN_PARTS
+from ingest.content_encoding import decoded
 from ingest.errors import BadBodyError
-from ingest.http import decoded
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.gen_ai_span import MAX_TEXT
