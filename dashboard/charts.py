@@ -92,10 +92,10 @@ def power_chart(points: Sequence[PowerPoint], step_s: int, height_px: int = 250)
 def tenants_over_time(steps: TenantSteps, flow: Flow, height_px: int = 250) -> alt.Chart:
     """Return each tenant's power in kW, or energy in kWh a step, stacked over UTC time; a step without meters stays empty.
 
-    The largest tenants have an area of their own, the others one together.
+    The largest tenants have an area of their own, the others one together; what is no tenant's always has: it is waste to look for.
     """
     totals = {each.tenant or NOBODY: sum(mj or 0 for mj in each.energy_mj) for each in steps.tenants}
-    shown = sorted(sorted(totals, key=lambda name: (-totals[name], name))[:MOST_SERIES])
+    shown = sorted(sorted(totals, key=lambda name: (name != NOBODY, -totals[name], name))[:MOST_SERIES])
     energy_mj: dict[tuple[int, str], int] = {}
     for each in steps.tenants:
         name = each.tenant or NOBODY

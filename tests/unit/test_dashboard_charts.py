@@ -114,6 +114,9 @@ def test_small_tenants_are_summed_as_one_and_no_energy_is_lost() -> None:
     assert len(by_series) == MOST_SERIES + 1
     assert by_series[OTHER] == 0 + 1 + 2 + 3
     assert sum(by_series.values()) == 66
+    many[None] = [30_000_000]  # half a kilowatt that is nobody's is not hidden among small tenants
+    by_series = {value["series"]: value["power_kw"] for value in drawn(tenants_over_time(steps(many), Flow.POWER))}
+    assert (by_series[NOBODY], by_series[OTHER], len(by_series)) == (0.5, 0 + 1 + 2 + 3 + 4, MOST_SERIES + 1)
 
 
 def test_cost_is_stacked_by_category_and_the_dearest_tenant_stands_first() -> None:
