@@ -1,7 +1,7 @@
 """ingest.otlp: LLM spans a second, from an OTLP/HTTP body to calls and steps of traces committed.
 
-Bodies as SDKs send them: protobuf, 512 spans each, fourteen attributes a span, a message of 300 characters among them.
-Every call is a new one. The target is one small machine's: two cores for ingest, PostgreSQL and the senders together.
+Bodies as SDKs send them: protobuf, 512 spans each, fourteen attributes a span, a message of 300 characters among them, of four
+programs that take turns. Every call is a new one. The target is one small machine's: two cores for ingest, PostgreSQL and the senders together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ingest.receivers.otlp import PROTOBUF, TRACES_PATH
 
 SPANS: Final = 512
 """OpenTelemetry's own batch size."""
+PROGRAMS: Final = 4
+"""Models by turns, and every other one says its port: spans of each are alike."""
 BODIES: Final = 240
 SENDERS: Final = 12
 ROUNDS: Final = 3
@@ -80,7 +82,7 @@ def body(at_ns: int, spans: int = SPANS) -> bytes:
     group.resource.attributes.append(KeyValue(key="service.name", value=AnyValue(string_value="chat-backend")))
     scope = group.scope_spans.add()
     for number in range(spans):
-        name = os.urandom(12).hex()
+        name, program = os.urandom(12).hex(), number % PROGRAMS
         span = scope.spans.add(
             trace_id=os.urandom(16), span_id=os.urandom(8), parent_span_id=b"p" * 8, name="chat gpt-5-mini"
         )
@@ -89,8 +91,8 @@ def body(at_ns: int, spans: int = SPANS) -> bytes:
         texts = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "openai",
-            "gen_ai.request.model": "gpt-5-mini",
-            "gen_ai.response.model": "gpt-5-mini-2025-08-07",
+            "gen_ai.request.model": f"gpt-5-{program}",
+            "gen_ai.response.model": f"gpt-5-{program}-2025-08-07",
             "gen_ai.response.id": f"chatcmpl-{name}",
             "gen_ai.input.messages": _MESSAGE,
             "server.address": "api.openai.com",
@@ -104,6 +106,8 @@ def body(at_ns: int, spans: int = SPANS) -> bytes:
             "gen_ai.usage.reasoning_tokens": 120,
             "gen_ai.usage.total_tokens": 1_250,
         }
+        if program % 2:
+            numbers["server.port"] = 443
         for key, text in texts.items():
             span.attributes.append(KeyValue(key=key, value=AnyValue(string_value=text)))
         for key, count in numbers.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, overload
 
@@ -42,7 +43,11 @@ class Rows(Sequence[T], Generic[T]):
         given = [cls.of(kind, part) for part in parts if len(part)]
         if len(given) == 1:
             return given[0]
-        return cls(kind, {name: [value for part in given for value in part.columns[name]] for name in _names(kind)})
+        columns: dict[str, list[Any]] = {name: [] for name in _names(kind)}
+        for part in given:
+            for name, column in part.columns.items():
+                columns[name] += column
+        return cls(kind, columns)
 
     def __len__(self) -> int:
         return self._count
@@ -58,4 +63,9 @@ class Rows(Sequence[T], Generic[T]):
 
 
 def _names(kind: Any) -> tuple[str, ...]:
+    return _known(kind)
+
+
+@cache
+def _known(kind: Any) -> tuple[str, ...]:
     return tuple(entry.name for entry in fields(kind))

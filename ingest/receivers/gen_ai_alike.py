@@ -6,7 +6,7 @@ The outcome is that of :mod:`ingest.receivers.gen_ai_span` for each of them, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,9 @@ from ingest.accept import EARLIEST_AT_US
 from ingest.calls import ApiCall
 from ingest.receivers import gen_ai_names as names
 from ingest.receivers.gen_ai_span import (
+    ID_DIGITS,
     MAX_DURATION_US,
+    Window,
     api_key_of,
     call_of,
     clean,
@@ -41,20 +43,27 @@ _PARTS: Final = {
     "usage_known": "known",
 }
 """Columns of calls, and what they are among the parts."""
+_NO_TRACE, _NO_SPAN = ("0" * digits for digits in ID_DIGITS)
 _FIRST_CHUNK: Final = frozenset(("first_chunk_ms", "first_chunk_s"))
 
 
-def sound_alike(alike: Alike, latest_us: int) -> bool:
+def sound_alike(alike: Alike, window: Window) -> bool:
     """Whether all of them may be kept; their ids are whole, or they would not be alike."""
     starts = alike.found.start_ns
-    return min(starts) // 1_000 >= EARLIEST_AT_US and max(starts) // 1_000 <= latest_us
+    return (
+        min(starts) // 1_000 >= max(EARLIEST_AT_US, window.earliest_us)
+        and max(starts) // 1_000 <= window.latest_us
+        and _NO_TRACE not in alike.found.trace_ids
+        and _NO_SPAN not in alike.found.span_ids
+    )
 
 
 def calls_alike(alike: Alike) -> Rows[ApiCall]:
     """Return the calls these spans tell of, if they are of a kind that is one."""
     found = alike.found
     values = found.values
-    columns: dict[str, list[Any]] = {name: [value] * len(alike) for name, value in asdict(call_of(alike.first)).items()}
+    first = call_of(alike.first)
+    columns: dict[str, list[Any]] = {name: [getattr(first, name)] * len(alike) for name in ApiCall.__dataclass_fields__}
     columns["called_at_us"] = [start_ns // 1_000 for start_ns in found.start_ns]
     columns["dedupe_key"] = [
         f"span/{trace_id}/{span_id}" for trace_id, span_id in zip(found.trace_ids, found.span_ids, strict=True)
