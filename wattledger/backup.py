@@ -213,7 +213,8 @@ def _copy(
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            shutil.copyfile(segments.checked(file), partial)
+            with segments.fresh(file) as found:
+                shutil.copyfile(found, partial)
             if hex_digest(partial) != told.sha256:
                 raise BackupError(f"{file.path} did not arrive in {target} as it was; is that disk well?")
             sync(partial)

@@ -274,8 +274,9 @@ class _Work:
         require(self.segments, self.mark)  # an hour takes minutes, and its disk may have gone meanwhile
         self.segments.publish(scratch, file.path)
         self.step(f"read back {stream.value}")
-        if read_meta(self.segments.checked(file)).rows != file.rows:
-            raise AssertionError("a file with the right digest has the right rows")
+        with self.segments.fresh(file, keep=True) as found:
+            if read_meta(found).rows != file.rows:
+                raise AssertionError("a file with the right digest has the right rows")
         return _Made(stream, file, tuple(sorted(set(meta.epochs["feed"]))))
 
     def _hot(self, stream: Stream) -> Iterator[pl.DataFrame]:

@@ -1,7 +1,8 @@
 """Where the files of sealed hours lie: a folder, or a bucket by URL; published so that a file is there whole or not at all.
 
 Whatever is read is checked first: size and SHA-256 as the catalog has them, once per process and file. Buckets are reached
-through obstore (ADR 0014); of these, files in use are kept in a bounded folder beside. It knows no hour and no catalog.
+through obstore (ADR 0014); of these, copies of files in use are kept beside (``ingest.store.segment_cache``), and whether a file
+still is in the bucket no copy answers. It knows no hour and no catalog.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+
+from ingest.store.segment_cache import Cache
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _CHUNK_BYTES: Final = 1 << 20
-CACHE_BYTES: Final = 4 << 30
-"""Of files fetched from a bucket: a day of 10,000 GPUs is about 3 GB."""
 MARKER: Final = "wattledger-segments"
 """A file in the root by which it is known: an empty mount point has none (``ingest.store.segment_place``)."""
 
@@ -55,7 +56,16 @@ class Place(Protocol):
         """Make a complete, synced file of ours durable under its path; nobody ever sees half of it."""
 
     def local(self, file: SegmentFile) -> Path:
-        """Return a local file with the bytes of this one, unchecked; raises FileNotFoundError."""
+        """Return a local file with the bytes of this one, or a copy of it, unchecked; raises FileNotFoundError."""
+
+    def fetched(self, file: SegmentFile) -> AbstractContextManager[Path]:
+        """Give the bytes that lie in the place now, unchecked, as a local file for a block; raises FileNotFoundError."""
+
+    def keep(self, file: SegmentFile, fetched: Path) -> None:
+        """Have what was fetched, and found good, answer :meth:`local` from now on."""
+
+    def let_go(self, file: SegmentFile) -> bool:
+        """Delete a copy of a file that answers for it here; False = what is read here is the file itself, or there is none."""
 
     def delete(self, path: str) -> None:
         """Take a file away; one that is not there is no error."""
@@ -90,6 +100,15 @@ class Folder:
     def local(self, file: SegmentFile) -> Path:
         return self.root / file.path
 
+    def fetched(self, file: SegmentFile) -> AbstractContextManager[Path]:
+        return nullcontext(self.root / file.path)
+
+    def keep(self, file: SegmentFile, fetched: Path) -> None:
+        """Nothing: the file itself was looked at."""
+
+    def let_go(self, file: SegmentFile) -> bool:  # noqa: ARG002 - a folder has no copies
+        return False
+
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
@@ -118,10 +137,10 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Object storage; ``cache`` is a local folder of files in use."""
+    """Object storage, and copies of its files that are in use."""
 
     store: ObjectStore
-    cache: Path
+    cache: Cache
 
     def publish(self, scratch: Path, path: str) -> None:
         import obstore  # noqa: PLC0415 - who keeps segments in a folder never loads it
@@ -130,27 +149,34 @@ class Bucket:
         scratch.unlink()
 
     def local(self, file: SegmentFile) -> Path:
+        kept = self.cache.find(_copy_name(file))
+        if kept is not None:
+            return kept
+        with self.fetched(file) as partial:
+            return self.cache.keep(partial, _copy_name(file))
+
+    @contextmanager
+    def fetched(self, file: SegmentFile) -> Iterator[Path]:
         import obstore  # noqa: PLC0415
 
-        kept = self.cache / f"{file.sha256.hex()}.parquet"
-        if kept.exists():
-            os.utime(kept)
-            return kept
-        self.cache.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.partial")
         try:
-            with partial.open("wb") as target:
-                for chunk in obstore.get(self.store, file.path).stream(_CHUNK_BYTES):
-                    target.write(chunk)
+            pieces = obstore.get(self.store, file.path).stream(_CHUNK_BYTES)
         except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
-            partial.unlink(missing_ok=True)
             raise FileNotFoundError(file.path) from error
         except obstore.exceptions.BaseError as error:
-            partial.unlink(missing_ok=True)
             raise SegmentUnreachableError(f"segment {file.path} cannot be fetched: {error}") from error
-        partial.replace(kept)
-        self._shrink()
-        return kept
+        with ExitStack() as made:
+            try:
+                path = made.enter_context(self.cache.made(_copy_name(file), file.size_bytes, pieces))
+            except (obstore.exceptions.BaseError, OSError) as error:  # the way from there, or the disk here
+                raise SegmentUnreachableError(f"segment {file.path} cannot be fetched: {error}") from error
+            yield path
+
+    def keep(self, file: SegmentFile, fetched: Path) -> None:
+        self.cache.keep(fetched, _copy_name(file))
+
+    def let_go(self, file: SegmentFile) -> bool:
+        return self.cache.drop(_copy_name(file))
 
     def delete(self, path: str) -> None:
         import obstore  # noqa: PLC0415
@@ -181,16 +207,6 @@ class Bucket:
 
         obstore.put(self.store, MARKER, f"{mark}\n".encode())
 
-    def _shrink(self) -> None:
-        """Let go of the files that were used longest ago. A reader that has one open keeps it until done."""
-        kept = sorted((path.stat().st_atime, path.stat().st_size, path) for path in self.cache.glob("*.parquet"))
-        excess = sum(size for _, size, _ in kept) - CACHE_BYTES
-        for _, size, path in kept[:-1]:
-            if excess <= 0:
-                return
-            path.unlink(missing_ok=True)
-            excess -= size
-
 
 class Segments:
     """Files of sealed hours below one root. For several threads."""
@@ -214,8 +230,8 @@ class Segments:
             return cls(Folder(root), root / ".unfinished", text)
         from obstore.store import from_url  # noqa: PLC0415
 
-        kept = cache or Path("/var/tmp/wattledger-segments")  # noqa: S108 - only where nobody names another
-        return cls(Bucket(from_url(text), kept), kept / ".unfinished", text)
+        copies = Cache(cache or Path("/var/tmp/wattledger-segments"))  # noqa: S108 - only where nobody names another
+        return cls(Bucket(from_url(text), copies), copies.unfinished, text)
 
     def scratch(self, name: str) -> Path:
         """Return a path for a file to be made; nobody else is given the same."""
@@ -229,32 +245,62 @@ class Segments:
     def checked(self, file: SegmentFile) -> Path:
         """Return a local path of the file's bytes, which are those that were sealed; raises SegmentError.
 
-        Where the whole place is away, SegmentUnreachableError: that is no fault of the file. Looked at once per process and version of the file: damage that comes later is found by ``segments verify``.
+        Where the whole place is away, SegmentUnreachableError: that is no fault of the file. Looked at once per process and
+        version of the file: damage that comes later is found by ``segments verify``. A copy that is not what was sealed is
+        fetched once more, since it says nothing of the file.
         """
         try:
-            path = self._place.local(file)
-            stat = path.stat()
-            known = (file.path, stat.st_size, stat.st_mtime_ns, file.sha256)
-            if known in self._checked:
-                return path
-            fault = None
-            if stat.st_size != file.size_bytes:
-                fault = f"has {stat.st_size} bytes instead of {file.size_bytes}"
-            elif digest(path) != file.sha256:
-                fault = "has another SHA-256 than when it was sealed"
+            path, fault = self._looked_at(file)
+            if fault and self._place.let_go(file):
+                path, fault = self._looked_at(file)
         except FileNotFoundError:
-            if self._place.mark() is None:
-                raise SegmentUnreachableError(
-                    f"{self.shown_as} has no file {MARKER!r}: its disk is not mounted, or it is another folder"
-                ) from None
-            fault = "is missing"
+            raise self._missing(file) from None
         if fault:
-            raise SegmentError(
-                f"segment {file.path} in {self.shown_as} {fault}; restore it from a backup, or if its hour is still hot "
-                "make it anew with `wattledger segments rebuild`"
-            )
-        self._checked.add(known)
+            raise self._faulty(file, fault)
         return path
+
+    @contextmanager
+    def fresh(self, file: SegmentFile, *, keep: bool = False) -> Iterator[Path]:
+        """Give the file's bytes as they lie in the place now, checked, for a block; no copy of it here answers. Raises as above.
+
+        ``keep``: it is about to be read, so a copy stays.
+        """
+        with ExitStack() as opened:
+            try:
+                path = opened.enter_context(self._place.fetched(file))
+                fault = _fault(path, path.stat(), file)
+            except FileNotFoundError:
+                raise self._missing(file) from None
+            if fault:
+                raise self._faulty(file, fault)
+            yield path
+            if keep:
+                self._place.keep(file, path)
+
+    def _looked_at(self, file: SegmentFile) -> tuple[Path, str | None]:
+        """Return what answers for the file here, and its fault; raises FileNotFoundError."""
+        path = self._place.local(file)
+        stat = path.stat()
+        known = (file.path, stat.st_size, stat.st_mtime_ns, file.sha256)
+        if known in self._checked:
+            return path, None
+        fault = _fault(path, stat, file)
+        if fault is None:
+            self._checked.add(known)
+        return path, fault
+
+    def _missing(self, file: SegmentFile) -> SegmentError | SegmentUnreachableError:
+        if self._place.mark() is None:
+            return SegmentUnreachableError(
+                f"{self.shown_as} has no file {MARKER!r}: its disk is not mounted, or it is another folder"
+            )
+        return self._faulty(file, "is missing")
+
+    def _faulty(self, file: SegmentFile, fault: str) -> SegmentError:
+        return SegmentError(
+            f"segment {file.path} in {self.shown_as} {fault}; restore it from a backup, or if its hour is still hot "
+            "make it anew with `wattledger segments rebuild`"
+        )
 
     def forget(self) -> None:
         """Have every file looked at again."""
@@ -278,10 +324,25 @@ class Segments:
         """Delete files somebody began to make and never finished; return how many."""
         if not self._scratch.is_dir():
             return 0
-        old = [path for path in self._scratch.iterdir() if time.time() - path.stat().st_mtime > older_than_s]
+        # Copies of a bucket's files were once made beside the folder of unfinished ones.
+        begun = [*self._scratch.iterdir(), *self._scratch.parent.glob("*.parquet.*.partial")]
+        old = [path for path in begun if time.time() - path.stat().st_mtime > older_than_s]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
+
+
+def _copy_name(file: SegmentFile) -> str:
+    return f"{file.sha256.hex()}.parquet"
+
+
+def _fault(path: Path, stat: os.stat_result, file: SegmentFile) -> str | None:
+    """Return what is wrong with a file's bytes; raises FileNotFoundError."""
+    if stat.st_size != file.size_bytes:
+        return f"has {stat.st_size} bytes instead of {file.size_bytes}"
+    if digest(path) != file.sha256:
+        return "has another SHA-256 than when it was sealed"
+    return None
 
 
 def digest(path: Path) -> bytes:

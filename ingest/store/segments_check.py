@@ -40,12 +40,15 @@ class Checked:
 
 
 def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> Checked:
-    """Look at a file: size and digest; ``thoroughly`` also every page with its own checksum, and the rows."""
+    """Look at a file: size and digest; ``thoroughly`` also every page with its own checksum, and the rows.
+
+    Of a bucket it is fetched: no copy that is kept here tells how it is there.
+    """
     try:
-        path = segments.checked(listed.file)
-        meta = read_meta(path)
-        if meta.rows != listed.file.rows or (thoroughly and check_pages(path) != meta.rows):
-            return Checked(listed, f"holds other than {listed.file.rows} rows")
+        with segments.fresh(listed.file) as path:
+            meta = read_meta(path)
+            if meta.rows != listed.file.rows or (thoroughly and check_pages(path) != meta.rows):
+                return Checked(listed, f"holds other than {listed.file.rows} rows")
     except (SegmentError, SegmentFormatError) as error:
         return Checked(listed, str(error))
     return Checked(listed, None)

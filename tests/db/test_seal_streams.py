@@ -11,11 +11,14 @@ from obstore.store import MemoryStore
 
 from collector.wire import Feed, Stream
 from ingest.settings import Settings
+from ingest.store.catalog import listed_files
 from ingest.store.engine import Database
 from ingest.store.hours import HOUR_US
 from ingest.store.samples import sample_session, samples
 from ingest.store.seal import Sealer, hour_of
+from ingest.store.segment_cache import Cache
 from ingest.store.segments import Bucket, SegmentError, Segments
+from ingest.store.segments_check import check_file
 from tests.db.ingest_harness import Site, batch_meta, body_of, device_row, make_site, now_us, rows, run, send
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
@@ -144,7 +147,7 @@ def test_each_site_is_read_from_where_it_is(fleet: SmallFleet, tmp_path: Path) -
 def test_a_bucket_holds_segments_as_a_folder_does(fleet: SmallFleet, tmp_path: Path) -> None:
     store, cache = MemoryStore(), tmp_path / "cache"
     cache.mkdir()
-    segments = Segments(Bucket(store, cache), cache / ".unfinished", "memory://")
+    segments = Segments(Bucket(store, Cache(cache)), cache / ".unfinished", "memory://")
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     sealer, hour = Sealer(fleet.database, segments), hour_of(fleet.site_id, HOUR_AT)
     assert sealer.seal(hour).rows == 360
@@ -155,7 +158,7 @@ def test_a_bucket_holds_segments_as_a_folder_does(fleet: SmallFleet, tmp_path: P
     assert read(segments) == 360
     (path, _) = next(segments.listed("site=s1"))
     assert path.startswith("site=s1/date=2026-11-01/hour=08/device_samples.g0001.")
-    other = Segments(Bucket(store, tmp_path / "other"), tmp_path / "other" / ".unfinished", "memory://")
+    other = Segments(Bucket(store, Cache(tmp_path / "other")), tmp_path / "other" / ".unfinished", "memory://")
     (tmp_path / "other").mkdir()
     assert read(other) == 360  # fetched, checked and kept
     segments.delete(path)
@@ -163,4 +166,28 @@ def test_a_bucket_holds_segments_as_a_folder_does(fleet: SmallFleet, tmp_path: P
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(SegmentError, match="is missing"):
-        read(Segments(Bucket(store, empty), empty / ".unfinished", "memory://"))
+        read(Segments(Bucket(store, Cache(empty)), empty / ".unfinished", "memory://"))
+
+
+def test_an_interval_of_a_bucket_may_be_larger_than_what_is_kept_of_it(fleet: SmallFleet, tmp_path: Path) -> None:
+    store = MemoryStore()
+    fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
+    sealer = Sealer(fleet.database, Segments(Bucket(store, Cache(tmp_path / "a")), tmp_path / "a", "memory://"))
+    for number in range(3):
+        sealer.seal(hour_of(fleet.site_id, HOUR_AT + number * HOUR))
+    small = Segments(Bucket(store, Cache(tmp_path / "b", most_bytes=1)), tmp_path / "b", "memory://")
+    found = samples(fleet.database, HOUR_AT, HOUR_AT + 3 * HOUR, ["energy_mj"], segments=small).collect()
+    assert found.height == 3 * 360
+
+
+def test_a_file_that_is_gone_from_a_bucket_is_found_missing_whatever_is_kept_of_it(
+    fleet: SmallFleet, tmp_path: Path
+) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    segments = Segments(Bucket(MemoryStore(), Cache(tmp_path)), tmp_path / ".unfinished", "memory://")
+    Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
+    with fleet.database.connect("worker") as connection:
+        (listed,) = listed_files(connection, None, HOUR_AT, HOUR_AT + HOUR)
+    assert check_file(segments, listed, thoroughly=True).fault is None
+    segments.delete(listed.file.path)
+    assert "is missing" in str(check_file(segments, listed, thoroughly=False).fault)
