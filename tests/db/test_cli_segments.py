@@ -15,6 +15,7 @@ from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from wattledger.cli import cli
+from wattledger.errors import WattledgerError
 from wattledger.runtime import SEGMENTS_VARIABLE
 
 pytestmark = pytest.mark.db
@@ -79,3 +80,18 @@ def test_what_is_not_hot_any_more_is_not_made_anew(run: Run, fleet: SmallFleet, 
     made = run("rebuild")
     assert made.exit_code == 1
     assert "hold 180 of the 360 rows" in made.output
+
+
+def test_a_place_without_its_marker_is_no_damage_until_somebody_says_it_is(
+    run: Run, fleet: SmallFleet, tmp_path: Path
+) -> None:
+    (tmp_path / "sealed").rename(tmp_path / "disk")
+    (tmp_path / "sealed").mkdir()  # its mount point
+    told = run("verify")
+    assert isinstance(told.exception, WattledgerError)
+    assert "has no file 'wattledger-segments'" in str(told.exception)
+    assert fleet.rows("SELECT count(*) FROM findings") == [(0,)]
+    claimed = CliRunner().invoke(cli, ["--home", str(tmp_path), "segments", "claim"])
+    assert (claimed.exit_code, "is the place of the segments" in claimed.output) == (0, True)
+    assert "2 files looked at, 2 missing or damaged" in run("verify").output
+    assert "generation 2, 360 rows" in run("rebuild").output

@@ -12,12 +12,14 @@ from wattledger.cli.access import driver_transaction
 from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
+from wattledger.errors import WattledgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ingest.store.catalog import ListedFile
     from ingest.store.segments import Segments
+    from ingest.store.segments_check import Checked
 
 _BYTES_PER_KIB: Final = 1_024
 _LOOK_BACK: Final = timedelta(days=400)
@@ -100,11 +102,8 @@ def verify(
 ) -> None:
     """Read the files of sealed hours and say which are missing or damaged; those become findings."""
     from analytics.io.segments import raise_damaged, withdraw_healthy
-    from ingest.store.segments_check import check_file
 
-    place = _segments(ctx)
-    files = _files(ctx, from_at, to_at, site)
-    checked = [check_file(place, listed, thoroughly=not quick) for listed in files]
+    checked = _checked(_segments(ctx), _files(ctx, from_at, to_at, site), thoroughly=not quick)
     bad = [each for each in checked if each.fault]
     with driver_transaction(ctx, "worker") as connection:
         raise_damaged(connection, bad)
@@ -132,7 +131,8 @@ Examples:
 
 \b
 An hour is made anew from the hot tables, so within hot retention (48 h by default). Where these do not
-hold every row the file had, nothing is changed: restore it from a backup.
+hold every row the file had, nothing is changed: restore it from a backup. The worker does the same by itself
+with what it finds damaged.
 Exit code: 0 done or nothing to do, 1 some could not be made anew.
 """
 )
@@ -143,14 +143,14 @@ def rebuild(ctx: click.Context, from_at: datetime | None, to_at: datetime | None
     from collector.wire import Stream
     from ingest.store.seal import HourBusyError, LostRowsError, Sealer, hour_of
     from ingest.store.segments import SegmentError
-    from ingest.store.segments_check import check_file
     from wattledger.runtime import ready_database
 
     place = _segments(ctx)
     damaged: dict[tuple[int, str, datetime], list[Stream]] = {}
-    for listed in _files(ctx, from_at, to_at, site):
-        if check_file(place, listed, thoroughly=True).fault:
-            damaged.setdefault((listed.site_id, listed.site, listed.hour_at), []).append(Stream(listed.stream))
+    for listed in [
+        each.listed for each in _checked(place, _files(ctx, from_at, to_at, site), thoroughly=True) if each.fault
+    ]:
+        damaged.setdefault((listed.site_id, listed.site, listed.hour_at), []).append(Stream(listed.stream))
     sealer = Sealer(ready_database(chosen_home(ctx)), place)
     failed = 0
     for (site_id, name, hour_at), streams in damaged.items():
@@ -166,6 +166,34 @@ def rebuild(ctx: click.Context, from_at: datetime | None, to_at: datetime | None
         click.echo("every file is whole")
     if failed:
         ctx.exit(EXIT_NO)
+
+
+@segments.command(epilog="\b\nExample:\n  wattledger segments claim")
+@click.pass_context
+def claim(ctx: click.Context) -> None:
+    """Take the segments' folder or bucket as it is, though its marker is missing or another database's.
+
+    For when its files are lost: those whose rows are hot are made anew by the worker, the others stay damaged. Where only a
+    disk is not mounted, mount it instead. Never for a folder that another database still uses.
+    """
+    from ingest.store import segment_place
+
+    place = _segments(ctx)
+    with driver_transaction(ctx, "worker") as connection:
+        segment_place.claim(connection, place)
+    click.echo(
+        f"{place.shown_as} is the place of the segments; `wattledger segments verify` says what is missing there"
+    )
+
+
+def _checked(place: Segments, files: list[ListedFile], *, thoroughly: bool) -> list[Checked]:
+    from ingest.store.segments import SegmentUnreachableError
+    from ingest.store.segments_check import check_file
+
+    try:
+        return [check_file(place, listed, thoroughly=thoroughly) for listed in files]
+    except SegmentUnreachableError as error:
+        raise WattledgerError(str(error)) from error
 
 
 def _segments(ctx: click.Context) -> Segments:
