@@ -31,7 +31,8 @@ from ingest.store.segments import SegmentError, SegmentExpiredError, Segments
 _KEYS: Final = ("at", "device_id", "epoch_id")
 COLUMNS: Final = tuple(name for name in TARGETS[Stream.DEVICE].schema if name not in _KEYS)
 """What :func:`samples` can be asked for."""
-_EPOCHS: Final = "SELECT id AS epoch_id, feed, origin, cadence_us FROM epochs"
+# As many epochs as nodes ever booted, and few kinds of them: told by kind they take a third of the time of a row each.
+_EPOCHS: Final = "SELECT array_agg(id) AS epoch_id, feed, origin, cadence_us FROM epochs GROUP BY feed, origin, cadence_us"
 _EPOCH_TYPES: Final = {"epoch_id": pl.Int32, "feed": pl.Int16, "origin": pl.Int16, "cadence_us": pl.Int64}
 _OF_SITE: Final = "SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {site_id}"
 
@@ -278,7 +279,7 @@ def samples(
     opened = sample_session(database, segments) if connection is None else _session_of(connection, segments)
     with opened as session:
         rows = session.rows(Stream.DEVICE, columns, from_at, to_at, keys=devices, site_id=site_id)
-        epochs = _typed(session.fetch(_EPOCHS), _EPOCH_TYPES)
+        epochs = _typed(_each_epoch(session.fetch(_EPOCHS)), _EPOCH_TYPES)
     rows = rows.join(epochs.lazy(), on="epoch_id", how="inner").sort("device_id", "at")
     fresh = epochs.filter(pl.col("epoch_id").is_in(sorted(session.epochs_fresh)))
     if len(session.feeds_sealed.union(fresh["feed"])) > 1:
@@ -293,6 +294,10 @@ def _within(from_at: datetime, to_at: datetime) -> str:
 
 def _end(name: str, *, latest: bool) -> pl.Expr:
     return pl.col(name).max() if latest else pl.col(name).min()
+
+
+def _each_epoch(kinds: pl.DataFrame) -> pl.DataFrame:
+    return kinds if kinds.is_empty() else kinds.explode("epoch_id")
 
 
 def _typed(rows: pl.DataFrame, schema: dict[str, Any]) -> pl.DataFrame:
