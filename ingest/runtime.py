@@ -99,7 +99,7 @@ class Runtime:
             for _ in range(settings.writers)
         ]
         self.writer = Writer(sinks, settings.limits, self._settled)
-        self.traces = TraceWriter(settings.database, self.registry, self.awaited)
+        self.traces = TraceWriter(settings.database, self.awaited)
         self.metrics = IngestMetrics(lambda: self.writer.queued_bytes, lambda: self.budget.held_bytes)
         self.disk = DiskGuard(settings.data_paths, settings.min_free_mib * 1024 * 1024)
         self._rates = RateLimits()

@@ -65,6 +65,8 @@ class Settings:
     """The same of all senders of a site."""
     body_s: int = field(default=60, metadata={"bounds": (1, 3_600)})
     """Seconds from the end of a request's headers to the end of its body; then it is answered 408 and hung up on."""
+    trace_days: int = field(default=35, metadata={"bounds": (1, 400)})
+    """Days back that spans may have begun; older ones are refused as ``too_old``. Imports take any."""
     bodies_mib: int = field(default=128, metadata={"bounds": (16, 65_536)})
     """MiB of request bodies, as sent and as unpacked, in hand at a time over all connections; beyond it 503."""
     database_silent_s: int = field(default=5, metadata={"bounds": (1, 300)})

@@ -25,9 +25,10 @@ from ingest.spans import KeptSpan
 from ingest.store import calls as call_store
 from ingest.store import spans as span_store
 from ingest.store.call_stage import Reports
+from ingest.store.days import Days
 from ingest.store.engine import Database
 from ingest.store.outages import OUTAGES
-from ingest.store.registry import Registry
+from ingest.store.partitions import is_missing_partition
 
 _WRITERS: Final = 2
 """Transactions at a time: PostgreSQL works on one while the other's rows are laid out."""
@@ -52,9 +53,9 @@ class Traces:
 class TraceWriter:
     """Takes bodies on the event loop, writes them in threads of its own."""
 
-    def __init__(self, database: Database, registry: Registry, awaited: Awaited) -> None:
+    def __init__(self, database: Database, awaited: Awaited) -> None:
         self._engine = database.create_engine("writer", pool_size=_WRITERS, application="wattledger-traces")
-        self._registry = registry
+        self._days = Days(self._engine)
         self._awaited = awaited
         self._threads = ThreadPoolExecutor(_WRITERS, "traces")
         self._waiting: deque[tuple[Traces, asyncio.Future[None]]] = deque()
@@ -126,19 +127,22 @@ class TraceWriter:
             except OUTAGES:
                 return UnavailableError("database_unavailable", "the spans cannot be kept now; send them again", 2)
             except (sa.exc.DBAPIError, psycopg.Error) as error:
+                if is_missing_partition(error):  # dropped since it was made or seen
+                    self._days.forget()
+                    continue
                 return BadBodyError("refused_by_database", f"the database refuses these spans: {type(error).__name__}")
             except BadBodyError as error:
                 return error
             return None
-        return UnavailableError("deadlock", "others write the same calls; send them again", 1)
+        return UnavailableError("deadlock", "others write the same calls, or drop their days; send them again", 1)
 
     def _commit(self, group: Sequence[Traces]) -> None:
         calls = Rows.joined(ApiCall, (traces.calls for traces in group))
         spans = Rows.joined(KeptSpan, (traces.spans for traces in group))
         sites = [site_id for traces in group for site_id in repeat(traces.site_id, len(traces.calls))]
         reports = Reports(sites, [CallSource.SPAN] * len(calls), [None] * len(calls), calls)
-        self._registry.ensure_days("api_calls", call_store.days_of(calls))
-        self._registry.ensure_days("spans", span_store.days_of(spans))
+        self._days.ensure("api_calls", call_store.days_of(calls))
+        self._days.ensure("spans", span_store.days_of(spans))
         with self._engine.begin() as conn:
             driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
             assert driver is not None  # noqa: S101 - a checked-out connection has one

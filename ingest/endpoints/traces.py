@@ -12,11 +12,14 @@ from ingest.http import Answer, Request
 from ingest.receivers import otlp
 from ingest.receivers.gen_ai import Read, read_calls
 from ingest.receivers.gen_ai_names import WANTED
+from ingest.receivers.gen_ai_span import TOO_OLD
 from ingest.receivers.otlp_spans import read_spans
 from ingest.receivers.outcomes import OutcomeReport, evaluations
 from ingest.runtime import Runtime
 from ingest.store.tokens import Scope
 from ingest.trace_writer import Traces
+
+_DAY_US: Final = 86_400_000_000
 
 
 async def take_traces(runtime: Runtime, request: Request) -> Answer:
@@ -24,7 +27,9 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require_any(Scope.WRITE, Scope.AGENT)  # an agent forwards what its node's programs say
     media = otlp.media_type(request.text(b"content-type"))
-    read, judged, why = await runtime.in_lane("traces", len(request.body), _read, request, media)
+    read, judged, why = await runtime.in_lane(
+        "traces", len(request.body), _read, request, media, runtime.settings.trace_days
+    )
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
     kept, full = await keep_evaluations(runtime, principal, judged)
     refused = sum(read.refused.values())
@@ -42,10 +47,12 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
     return Answer(200, otlp.response(media, refused, message), media)
 
 
-def _read(request: Request, media: str) -> tuple[Read, tuple[OutcomeReport, ...], Mapping[str, str]]:
+def _read(request: Request, media: str, days: int) -> tuple[Read, tuple[OutcomeReport, ...], Mapping[str, str]]:
     export = read_spans(request.decoded(otlp.MAX_DECODED_BYTES), media, WANTED)
     now_us = time.time_ns() // 1_000
-    return read_calls(export, now_us), evaluations(export.spans, now_us), export.why
+    read = read_calls(export, now_us, now_us - days * _DAY_US)
+    export.why.setdefault(TOO_OLD, f"more than {days} days ago; WATTLEDGER_INGEST_TRACE_DAYS")
+    return read, evaluations(export.spans, now_us), export.why
 
 
 ENDPOINTS: Final = (

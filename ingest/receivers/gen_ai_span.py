@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from collector.wire import Origin
@@ -31,16 +32,29 @@ _NO_NAME: Final = "unknown_service"
 """What the SDKs call a program that was given no name."""
 _FIRST_CHUNK: Final = (("first_chunk_ms", 1_000), ("first_chunk_s", 1_000_000))
 ID_DIGITS: Final = (32, 16)
+TOO_OLD: Final = "too_old"
 
 
-def fault_of(span: Span, latest_us: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When spans may begin, in microseconds since the Unix epoch: each day of them is kept apart, and made for the first."""
+
+    earliest_us: int
+    latest_us: int
+
+
+def fault_of(span: Span, window: Window) -> str | None:
     """Return why a span cannot be kept, None if it can."""
     start_us = span.start_ns // 1_000
     if start_us < EARLIEST_AT_US:
         return "before_2000"
-    if start_us > latest_us:
+    if start_us < window.earliest_us:
+        return TOO_OLD
+    if start_us > window.latest_us:
         return "from_the_future"
-    return "no_ids" if (len(span.trace_id), len(span.span_id)) != ID_DIGITS else None
+    # The specification calls ids of zeros alone invalid: all calls of a site that has no others would be one.
+    ids = span.trace_id, span.span_id
+    return "no_ids" if (len(ids[0]), len(ids[1])) != ID_DIGITS or not all(each.strip("0") for each in ids) else None
 
 
 def call_of(span: Span) -> ApiCall:

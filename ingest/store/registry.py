@@ -24,7 +24,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from collector.wire import BatchMeta, DeviceRef, Feed
 from ingest.errors import BadBodyError
-from ingest.store import identities, partitions, placements
+from ingest.store import identities, placements
+from ingest.store.days import Days
 from ingest.store.identities import EngineKey, EpochKey, NodeKey, OnNode
 from ingest.store.tables import books
 
@@ -127,7 +128,7 @@ class Registry:
         self._ports: dict[OnNode, int] = {}
         self._engines: dict[EngineKey, int] = {}
         self._names = _NamesAnHour()
-        self._days: set[tuple[str, int]] = set()
+        self._days = Days(engine)
         self._placed: dict[int, int] = {}
         self._placements_version = 0
         self._newest_placement: int | None = None
@@ -173,16 +174,11 @@ class Registry:
 
     def ensure_days(self, table: str, days: Iterable[int]) -> None:
         """Make the partitions for these days (since the Unix epoch) where they are missing."""
-        missing = {day for day in days if (table, day) not in self._days}
-        if not missing:
-            return
-        with self._lock, self._engine.begin() as conn:
-            partitions.ensure_days(conn, table, [_UNIX_EPOCH.date() + timedelta(days=day) for day in missing])
-        self._days |= {(table, day) for day in missing}
+        self._days.ensure(table, days)
 
     def forget_days(self) -> None:
         """Ask again which partitions exist: one was dropped meanwhile."""
-        self._days.clear()
+        self._days.forget()
 
     def _recall(self, sighting: Sighting, now_us: int) -> Identity | None:
         meta = sighting.meta

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from ingest.calls import ApiCall
@@ -299,6 +300,32 @@ def test_spans_with_impossible_times_or_ids_are_counted_not_kept() -> None:
     read = read_calls(read_spans(export_of(early, nameless), JSON, WANTED), NOW_US)
     assert (len(read.calls), len(read.spans)) == (0, 0)
     assert read.refused == {"before_2000": 1, "no_ids": 1}
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_ids_of_zeros_are_none_and_spans_before_the_window_are_too_old(many: int) -> None:
+    call = span_json(gen_ai__operation__name="chat")
+    at_ns = int(call["startTimeUnixNano"])
+    oldest_us = at_ns // 1_000
+
+    def spans(**changes: Any) -> list[dict[str, Any]]:
+        return [call | {"traceId": f"{n:032x}", "spanId": f"{n:016x}"} | changes for n in range(1, many + 1)]
+
+    told = [
+        *spans(traceId="0" * 32),
+        *spans(spanId="0" * 16),
+        *spans(startTimeUnixNano=str(at_ns - 1_000)),
+        *spans(),
+    ]
+    in_protobuf = ExportTraceServiceRequest()
+    scope = in_protobuf.resource_spans.add().scope_spans.add()
+    for given in told:
+        ids = {"trace_id": bytes.fromhex(given["traceId"]), "span_id": bytes.fromhex(given["spanId"])}
+        span = scope.spans.add(**ids, start_time_unix_nano=int(given["startTimeUnixNano"]))
+        span.attributes.add(key="gen_ai.operation.name").value.string_value = "chat"
+    for media, body in ((JSON, export_of(*told)), (PROTOBUF, in_protobuf.SerializeToString())):
+        read = read_calls(read_spans(body, media, WANTED), NOW_US, oldest_us)
+        assert (len(read.calls), read.refused) == (many, {"no_ids": 2 * many, "too_old": many})
 
 
 @pytest.mark.parametrize(

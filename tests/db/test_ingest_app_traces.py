@@ -287,3 +287,29 @@ def test_steps_of_a_trace_are_kept_with_what_tells_them_apart(db: Database) -> N
         ("chat", "m", "ok", 2_000_000, {}),
         ("execute_tool", None, "ok", 2_000_000, {"gen_ai.tool.name": "now"}),
     ]
+
+
+def test_spans_of_long_ago_are_refused_and_make_no_tables_while_those_of_the_window_do(db: Database) -> None:
+    site = make_site(db)
+    day_us = 86_400_000_000
+    today = now_us() - 3_000_000
+    # A replayed archive: a span of each of 700 days; and one of a month ago.
+    archive = export(*((number, 946_684_800_000_000 + number * day_us, {}) for number in range(1, 701)))
+    late = export((1_000, today - 34 * day_us, {}), (1_001, today - 36 * day_us, {}), (1_002, today, {}))
+    tables = "SELECT count(*) FROM stored_days() WHERE parent IN ('api_calls', 'spans')"
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        ((before,),) = rows(db, tables)
+        answer = await send(client, archive, site.site_token)
+        told = ExportTraceServiceResponse.FromString(answer.content).partial_success
+        assert (answer.status_code, told.rejected_spans) == (200, 700)
+        assert told.error_message == "700 spans too_old (more than 35 days ago; WATTLEDGER_INGEST_TRACE_DAYS)"
+        assert rows(db, tables) == [(before,)]
+        answer = await send(client, late, site.site_token)
+        assert ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans == 1
+        assert rows(db, tables) == [(before + 2,)]
+        shown = (await client.get("/metrics")).text
+        assert 'wattledger_ingest_refused_rows_total{reason="too_old",stream="spans"} 701' in shown
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM api_calls") == [(2,)]

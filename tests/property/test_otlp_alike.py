@@ -130,7 +130,7 @@ def test_broken_bodies_are_read_or_refused_as_they_are_one_by_one(
 def test_a_program_s_spans_are_read_in_columns_but_for_those_that_differ() -> None:
     spans = []
     for number in range(64):
-        span = Span(trace_id=number.to_bytes(16), span_id=(number + 1).to_bytes(8), name="chat m")
+        span = Span(trace_id=(number + 1).to_bytes(16), span_id=(number + 1).to_bytes(8), name="chat m")
         span.start_time_unix_nano = START_NS + number
         span.end_time_unix_nano = START_NS + number + 2_000_000
         span.attributes.add(key="gen_ai.operation.name").value.string_value = "chat"
