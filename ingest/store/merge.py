@@ -8,7 +8,7 @@ twice therefore changes nothing. Rows of other feeds are left as they are. Every
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -99,20 +99,76 @@ def news(
     return late.with_row_index("row").filter(~pl.col("row").is_in(held.implode())).drop("row")
 
 
-def with_late(stream: Stream, frames: Iterable[pl.DataFrame], late: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield sorted frames of sorted frames and ``late`` rows in any order, with no more than a frame in hand at once."""
-    by = list(order(stream))
-    waiting = late.sort(by, maintain_order=True)
-    for frame in frames:
-        if frame.is_empty():
-            continue
-        if waiting.is_empty():
-            yield frame
-            continue
-        key, at = frame.tail(1).select(by[0], "at").row(0)
-        is_here = (pl.col(by[0]) < key) | ((pl.col(by[0]) == key) & (pl.col("at") <= at))
-        here = waiting.filter(is_here)
-        waiting = waiting.filter(~is_here)
-        yield frame if here.is_empty() else pl.concat([frame, here]).sort(by, maintain_order=True)
-    if not waiting.is_empty():
-        yield waiting
+class LateMerge:
+    """Merges late rows into a sealed hour's, both sorted frames of any size, with some frames of each in hand. For one use."""
+
+    def __init__(self, stream: Stream, epochs_in_parts: Collection[int]) -> None:
+        self._stream, self._epochs = stream, epochs_in_parts
+        self.new_rows = 0
+        """Late rows so far that say something the sealed ones do not; 0 at the end = the hour is as it was."""
+
+    def frames(self, sealed: Iterable[pl.DataFrame], late: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """Yield sorted frames of the sealed rows and the late ones that are news; without late rows nothing of either is read."""
+        by = order(self._stream)
+        late_ones = _Side(late, by)
+        if not late_ones.has_rows:
+            return
+        sealed_ones = _Side(sealed, by)
+        while sealed_ones.has_rows or late_ones.has_rows:
+            # Up to the earlier of both ends, without that instant: it may go on in the next frame of either.
+            ends = [side.last for side in (sealed_ones, late_ones) if not side.is_complete]
+            until = min(ends, default=None)
+            known, told = sealed_ones.taken(until), late_ones.taken(until)
+            if not (known.is_empty() or told.is_empty()):
+                told = news(self._stream, [known], told, self._epochs)
+            self.new_rows += told.height
+            some = [rows for rows in (known, told) if not rows.is_empty()]
+            if some:
+                yield some[0] if len(some) == 1 else pl.concat(some).sort(by, maintain_order=True)
+            for side in (sealed_ones, late_ones):
+                if not side.is_complete and side.last == until:
+                    side.more()
+
+
+class _Side:
+    """Sorted frames that come one after another, and what of them was not taken yet."""
+
+    def __init__(self, frames: Iterable[pl.DataFrame], by: tuple[str, ...]) -> None:
+        self._frames, self._by = iter(frames), by
+        self._waiting: pl.DataFrame | None = None
+        self.is_complete = False
+        """No more frames come."""
+        self.more()
+
+    @property
+    def has_rows(self) -> bool:
+        return self._waiting is not None and not (self.is_complete and self._waiting.is_empty())
+
+    @property
+    def last(self) -> tuple[Any, ...]:
+        """The place of the last row that is here; only while more may come."""
+        if self._waiting is None:
+            raise RuntimeError("a side that has had no row is complete")
+        return self._waiting.select(self._by).row(-1)
+
+    def more(self) -> None:
+        for frame in self._frames:
+            if not frame.is_empty():
+                self._waiting = frame if self._waiting is None else pl.concat([self._waiting, frame])
+                return
+        self.is_complete = True
+
+    def taken(self, until: tuple[Any, ...] | None) -> pl.DataFrame:
+        """Take out the rows before a place; null = all."""
+        if self._waiting is None:
+            return pl.DataFrame()
+        waiting, self._waiting = self._waiting, self._waiting.clear()
+        if until is None:
+            return waiting
+        is_before, is_level = pl.lit(value=False), pl.lit(value=True)
+        for name, value in zip(self._by, until, strict=True):
+            is_before |= is_level & (pl.col(name) < value)
+            is_level &= pl.col(name) == value
+        count = int(waiting.select(is_before.sum()).item())  # they are sorted: those before come first
+        self._waiting = waiting.slice(count)
+        return waiting.head(count)

@@ -34,7 +34,7 @@ from ingest.store import catalog
 from ingest.store.arrow import ArrowSession, command_session
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
-from ingest.store.merge import KEYS, PARTS_FEEDS, news, order, whole_rows, with_late
+from ingest.store.merge import KEYS, PARTS_FEEDS, LateMerge, order, whole_rows
 from ingest.store.sample_tables import LATE, TARGETS
 from ingest.store.seal_identities import known_epochs, known_keys
 from ingest.store.segment_place import ours, require
@@ -234,7 +234,8 @@ class _Work:
         """Write one stream's rows to a synced scratch file; None = nothing new of this stream."""
         in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEEDS)
         self.step(f"read {stream.value}")
-        frames = self._hot(stream) if from_hot else self._merged(stream)
+        merging = LateMerge(stream, in_parts)
+        frames = self._hot(stream) if from_hot else merging.frames(self._sealed(stream), self._late(stream))
         first = next(frames, None)
         if first is None:
             return None
@@ -249,6 +250,8 @@ class _Work:
                 keys.update(frame[key].unique())
                 epochs.update(frame["epoch_id"].unique())
                 writer.write(frame)
+            if not from_hot and not merging.new_rows:
+                return None
             writer.close(
                 SegmentMeta(
                     self._site(),
@@ -289,24 +292,21 @@ class _Work:
             f"SELECT * FROM (SELECT {names} FROM {TARGETS[stream].table} WHERE {here} UNION ALL SELECT {names} FROM late) AS all_of_it "
             f"ORDER BY {by}"
         )
+        yield from self._framed_batches(stream, query)
+
+    def _late(self, stream: Stream) -> Iterator[pl.DataFrame]:
+        """Yield the late rows by key and time; they are deleted. An outage leaves millions: the database sorts them."""
+        names = ", ".join(TARGETS[stream].schema)
+        query = (
+            f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {self._where()} RETURNING {names}){self._kept_hot(stream)} "
+            f"SELECT * FROM late ORDER BY {', '.join(order(stream))}"
+        )
+        yield from self._framed_batches(stream, query)
+
+    def _framed_batches(self, stream: Stream, query: str) -> Iterator[pl.DataFrame]:
         for batch in self.session.stream(query):
             if batch.num_rows:
                 yield _framed(pa.Table.from_batches([batch]), stream)
-
-    def _merged(self, stream: Stream) -> Iterator[pl.DataFrame]:
-        """Yield the rows of the segment with the late ones, which are deleted; nothing if none says anything new."""
-        names = ", ".join(TARGETS[stream].schema)
-        late = self.session.fetch(
-            f"WITH late AS (DELETE FROM {LATE[stream].table} WHERE {self._where()} RETURNING {names}){self._kept_hot(stream)} "
-            "SELECT * FROM late"
-        )
-        if late.is_empty():
-            return
-        in_parts = catalog.epochs_in_parts(self.session.fetch, PARTS_FEEDS)
-        late = news(stream, self._sealed(stream), _framed(late.to_arrow(), stream), in_parts)
-        if late.is_empty():
-            return
-        yield from with_late(stream, self._sealed(stream), late)
 
     def _kept_hot(self, stream: Stream) -> str:
         """Return the part of a query that puts late rows to the hot ones; empty if the day is not hot any more."""
