@@ -1,43 +1,47 @@
-"""kill -9 between every two steps of sealing, merging, dropping and deleting, while writers run: each row exactly once."""
+"""kill -9 between every two steps of sealing, merging, rebuilding, dropping and deleting, while ingest writes: each row once."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from collector.wire import Stream
+from collector.wire import Feed, Stream
+from ingest.receivers.native import Reader
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import Database
-from ingest.store.hours import hold_open
+from ingest.store.group import GroupWriter, Outcome
+from ingest.store.hours import SiteHour
+from ingest.store.prepare import Submission
+from ingest.store.registry import Registry
 from ingest.store.samples import sample_session
-from ingest.store.seal import Sealer, hour_of
+from ingest.store.seal import Sealer, hour_of, instant_of
 from ingest.store.seal_days import drop_hot_days
-from ingest.store.seal_hours import delete_retired
+from ingest.store.seal_hours import delete_retired, sweep
 from ingest.store.segments import Segments
+from tests.db.ingest_harness import batch_meta, body_of, device, device_row, rows
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from tests.db.seal_process import Forks
 
 pytestmark = pytest.mark.db
-ROOT = Path(__file__).resolve().parents[2]
 DAY_AT = HOUR_AT.replace(hour=0)
-DEVICE = "(at, device_id, epoch_id, reading, span_us, samples, samples_missed, energy_mj) VALUES (%s, %s, %s, 0, 0, 1, 0, %s)"
-NODE = "(at, meter_id, epoch_id, span_us, energy_mj) VALUES (%s, %s, %s, 0, %s)"
+TOMORROW = (DAY_AT + timedelta(days=1)).date()
+EMPTY = {"fabric_samples", "engine_samples", "device_health", "device_shares", "agent_health"}
+"""Streams without rows do nothing between their reading and the next one's."""
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
 class Writers:
-    """Two threads that write to the hour under test as ingest does: lock the hour, ask the catalog, hot or late, commit."""
+    """Two threads with a writer of ingest each, which send bodies for the hour under test: a device's row and a meter's."""
 
     fleet: SmallFleet
-    meter_id: int
     hour_at: datetime
     sent: dict[datetime, set[datetime]] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -58,144 +62,143 @@ class Writers:
         assert self.failures == []
 
     def _run(self) -> None:
+        engine = self.fleet.database.create_engine("writer", pool_size=1)
+        writer = GroupWriter(self.fleet.database, Registry(engine), hot_retention=timedelta(days=36_500))
+        spool = str(uuid.uuid4())
         try:
-            with self.fleet.database.connect("writer", autocommit=True) as connection:
-                while not self.stop.is_set():
-                    with self.lock:
-                        self.number += 1
-                        hour_at, number = self.hour_at, self.number
-                    at = hour_at + timedelta(milliseconds=number)
-                    hour = hour_of(self.fleet.site_id, at)
-                    with connection.transaction():
-                        late = hour in hold_open(connection, [hour])
-                        for hot, table, columns, key in (
-                            ("device_samples", "late_samples", DEVICE, self.fleet.device_id),
-                            ("node_samples", "late_node_samples", NODE, self.meter_id),
-                        ):
-                            statement = f"INSERT INTO {table if late else hot} {columns}"
-                            connection.execute(statement.encode(), [at, key, self.fleet.epoch_id, number])
-                    with self.lock:
-                        self.sent.setdefault(hour_at, set()).add(at)
-                    self.stop.wait(0.02)
+            while not self.stop.is_set():
+                with self.lock:
+                    self.number += 1
+                    hour_at, number = self.hour_at, self.number
+                at = hour_at + timedelta(milliseconds=number)
+                self._send(writer, spool, number, at)
+                with self.lock:
+                    self.sent.setdefault(hour_at, set()).add(at)
+                self.stop.wait(0.1)
         except BaseException as error:  # noqa: BLE001 - told by the test, which would else see rows missing
             self.failures.append(error)
+        finally:
+            writer.close()
+            engine.dispose()
+
+    def _send(self, writer: GroupWriter, spool: str, number: int, at: datetime) -> None:
+        at_us = (at - UNIX_EPOCH) // timedelta(microseconds=1)
+        meta = batch_meta(spool=spool, sequence=number, node="n1", feed=Feed.NATIVE, devices=(device("a"),))
+        meter = rows(Stream.NODE, {"at_us": at_us, "meter": "redfish", "span_us": 0, "energy_mj": number})
+        body = Reader().read(body_of(meta, device_row(at_us, energy_mj=number), node=meter))
+        for _ in range(1 + (number % 4 == 0)):  # an agent that heard no answer sends again
+            (result,) = writer.write([Submission(self.fleet.site_id, body)])
+            assert isinstance(result, Outcome), result
+            assert result.refusals == ()
 
 
 @dataclass
 class Stand:
     fleet: SmallFleet
-    folder: Path
     segments: Segments
-    socket_dir: Path
+    forks: Forks
     writers: Writers
 
-    def killed(self, work: str, step: str, *words: object) -> None:
-        command = [sys.executable, "-m", "tests.db.seal_process", str(self.socket_dir), self.fleet.database.name]
-        command += [str(self.folder), work, step, *map(str, words)]
-        done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, f"{work} before {step!r}: {done.returncode} {done.stderr[-2000:]}"
-
-    def found(self, stream: Stream, hour_at: datetime) -> Counter[datetime]:
+    def found(self, hour_at: datetime) -> list[Counter[datetime]]:
+        """Return the instants of the device's rows and of the meter's, each with how many rows it has."""
         with sample_session(self.fleet.database, self.segments) as session:
-            return Counter(session.rows(stream, ["energy_mj"], hour_at, hour_at + HOUR).collect()["at"].to_list())
+            return [
+                Counter(session.rows(stream, ["energy_mj"], hour_at, hour_at + HOUR).collect()["at"].to_list())
+                for stream in (Stream.DEVICE, Stream.NODE)
+            ]
 
     def check(self, hour_at: datetime) -> None:
         """Whatever was acknowledged before the look is there once; nothing is there that was not sent by its end."""
-        for stream in (Stream.DEVICE, Stream.NODE):
-            with self.writers.lock:
-                before = set(self.writers.sent.get(hour_at, ()))
-            found = self.found(stream, hour_at)
+        with self.writers.lock:
+            before = set(self.writers.sent.get(hour_at, ()))
+        for found in self.found(hour_at):
             assert set(found.values()) <= {1}
             assert before <= set(found)
 
-    def steps(self, work: str, hour_at: datetime) -> list[str]:
+    def steps(self, work: str, hour: SiteHour) -> list[str]:
         names: list[str] = []
         sealer = Sealer(self.fleet.database, self.segments, step=names.append)
-        hour = hour_of(self.fleet.site_id, hour_at)
-        (sealer.seal if work == "seal" else sealer.merge)(hour)
-        # Streams without rows do nothing between their reading and the next one's.
-        return [name for name in names if name.split(" ")[-1] not in _EMPTY]
+        if work == "rebuild":
+            sealer.rebuild(hour, [Stream.DEVICE, Stream.NODE])
+        else:
+            (sealer.seal if work == "seal" else sealer.merge)(hour)
+        return [name for name in names if name.split(" ")[-1] not in EMPTY]
 
-
-_EMPTY = {"fabric_samples", "engine_samples", "device_health", "device_shares", "agent_health"}
+    def wait_for_late(self, hour_at: datetime) -> None:
+        while not self.fleet.rows(
+            "SELECT 1 FROM late_samples WHERE at >= %s AND at < %s LIMIT 1", hour_at, hour_at + HOUR
+        ):
+            assert self.writers.failures == []
 
 
 @pytest.fixture
 def stand(db: Database, server: EmbeddedServer, tmp_path: Path) -> Iterator[Stand]:
     fleet = small_fleet(db)
-    fleet.rows("SELECT ensure_partitions(%s, %s, NULL)", DAY_AT.date(), (DAY_AT + timedelta(days=2)).date())
-    ((meter,),) = fleet.rows(
-        "INSERT INTO meters (node_id, name, bills) VALUES (%s, 'redfish', true) RETURNING id", fleet.node_id
-    )
     folder = tmp_path / "segments"
-    writers = Writers(fleet, meter, DAY_AT)
-    made = Stand(fleet, folder, Segments.at(folder), server.placement.socket_dir, writers)
-    writers.start()
-    try:
-        yield made
-    finally:
-        writers.stop.set()
-        for thread in writers.threads:
-            thread.join()
+    writers = Writers(fleet, DAY_AT)
+    with Forks(server.placement.socket_dir, db.name, folder) as forks:
+        writers.start()
+        try:
+            yield Stand(fleet, Segments.at(folder), forks, writers)
+        finally:
+            writers.stop.set()
+            for thread in writers.threads:
+                thread.join()
 
 
-@pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=pytest.mark.slow, id="every step"), pytest.param(2, id="half")]
-)
-def test_whichever_step_a_sealer_is_killed_before_each_row_is_there_once(stand: Stand, every: int) -> None:
-    seal_steps = stand.steps("seal", DAY_AT)
-    while not stand.fleet.rows("SELECT 1 FROM late_samples LIMIT 1"):
-        pass
-    merge_steps = stand.steps("merge", DAY_AT)
+def test_whichever_step_a_sealer_is_killed_before_each_row_is_there_once(stand: Stand) -> None:
+    hours = [hour_of(stand.fleet.site_id, DAY_AT + HOUR * number) for number in range(3)]
+    while not stand.writers.sent:
+        assert stand.writers.failures == []
+    seal_steps = stand.steps("seal", hours[0])
     assert {"flip", "commit flip", "publish node_samples", "record", "commit", "done"} <= set(seal_steps)
-    hours = [DAY_AT + HOUR * number for number in range(1, 3)]
-    sealer = Sealer(stand.fleet.database, stand.segments)
-    for hour_at, steps in zip(hours, (seal_steps[::2], seal_steps[1::2][::every]), strict=True):
-        stand.writers.hour_at = hour_at
-        hour = hour_of(stand.fleet.site_id, hour_at)
-        sealed = False
-        for step in steps:
-            if sealed:  # a kill after the commit leaves a sealed hour: that way is over
-                break
-            stand.killed("seal", step, hour.site_id, hour.hour)
-            stand.check(hour_at)
-            sealed = step == "done"
-        if not sealed:
-            sealer.seal(hour)
-        stand.check(hour_at)
-    last = hours[-1]
-    hour = hour_of(stand.fleet.site_id, last)
-    for step in merge_steps[:: 1 if every == 1 else 3]:
-        while not stand.fleet.rows("SELECT 1 FROM late_samples WHERE at >= %s LIMIT 1", last):
-            pass
-        stand.killed("merge", step, hour.site_id, hour.hour)
-        stand.check(last)
+    stand.wait_for_late(DAY_AT)
+    merge_steps = stand.steps("merge", hours[0])
+    assert {"read device_samples", "publish device_samples", "record", "commit", "done"} <= set(merge_steps)
+
+    # One hour is killed before every step until it is sealed, the other before the one after its commit.
+    stand.writers.hour_at = instant_of(hours[1])
+    for step in seal_steps:
+        stand.forks.killed("seal", step, *hours[1])
+        stand.check(instant_of(hours[1]))
+    assert seal_steps[-1] == "done"  # its kill came after the commit
+    for step in merge_steps:
+        stand.wait_for_late(instant_of(hours[1]))
+        stand.forks.killed("merge", step, *hours[1])
+        stand.check(instant_of(hours[1]))
+    for step in stand.steps("rebuild", hours[1]):
+        stand.forks.killed("rebuild", step, *hours[1])
+        stand.check(instant_of(hours[1]))
+    stand.writers.hour_at = instant_of(hours[2])
+    stand.forks.killed("seal", "done", *hours[2])  # nobody wrote to it before, or hardly
+    stand.check(instant_of(hours[2]))
     stand.writers.end()
-    _finish(stand, [DAY_AT, *hours])
+    _finish(stand, hours)
 
 
-def _finish(stand: Stand, hours: list[datetime]) -> None:
+def _finish(stand: Stand, hours: list[SiteHour]) -> None:
     """Merge what is left, seal the rest of the day, drop it with kills in between: all rows are in segments, once."""
     sealer = Sealer(stand.fleet.database, stand.segments)
-    for hour_at in hours:
-        sealer.merge(hour_of(stand.fleet.site_id, hour_at))
-    for number in range(24):
-        if DAY_AT + HOUR * number not in hours:
-            sealer.seal(hour_of(stand.fleet.site_id, DAY_AT + HOUR * number))
-    tomorrow = (DAY_AT + timedelta(days=1)).date()
+    for hour in hours:
+        sealer.merge(hour)
+    for number in range(len(hours), 24):
+        sealer.seal(hour_of(stand.fleet.site_id, DAY_AT + HOUR * number))
     for step in ("look again", "commit drop"):
-        stand.killed("drop", step, tomorrow)
+        stand.forks.killed("drop", step, TOMORROW)
         assert stand.fleet.rows("SELECT count(*) > 0 FROM device_samples") == [(True,)]
-    stand.killed("drop", "dropped", tomorrow)
+    stand.forks.killed("drop", "dropped", TOMORROW)
     engine = stand.fleet.database.create_engine("worker", pool_size=1)
-    assert drop_hot_days(engine, stand.segments, tomorrow).partitions == []
+    assert drop_hot_days(engine, stand.segments, TOMORROW).partitions == []
     engine.dispose()
     for step in ("delete file", "forget file"):
-        stand.killed("delete", step)
+        stand.forks.killed("delete", step)
     with stand.fleet.database.connect("worker") as connection:
         assert delete_retired(connection, stand.segments, timedelta(0)) > 0
+        sweep(connection, stand.segments, [("s1", instant_of(hour)) for hour in hours], timedelta(0))
+    assert {path for path, _ in stand.segments.listed("")} == {
+        path for (path,) in stand.fleet.rows("SELECT path FROM hour_segments")
+    }
     for table in ("device_samples", "node_samples", "late_samples", "late_node_samples"):
         assert stand.fleet.rows(f"SELECT count(*) FROM {table}") == [(0,)]
-    for hour_at in hours:
-        for stream in (Stream.DEVICE, Stream.NODE):
-            assert stand.found(stream, hour_at) == Counter(stand.writers.sent[hour_at])
+    for hour in hours:
+        assert stand.found(instant_of(hour)) == [Counter(stand.writers.sent.get(instant_of(hour), ()))] * 2
