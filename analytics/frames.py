@@ -260,6 +260,13 @@ class UsageHours(dy.Schema):
         return pl.col("covered_us") <= pl.col("held_us")
 
 
+class NamedUsage(UsageHours):
+    """A usage hour as it is stored, with the names that lines are made of and leftovers of rounding are ordered by."""
+
+    holder_key = dy.String()
+    device_model = dy.String()
+
+
 class LedgerLines(dy.Schema):
     """Tenant x job / key / pool x model x charge category of one hour, priced. Sorted by its key.
 

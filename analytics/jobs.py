@@ -21,9 +21,21 @@ from analytics.errors import BooksError
 from analytics.io.findings import report_unbalanced
 from analytics.io.hours import Batch, batches, due_hours, forget_changes, hours_at_once, remember_open, settle
 from analytics.io.load import Loaded, load_batch
-from analytics.io.save import HourBooks, HourState, Run, Saved, remember_silences, save_hour
+from analytics.io.load_rating import load_rating
+from analytics.io.runs import HourState, Run, Saved
+from analytics.io.save import HourBooks, remember_silences, save_hour
+from analytics.io.save_rated import RatedBooks, save_rated
 from analytics.io.segments import raise_refused
-from analytics.pipeline import HourResult, Window, close_hours, read_meters, roll_minutes, roll_tenants
+from analytics.pipeline import (
+    HourResult,
+    Rated,
+    Window,
+    close_hours,
+    rate_hours,
+    read_meters,
+    roll_minutes,
+    roll_tenants,
+)
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.segments import SegmentExpiredError, Segments
@@ -63,6 +75,8 @@ class Round:
 
     closed: int = 0
     restated: int = 0
+    rated: int = 0
+    """Of those, hours that were rated on the usage they had."""
     unchanged: int = 0
     provisional: int = 0
     lost_races: int = 0
@@ -128,6 +142,8 @@ class HourCloser:
             waiting = batches(due, settings.hours_per_pass, hours_at_once(connection, settings.device_hours_per_pass))
             while waiting:
                 batch = waiting.pop(0)
+                if batch.hours[0].is_rating_only and self._rate(connection, batch, now, round_, on_hour):
+                    continue
                 try:
                     with self._tracer.start_as_current_span("compute hours", attributes=_told(batch.hours)):
                         computed = self._compute(connection, batch, now)
@@ -147,6 +163,48 @@ class HourCloser:
             settled = _floor_hour(now - lateness)
             forget_changes(connection, horizon, settled, round_.unsettled)
         return round_
+
+    def _rate(
+        self,
+        connection: psycopg.Connection[Any],
+        batch: Batch,
+        now: datetime,
+        round_: Round,
+        on_hour: Callable[[HourState, Saved], None] | None,
+    ) -> bool:
+        """Rate closed hours of which only prices, tenants or calls changed; False, and nothing done, where that is not enough."""
+        settings = self._settings
+        window = Window(batch.from_at, batch.to_at, now - timedelta(microseconds=settings.policy.lateness_us))
+        try:
+            with self._tracer.start_as_current_span("rate hours", attributes=_told(batch.hours)):
+                loaded = load_rating(connection, batch.hours, window, settings.currency)
+                if loaded is None:
+                    return False
+                rated = rate_hours(loaded.inputs)
+        # As broad as where hours are computed, and nothing is written yet: closing them as a whole tells what is wrong, by hour.
+        except Exception as error:
+            if connection.closed:
+                raise
+            log.warning(
+                "site %s, hours from %s: not rated, so closed as a whole: %s", batch.site_id, batch.from_at, error
+            )
+            return False
+        for hour in batch.hours:
+            run = Run(
+                settings.code_version, loaded.as_of, loaded.seen_xid, loaded.read, settings.policy, "changed rates"
+            )
+            try:
+                saved = save_rated(connection, hour, _rated_of(hour, rated), run)
+            except (psycopg.Error, pl.exceptions.PolarsError) as error:
+                if connection.closed:
+                    raise
+                _leave_open(connection, hour, error, round_)
+                continue
+            round_.rated += saved is Saved.WRITTEN
+            _count(round_, hour, saved, closed=True)
+            if on_hour is not None:
+                on_hour(hour, saved)
+        return True
 
     def _compute(self, connection: psycopg.Connection[Any], batch: Batch, now: datetime) -> _Computed:
         settings = self._settings
@@ -262,6 +320,16 @@ def _books_of(hour: HourState, computed: _Computed) -> HourBooks:
         rollups=computed.rollups.filter(pl.col("minute_at").dt.truncate("1h") == at),
         tenant_minutes=computed.tenant_minutes.filter(pl.col("minute_at").dt.truncate("1h") == at),
         job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
+    )
+
+
+def _rated_of(hour: HourState, rated: Rated) -> RatedBooks:
+    at = pl.col("hour_at") == hour.hour_at
+    return RatedBooks(
+        usage=rated.usage.filter(at),
+        lines=rated.lines.filter(at),
+        findings=rated.findings.filter(at),
+        job_tenants=rated.job_tenants.filter(at),
     )
 
 

@@ -33,6 +33,7 @@ from analytics.frames import (
     Jobs,
     JobTenants,
     LedgerLines,
+    NamedUsage,
     Prices,
     Quality,
     Rollups,
@@ -208,6 +209,68 @@ def reduce_shards(
     factors = factors_of(hours, references.facility_factors)
     job_tenants = _job_tenants(usage, references)
     usage = emit(_tenanted(usage, job_tenants, references), references.intensity, factors)
+    energy_prices = _energy_prices(hours, references.tariffs, factors)
+    counted = pl.concat([part.quality for part in parts]).with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
+    return HourResult(
+        usage=_checked(UsageHours, _as_usage(usage), "hour_at", "device_id", "holder"),
+        lines=_lines(window, usage, references, api_calls, factors),
+        findings=_checked(Findings, _priced_findings(found, usage, energy_prices, references.currency), "dedupe_key"),
+        quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
+        job_tenants=_checked(JobTenants, job_tenants, "hour_at", "job_id"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RatingInputs:
+    """What a rating reads: usage hours as they are stored, what stands of their findings, dated references, API calls."""
+
+    window: Window
+    usage: dy.DataFrame[NamedUsage]
+    findings: dy.DataFrame[Findings]
+    references: References
+    api_calls: dy.DataFrame[ApiCalls]
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """Books of the window with other tenants, prices or calls and the same usage; each frame sorted by its key."""
+
+    usage: dy.DataFrame[UsageHours]
+    lines: dy.DataFrame[LedgerLines]
+    findings: dy.DataFrame[Findings]
+    job_tenants: dy.DataFrame[JobTenants]
+
+
+def rate_hours(inputs: RatingInputs) -> Rated:
+    """Map tenants and price usage that was closed before, reading no sample; carbon and energy stay as they are.
+
+    The result is what closing the hours as a whole would give, as long as nothing else changed: not who held what, no reading,
+    no intensity and no facility factor.
+    """
+    references, window = inputs.references, inputs.window
+    usage = inputs.usage.with_columns(pl.col("hour_at").dt.epoch("us").alias("hour_us"))
+    found = inputs.findings.with_columns(pl.col("hour_at").dt.epoch("us").alias("hour_us"))
+    job_tenants = _job_tenants(usage, references)
+    usage = _tenanted(usage.drop("tenant_id"), job_tenants, references)
+    hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
+    factors = factors_of(hours, references.facility_factors)
+    prices = _energy_prices(hours, references.tariffs, factors)
+    findings = _with_price(_with_tenant(found.drop("tenant_id"), usage), prices, references.currency)
+    return Rated(
+        usage=_checked(UsageHours, usage, "hour_at", "device_id", "holder"),
+        lines=_lines(window, usage, references, inputs.api_calls, factors),
+        findings=_checked(Findings, findings, "dedupe_key"),
+        job_tenants=_checked(JobTenants, job_tenants, "hour_at", "job_id"),
+    )
+
+
+def _lines(
+    window: Window,
+    usage: pl.DataFrame,
+    references: References,
+    api_calls: dy.DataFrame[ApiCalls],
+    factors: dict[int, Decimal],
+) -> dy.DataFrame[LedgerLines]:
     gathered = gather(usage)
     calls = api_calls.filter((pl.col("called_at") >= window.from_at) & (pl.col("called_at") < window.to_at))
     lines = pl.concat(
@@ -223,15 +286,7 @@ def reduce_shards(
         pl.lit(references.currency).alias("currency"),
         pl.col("hour_us").cast(INSTANT).alias("hour_at"),
     )
-    energy_prices = _energy_prices(hours, references.tariffs, factors)
-    counted = pl.concat([part.quality for part in parts]).with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
-    return HourResult(
-        usage=_checked(UsageHours, _as_usage(usage), "hour_at", "device_id", "holder"),
-        lines=_checked(LedgerLines, lines, "hour_at", "line_key"),
-        findings=_checked(Findings, _priced_findings(found, usage, energy_prices, references.currency), "dedupe_key"),
-        quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
-        job_tenants=_checked(JobTenants, job_tenants, "hour_at", "job_id"),
-    )
+    return _checked(LedgerLines, lines, "hour_at", "line_key")
 
 
 def roll_minutes(inputs: UsageInputs, policy: Policy, metered: Metered | None = None) -> dy.DataFrame[Rollups]:
@@ -370,21 +425,23 @@ def _priced_findings(
     found: pl.DataFrame, usage: pl.DataFrame, prices: dict[int, Fraction], currency: str
 ) -> pl.DataFrame:
     """Give findings tenant, identity and price. ``prices``: billionths per millijoule of each hour that has a tariff."""
+    identity = [pl.col(name).cast(pl.String).fill_null("-") for name in ("kind", "device_id", "job_id", "start_us")]
+    named = instants(found).with_columns(pl.concat_str(identity, separator="|").alias("dedupe_key"))
+    return _with_price(_with_tenant(named, usage), prices, currency)
+
+
+def _with_tenant(found: pl.DataFrame, usage: pl.DataFrame) -> pl.DataFrame:
+    tenants = usage.filter(pl.col("job_id").is_not_null()).select("hour_us", "job_id", "tenant_id").unique()
+    return found.join(tenants, on=["hour_us", "job_id"], how="left", maintain_order="left")
+
+
+def _with_price(found: pl.DataFrame, prices: dict[int, Fraction], currency: str) -> pl.DataFrame:
     cash = [
         None if waste is None or hour not in prices else round(waste * prices[hour])
         for hour, waste in found.select("hour_us", "waste_energy_mj").iter_rows()
     ]
-    identity = [pl.col(name).cast(pl.String).fill_null("-") for name in ("kind", "device_id", "job_id", "start_us")]
-    tenants = usage.filter(pl.col("job_id").is_not_null()).select("hour_us", "job_id", "tenant_id").unique()
-    return (
-        instants(found)
-        .with_columns(
-            pl.concat_str(identity, separator="|").alias("dedupe_key"),
-            pl.Series("nano", cash, dtype=pl.Int64),
-            pl.lit(currency).alias("currency"),
-        )
-        .with_columns(from_nano(pl.col("nano")).alias("avoidable_cash"))
-        .join(tenants, on=["hour_us", "job_id"], how="left")
+    return found.with_columns(pl.Series("nano", cash, dtype=pl.Int64), pl.lit(currency).alias("currency")).with_columns(
+        from_nano(pl.col("nano")).alias("avoidable_cash")
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from opentelemetry.metrics import Observation
 
 from analytics.backfill import Backfilled
-from analytics.io.save import HourState, Saved
+from analytics.io.runs import HourState, Saved
 from analytics.jobs import Round
 from ingest.exposition import WORK_SECONDS, Meters
 from ingest.store.hours import SiteHour

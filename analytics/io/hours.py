@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 
-from analytics.io.save import HourState
+from analytics.io.runs import HourState
 
 REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
@@ -22,6 +22,8 @@ DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls
 """Kinds of change that bring an hour into the books."""
 AT_HAND: Final = timedelta(minutes=1)
 """How long after its end an hour is still priced anew without a change, so that its last seconds are in the open window."""
+RATING_KINDS: Final = ("prices", "tariffs", "bindings", "api_calls")
+"""Kinds of change that move who pays and how much, and leave usage hours and their carbon as they are."""
 OUTSIDE_THE_BOOKS: Final = (
     "fabric_samples",
     "engine_samples",
@@ -33,6 +35,12 @@ OUTSIDE_THE_BOOKS: Final = (
 )
 """Kinds of change that move no figure of a bill."""
 
+_RATING_ONLY: Final = """
+hours.status = 'closed' AND NOT EXISTS (
+    SELECT FROM changes WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
+    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL (%(rating)s))
+"""
 _CANDIDATES: Final = """
 WITH data AS (
     SELECT site_id, hour_at, max(written_xid) AS last_xid
@@ -63,16 +71,20 @@ WITH data AS (
     SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional' AND (
         hour_at + interval '1 hour' > %(now)s - %(at_hand)s OR hour_at + interval '1 hour' <= %(now)s - %(lateness)s)
 )
-SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status
+SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status, coalesce({rating_only}, false)
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
 WHERE due.hour_at < %(now)s
 ORDER BY due.site_id, due.hour_at
-"""
+""".replace("{rating_only}", _RATING_ONLY)
+_STILL: Final = """
+SELECT coalesce(bool_and({rating_only}), false) AND count(*) = cardinality(%(hours)s::timestamptz[]) FROM ledger_hours AS hours
+WHERE site_id = %(site_id)s AND hour_at = ANY (%(hours)s)
+""".replace("{rating_only}", _RATING_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Consecutive hours of one site to be computed together: one load, one pass of the model."""
+    """Consecutive hours of one site to be computed together, or rated: one load, one pass of the model."""
 
     site_id: int
     hours: tuple[HourState, ...]
@@ -100,12 +112,28 @@ def due_hours(
             "now": now,
             "data_kinds": list(DATA_KINDS),
             "outside": list(OUTSIDE_THE_BOOKS),
+            "rating": list(RATING_KINDS),
             "reach": REACH,
             "at_hand": AT_HAND,
             "lateness": lateness,
         },
     ).fetchall()
     return [HourState(*row) for row in rows]
+
+
+def still_rating_only(connection: psycopg.Connection[Any], hours: Sequence[HourState]) -> bool:
+    """Say whether closed hours of one site need no more than a rating, as the transaction's snapshot sees it."""
+    row = connection.execute(
+        _STILL,
+        {
+            "site_id": hours[0].site_id,
+            "hours": [hour.hour_at for hour in hours],
+            "outside": list(OUTSIDE_THE_BOOKS),
+            "rating": list(RATING_KINDS),
+            "reach": REACH,
+        },
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def hours_at_once(connection: psycopg.Connection[Any], device_hours: int) -> dict[int, int]:
@@ -132,6 +160,7 @@ def batches(hours: Sequence[HourState], most: int, most_of: Mapping[int, int] | 
             group
             and group[-1].site_id == hour.site_id
             and group[-1].hour_at + timedelta(hours=1) == hour.hour_at
+            and group[-1].is_rating_only == hour.is_rating_only
             and len(group) < min(most, limits.get(hour.site_id, most))
         ):
             group.append(hour)

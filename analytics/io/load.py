@@ -29,7 +29,7 @@ from ingest.store.samples import sample_session
 from ingest.store.segments import Segments
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
-_DEVICE: Final = """
+DEVICE: Final = """
 (SELECT id, uuid, kind, accelerators,
         CASE WHEN described_at > %(as_of)s THEN 'unknown' ELSE model END AS model,
         CASE WHEN described_at > %(as_of)s THEN NULL ELSE parent_device_id END AS parent_device_id,
@@ -48,7 +48,7 @@ WHERE nodes.site_id = %(site_id)s AND device.parent_device_id IS NULL -- a MIG i
 AND placed.valid_from < %(to_at)s AND (placed.valid_to IS NULL OR placed.valid_to > %(from_at)s)
 AND {known}
 ORDER BY placed.device_id, placed.valid_from DESC
-""".replace("{device}", _DEVICE).replace("{known}", known("placed."))
+""".replace("{device}", DEVICE).replace("{known}", known("placed."))
 # A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
 _POOLS: Final = """
 SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
@@ -62,6 +62,7 @@ _EPOCHS: Final = """
 SELECT epochs.id AS epoch_id, node_id, boot_id, driver_epoch, feed, origin, cadence_us, first_seen_at
 FROM epochs JOIN nodes ON nodes.id = epochs.node_id WHERE nodes.site_id = %(site_id)s
 """
+JOB_KEY: Final = "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)"
 # A job that holds a count of a node's accelerators holds them all when the count says so, else an equal share of each:
 # which ones is not known. Of a board that is cut up schedulers count the instances. A job that holds a MIG instance, or a
 # share of one, holds that share of the board: method `slice` (docs/methodology.md). Rounded down, so that instances of one
@@ -98,8 +99,8 @@ WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL AND {touches}
 """
 _ALLOCATIONS: Final = (
     _HELD.replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
-    .replace("{device}", _DEVICE)
-    .replace("{job_key}", "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)")
+    .replace("{device}", DEVICE)
+    .replace("{job_key}", JOB_KEY)
     .replace("{placed}", known("placements."))
     .replace(
         "{touches}",
@@ -107,12 +108,12 @@ _ALLOCATIONS: Final = (
     )
 )
 # A tenant without a binding was named outright, by an import; one with a binding is what an earlier close made of it.
-_JOBS: Final = """
+JOBS: Final = """
 SELECT id AS job_id, cluster, native_id, account, partition, user_name, namespace, label, origin,
        CASE WHEN binding_id IS NULL THEN tenant_id END AS named_tenant_id
 FROM jobs WHERE id = ANY (%(job_ids)s)
 """
-_API_CALLS: Final = """
+API_CALLS: Final = """
 SELECT called_at, dedupe_key, api_key, provider, model, input_uncached_tokens, cache_read_tokens, cache_write_tokens,
        output_text_tokens, reasoning_tokens, audio_tokens, image_tokens, usage_known, origin,
        CASE WHEN binding_id IS NULL THEN tenant_id END AS named_tenant_id
@@ -152,9 +153,8 @@ def load_batch(
     reach = timedelta(microseconds=policy.gaps.reach_us)
     with ExitStack() as until_read:
         with connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            seen_xid, now, snapshot, exported = _snapshot(connection)
-            then = as_of or Known(now)
+            seen = begin_snapshot(connection)
+            then = as_of or Known(seen.at)
             scope: dict[str, Any] = {
                 "site_id": site_id,
                 "from_at": window.from_at,
@@ -168,7 +168,7 @@ def load_batch(
             pools = fetch_frame(connection, _POOLS, scope, Devices)
             epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
             held = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
-            calls = fetch_frame(connection, _API_CALLS, scope, ApiCalls)
+            calls = fetch_frame(connection, API_CALLS, scope, ApiCalls)
             devices = Devices.validate(pl.concat([placed, pools]))
             allocations = Allocations.validate(held.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
             references = load_references(
@@ -178,23 +178,37 @@ def load_batch(
                 to_at=window.to_at,
                 as_of=then,
                 currency=currency,
-                jobs=fetch_frame(connection, _JOBS, {"job_ids": allocations["job_id"].unique().to_list()}, Jobs),
+                jobs=fetch_frame(connection, JOBS, {"job_ids": allocations["job_id"].unique().to_list()}, Jobs),
             )
             # Readings take long, and a transaction of this session must not stand open for long without a statement.
-            session = until_read.enter_context(sample_session(database, segments, snapshot=exported))
+            session = until_read.enter_context(sample_session(database, segments, snapshot=seen.exported))
         readings, silences = load_readings(session, site_id, placed, epochs, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
     inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
     read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)
-    return Loaded(inputs, as_of or Known(now, snapshot), seen_xid, read, silences, generations)
+    return Loaded(inputs, as_of or Known(seen.at, seen.snapshot), seen.oldest_xid, read, silences, generations)
 
 
-def _snapshot(connection: psycopg.Connection[Any]) -> tuple[str, datetime, str, str]:
-    """Return the oldest transaction a snapshot did not see, its instant, itself in stamped transactions, and its exported name."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the statements of a transaction see."""
+
+    oldest_xid: str
+    """Changes of transactions from this one on may not be seen."""
+    at: datetime
+    snapshot: str
+    """In stamped transactions, as a run keeps it."""
+    exported: str
+    """By which another session takes it over."""
+
+
+def begin_snapshot(connection: psycopg.Connection[Any]) -> Snapshot:
+    """Have the transaction that just began see one snapshot, and return it."""
+    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     row = connection.execute(
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, clock_timestamp(), stamped_snapshot(), pg_export_snapshot()"
     ).fetchone()
     if row is None:
         raise psycopg.DataError("pg_current_snapshot() returned no row")
-    seen_xid, now, snapshot, exported = row
-    return str(seen_xid), now.astimezone(UTC), str(snapshot), str(exported)
+    oldest_xid, now, snapshot, exported = row
+    return Snapshot(str(oldest_xid), now.astimezone(UTC), str(snapshot), str(exported))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from analytics.pipeline import HourInputs, content_hash
+from analytics.pipeline import HourInputs, RatingInputs, References, content_hash
 from ingest.store.samples import FileRead
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
@@ -30,6 +30,8 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "intensity": ("intensity_id",),
     "facility_factors": ("factor_id",),
     "api_calls": ("called_at", "dedupe_key"),
+    "usage_hours": ("hour_at", "device_id", "holder"),
+    "findings": ("dedupe_key",),
 }
 
 
@@ -70,13 +72,7 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int
         "devices": inputs.usage.devices,
         "epochs": inputs.usage.epochs,
         "allocations": inputs.usage.allocations,
-        "jobs": references.jobs,
-        "bindings": references.bindings,
-        "tenants": references.tenants,
-        "prices": references.prices,
-        "tariffs": references.tariffs,
-        "intensity": references.intensity,
-        "facility_factors": references.facility_factors,
+        **_of_references(references),
         "api_calls": inputs.api_calls,
     }
     return Manifest(
@@ -84,9 +80,38 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int
         files=tuple(sorted(files)),
         # In the order they were loaded in, which is fixed.
         outside=(rows_outside, readings_sha256(inputs)) if rows_outside else None,
-        frames={name: (frame.height, content_hash(frame.sort(*_KEYS[name])).hex()) for name, frame in frames.items()},
+        frames=_told(frames),
         currency=references.currency,
     )
+
+
+def rating_manifest(inputs: RatingInputs) -> Manifest:
+    """Return what a rating read: no sample, usage hours instead, which an earlier run tells the origin of."""
+    window = inputs.window
+    frames = _of_references(inputs.references) | {
+        "api_calls": inputs.api_calls,
+        "usage_hours": inputs.usage,
+        "findings": inputs.findings.select("dedupe_key", "waste_energy_mj"),
+    }
+    return Manifest(
+        (window.from_at.isoformat(), window.to_at.isoformat()), (), None, _told(frames), inputs.references.currency
+    )
+
+
+def _of_references(references: References) -> dict[str, pl.DataFrame]:
+    return {
+        "jobs": references.jobs,
+        "bindings": references.bindings,
+        "tenants": references.tenants,
+        "prices": references.prices,
+        "tariffs": references.tariffs,
+        "intensity": references.intensity,
+        "facility_factors": references.facility_factors,
+    }
+
+
+def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
+    return {name: (frame.height, content_hash(frame.sort(*_KEYS[name])).hex()) for name, frame in frames.items()}
 
 
 def readings_sha256(inputs: HourInputs) -> str:

@@ -26,7 +26,7 @@ WITH bare AS MATERIALIZED (
 SELECT hours.site_id, hours.hour_at, hours.run_id, runs.as_of_at, runs.snapshot
 FROM bare AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
 WHERE (SELECT 1 FROM usage_hours AS used WHERE used.site_id = hours.site_id AND used.hour_at = hours.hour_at
-       AND used.revision = hours.revision AND used.energy_mj > 0 LIMIT 1) IS NOT NULL
+       AND used.revision = coalesce(runs.usage_revision, hours.revision) AND used.energy_mj > 0 LIMIT 1) IS NOT NULL
 AND NOT EXISTS (SELECT FROM hour_catalog AS catalog WHERE catalog.site_id = hours.site_id
                 AND catalog.hour_at = hours.hour_at AND catalog.expired_at IS NOT NULL)
 ORDER BY hours.hour_at DESC, hours.site_id

@@ -10,7 +10,7 @@ import psycopg
 
 from analytics.io.manifest import Manifest
 from analytics.io.references import Known
-from analytics.io.save import Run
+from analytics.io.runs import Run
 from analytics.policy import Policy
 from ingest.store.engine import Database
 

@@ -45,13 +45,14 @@ WORKER = {
     "rwud": "minute_rollups",
     "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox segment_place watermarks",
     "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "
-    "ledger_lines ledger_runs node_samples usage_hours",
+    "hour_jobs ledger_lines ledger_runs node_samples usage_hours",
     "r u(binding_id,tenant_id)": "jobs",
 }
 API = {
     "r": "actions alembic_version allocations api_calls audit bindings budgets call_reports current_ledger_lines current_usage_hours decisions "
-    "devices facility_factors findings imported_charges intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
+    "devices facility_factors findings hour_jobs imported_charges intensity jobs ledger_hours ledger_lines lineage_datasets lineage_events lineage_runs "
     "minute_rollups nodes outcomes placements prices sites spans tariffs tenant_details tenant_minutes tenants usage_hours",
+    "r(id,usage_revision)": "ledger_runs",
 }
 LETTER = {"SELECT": "r", "INSERT": "w", "UPDATE": "u", "DELETE": "d"}
 

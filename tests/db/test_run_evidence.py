@@ -35,7 +35,7 @@ def segments(tmp_path: Path) -> Segments:
     return Segments.at(tmp_path)
 
 
-def again(fleet: SmallFleet, closer: HourCloser, kind: str = "prices") -> None:
+def again(fleet: SmallFleet, closer: HourCloser, kind: str = "allocations") -> None:
     """Have the hour looked at once more."""
     with fleet.admin() as connection:
         fleet.changed(kind, HOUR_AT, HOUR_AT + HOUR, connection)

@@ -94,7 +94,7 @@ def test_sealed_and_dropped_hours_give_the_books_they_gave_when_hot(fleet: Small
     assert books(fleet, segments) == hot
 
     with fleet.admin() as connection:
-        fleet.changed("prices", HOUR_AT, HOUR_AT + 3 * HOUR, connection)
+        fleet.changed("allocations", HOUR_AT, HOUR_AT + 3 * HOUR, connection)
     done = HourCloser(fleet.database, SETTINGS, segments).run(LATER)
     assert (done.unchanged, done.restated, done.failed) == (4, 0, 0)
     assert fleet.rows(of_hours) == closed

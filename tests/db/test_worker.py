@@ -143,7 +143,8 @@ def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet)
 
 def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
     from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours  # noqa: PLC0415
-    from analytics.io.save import HourBooks, Saved, save_hour  # noqa: PLC0415
+    from analytics.io.runs import Saved  # noqa: PLC0415
+    from analytics.io.save import HourBooks, save_hour  # noqa: PLC0415
 
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     with fleet.database.connect("worker", autocommit=True) as connection:

@@ -12,7 +12,8 @@ import pytest
 from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours
 from analytics.io.hours import due_hours
 from analytics.io.lease import Lease
-from analytics.io.save import HourBooks, Saved, save_hour
+from analytics.io.runs import Saved
+from analytics.io.save import HourBooks, save_hour
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, RUN_BY_HAND, small_fleet

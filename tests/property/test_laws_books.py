@@ -15,14 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.frames import Allocations, DeviceReadings, Devices, Epochs
+from analytics.frames import Allocations, DeviceReadings, Devices, Epochs, NamedUsage
 from analytics.pipeline import (
     HourInputs,
     HourResult,
+    RatingInputs,
     UsageInputs,
     close_hours,
     content_hash,
     map_devices,
+    rate_hours,
     reduce_shards,
 )
 from analytics.policy import Policy
@@ -298,6 +300,30 @@ def test_a_dearer_price_never_makes_a_bill_cheaper(site: Site, more: Decimal) ->
         for result in (site.close(), dearer.close())
     ]
     assert owned[0] <= owned[1]
+
+
+@LAW
+@given(sites(), st.decimals("0", "9", places=9))
+def test_usage_rated_again_gives_the_lines_that_closing_under_the_new_rates_gives(site: Site, more: Decimal) -> None:
+    """Law 6 across the split: who pays and how much may change without a reading being looked at."""
+    calls = [call("k1", 60 * at, input_uncached_tokens=7) for at in range(HOURS * 40)]
+    before = replace(site, calls=calls).close()
+    other = replace(
+        site,
+        calls=calls[1:],
+        bindings=[binding(3, 12, account="a0"), binding(4, 12, api_key="k1")],
+        prices=[price(3, str(RATE + more))],
+        tariffs=[tariff(3, str(POWER_PRICE + more))],
+    )
+    inputs = other.inputs()
+    keys = inputs.usage.allocations.select("job_id", ("job:" + pl.col("job_key")).alias("holder_key")).unique()
+    models = inputs.usage.devices.select("device_id", pl.col("model").alias("device_model"))
+    stored = before.usage.join(models, on="device_id").join(keys, on="job_id", how="left")
+    named = NamedUsage.validate(stored.with_columns(pl.coalesce("holder_key", "holder").alias("holder_key")))
+    rated = rate_hours(RatingInputs(inputs.usage.window, named, before.findings, inputs.references, inputs.api_calls))
+    closed = other.close()
+    for name in ("usage", "lines", "findings", "job_tenants"):
+        assert content_hash(getattr(rated, name)) == content_hash(getattr(closed, name)), name
 
 
 Ids = dict[str, dict[int, int]]

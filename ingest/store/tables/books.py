@@ -78,7 +78,14 @@ ledger_runs = Table(
         "kind",
         Text,
         server_default="close",
-        comment="close: it wrote a revision; attest: it found what its revision says, from other inputs",
+        comment="close: it wrote a revision; rate: it priced the usage of one anew; "
+        "attest: it found what its revision says, from other inputs",
+    ),
+    column(
+        "usage_revision",
+        Integer,
+        nullable=True,
+        comment="revision of the usage hours that its lines are made of; null = its own",
     ),
     column(
         "snapshot",
@@ -101,7 +108,7 @@ ledger_runs = Table(
         comment="of the usage hours of its revision; null = run before this was kept",
     ),
     Index("ledger_runs_hour_ix", "site_id", "hour_at"),
-    CheckConstraint("kind IN ('close', 'attest')", name="kind"),
+    CheckConstraint("kind IN ('close', 'rate', 'attest')", name="kind"),
     comment="What a close of one hour read and wrote, enough to recompute it bit for bit.",
 )
 
@@ -156,6 +163,24 @@ usage_hours = Table(
     CheckConstraint("energy_mj >= 0 AND estimated_mj BETWEEN 0 AND energy_mj", name="energy"),
     CheckConstraint("held_us >= 0 AND covered_us BETWEEN 0 AND held_us", name="time"),
     comment="The grain of the books: device x hour x job, idle or unattributed.",
+)
+
+hour_jobs = Table(
+    "hour_jobs",
+    metadata,
+    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    column("hour_at", _HOUR, primary_key=True),
+    column(
+        "revision",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="of the lines, by a run that rated usage of an earlier one",
+    ),
+    column("job_id", BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    reference("tenant_id", "tenants", nullable=True),
+    reference("binding_id", "bindings", nullable=True),
+    comment="Who pays for a job in an hour whose usage was rated again; without a row here, its usage hours say.",
 )
 
 ledger_lines = Table(

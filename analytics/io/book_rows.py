@@ -1,0 +1,98 @@
+"""Writes the rows of one revision of an hour, and says how they differ from those before; inside the transaction of whoever closes or rates it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, LiteralString
+
+import polars as pl
+import psycopg
+
+from analytics.io.runs import HourState
+from analytics.pipeline import content_hash
+from ingest.store.copy import copy_statement, encode
+
+
+def content_of(usage: pl.DataFrame, lines: pl.DataFrame, *, closed: bool) -> bytes:
+    """Return the SHA-256 of what makes a revision: equal content is no new one."""
+    digest = hashlib.sha256(b"closed" if closed else b"provisional")
+    for frame in (usage, lines):
+        digest.update(content_hash(frame))
+    return digest.digest()
+
+
+_INSERT_FROM: Final[dict[str, LiteralString]] = {
+    "usage_hours": "INSERT INTO usage_hours ({columns}) SELECT {columns} FROM incoming_usage_hours",
+    "hour_jobs": "INSERT INTO hour_jobs ({columns}) SELECT {columns} FROM incoming_hour_jobs",
+    "ledger_lines": "INSERT INTO ledger_lines ({columns}) SELECT {columns} FROM incoming_ledger_lines",
+}
+
+
+def insert_rows(
+    connection: psycopg.Connection[Any], table: str, state: HourState, revision: int, rows: pl.DataFrame
+) -> None:
+    """COPY into a temporary table, then INSERT ... SELECT: COPY itself does not work under row-level security."""
+    if rows.is_empty():
+        return
+    stamped = rows.with_columns(
+        pl.lit(state.site_id, pl.Int32).alias("site_id"), pl.lit(revision, pl.Int32).alias("revision")
+    )
+    names = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(name) for name in stamped.columns)
+    staging = psycopg.sql.Identifier(f"incoming_{table}")
+    # Once per connection: a table made for each of some thousand looks a day at the open window would bloat the catalog.
+    connection.execute(
+        psycopg.sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
+            staging, psycopg.sql.Identifier(table)
+        )
+    )
+    copy_rows(connection, f"incoming_{table}", stamped)
+    connection.execute(psycopg.sql.SQL(_INSERT_FROM[table]).format(columns=names))
+
+
+def copy_rows(connection: psycopg.Connection[Any], table: str, rows: pl.DataFrame) -> None:
+    with connection.cursor() as cursor, cursor.copy(copy_statement(table, rows.columns)) as copy:
+        for part in encode(rows):
+            copy.write(part)
+
+
+def bind_jobs(connection: psycopg.Connection[Any], state: HourState, job_tenants: pl.DataFrame) -> None:
+    """Note on each job the tenant its binding gives it, so that row-level security shows it there.
+
+    The job's last hour says which: an older one that is closed again does not take the job back. A tenant without a binding
+    was named by an import and stays.
+    """
+    if job_tenants.is_empty():
+        return
+    connection.execute(
+        """
+        UPDATE jobs SET tenant_id = bound.tenant_id, binding_id = bound.binding_id
+        FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) AS bound (job_id, tenant_id, binding_id)
+        WHERE jobs.id = bound.job_id AND (jobs.tenant_id IS NULL OR jobs.binding_id IS NOT NULL)
+        AND (jobs.tenant_id, jobs.binding_id) IS DISTINCT FROM (bound.tenant_id, bound.binding_id)
+        AND NOT (SELECT EXISTS (SELECT FROM current_usage_hours AS later WHERE later.job_id = jobs.id AND later.hour_at > %s))
+        """,
+        [*(job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")), state.hour_at],
+    )
+
+
+def difference(connection: psycopg.Connection[Any], state: HourState, lines: pl.DataFrame) -> dict[str, Any]:
+    """Return what a restatement moves: totals before and after, as text so that no digit is lost."""
+    before = connection.execute(
+        """
+        SELECT count(*), coalesce(sum(effective_cost), 0)::text, coalesce(sum(energy_mj), 0)::text,
+               coalesce(sum(carbon_gco2e), 0)::text
+        FROM ledger_lines WHERE site_id = %s AND hour_at = %s AND revision = %s
+        """,
+        (state.site_id, state.hour_at, state.revision),
+    ).fetchone()
+    names = ("lines", "effective_cost", "energy_mj", "carbon_gco2e")
+    after = (
+        lines.height,
+        str(lines["effective_cost"].sum() or 0),
+        str(lines["energy_mj"].sum() or 0),
+        str(lines["carbon_gco2e"].sum() or 0),
+    )
+    return {
+        "before": dict(zip(names, before or (0, "0", "0", "0"), strict=True)),
+        "after": dict(zip(names, after, strict=True)),
+    }

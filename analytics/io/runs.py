@@ -1,0 +1,212 @@
+"""The record of a computation, and the row of its hour that names it: the compare-and-swap by which one of several counts.
+
+Statements of single rows, for use inside the transaction that writes an hour; it decides nothing about what is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from analytics.io.manifest import Manifest
+from analytics.io.references import Known
+from analytics.policy import Policy
+from analytics.version import METHOD_VERSION
+
+
+class Saved(StrEnum):
+    """What became of an hour."""
+
+    WRITTEN = "written"
+    UNCHANGED = "unchanged"
+    LOST_RACE = "lost_race"
+
+
+class Kind(StrEnum):
+    """What a run did."""
+
+    CLOSE = "close"
+    RATE = "rate"
+    ATTEST = "attest"
+
+
+@dataclass(frozen=True, slots=True)
+class HourState:
+    """What ``ledger_hours`` said when the hour was picked; null fields = never closed."""
+
+    site_id: int
+    hour_at: datetime
+    revision: int | None
+    run_id: int | None
+    status: str | None
+    is_rating_only: bool = False
+    """Closed, and of what it was computed from only prices, bindings or API calls changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is true of the computation behind the rows, enough to repeat it."""
+
+    code_version: str
+    as_of: Known
+    seen_xid: str
+    read: Manifest
+    policy: Policy
+    reason: str
+    generation: int = 0
+    """Of the sealed segments the hour's samples were read from; 0 = the hot tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The run an hour rests on now, and what it wrote."""
+
+    run_id: int
+    revision: int
+    content: bytes
+    usage_revision: int
+    inputs_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run wrote, or found to be so."""
+
+    kind: Kind
+    revision: int
+    usage_revision: int
+    """Of the usage hours its lines are made of."""
+    content: bytes
+    usage_sha256: bytes
+    diff: dict[str, Any] | None = None
+    """Against the revision before, where there was a closed one."""
+    quality: dict[str, Any] | None = None
+    """What was not used or not known, by reason; null = it read no sample."""
+
+
+class LostRaceError(Exception):
+    """Another run took the hour; leaves the transaction so that it rolls back."""
+
+
+def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | None:
+    """Return what the hour rests on, its row locked until the transaction ends; None = never closed.
+
+    Raises LostRaceError where that is not what it rested on when the hour was picked.
+    """
+    row = connection.execute(
+        """
+        SELECT hours.run_id, hours.revision, hours.content_sha256, coalesce(runs.usage_revision, hours.revision), runs.inputs_sha256
+        FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+        WHERE hours.site_id = %s AND hours.hour_at = %s FOR UPDATE OF hours
+        """,
+        (state.site_id, state.hour_at),
+    ).fetchone()
+    current = None if row is None else Current(row[0], row[1], bytes(row[2]), row[3], bytes(row[4]))
+    if (current.run_id if current else None) != state.run_id:
+        raise LostRaceError
+    return current
+
+
+def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, made: Made) -> int:
+    """Put a run on record and return its id."""
+    row = connection.execute(
+        """
+        INSERT INTO ledger_runs (site_id, hour_at, revision, usage_revision, kind, code_version, method_version, policy, as_of_at, snapshot, seen_xid,
+                                 inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality)
+        VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(usage_revision)s, %(kind)s, %(code_version)s, %(method_version)s, %(policy)s, %(as_of_at)s,
+                %(snapshot)s, %(seen_xid)s::xid8, %(inputs)s, %(inputs_sha256)s, %(content)s, %(usage)s, %(reason)s, %(generation)s,
+                %(diff)s, %(quality)s) RETURNING id
+        """,
+        {
+            "site_id": state.site_id,
+            "hour_at": state.hour_at,
+            "revision": made.revision,
+            "usage_revision": made.usage_revision,
+            "kind": made.kind,
+            "code_version": run.code_version,
+            "method_version": METHOD_VERSION,
+            "policy": Jsonb(asdict(run.policy)),
+            "as_of_at": run.as_of.at,
+            "snapshot": run.as_of.snapshot,
+            "seen_xid": run.seen_xid,
+            "inputs": Jsonb(run.read.as_json()),
+            "inputs_sha256": run.read.sha256(),
+            "content": made.content,
+            "usage": made.usage_sha256,
+            "reason": run.reason,
+            "generation": run.generation,
+            "diff": Jsonb(made.diff) if made.diff is not None else None,
+            "quality": Jsonb(made.quality) if made.quality is not None else None,
+        },
+    ).fetchone()
+    if row is None:
+        raise psycopg.DataError("INSERT INTO ledger_runs returned no id")
+    return int(row[0])
+
+
+def swap(
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    run: Run,
+    *,
+    revision: int,
+    run_id: int,
+    content: bytes,
+    closed: bool,
+) -> bool:
+    """Make this run the one that counts, unless another run took its place since the hour was picked."""
+    values = {
+        "site_id": state.site_id,
+        "hour_at": state.hour_at,
+        "revision": revision,
+        "run_id": run_id,
+        "status": "closed" if closed else "provisional",
+        "seen_xid": run.seen_xid,
+        "content": content,
+        "expected": state.run_id,
+    }
+    if state.run_id is None:
+        cursor = connection.execute(
+            """
+            INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256)
+            VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(run_id)s, %(status)s, %(seen_xid)s::xid8, %(content)s)
+            ON CONFLICT DO NOTHING
+            """,
+            values,
+        )
+    else:
+        cursor = connection.execute(
+            """
+            UPDATE ledger_hours SET revision = %(revision)s, run_id = %(run_id)s, status = %(status)s,
+                   seen_xid = %(seen_xid)s::xid8, content_sha256 = %(content)s, closed_at = now()
+            WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND run_id = %(expected)s
+            """,
+            values,
+        )
+    return cursor.rowcount == 1
+
+
+def pin(connection: psycopg.Connection[Any], state: HourState, run: Run) -> None:
+    """Keep the files a run has read when later generations take their place: it could not be repeated without them."""
+    files = run.read.files
+    if not files:
+        return
+    connection.execute(
+        """
+        UPDATE hour_segments AS files SET pinned = true
+        FROM unnest(%s::timestamptz[], %s::text[], %s::integer[]) AS read (hour_at, stream, generation)
+        WHERE files.site_id = %s AND files.hour_at = read.hour_at AND files.stream = read.stream
+        AND files.generation = read.generation AND NOT files.pinned
+        """,
+        (
+            [file.hour_at for file in files],
+            [file.stream for file in files],
+            [file.generation for file in files],
+            state.site_id,
+        ),
+    )

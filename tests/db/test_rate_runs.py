@@ -1,0 +1,200 @@
+"""What only tenants and prices hang on is rated again on the usage hours there are: no sample is read and no usage hour written."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from analytics import jobs
+from analytics.backfill import MinutesBackfill
+from analytics.io.hours import due_hours
+from analytics.io.load_rating import load_rating
+from analytics.jobs import HourCloser, WorkerSettings
+from ingest.store import migrate, tenancy
+from ingest.store.engine import Database
+from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+
+pytestmark = pytest.mark.db
+SETTINGS = WorkerSettings(code_version="test")
+LATER = HOUR_AT + 6 * HOUR
+NINE = HOUR_AT + HOUR
+RUNS = "SELECT kind, revision, usage_revision FROM ledger_runs WHERE hour_at = %s ORDER BY id"
+USAGE = "SELECT hour_at, revision, device_id, holder, tenant_id, energy_mj, carbon_gco2e FROM usage_hours ORDER BY 1, 2, 3, 4"
+LINES = (
+    "SELECT hour_at, tenant_id, pool, charge_category, effective_cost, energy_mj, carbon_gco2e FROM current_ledger_lines "
+    "ORDER BY hour_at, charge_category, line_key"
+)
+
+
+@pytest.fixture
+def fleet(db: Database) -> SmallFleet:
+    """100 W from 8:00 to 10:00: one job all the time, another tenant's for its first half, one of nobody's account after that."""
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR)
+    fleet.rows("UPDATE device_samples SET gpu_util_percent = 0 RETURNING 1")
+    fleet.job("7", HOUR_AT, NINE)
+    fleet.job("8", NINE, NINE + timedelta(minutes=30), account="vision")
+    return fleet
+
+
+@pytest.fixture
+def closer(fleet: SmallFleet) -> HourCloser:
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(LATER)
+    return closer
+
+
+def rebound(fleet: SmallFleet) -> int:
+    """Bind the account of the first job to another tenant, from ever, and announce it; return the tenant."""
+    ((tenant_id,),) = fleet.rows("INSERT INTO tenants (path) VALUES ('globex') RETURNING id")
+    fleet.rows("UPDATE bindings SET superseded_at = now() RETURNING 1")
+    fleet.rows(
+        "INSERT INTO bindings (position, tenant_id, account, valid_from) VALUES (1, %s, 'nlp', '2026-10-01Z') RETURNING 1",
+        tenant_id,
+    )
+    announce(fleet, "bindings")
+    return int(tenant_id)
+
+
+def announce(fleet: SmallFleet, kind: str) -> None:
+    with fleet.admin() as connection:
+        fleet.changed(kind, HOUR_AT, HOUR_AT + 2 * HOUR, connection)
+
+
+def no_readings(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a rating reads no sample")
+
+
+def test_a_corrected_binding_moves_lines_and_no_usage_hour(
+    fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = fleet.rows(USAGE)
+    monkeypatch.setattr(jobs, "load_batch", no_readings)
+    tenant_id = rebound(fleet)
+
+    done = closer.run(LATER)
+
+    # Only at 8:00 a job changed hands. 0.1 kWh at 0.20 USD and 400 g, and an hour at 2 USD. The last reading is right on 10:00.
+    assert (done.rated, done.restated, done.unchanged, done.failed) == (1, 1, 2, 0)
+    assert fleet.rows(USAGE) == usage
+    assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 1), ("rate", 2, 1)]
+    assert fleet.rows(RUNS, NINE) == [("close", 1, 1)]
+    assert [row[1:] for row in fleet.rows(LINES) if row[0] == HOUR_AT] == [
+        (tenant_id, "job", "electricity", Decimal("0.020000000"), None, None),
+        (tenant_id, "job", "gpu_owned", Decimal("2.000000000"), 360_000_000, Decimal("40.000000000")),
+    ]
+    shown = "SELECT tenant_id, energy_mj FROM current_usage_hours WHERE hour_at = %s"
+    assert fleet.rows(shown, HOUR_AT) == [(tenant_id, 360_000_000)]
+    assert fleet.rows("SELECT tenant_id FROM jobs WHERE native_id = '7'") == [(tenant_id,)]
+    found = fleet.rows(
+        "SELECT tenant_id FROM findings WHERE kind = 'idle_waste' AND withdrawn_at IS NULL AND start_at < %s", NINE
+    )
+    assert found == [(tenant_id,)]
+    with fleet.admin() as connection:
+        assert due_hours(connection, LATER) == []
+
+
+def test_a_corrected_price_and_tariff_rate_the_same_usage_and_its_findings(
+    fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "load_batch", no_readings)
+    for table, column in (("prices", "amount"), ("tariffs", "amount_per_kwh")):
+        fleet.rows(f"UPDATE {table} SET {column} = {column} * 2 RETURNING 1")
+        announce(fleet, table)
+
+    done = closer.run(LATER)
+
+    assert (done.rated, done.failed) == (3, 0)
+    costs = "SELECT revision, sum(effective_cost) FROM ledger_lines WHERE hour_at = %s GROUP BY 1 ORDER BY 1"
+    assert fleet.rows(costs, HOUR_AT) == [(1, Decimal("2.020000000")), (2, Decimal("4.040000000"))]
+    ((cash,),) = fleet.rows("SELECT avoidable_cash FROM findings WHERE kind = 'idle_waste' AND start_at < %s", NINE)
+    assert cash == Decimal("0.040000000")  # all of 0.1 kWh
+    ((difference,),) = fleet.rows("SELECT diff FROM ledger_runs WHERE hour_at = %s AND kind = 'rate'", HOUR_AT)
+    assert (difference["before"]["effective_cost"], difference["after"]["effective_cost"]) == (
+        "2.020000000",
+        "4.040000000",
+    )
+
+
+def test_a_rating_is_what_closing_as_a_whole_gives(fleet: SmallFleet, closer: HourCloser) -> None:
+    rebound(fleet)
+    closer.run(LATER)
+    rated = fleet.rows(LINES)
+    announce(fleet, "allocations")
+
+    done = closer.run(LATER)
+
+    assert (done.unchanged, done.restated) == (3, 0)  # to the hash of its content
+    assert fleet.rows(LINES) == rated
+    assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 1), ("rate", 2, 1), ("attest", 2, 1)]
+    assert fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours") == [(720_000_000,)]
+
+
+def test_what_else_changed_has_the_hour_closed_as_a_whole(fleet: SmallFleet, closer: HourCloser) -> None:
+    rebound(fleet)
+    fleet.rows(
+        "UPDATE device_samples SET energy_mj = energy_mj + 1000000 WHERE at > %s RETURNING 1",
+        HOUR_AT + timedelta(minutes=59),
+    )
+    announce(fleet, "device_samples")
+    done = closer.run(LATER)
+    assert (done.rated, done.restated) == (0, 1)  # 9:00 only moved along
+    assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 1), ("close", 2, 2)]
+    assert fleet.rows("SELECT count(*) FROM hour_jobs") == [(0,)]
+
+
+def test_a_holding_told_of_while_a_rating_begins_is_not_taken_for_seen(
+    fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebound(fleet)
+
+    def just_after_a_job_came(*arguments: Any) -> Any:
+        if not fleet.rows("SELECT 1 FROM jobs WHERE native_id = '9'"):
+            fleet.job("9", NINE + timedelta(minutes=30), HOUR_AT + 2 * HOUR)
+        return load_rating(*arguments)
+
+    monkeypatch.setattr(jobs, "load_rating", just_after_a_job_came)
+    closer.run(LATER)
+
+    assert [row[0] for row in fleet.rows(RUNS, NINE)] == ["close", "close"]
+    held = "SELECT count(*) FROM current_usage_hours WHERE hour_at = %s AND job_id IS NOT NULL"
+    assert fleet.rows(held, NINE) == [(2,)]
+
+
+def test_a_tenant_sees_what_was_rated_to_it_and_no_more_what_it_had(fleet: SmallFleet, closer: HourCloser) -> None:
+    rebound(fleet)
+    closer.run(LATER)
+    engine = fleet.database.create_engine("api")
+
+    def seen(path: str) -> list[Any]:
+        with engine.connect() as connection, tenancy.tenant_scope(connection, path):
+            query = "SELECT energy_mj FROM current_usage_hours WHERE energy_mj IS NOT NULL"
+            return [row[0] for row in connection.exec_driver_sql(query)]
+
+    assert seen("globex") == [360_000_000]
+    assert seen("acme") == []
+    assert sum(seen("*")) == 720_000_000
+    engine.dispose()
+
+
+def test_minutes_by_tenant_of_a_job_that_changed_hands_are_made_anew(fleet: SmallFleet, closer: HourCloser) -> None:
+    tenant_id = rebound(fleet)
+    closer.run(LATER)
+    minutes = "SELECT tenant_id, sum(energy_mj)::bigint FROM tenant_minutes WHERE minute_at < %s GROUP BY 1"
+    assert fleet.rows(minutes, NINE) == []
+    MinutesBackfill(fleet.database, SETTINGS).step()
+    assert fleet.rows(minutes, NINE) == [(tenant_id, 360_000_000)]
+
+
+def test_on_the_way_back_rated_usage_is_written_out(fleet: SmallFleet, closer: HourCloser) -> None:
+    rebound(fleet)
+    closer.run(LATER)
+    current = "SELECT hour_at, device_id, holder, tenant_id, energy_mj FROM current_usage_hours ORDER BY 1, 2, 3"
+    shown = fleet.rows(current)
+    migrate.downgrade(fleet.database.url, "0039_series_xids")
+    assert fleet.rows(current) == shown
+    migrate.upgrade(fleet.database.url)
+    assert fleet.rows(current) == shown
