@@ -20,6 +20,7 @@ class HopModel(BaseModel):
     """One station of the chain. A figure that is null is unknown, never zero, and ``unknown`` says why.
 
     ``found`` false: the hop is missing, and ``reason`` says why. ``depth`` 1 and more: of the model this one was made from.
+    The figures are of ``job_count`` scheduler jobs, the first hundred of them in ``jobs``: one run can be several.
     """
 
     hop: str
@@ -27,6 +28,8 @@ class HopModel(BaseModel):
     name: str | None
     run_id: str | None
     job: str | None
+    jobs: list[str]
+    job_count: int
     tenant: str | None
     start_at: str | None
     end_at: str | None
@@ -100,4 +103,7 @@ def get_lineage(
         if call is None and not outcomes:
             raise ApiError(404, "unknown_response", "no response of this id is known to this token")
         made = lineage.chain(conn, response_id, call, owner, outcomes)
+    if scope != ALL_TENANTS:
+        with api.unscoped() as whole:
+            made = lineage.with_unseen(whole, made)
     return lineage_formats.as_dict(made)

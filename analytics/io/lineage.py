@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from analytics.io import lineage_rows as rows
-from analytics.io.lineage_costs import HopFigures, of_call, of_job
+from analytics.io.lineage_costs import HopFigures, of_call, of_work
+from analytics.io.lineage_jobs import Work, of_id, of_run, unseen
 from analytics.io.lineage_rows import Owner
 from collector.wire import Origin
 
@@ -44,6 +45,8 @@ class Hop:
     depth: int = 0
     """0 = of the model that answered, 1 = of the model that one was made from, and so on."""
     figures: HopFigures = field(default_factory=HopFigures)
+    work: Work | None = None
+    """The jobs that the figures are of: one run can be several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +64,19 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What stands behind a hop: a run, a job, or both; ``why`` says what is missing."""
+    """What stands behind a hop: a run, its jobs, or both; ``why`` says what is missing."""
 
     run: Any = None
-    job: Any = None
+    work: Work | None = None
     why: str | None = None
+
+    @property
+    def job(self) -> Any:
+        return None if self.work is None else self.work.named
 
     @property
     def there(self) -> bool:
         return self.run is not None or self.job is not None
-
-    def begins_at(self, otherwise: datetime) -> datetime:
-        if self.run is not None:
-            return self.run.first_event_at  # type: ignore[no-any-return]
-        return self.job.started_at if self.job is not None else otherwise
 
 
 def chain(conn: sa.Connection, response_id: str, call: Any | None, owner: Owner | None, outcomes: list[Any]) -> Chain:
@@ -90,6 +92,19 @@ def chain(conn: sa.Connection, response_id: str, call: Any | None, owner: Owner 
     hops.append(_hop(conn, "serving", serving, None if serving.run is None else serving.run.model or model))
     hops += _made_of(conn, said, serving, model, at)
     return Chain(response_id, tuple(hops), tuple(_outcome(row) for row in outcomes))
+
+
+def with_unseen(conn: sa.Connection, told: Chain) -> Chain:
+    """Return a chain whose hops say how many jobs ``conn``, which sees every tenant, sees of them and the chain's own did not."""
+    return replace(told, hops=tuple(_with_unseen(conn, hop) for hop in told.hops))
+
+
+def _with_unseen(conn: sa.Connection, hop: Hop) -> Hop:
+    count = 0 if hop.work is None else unseen(conn, hop.work)
+    if not count:
+        return hop
+    why = f"{count} more of its jobs are not known to this token, or not yet in the books: they are not in this"
+    return replace(hop, figures=replace(hop.figures, unknown=(*hop.figures.unknown, why)))
 
 
 def _response_hop(conn: sa.Connection, response_id: str, call: Any, owner: Owner | None, outcomes: int) -> Hop:
@@ -119,30 +134,30 @@ def _serving(conn: sa.Connection, named: str | None, model: str | None, at: date
             "(OpenLineage, kind serving)"
         )
     why = f"{len(runs)} serving runs of it ran then; this is the latest begun" if len(runs) > 1 else None
-    return _Known(runs[0], rows.job_of_run(conn, runs[0]), why)
+    return _Known(runs[0], of_run(conn, runs[0]), why)
 
 
 def _resolved(conn: sa.Connection, identity: str, at: datetime) -> _Known:
     """Return what a run id or ``cluster/native id`` of an outcome stands for."""
     if _UUID.fullmatch(identity):
         run = rows.run_by_id(conn, identity.lower())
-        return _Known(why=f"run {identity} {_NOT_SEEN}") if run is None else _Known(run, rows.job_of_run(conn, run))
+        return _Known(why=f"run {identity} {_NOT_SEEN}") if run is None else _Known(run, of_run(conn, run))
     cluster, slash, native_id = identity.partition("/")
-    job = rows.job_by_id(conn, cluster, native_id, at) if slash else None
-    if job is None:
+    work = of_id(conn, cluster, native_id, at) if slash else None
+    if work is None:
         return _Known(why=f"{identity!r} {_NOT_SEEN} as a run or as cluster/id of a job")
-    return _Known(rows.run_of_job(conn, job), job)
+    run = rows.run_of_job(conn, work.named, native_id)
+    return _Known(run, (None if run is None else of_run(conn, run)) or work)
 
 
 def _made_of(
     conn: sa.Connection, said: Mapping[str, Any], serving: _Known, model: str | None, at: datetime
 ) -> Iterator[Hop]:
     """Yield the fine-tune, what it was made from, and the datasets of all of them."""
-    before = serving.begins_at(at)
     source = _resolved(conn, said["fine_tune_id"], at) if said.get("fine_tune_id") else None
     if source is None:
-        source = _maker(conn, serving, model, before)
-    given: dict[tuple[str, str, str], int] = {}
+        source = _maker(conn, serving, model, at)
+    given: dict[tuple[str, str, str], tuple[int, datetime]] = {}
     followed: set[int] = set()
     depth = 0
     while source is not None:
@@ -155,23 +170,40 @@ def _made_of(
         models = [found for each, found in earlier if found is not None]
         for each, found in earlier:
             if found is None and each.kind != "model":
-                given.setdefault((each.namespace, each.name, each.version), depth)
+                given.setdefault((each.namespace, each.name, each.version), (depth, source.run.first_event_at))
         depth += 1
         source = models[0] if models and depth < MAX_DEPTH else None
-    yield from _datasets(conn, given, said.get("dataset_ids") or (), before, reached=bool(followed))
+    yield from _datasets(conn, given, said.get("dataset_ids") or (), reached=bool(followed))
 
 
-def _maker(conn: sa.Connection, serving: _Known, model: str | None, before: datetime) -> _Known:
-    """Return the run that wrote the model which was served: by what the serving run read, else by the model's name."""
+def _maker(conn: sa.Connection, serving: _Known, model: str | None, at: datetime) -> _Known:
+    """Return the run that wrote the model that answered ``at`` an instant: by what the serving run read, else by its name.
+
+    Judged by the call, not by when the server began: adapters are loaded into servers that run.
+    """
     inputs = rows.datasets(conn, serving.run, "input") if serving.run is not None else []
     for each in sorted(inputs, key=lambda row: (row.kind != "model", row.name != model)):
-        found = _written(conn, each.namespace, each.name, each.version, before)
+        found = _written(conn, each.namespace, each.name, each.version, at)
         if found.run is not None:
-            return found
+            return _maybe_later(conn, found, (each.namespace, each.name, each.version), serving)
     named = next((each.name for each in inputs if each.kind == "model"), model)
     if named is None:
         return _Known(why="nobody said which model answered")
-    return _written(conn, None, named, "", before)
+    return _maybe_later(conn, _written(conn, None, named, "", at), (None, named, ""), serving)
+
+
+def _maybe_later(conn: sa.Connection, found: _Known, model: tuple[str | None, str, str], serving: _Known) -> _Known:
+    """Return the maker with a word of doubt where the server may have answered with what an earlier run wrote."""
+    if found.run is None or serving.run is None or found.run.ended_at <= serving.run.first_event_at:
+        return found
+    earlier = _written(conn, *model, serving.run.first_event_at).run
+    if earlier is None:
+        return found
+    why = (
+        f"it ended after the server began; run {earlier.run_id} wrote the model before, and nobody said which of the two "
+        "was loaded at the call"
+    )
+    return replace(found, why=why)
 
 
 def _written(conn: sa.Connection, namespace: str | None, name: str, version: str, before: datetime) -> _Known:
@@ -182,7 +214,7 @@ def _written(conn: sa.Connection, namespace: str | None, name: str, version: str
     if run.state != "complete" or run.ended_at > before:
         state = "had not ended" if run.ended_at is None or run.ended_at > before else f"ended as {run.state}"
         return _Known(why=f"the run {run.run_id} that writes the model {name!r} {state} by then")
-    return _Known(run, rows.job_of_run(conn, run))
+    return _Known(run, of_run(conn, run))
 
 
 def _trained(conn: sa.Connection, given: Any, before: datetime) -> _Known | None:
@@ -194,7 +226,7 @@ def _trained(conn: sa.Connection, given: Any, before: datetime) -> _Known | None
 
 
 def _datasets(
-    conn: sa.Connection, given: Mapping[tuple[str, str, str], int], named: Any, before: datetime, *, reached: bool
+    conn: sa.Connection, given: Mapping[tuple[str, str, str], tuple[int, datetime]], named: Any, *, reached: bool
 ) -> Iterator[Hop]:
     if not given and not named:
         why = (
@@ -204,9 +236,9 @@ def _datasets(
         )
         yield Hop("dataset", found=False, reason=why, figures=HopFigures(unknown=(why,)))
         return
-    for (namespace, name, version), depth in given.items():
+    for (namespace, name, version), (depth, before) in given.items():
         runs = rows.writers(conn, namespace, name, version, before)
-        made = _Known(runs[0], rows.job_of_run(conn, runs[0])) if runs else _Known()
+        made = _Known(runs[0], of_run(conn, runs[0])) if runs else _Known()
         label = f"{namespace}:{name}" + (f"@{version}" if version else "")
         yield _hop(conn, "dataset", made, label, depth, always=f"a run that wrote it {_NOT_SEEN}")
     known = {f"{namespace}:{name}" for namespace, name, _ in given} | {name for _, name, _ in given}
@@ -223,8 +255,8 @@ def _hop(
         unknown = HopFigures(unknown=(always or known.why or "",))
         return Hop(hop, found=always is not None, name=name, reason=known.why, depth=depth, figures=unknown)
     run, job = known.run, known.job
-    if job is not None:
-        figures = of_job(conn, job)
+    if known.work is not None:
+        figures = of_work(conn, known.work)
     elif run.native_id is not None:
         figures = HopFigures(unknown=(f"its job {run.cluster}/{run.native_id} {_NOT_SEEN}",))
     else:
@@ -244,6 +276,7 @@ def _hop(
         reason=known.why,
         depth=depth,
         figures=figures,
+        work=known.work,
     )
 
 

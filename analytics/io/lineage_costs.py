@@ -1,10 +1,11 @@
-"""What one hop of a chain cost and drew, from the books that count: a job's lines, or a call's share of its line.
+"""What one hop of a chain cost and drew, from the books that count: the lines of its jobs, or a call's share of its line.
 
 An amount nobody knows is None with the reason beside it, never 0. It prices nothing itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
@@ -12,21 +13,23 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from analytics.io.lineage_jobs import Work, some
 from analytics.io.lineage_rows import Owner, tokens_of
 from collector.wire import Origin
 
 PLACES: Final = Decimal("1E-15")
 """A call is a small part of a line: its share is rounded, once, to places at which a million calls still add up to it."""
 _JOB_COST: Final = """
-SELECT currency, sum(billed_cost) AS cost, count(*) FILTER (WHERE billed_cost IS NULL) AS unpriced,
+SELECT job_id, currency, sum(billed_cost) AS cost, count(*) FILTER (WHERE billed_cost IS NULL) AS unpriced,
        bool_or(status = 'provisional') AS provisional, array_agg(DISTINCT source) AS sources, array_agg(DISTINCT origin) AS origins
-FROM current_ledger_lines WHERE job_id = :job_id AND site_id = :site_id AND hour_at >= :from_at
-AND (CAST(:to_at AS timestamptz) IS NULL OR hour_at <= :to_at) GROUP BY currency
+FROM current_ledger_lines WHERE job_id = ANY (:job_ids) AND site_id = ANY (:site_ids) AND hour_at >= :from_at
+AND (CAST(:to_at AS timestamptz) IS NULL OR hour_at <= :to_at) GROUP BY job_id, currency
 """
 _JOB_ENERGY: Final = """
-SELECT sum(energy_mj) AS energy_mj, sum(carbon_gco2e) AS carbon_gco2e, sum(covered_us) AS covered_us, sum(held_us) AS held_us,
-       array_agg(DISTINCT source) FILTER (WHERE energy_mj IS NOT NULL) AS sources, array_agg(DISTINCT origin) AS origins
-FROM current_usage_hours WHERE job_id = :job_id
+SELECT job_id, sum(energy_mj) AS energy_mj, sum(carbon_gco2e) AS carbon_gco2e, sum(covered_us) AS covered_us,
+       sum(held_us) AS held_us, array_agg(DISTINCT source) FILTER (WHERE energy_mj IS NOT NULL) AS sources,
+       array_agg(DISTINCT origin) AS origins
+FROM current_usage_hours WHERE job_id = ANY (:job_ids) GROUP BY job_id
 """
 # The key of a line ends in part, category and price; what is before is the tenant, the key and the model.
 _CALL_LINES: Final = """
@@ -58,40 +61,73 @@ class HopFigures:
     unknown: tuple[str, ...] = ()
 
 
-def of_job(conn: sa.Connection, job: Any) -> HopFigures:
-    """Return what a job cost and drew so far, all its hours together."""
+def of_work(conn: sa.Connection, work: Work) -> HopFigures:
+    """Return what all jobs of a hop cost and drew so far, all their hours together; ``unknown`` names what is in no sum."""
     margin = timedelta(hours=1)
+    ends = [job.ended_at for job in work.jobs]
     asked = {
-        "job_id": job.id,
-        "site_id": job.site_id,
-        "from_at": job.started_at - margin,
-        "to_at": None if job.ended_at is None else job.ended_at + margin,
+        "job_ids": [job.id for job in work.jobs],
+        "site_ids": sorted({job.site_id for job in work.jobs}),
+        "from_at": min(job.started_at for job in work.jobs) - margin,
+        "to_at": None if None in ends else max(ends) + margin,
     }
     lines = list(conn.execute(sa.text(_JOB_COST), asked))
-    energy = conn.execute(sa.text(_JOB_ENERGY), {"job_id": job.id}).one()
-    unknown = []
-    if not lines:
-        unknown.append("no hour of this job is in the books yet")
-    elif len(lines) > 1:
-        unknown.append(f"its lines are in several currencies: {', '.join(sorted(line.currency for line in lines))}")
-    elif lines[0].cost is None:
-        unknown.append("none of its lines has a price")
-    if energy.energy_mj is None and lines:
-        unknown.append("no meter saw its energy")
-    one = lines[0] if len(lines) == 1 else None
+    drawn = list(conn.execute(sa.text(_JOB_ENERGY), {"job_ids": asked["job_ids"]}))
+    currencies = sorted({line.currency for line in lines})
+    priced = [line for line in lines if line.cost is not None]
+    metered = [row for row in drawn if row.energy_mj is not None]
+    held_us = sum(int(row.held_us or 0) for row in drawn)
+    in_books = {line.job_id for line in lines}
     return HopFigures(
-        cost=None if one is None else one.cost,
-        currency=None if one is None else one.currency,
-        energy_mj=None if energy.energy_mj is None else int(energy.energy_mj),
-        carbon_gco2e=energy.carbon_gco2e,
-        coverage=float(energy.covered_us / energy.held_us) if energy.held_us else None,
+        cost=_sum(line.cost for line in priced) if len(currencies) == 1 else None,
+        currency=currencies[0] if len(currencies) == 1 else None,
+        energy_mj=sum(int(row.energy_mj) for row in metered) if metered else None,
+        carbon_gco2e=_sum(row.carbon_gco2e for row in drawn),
+        coverage=float(sum(int(row.covered_us or 0) for row in drawn) / held_us) if held_us else None,
         unpriced_lines=sum(line.unpriced for line in lines),
         status=None if not lines else "provisional" if any(line.provisional for line in lines) else "closed",
-        basis="all hours of the job" if lines else None,
-        sources=tuple(sorted({*(energy.sources or ()), *(each for line in lines for each in line.sources)})),
-        origins=_origins({*(energy.origins or ()), *(each for line in lines for each in line.origins)}),
-        unknown=tuple(unknown),
+        basis=work.basis if lines else None,
+        sources=tuple(
+            sorted({each for row in drawn for each in row.sources or ()} | {s for line in lines for s in line.sources})
+        ),
+        origins=_origins({each for row in (*drawn, *lines) for each in row.origins or ()}),
+        unknown=(
+            *_not_in(work, in_books, currencies, {row.job_id for row in metered}, priced=bool(priced)),
+            *work.missing,
+        ),
     )
+
+
+def _not_in(
+    work: Work, in_books: set[int], currencies: Sequence[str], metered: set[int], *, priced: bool
+) -> Iterator[str]:
+    """Yield what the sums of a hop are without."""
+    if not in_books:
+        yield (
+            "no hour of this job is in the books yet"
+            if len(work.jobs) == 1
+            else f"no hour of its {len(work.jobs)} jobs is in the books yet"
+        )
+        return
+    absent = [job for job in work.jobs if job.id not in in_books]
+    if absent:
+        yield f"of {len(absent)} of its {len(work.jobs)} jobs no hour is in the books yet: {some(absent)}"
+    if len(currencies) > 1:
+        yield f"its lines are in several currencies: {', '.join(currencies)}"
+    elif not priced:
+        yield "none of its lines has a price"
+    dark = [job for job in work.jobs if job.id in in_books and job.id not in metered]
+    if len(dark) == len(in_books):
+        yield "no meter saw its energy"
+    elif dark:
+        yield f"no meter saw the energy of {len(dark)} of its {len(work.jobs)} jobs: {some(dark)}"
+
+
+def _sum(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    known = [amount for amount in amounts if amount is not None]
+    with localcontext() as context:
+        context.prec = 60
+        return sum(known, Decimal(0)) if known else None
 
 
 def of_call(conn: sa.Connection, call: Any, owner: Owner) -> HopFigures:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from analytics.io.lineage import Chain, Hop
+from analytics.io.lineage_jobs import named
 from analytics.io.statement_formats import rfc3339
 from analytics.units import MJ_PER_KWH
+
+MAX_NAMED: Final = 100
+"""Of the jobs of one hop, those whose names are in it; the count is of all."""
 
 
 def as_dict(chain: Chain) -> dict[str, Any]:
@@ -33,6 +37,8 @@ def hop_row(hop: Hop) -> dict[str, Any]:
         "name": hop.name,
         "run_id": hop.run_id,
         "job": hop.job,
+        "jobs": [] if hop.work is None else list(dict.fromkeys(named(job) for job in hop.work.jobs))[:MAX_NAMED],
+        "job_count": 0 if hop.work is None else len(hop.work.jobs),
         "tenant": hop.tenant,
         "start_at": _plain(hop.start_at),
         "end_at": _plain(hop.end_at),

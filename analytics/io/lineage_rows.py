@@ -57,13 +57,6 @@ AND runs.first_event_at <= :before
 ORDER BY (runs.state = 'complete' AND runs.ended_at <= :before) DESC, runs.ended_at DESC NULLS LAST, runs.id DESC
 """
 )
-_JOB_OF_RUN: Final = """
-SELECT jobs.*, sites.name AS site, tenants.path AS tenant FROM jobs JOIN sites ON sites.id = jobs.site_id
-LEFT JOIN tenants ON tenants.id = jobs.tenant_id
-WHERE cluster = :cluster AND native_id = :native_id AND started_at <= CAST(:at AS timestamptz) + interval '10 minutes'
-AND (ended_at IS NULL OR ended_at >= :at) ORDER BY started_at DESC LIMIT 1
-"""
-_JOB: Final = _JOB_OF_RUN.replace("AND (ended_at IS NULL OR ended_at >= :at) ", "")
 BINDINGS: Final = """
 SELECT id AS binding_id, position, tenant_id, cluster, account, partition, user_name, namespace, label, api_key, tag,
        valid_from, valid_to FROM bindings WHERE superseded_at IS NULL
@@ -123,15 +116,16 @@ def run_by_id(conn: sa.Connection, run_id: str) -> Any | None:
     return conn.execute(statement, {"run_id": run_id}).one_or_none()
 
 
-def run_of_job(conn: sa.Connection, job: Any) -> Any | None:
-    """Return the first run that says it is a job."""
+def run_of_job(conn: sa.Connection, job: Any, native_id: str) -> Any | None:
+    """Return the first run that says it is a job, by the job's own id or by ``native_id``, which may be of all its parts."""
     statement = sa.text(
-        _RUN + " WHERE runs.cluster = :cluster AND runs.native_id = :native_id AND runs.first_event_at >= :started_at "
+        _RUN
+        + " WHERE runs.cluster = :cluster AND runs.native_id IN (:native_id, :asked) AND runs.first_event_at >= :started_at "
         "- interval '10 minutes' AND (CAST(:ended_at AS timestamptz) IS NULL OR runs.first_event_at <= :ended_at) "
         "ORDER BY runs.parent_run_id NULLS FIRST, runs.first_event_at, runs.id LIMIT 1"
     )
     asked = {name: getattr(job, name) for name in ("cluster", "native_id", "started_at", "ended_at")}
-    return conn.execute(statement, asked).one_or_none()
+    return conn.execute(statement, {**asked, "asked": native_id}).one_or_none()
 
 
 def datasets(conn: sa.Connection, run: Any, direction: str) -> list[Any]:
@@ -147,19 +141,6 @@ def writers(conn: sa.Connection, namespace: str | None, name: str, version: str,
     """Return the runs that wrote a dataset before an instant: completed ones first, the latest of them ahead."""
     asked = {"namespace": namespace, "name": name, "version": version, "before": before}
     return list(conn.execute(sa.text(_WRITERS), asked))
-
-
-def job_of_run(conn: sa.Connection, run: Any) -> Any | None:
-    """Return the scheduler job a run says it is, if it was there when the run was."""
-    if run.cluster is None or run.native_id is None:
-        return None
-    asked = {"cluster": run.cluster, "native_id": run.native_id, "at": run.first_event_at}
-    return conn.execute(sa.text(_JOB_OF_RUN), asked).one_or_none()
-
-
-def job_by_id(conn: sa.Connection, cluster: str, native_id: str, at: datetime) -> Any | None:
-    """Return the last job of this id that had begun at an instant; ids come again."""
-    return conn.execute(sa.text(_JOB), {"cluster": cluster, "native_id": native_id, "at": at}).one_or_none()
 
 
 def tokens_of(call: Any) -> Mapping[str, int]:

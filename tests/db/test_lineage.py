@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -265,3 +266,127 @@ def test_a_response_nobody_reported_is_known_by_its_outcomes_alone(world: World)
     assert hops(told)["fine_tune"]["job"] == "c1/4711"
     # It bears no tenant, so it is nobody's in particular.
     assert world.ask("acme/research", "r-9").status_code == 404
+
+
+def job(world: World, native_id: str, begin: float, end: float, **facts: Any) -> None:
+    """Run a job on the fleet's GPU from ``begin`` to ``end`` hours after eight."""
+    world.fleet.job(native_id, HOUR_AT + begin * HOUR, HOUR_AT + end * HOUR)
+    if facts:
+        with world.fleet.admin() as conn:
+            sets = ", ".join(f"{name} = %({name})s" for name in facts)
+            conn.execute(f"UPDATE jobs SET {sets} WHERE native_id = %(native_id)s", {**facts, "native_id": native_id})
+
+
+def nothing_ran(world: World) -> None:
+    with world.fleet.admin() as conn:
+        conn.execute("DELETE FROM allocations")
+        conn.execute("DELETE FROM jobs")
+
+
+def test_a_fine_tune_that_was_requeued_costs_what_all_its_runs_cost(world: World) -> None:
+    nothing_ran(world)
+    job(world, "900", 0, 1 / 3)
+    job(world, "900", 1 / 2, 1)
+    job(world, "77", 1, 2)
+    world.event(TUNE, 0.01, "fine_tune", "START", job="900", inputs=[("s3://data", "chats")])
+    world.event(TUNE, 0.99, "fine_tune", outputs=[("models", MODEL)])
+    world.event(SERVE, 1, "serving", "START", job="77", inputs=[("models", MODEL)])
+    world.close()
+    hop = hops(world.ask("*").json())["fine_tune"]
+    # 20 and 30 of 60 minutes of an hour of 2.02 USD and 0.1 kWh; rounded once a line.
+    assert (round(Decimal(hop["cost"]), 6), round(Decimal(hop["energy_kwh"]), 6)) == (
+        Decimal("1.683333"),
+        Decimal("0.083333"),
+    )
+    assert (hop["job"], hop["jobs"], hop["job_count"]) == ("c1/900", ["c1/900"], 2)
+    assert hop["basis"] == "all hours of the 2 runs of job c1/900, which was begun anew"
+    assert hop["unknown"] == []
+
+
+def test_what_of_a_requeued_job_was_over_before_the_run_is_named_and_not_in_its_cost(world: World) -> None:
+    nothing_ran(world)
+    job(world, "900", 0, 1 / 4)
+    job(world, "900", 1 / 2, 1)
+    world.event(TUNE, 0.51, "fine_tune", "START", job="900")
+    world.event(TUNE, 0.99, "fine_tune", outputs=[("models", MODEL)])
+    world.close()
+    hop = hops(world.ask("*").json())["fine_tune"]
+    assert (hop["cost"], hop["job_count"]) == ("1.01", 1)
+    assert hop["unknown"] == ["1 of its jobs were not there while the run was, and are not in this: c1/900"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said", "facts"),
+    [
+        (["0198f5b2-aaaa-7c3a-9d2b-000000000001", "0198f5b2-aaaa-7c3a-9d2b-000000000002"], 1, {"workload": "Job/tune"}),
+        (["123+0", "123+1"], 1, {}),
+        (["123+0", "123+1"], "123", {}),
+        (["4700_1", "4700_2"], "4700", {}),
+    ],
+)
+def test_the_pods_of_one_work_the_components_of_one_job_and_the_tasks_of_an_array_are_one_cost(
+    world: World, ids: list[str], said: int | str, facts: dict[str, Any]
+) -> None:
+    nothing_ran(world)
+    job(world, ids[0], 0, 1 / 2, **facts)
+    job(world, ids[1], 1 / 2, 1, **facts)
+    world.event(TUNE, 0.01, "fine_tune", "START", job=said if isinstance(said, str) else ids[0])
+    world.event(TUNE, 0.99, "fine_tune", outputs=[("models", MODEL)])
+    world.close()
+    hop = hops(world.ask("*").json())["fine_tune"]
+    assert (hop["cost"], hop["energy_kwh"], hop["job_count"]) == ("2.02", "0.1", 2)
+    assert hop["jobs"] == [f"c1/{each}" for each in ids]
+    assert hop["unknown"] == []
+    world.outcome(fine_tune_id=f"c1/{said if isinstance(said, str) else ids[0]}")
+    assert hops(world.ask("*").json())["fine_tune"]["cost"] == "2.02"
+
+
+def test_a_pod_of_which_nobody_told_the_owner_is_not_told_as_the_whole(world: World) -> None:
+    nothing_ran(world)
+    pod = "0198f5b2-aaaa-7c3a-9d2b-000000000001"
+    job(world, pod, 0, 1)
+    world.event(TUNE, 0.01, "fine_tune", "START", job=pod)
+    world.event(TUNE, 0.99, "fine_tune", outputs=[("models", MODEL)])
+    world.close()
+    unknown = hops(world.ask("*").json())["fine_tune"]["unknown"]
+    assert unknown == ["nobody told what the pod belongs to; other pods of the same work are not in this"]
+
+
+def test_pods_a_token_may_not_see_are_counted_as_missing_and_not_named(world: World) -> None:
+    nothing_ran(world)
+    ids = [f"0198f5b2-aaaa-7c3a-9d2b-00000000000{n}" for n in (1, 2)]
+    for n, each in enumerate(ids):
+        job(world, each, n / 2, (n + 1) / 2, workload="Job/tune")
+    world.event(TUNE, 0.01, "fine_tune", "START", tenant="acme/research/nlp", job=ids[0])
+    world.event(TUNE, 0.99, "fine_tune", tenant="acme/research/nlp", outputs=[("models", MODEL)])
+    world.close()
+    with world.fleet.admin() as conn:
+        conn.execute(
+            "UPDATE jobs SET tenant_id = (SELECT id FROM tenants WHERE path = 'globex') WHERE native_id = %s", [ids[1]]
+        )
+    told = world.ask()
+    hop = hops(told.json())["fine_tune"]
+    assert (hop["cost"], hop["job_count"]) == ("1.01", 1)
+    assert hop["unknown"] == [
+        "1 more of its jobs are not known to this token, or not yet in the books: they are not in this"
+    ]
+    assert ids[1] not in told.text
+
+
+def test_an_adapter_that_was_tuned_while_its_server_ran_is_found_by_the_call_s_instant(world: World) -> None:
+    world.event(SERVE, 0.1, "serving", "START", job="77", model=MODEL)
+    world.event(TUNE, 0.2, "fine_tune", "START", job="4711", inputs=[("s3://data", "chats")])
+    world.event(TUNE, 1, "fine_tune", outputs=[("models", MODEL)])
+    told = world.ask("*").json()
+    assert (told["complete"], hops(told)["fine_tune"]["run_id"]) == (True, TUNE)
+    assert hops(told)["fine_tune"]["reason"] is None
+
+
+def test_of_two_that_wrote_the_model_the_last_before_the_call_is_taken_and_the_doubt_is_said(world: World) -> None:
+    world.events()
+    again = TUNE[:-1] + "9"
+    world.event(again, 1.1, "fine_tune", "START", job="4711")
+    world.event(again, 1.2, "fine_tune", outputs=[("models", MODEL)])
+    hop = hops(world.ask("*").json())["fine_tune"]
+    assert hop["run_id"] == again
+    assert f"run {TUNE} wrote the model before" in hop["reason"]
