@@ -20,6 +20,7 @@ from ingest.receivers.otlp_metrics import MetricsReader
 from ingest.receivers.otlp_metrics_json import read_json
 from ingest.series.book import Book
 from ingest.series.intake import Intake
+from ingest.series.labels import Skip
 from ingest.series.places import Place
 from tests.fakes.series import device_labels, otlp_export, series, write_request
 
@@ -76,6 +77,7 @@ def as_told(reader: MetricsReader, book: Book, data: bytes) -> list[tuple[str, i
 
 def _named(book: Book, number: int) -> str:
     entry = book.entries[number]
+    assert isinstance(entry, Place | Skip), "no name of these tests tells of pods or events"
     return entry.column if isinstance(entry, Place) else entry.name
 
 
