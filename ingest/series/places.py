@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -26,11 +26,17 @@ NODE_LABELS: Final = (
     "nodename",
     "kubernetes_node",
     "exported_node",
+    "server.address",
+    "net.host.name",
     "instance",
     "service.instance.id",
 )
-"""Which label names the node: the first that is there. Of ``instance`` the port is left out."""
-_WITH_PORT: Final = "instance"
+"""Which label names the node: the first that is there. Of the last two the port is left out.
+
+A collector that scrapes tells an exporter's address as ``server.address`` (older ones as ``net.host.name``) and, with its port,
+as ``service.instance.id``: of one host each exporter has another.
+"""
+_WITH_PORT: Final = frozenset({"instance", "service.instance.id"})
 _PROFILE: Final = re.compile(r"(?:\d+c\.)?(\d+)g\.\d+gb(?:\+.*)?")
 _SLICES: Final = 7
 _SLICES_A30: Final = 4
@@ -51,6 +57,8 @@ class Place:
     board: DeviceRef | None = None
     """Of a MIG instance."""
     origin: Origin = Origin.LIVE
+    is_local: bool = False
+    """Whether the device's identity is unique on its host only: :func:`on` says whose it is where no label does."""
 
 
 Entry = Place | Skip | PodPiece | NodePiece | XidPiece
@@ -76,6 +84,14 @@ def place(name: str, labels: Mapping[str, str], node_labels: Sequence[str] = NOD
     return _of_hardware(name, labels, node, origin)
 
 
+def on(entry: Place, node: str) -> Place:
+    """Return the place of a series whose node no label names, only the sender's token: its device goes by that node."""
+    if entry.node is not None or not entry.is_local or entry.device is None:
+        return entry
+    uuid = _local(node, entry.device.uuid.removeprefix(_local("", "")))
+    return replace(entry, node=node, subject=(uuid,), device=replace(entry.device, uuid=uuid))
+
+
 def reason_of(name: str) -> str:
     """Return why a name that is not known has no place."""
     if name.startswith(COUNTED_ELSEWHERE):
@@ -92,13 +108,18 @@ def _node(labels: Mapping[str, str], names: Sequence[str]) -> str | None:
     for name in names:
         value = label(labels, name)
         if value is not None:
-            return _without_port(value) if name == _WITH_PORT else value
+            return _without_port(value) if name in _WITH_PORT else value
     return None
+
+
+def _local(node: str, identity: str) -> str:
+    return f"hw:{node}/{identity}"[:MAX_META_CHARACTERS]
 
 
 def _without_port(instance: str) -> str:
     host, colon, port = instance.rpartition(":")
-    return host.strip("[]") if colon and port.isdecimal() and host else instance
+    is_address = ":" in host and not host.endswith("]")  # of IPv6, bare: its last group is no port
+    return host.strip("[]") if colon and port.isdecimal() and host and not is_address else instance
 
 
 def _of_device(
@@ -193,12 +214,13 @@ def _of_hardware(name: str, labels: Mapping[str, str], node: str | None, origin:
             if identity is None:
                 return Skip(name, "bad_labels")
             # The identity is unique on its host only, unless it is the vendor's own.
-            uuid = identity if identity.startswith(("GPU-", "MIG-")) else f"hw:{node or ''}/{identity}"
+            is_local = not identity.startswith(("GPU-", "MIG-"))
+            uuid = _local(node or "", identity) if is_local else identity
             model = label(labels, "hw.model", "hw.name") or UNKNOWN_MODEL
-            vendor = label(labels, "hw.vendor") or ("nvidia" if identity.startswith(("GPU-", "MIG-")) else "unknown")
-            device = DeviceRef(uuid[:MAX_META_CHARACTERS], model, vendor=vendor.lower())
+            vendor = label(labels, "hw.vendor") or ("unknown" if is_local else "nvidia")
+            device = DeviceRef(uuid, model, vendor=vendor.lower())
             column, unit = entry.device.column, entry.device.unit
-            return Place(Stream.DEVICE, node, (device.uuid,), column, unit, device, origin=origin)
+            return Place(Stream.DEVICE, node, (uuid,), column, unit, device, origin=origin, is_local=is_local)
         if kind in ("host", "physical_host", "enclosure", "power_supply") and entry.node is not None:
             meter = cleaned(f"hw/{kind}/{identity or 'host'}")
             return Place(Stream.NODE, node, (meter,), entry.node.column, entry.node.unit, origin=origin)

@@ -20,7 +20,7 @@ from ingest.series import host
 from ingest.series.labels import Skip
 from ingest.series.memory import Known, Memory
 from ingest.series.names import Unit
-from ingest.series.places import Entry, Place
+from ingest.series.places import Entry, Place, on
 from ingest.series.samples import Samples
 from ingest.series.units import DERIVED, converted, type_of
 
@@ -85,11 +85,12 @@ def rows_of(
         if node is None:
             tally.samples["no_node"] += count
             continue
-        row = _Row(node, entry.origin, entry.stream, entry.subject)
+        there = on(entry, node)
+        row = _Row(node, there.origin, there.stream, there.subject)
         row_of[position] = number_of_row = rows.setdefault(row, len(rows))
-        column_of[position] = columns.setdefault((entry.stream, entry.column, entry.unit), len(columns))
-        if entry.device is not None:
-            devices[number_of_row] = (entry.device,) if entry.board is None else (entry.board, entry.device)
+        column_of[position] = columns.setdefault((there.stream, there.column, there.unit), len(columns))
+        if there.device is not None:
+            devices[number_of_row] = (there.device,) if there.board is None else (there.board, there.device)
     placed = row_of[inverse] >= 0
     cells = _Cells(row_of[inverse][placed], column_of[inverse][placed], at_us[placed], values[placed])
     cells = _in_units(cells, list(columns), tally)

@@ -84,6 +84,11 @@ def placed(name: str, labels: dict[str, str]) -> Place:
         ({"instance": "gpu-1:9400"}, "gpu-1"),
         ({"instance": "[fe80::1]:9400"}, "fe80::1"),
         ({"instance": "gpu-1"}, "gpu-1"),
+        ({"service.instance.id": "gpu-1:9400"}, "gpu-1"),  # what a collector makes of the address it scrapes
+        ({"service.instance.id": "10.0.0.1:9100", "server.address": "gpu-1"}, "gpu-1"),
+        ({"service.instance.id": "gpu-1:9100", "net.host.name": "gpu-1.lab", "host.name": "h"}, "h"),
+        ({"service.instance.id": "627cc493-f310-47de-96bd-71410b7dec09"}, "627cc493-f310-47de-96bd-71410b7dec09"),
+        ({"instance": "fe80::1"}, "fe80::1"),  # its last group is no port
         ({"Hostname": "x\ny", "node": "c"}, "c"),  # a control character names nothing
         ({"Hostname": "", "host.name": "d"}, "d"),
         ({}, None),
@@ -129,6 +134,23 @@ def test_hardware_names_go_by_the_kind_of_thing_they_tell_of() -> None:
     assert place("hw.power", {"hw.id": "0", "hw.type": "fan"}) == Skip("hw.power", "unmapped")
     errors = {"hw.id": "GPU-1", "hw.type": "gpu", "error.type": "page_fault"}
     assert place("hw.errors", errors) == Skip("hw.errors", "unmapped")
+
+
+def test_devices_numbered_by_their_host_go_by_the_tokens_node_where_no_label_names_one() -> None:
+    told = ({"hw.id": "0"}, {"hw.id": "GPU-1"}, {"hw.id": "1", "host.name": "a"})
+    entries = [placed("hw.power", {"hw.type": "gpu", **labels}) for labels in told]
+    samples = Samples(np.arange(3), np.full(3, SECOND_US), np.full(3, 100.0))
+
+    def devices_of(own_node: str | None) -> list[str]:
+        found, _ = rows_of(samples, [*entries], Memory(), 1, own_node, SECOND_US)
+        return sorted(subject[0] for node in found for subject in node.streams[Stream.DEVICE][0])
+
+    # One book serves all senders: what one token's node names is not the next one's.
+    assert devices_of("n1") == ["GPU-1", "hw:a/1", "hw:n1/0"]
+    assert devices_of("n2") == ["GPU-1", "hw:a/1", "hw:n2/0"]
+    assert devices_of(None) == ["hw:a/1"]
+    found, _ = rows_of(samples, [*entries], Memory(), 1, "n1", SECOND_US)
+    assert {ref.uuid for node in found for ref in node.known.devices} == {"GPU-1", "hw:a/1", "hw:n1/0"}
 
 
 def test_names_without_a_place_are_told_apart_up_to_a_bound() -> None:
