@@ -99,3 +99,26 @@ def test_steps_that_do_not_fit_the_interval_are_refused(db: Database) -> None:
         ):
             with pytest.raises(ValueError, match="no whole number of steps"):
                 energy_by_tenant(connection, from_at, to_at, step_s)
+
+
+def test_minutes_of_a_device_that_left_the_hour_leave_with_it(db: Database) -> None:
+    fleet = small_fleet(db)
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR)
+    closer = HourCloser(db, WorkerSettings(code_version="test"))
+    closer.run(HOUR_AT + 3 * HOUR)
+    assert fleet.rows("SELECT DISTINCT device_id FROM minute_rollups") == [(fleet.device_id,)]
+    # Its readings were another's, as a corrected UUID tells.
+    ((other,),) = fleet.rows(
+        "WITH made AS (INSERT INTO devices (uuid, vendor, model, kind) VALUES ('GPU-2', 'nvidia', 'H100', 'gpu') RETURNING id) "
+        "INSERT INTO placements (device_id, node_id, valid_from) SELECT id, %s, %s FROM made RETURNING device_id",
+        fleet.node_id,
+        HOUR_AT,
+    )
+    fleet.rows("UPDATE device_samples SET device_id = %s RETURNING 1", other)
+    with fleet.admin() as connection:
+        fleet.changed("device_samples", HOUR_AT, HOUR_AT + HOUR, connection)
+
+    closer.run(HOUR_AT + 3 * HOUR)
+
+    assert fleet.rows("SELECT DISTINCT device_id FROM minute_rollups") == [(other,)]
+    assert fleet.rows("SELECT sum(energy_mj)::bigint FROM minute_rollups") == [(360_000_000,)]
