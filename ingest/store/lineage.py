@@ -56,9 +56,12 @@ _EVENT: Final = (
 )
 _DATASET: Final = (
     "INSERT INTO lineage_datasets AS old (lineage_run_id, direction, namespace, name, version, kind) "
-    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (lineage_run_id, direction, namespace, name, version) "
+    "SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) "
+    "ON CONFLICT (lineage_run_id, direction, namespace, name, version) "
     "DO UPDATE SET kind = least(old.kind, excluded.kind) WHERE old.kind IS DISTINCT FROM least(old.kind, excluded.kind)"
 )
+_AT_ONCE: Final = 20_000
+"""Datasets a statement; one by one they take four times as long."""
 _OUTCOME_COLUMNS: Final = (
     *("dedupe_key", "response_id", "trace_id", "span_id", "kind", "value", "value_unit", "score", "label"),
     *("serving_id", "model", "fine_tune_id", "dataset_ids", "source", "origin"),
@@ -93,6 +96,7 @@ def _events(
     driver: psycopg.Connection[Any], site_id: int, tenant_id: int | None, events: Sequence[RunEvent]
 ) -> list[bool]:
     new = []
+    datasets: dict[tuple[int, str, str, str, str], str | None] = {}
     for event in sorted(events, key=lambda each: (each.run_id, each.event_at_us, each.event_type)):
         ended_us = event.event_at_us if event.event_type in ENDED else None
         whole = [
@@ -111,12 +115,16 @@ def _events(
         facts = [event.producer, event.spec, Jsonb(dict(event.facets)), event.facets_ignored]
         inserted = driver.execute(_EVENT, [row[0], event.event_type, event.event_at_us, *facts]).fetchone()
         new.append(inserted is not None)
-        datasets = sorted(
-            {(each.direction, each.namespace, each.name, each.version, each.kind or "") for each in event.datasets}
-        )
-        if inserted is not None and datasets:
-            with driver.cursor() as cursor:
-                cursor.executemany(_DATASET, [[row[0], *names, kind or None] for *names, kind in datasets])
+        if inserted is not None:
+            for each in event.datasets:
+                key = (row[0], each.direction, each.namespace, each.name, each.version)
+                kinds = [kind for kind in (datasets.get(key), each.kind) if kind]
+                datasets[key] = min(kinds, default=None)
+    # The same order for every writer, as above.
+    told = sorted(datasets)
+    for at in range(0, len(told), _AT_ONCE):
+        some = told[at : at + _AT_ONCE]
+        driver.execute(_DATASET, [*map(list, zip(*some, strict=True)), [datasets[key] for key in some]])
     return new
 
 
