@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,20 +59,30 @@ def test_every_file_it_names_is_there(page: Path) -> None:
         assert (REPOSITORY / path).exists(), path
 
 
-def test_the_overlay_it_shows_names_the_image_and_the_address_of_a_site(tmp_path: Path) -> None:
+def overlays(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Write the files the page shows as it lays them out, and return what each overlay renders to."""
     text = PAGES[0].read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```\n# ledger/kustomization.yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert "../wattledger/deploy/kubernetes" in shown
-    base = os.path.relpath((DEPLOY / "kubernetes").resolve(), tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(shown.replace("../wattledger/deploy/kubernetes", base))
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    pods = [
-        thing["spec"]["template"]["spec"]
-        for thing in yaml.safe_load_all(done.stdout)
-        if "template" in thing.get("spec", {})
-    ]
-    (names,) = {container["image"] for pod in pods for container in pod["containers"]}
-    assert names == "registry.example.org/wattledger:0.1.0"
-    assert "https://ledger.yours.org" in done.stdout
+    shown = dict(re.findall(r"^```\n# (\w+)/kustomization.yaml.*\n((?s:.*?))^```", text, flags=re.MULTILINE))
+    (folder / "wattledger").symlink_to(REPOSITORY)
+    made = {}
+    for name, content in shown.items():
+        (folder / name).mkdir()
+        (folder / name / "kustomization.yaml").write_text(content)
+    for name in sorted(shown.keys() - {"cluster"}):
+        kubectl = Path(sys.executable).parent / "kubectl"
+        done = subprocess.run([kubectl, "kustomize", folder / name], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "https://ledger.yours.org" in done.stdout
+        made[name] = list(yaml.safe_load_all(done.stdout))
+    return made
+
+
+def test_the_overlays_it_shows_name_image_address_and_cluster_of_a_site(tmp_path: Path) -> None:
+    made = overlays(tmp_path)
+    assert made.keys() == {"ledger", "agents"}
+    for name, image in (("ledger", "wattledger"), ("agents", "wattledger-agent")):
+        pods = [thing["spec"]["template"]["spec"] for thing in made[name] if "template" in thing.get("spec", {})]
+        (found,) = {container["image"] for pod in pods for container in pod["containers"]}
+        assert found == f"registry.example.org/{image}:0.1.0"
+        (named,) = [thing["data"] for thing in made[name] if "cluster" in thing.get("data", {})]
+        assert named == {"cluster": "fra1-a"}

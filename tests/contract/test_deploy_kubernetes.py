@@ -78,6 +78,7 @@ def test_what_it_needs_is_listed_and_nothing_lies_about_unused() -> None:
     assert {name for name, _ in named("Deployment").items()} == {
         "wattledger-server",
         "wattledger-worker",
+        "wattledger-commands",
         "wattledger-dashboard",
         "wattledger-watcher",
     }
@@ -153,6 +154,8 @@ def test_commands_and_variables_are_ones_that_the_programs_know() -> None:
         words = [*container.get("command", ["wattledger"]), *container.get("args", [])]
         if words[0] == "wattledger":
             assert refused(words[1:]) is None, thing["metadata"]["name"]
+        elif thing["metadata"]["name"] == "wattledger-commands":
+            assert words == ["sleep", "infinity"]
         else:
             assert words == ["wattledger-agent", "run"]
         assert unknown_variables(entry["name"] for entry in container.get("env", [])) == set()
@@ -255,6 +258,19 @@ def test_the_backup_reads_what_the_worker_has_and_writes_to_a_claim_of_its_own()
         assert "wattledger-backup" in rule["values"]
 
 
+def test_no_service_has_the_url_of_another_or_the_owner_s() -> None:
+    logins = {
+        ("Deployment", "wattledger-server"): "wattledger-serve-database",
+        ("Deployment", "wattledger-worker"): "wattledger-worker-database",
+        ("Deployment", "wattledger-commands"): "wattledger-database",
+        ("Job", "wattledger-migrate"): "wattledger-database",
+    }
+    for (kind, name), secret in logins.items():
+        volumes = template(named(kind)[name])["spec"]["volumes"]
+        assert [volume["secret"]["secretName"] for volume in volumes if "secret" in volume] == [secret]
+    assert named("Deployment")["wattledger-commands"]["spec"]["replicas"] == 0, "made one for as long as it is needed"
+
+
 def test_everybody_has_requests_secrets_are_files_and_folders_in_memory_are_bounded() -> None:
     for thing, pod in workloads():
         (container,) = pod["containers"]
@@ -279,3 +295,30 @@ def test_who_ends_is_given_longer_than_it_takes() -> None:
     (sealing_s,) = re.findall(r"_SEALING_ENDS_WITHIN_S: Final = (\d+)", work)
     grace_s = template(named("Deployment")["wattledger-worker"])["spec"]["terminationGracePeriodSeconds"]
     assert grace_s > 2 * int(sealing_s)
+
+
+def test_watcher_and_agents_have_the_cluster_s_name_from_one_place() -> None:
+    # Under two names a pod is two jobs that claim one device, and its energy is nobody's.
+    names = {}
+    for folder, kind, variable in (
+        ("kubernetes", "Deployment", "CLUSTER"),
+        ("agent", "DaemonSet", "WATTLEDGER_AGENT_CLUSTER"),
+    ):
+        maps = {
+            (thing["metadata"]["namespace"], thing["metadata"]["name"]): thing["data"]
+            for thing in rendered(folder)
+            if thing["kind"] == "ConfigMap"
+        }
+        (taken,) = [
+            (thing["metadata"]["namespace"], entry["valueFrom"]["configMapKeyRef"])
+            for thing in rendered(folder)
+            if thing["kind"] == kind
+            for entry in template(thing)["spec"]["containers"][0].get("env", [])
+            if entry["name"] == variable
+        ]
+        names[folder] = maps[taken[0], taken[1]["name"]][taken[1]["key"]]
+    assert names["kubernetes"] == names["agent"]
+    watcher = template(named("Deployment")["wattledger-watcher"])["spec"]["containers"][0]
+    assert watcher["args"][:2] == ["--cluster", "$(CLUSTER)"]
+    for folder in FOLDERS:
+        assert yaml.safe_load((DEPLOY / folder / "kustomization.yaml").read_text())["components"] == ["../cluster"]
