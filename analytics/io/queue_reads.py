@@ -12,7 +12,7 @@ _WAITING: Final = """
 SELECT sites.name AS site, entry.cluster, entry.native_id, entry.submitted_at, entry.account, entry.user_name, entry.namespace,
        entry.partition, coalesce(entry.workload, entry.name) AS name, entry.accelerators, entry.tasks, latest.reason,
        latest.since_at AS reason_since_at, entry.origin,
-       extract(epoch FROM %(now)s - entry.submitted_at)::bigint AS waiting_s
+       greatest(extract(epoch FROM %(now)s - entry.submitted_at)::bigint, 0) AS waiting_s
 FROM queue_entries AS entry JOIN sites ON sites.id = entry.site_id
 LEFT JOIN LATERAL (
     SELECT reason, since_at FROM queue_reasons WHERE entry_id = entry.id ORDER BY since_at DESC LIMIT 1

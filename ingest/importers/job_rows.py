@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,16 +16,20 @@ from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import importing
+from ingest.receivers.work_events import MAX_ACCELERATORS, MAX_OF_A_NODE
 from ingest.store.import_work import Jobs
 
 MAX_AHEAD: Final = timedelta(minutes=5)
-MAX_ACCELERATORS: Final = 1_000_000
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "preempted", "timeout"})
+
+
+Hold = tuple[str | None, str | None, str | None, int]
+"""Node, pool, model, accelerators."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One run of a job; ``holds`` are (node, pool, model, accelerators)."""
+    """One run of a job and what it held."""
 
     line: int
     cluster: str
@@ -43,7 +49,7 @@ class JobRow:
     name: str | None = None
     workload_kind: str | None = None
     accelerators: int | None = None
-    holds: Sequence[tuple[str | None, str | None, str | None, int]] = ()
+    holds: Sequence[Hold] = ()
 
     def job(self) -> tuple[Any, ...]:
         """Return the row of JOB_COLUMNS."""
@@ -143,11 +149,28 @@ def checked_times(start: int | None, end: int | None, state: str, now: datetime)
     """Return the start of a job that ran; raise RowError for one that did not, or whose times cannot be."""
     if start is None:
         raise RowError("never started", state)
-    if start > (now + MAX_AHEAD - EPOCH) // timedelta(microseconds=1):
+    limit = (now + MAX_AHEAD - EPOCH) // timedelta(microseconds=1)
+    if start > limit:
         raise RowError("in the future", "starts after now")
+    if end is not None and end > limit:
+        raise RowError("in the future", "ends after now")
     if end is not None and end < start:
         raise RowError("ends before it starts")
     return start
+
+
+def checked_holds(holds: Sequence[Hold]) -> Sequence[Hold]:
+    """Return what a job held; raise RowError where no node, or no run, has as many accelerators."""
+    total, of_node = sum(hold[3] for hold in holds), Counter[str]()
+    if total > MAX_ACCELERATORS:
+        raise RowError("accelerators out of range", f"{total}; no run has more than {MAX_ACCELERATORS}")
+    for node, _, _, count in holds:
+        if node is not None:
+            of_node[node] += count
+    node, count = max(of_node.items(), key=itemgetter(1), default=("", 0))
+    if count > MAX_OF_A_NODE:
+        raise RowError("accelerators out of range", f"{count} on {node}; no node has more than {MAX_OF_A_NODE}")
+    return holds
 
 
 def checked_cluster(cluster: str | None) -> str:

@@ -15,18 +15,18 @@ from ingest.importers.columns import Chunk, Field, Source
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.hostlist import expand
 from ingest.importers.job_rows import (
-    MAX_ACCELERATORS,
+    Hold,
     JobFile,
     JobRow,
     Reader,
     checked_cluster,
+    checked_holds,
     checked_times,
     import_job_rows,
 )
 from ingest.importers.report import ImportReport, ProgressCallback, RowLog
 from ingest.store.import_samples import node_names
 
-Hold = tuple[str | None, str | None, str | None, int]
 _STATES: Final = {
     "success": "completed",
     "succeeded": "completed",
@@ -160,7 +160,7 @@ def _job(line: int, row: Mapping[str, Any], options: JobOptions, known: Mapping[
     if row["workload_kind"] is not None and row["workload_kind"] not in WORKLOAD_KINDS:
         raise RowError("unknown workload kind", f"{row['workload_kind']!r} is none of {', '.join(WORKLOAD_KINDS)}")
     cluster = checked_cluster(row["cluster"] or options.cluster)
-    holds = _holds(row, cluster, options, known)
+    holds = checked_holds(_holds(row, cluster, options, known))
     return JobRow(
         line=line,
         cluster=cluster,
@@ -189,7 +189,7 @@ def _holds(row: Mapping[str, Any], cluster: str, options: JobOptions, known: Map
         total = per_node * count
     if total is None or total == 0:
         return []
-    if not 0 < total <= MAX_ACCELERATORS:
+    if total < 0:
         raise RowError("accelerators out of range", str(total))
     if nodes:
         each, rest = divmod(total, len(nodes))

@@ -18,11 +18,12 @@ from ingest.importers.columns import Chunk, Field, Source
 from ingest.importers.errors import RowError
 from ingest.importers.hostlist import expand
 from ingest.importers.job_rows import (
-    MAX_ACCELERATORS,
+    Hold,
     JobFile,
     JobRow,
     Reader,
     checked_cluster,
+    checked_holds,
     checked_times,
     import_job_rows,
 )
@@ -149,8 +150,6 @@ def job_of(line: int, row: Mapping[str, Any], cluster: str | None, now: datetime
     # A job cancelled while it waited has an End, and Start as Unknown or None.
     started_us = checked_times(row["start"], row["end"], state, now)
     accelerators, model = gpus(row["alloc_tres"])
-    if accelerators > MAX_ACCELERATORS:
-        raise RowError("accelerators out of range", str(accelerators))
     its_cluster = checked_cluster(row["cluster"] or cluster)
     return JobRow(
         line=line,
@@ -168,13 +167,11 @@ def job_of(line: int, row: Mapping[str, Any], cluster: str | None, now: datetime
         qos=row["qos"],
         name=row["name"],
         accelerators=accelerators or None,
-        holds=_holds(row, accelerators, model, its_cluster),
+        holds=checked_holds(_holds(row, accelerators, model, its_cluster)),
     )
 
 
-def _holds(
-    row: Mapping[str, Any], accelerators: int, model: str | None, cluster: str
-) -> list[tuple[str | None, str | None, str | None, int]]:
+def _holds(row: Mapping[str, Any], accelerators: int, model: str | None, cluster: str) -> list[Hold]:
     if accelerators == 0:
         return []
     listed = (row["node_list"] or "").strip()

@@ -165,13 +165,29 @@ def read_work(body: bytes, now: datetime) -> Work:
         except ValidationError as error:
             work.refused.append(Refused(index, "malformed", _words(error)))
             continue
-        if event.at > limit or (isinstance(event, JobEvent | AllocationEvent) and event.job.start > limit):
-            work.refused.append(
-                Refused(index, "future", "lies more than 5 minutes ahead; is the sender's clock right?")
-            )
+        ahead = [name for name, instant in _past(event) if instant is not None and instant > limit]
+        if ahead:
+            detail = f"{', '.join(ahead)}: more than 5 minutes ahead; is the sender's clock right?"
+            work.refused.append(Refused(index, "future", detail))
             continue
         _add(work, index, event)
     return work
+
+
+def _past(event: JobEvent | AllocationEvent | QueueEvent | NodeEvent) -> Iterator[tuple[str, datetime | None]]:
+    """Yield the instants of what has happened; only when a wait becomes eligible may be planned."""
+    yield "at", event.at
+    match event:
+        case JobEvent():
+            yield "job.start", event.job.start
+            yield "submitted_at", event.submitted_at
+            yield "ended_at", event.ended_at
+        case AllocationEvent():
+            yield "job.start", event.job.start
+        case QueueEvent():
+            yield "job.submitted_at", event.job.submitted_at
+            yield "since", event.since
+            yield "left_at", event.left_at
 
 
 def _add(work: Work, index: int, event: JobEvent | AllocationEvent | QueueEvent | NodeEvent) -> None:

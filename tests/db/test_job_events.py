@@ -252,6 +252,7 @@ def test_what_waits_is_listed_with_the_reason_of_the_moment(db: Database, site: 
             3_600,
         )
         assert waiting(worker, instant(60), cluster="other") == []
+        assert [row["waiting_s"] for row in waiting(worker, instant(-1))] == [0]  # submitted by a clock that is ahead
     tell(db, site, wait(9, left_at=at(8), outcome="started"))
     with db.connect("worker") as worker:
         assert waiting(worker, instant(60)) == []

@@ -150,6 +150,25 @@ def test_jobs_hold_nodes_where_they_are_known_and_a_pool_where_not(write: Write)
     assert report.rejections.by_reason == {"accelerators do not fit the nodes": 1, "another number of nodes": 1}
 
 
+def test_a_job_that_ends_after_now_or_held_more_than_there_is_is_refused(write: Write) -> None:
+    lines = [
+        "a,2025-05-01T10:00,2099-01-01T00:00,4,,",  # 4 accelerators until 2099
+        "b,2025-05-01T10:00,2025-05-01T11:00,100001,,",
+        "c,2025-05-01T10:00,2025-05-01T11:00,513,n1,",
+        "d,2025-05-01T10:00,2025-05-01T11:00,512,n1,",
+        "e,2025-05-01T10:00,2025-05-01T11:00,100000,,",
+        "f,2025-05-01T10:00,2025-05-01T11:00,-1,,",
+    ]
+    found, report = jobs(
+        write("\n".join(["job_id,start,end,gpus,hosts,pool", *lines])), JobOptions("lab", cluster="c1")
+    )
+    assert [(job.native_id, job.accelerators) for job in found] == [("d", 512), ("e", 100_000)]
+    assert report.rejections.by_reason == {"in the future": 1, "accelerators out of range": 3}
+    text = "JobID|State|Start|End|AllocTRES|NodeList\n{}|COMPLETED|2025-05-01T10:00:00|{}|gres/gpu={}|{}\n"
+    for job_id, end, gpus_, node in ((1, "2099-01-01T00:00:00", 1, "n1"), (2, "2025-05-01T11:00:00", 513, "n1")):
+        assert sacct(write(text.format(job_id, end, gpus_, node)))[0] == []
+
+
 def test_jobs_find_the_nodes_named_after_their_run(write: Write) -> None:
     source = write(
         "run,start,end,nodes,gpus\nr1,2025-05-01T10:00,2025-05-01T11:00,2,16\nr2,2025-05-01T10:00,2025-05-01T11:00,2,16\n"

@@ -58,3 +58,44 @@ def test_the_most_there_can_be_is_taken() -> None:
     taken = (start(**NODE, accelerators=MAX_OF_A_NODE), start(**POOL, accelerators=MAX_ACCELERATORS), holds(*whole))
     work = read(*taken, start(device="GPU-1"))
     assert (work.told, work.refused) == (4, [])
+
+
+CLOCK = datetime(2026, 11, 22, tzinfo=UTC)
+AHEAD, JUST_AHEAD = "2026-11-22T00:05:01Z", "2026-11-22T00:05:00Z"
+WAIT = {"cluster": "c", "id": "1", "submitted_at": AT}
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ({"kind": "job"}, "at"),
+        ({"kind": "job", "job": {"cluster": "c", "id": "1"}}, "job.start"),
+        ({"kind": "job", "state": "completed"}, "ended_at"),
+        ({"kind": "job"}, "submitted_at"),
+        ({**start(**NODE), "job": {"cluster": "c", "id": "1"}}, "job.start"),
+        ({"kind": "queue", "job": {"cluster": "c", "id": "1"}}, "job.submitted_at"),
+        ({"kind": "queue", "job": WAIT, "reason": "Priority"}, "since"),
+        ({"kind": "queue", "job": WAIT, "outcome": "started"}, "left_at"),
+        ({"kind": "node", "node": "n1"}, "at"),
+    ],
+)
+def test_what_has_happened_lies_no_further_ahead_than_a_clock_may_be(event: dict[str, Any], field: str) -> None:
+    def told(instant: str) -> Any:
+        given = {"at": AT, "job": JOB, **event}
+        within, _, name = field.rpartition(".")
+        given = given | {within: {**given[within], name: instant}} if within else given | {name: instant}
+        if given["kind"] == "node":
+            del given["job"]
+        good = {"at": AT, "kind": "job", "job": JOB}
+        body = {"version": 1, "source": "slurm", "events": [good, given]}
+        return read_work(json.dumps(body).encode(), CLOCK)
+
+    work = told(AHEAD)
+    assert (work.told, [(each.index, each.reason) for each in work.refused]) == (1, [(1, "future")])
+    assert work.refused[0].detail.startswith(f"{field}: ")
+    assert (told(JUST_AHEAD).told, told(JUST_AHEAD).refused) == (2, [])
+
+
+def test_a_wait_may_be_planned_for_a_later_day() -> None:
+    planned = {"kind": "queue", "job": WAIT, "reason": "BeginTime", "eligible_at": "2026-12-24T18:00:00Z"}
+    assert (read(planned).told, read(planned).refused) == (1, [])
