@@ -25,6 +25,8 @@ SCHEDULERS_DISAGREE: Final = "schedulers_disagree"
 """Two schedulers' words on what a job holds differ."""
 DEVICES_UNKNOWN: Final = "node_devices_unknown"
 """A scheduler gave jobs accelerators of a node of which no device is known: their time is in no bill."""
+TWO_CLUSTERS: Final = "pod_in_two_clusters"
+"""Sources name one pod under two names of clusters: it is two jobs that claim one device, and neither is billed for it."""
 KINDS: Final = (
     HELD_AFTER_END,
     DEVICES_DISAGREE,
@@ -32,6 +34,7 @@ KINDS: Final = (
     UNKNOWN_TO_SCHEDULER,
     SCHEDULERS_DISAGREE,
     DEVICES_UNKNOWN,
+    TWO_CLUSTERS,
 )
 LOOK_BACK: Final = timedelta(days=7)
 SETTLED_AFTER: Final = timedelta(minutes=15)
@@ -123,7 +126,23 @@ WHERE held.superseded_at IS NULL AND coalesce(held.end_at, %(now)s) > %(from)s A
 AND NOT EXISTS (SELECT FROM placements WHERE placements.node_id = nodes.id AND placements.superseded_at IS NULL)
 GROUP BY nodes.id
 """
-_QUERIES: Final = (_HELD_AFTER_END, _DEVICES_DISAGREE, _UNSEEN, _UNKNOWN, _SCHEDULERS, _DEVICES_UNKNOWN)
+# A pod's UID is one pod's in the whole world, so two clusters of it are one under two names. One finding a pair of names.
+_TWO_CLUSTERS: Final = """
+WITH twice AS (
+    SELECT native_id, array_agg(DISTINCT cluster ORDER BY cluster) AS clusters, min(site_id) AS site_id,
+           min(started_at) AS start_at, max(coalesce(ended_at, %(now)s)) AS end_at, max(origin) AS origin,
+           array_agg(DISTINCT cluster) FILTER (WHERE source = 'agent') AS agents
+    FROM jobs WHERE length(native_id) = 36 AND native_id ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'
+    AND coalesce(ended_at, %(now)s) > %(from)s
+    GROUP BY native_id HAVING count(DISTINCT cluster) > 1
+)
+SELECT 'pod_in_two_clusters/' || array_to_json(clusters), site_id, 'pod_in_two_clusters', NULL::bigint, min(start_at), max(end_at),
+       jsonb_build_object('clusters', clusters, 'pods', count(*), 'pod', min(native_id),
+                          'by_agents', jsonb_agg(DISTINCT agents) FILTER (WHERE agents IS NOT NULL),
+                          'hint', 'give the agents'' setting cluster and the watcher''s --cluster one name'), max(origin)
+FROM twice GROUP BY clusters, site_id
+"""
+_QUERIES: Final = (_HELD_AFTER_END, _DEVICES_DISAGREE, _UNSEEN, _UNKNOWN, _SCHEDULERS, _DEVICES_UNKNOWN, _TWO_CLUSTERS)
 _RAISE: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, job_id, start_at, end_at, evidence, confidence, origin)
 SELECT dedupe_key, site_id, kind, job_id, start_at, greatest(start_at, end_at), evidence, 1.0, origin

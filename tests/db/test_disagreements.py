@@ -171,3 +171,24 @@ def test_a_node_whose_devices_nobody_knows_is_found_once_with_what_is_in_no_bill
     assert found(fleet) == {"node_devices_unknown": 1}
     # 4 devices for 30 and for 15 minutes.
     assert evidence(fleet) == {"node": "n2", "jobs": 2, "accelerators": 4, "unbilled_accelerator_s": 10_800}
+
+
+def test_a_pod_that_two_sources_put_into_two_clusters_is_found_with_both_names(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR + timedelta(minutes=5))
+    pod = "0198f5b2-aaaa-7c3a-9d2b-000000000001"
+    agent(fleet, pod, 0, 60)
+    scheduler(fleet, pod, 60, source="kubernetes", job={"cluster": "prod", "id": pod, "start": HOUR_AT.isoformat()})
+    assert found(fleet)["pod_in_two_clusters"] == 1
+    ((told,),) = fleet.rows("SELECT evidence FROM findings WHERE kind = 'pod_in_two_clusters'")
+    assert (told["clusters"], told["pods"], told["pod"], told["by_agents"]) == (["c1", "prod"], 1, pod, [["c1"]])
+    assert [holder for holder in balanced(fleet) if holder.startswith("unattributed")], "what the finding is about"
+    assert found(fleet)["pod_in_two_clusters"] == 0, "once"
+
+
+def test_a_pod_of_one_cluster_and_ids_that_are_no_uids_are_no_such_finding(fleet: SmallFleet) -> None:
+    pod = "0198f5b2-aaaa-7c3a-9d2b-000000000001"
+    agent(fleet, pod, 0, 60)
+    scheduler(fleet, pod, 60, source="kubernetes")
+    scheduler(fleet, "7", 60)
+    scheduler(fleet, "7", 60, job={"cluster": "c2", "id": "7", "start": HOUR_AT.isoformat()})
+    assert "pod_in_two_clusters" not in found(fleet)
