@@ -22,6 +22,7 @@ from ingest.importers.instants import EPOCH
 from ingest.importers.report import KEPT_EXAMPLES, ImportReport, ProgressCallback, RowLog
 from ingest.importers.run import importing
 from ingest.store.import_samples import NodeDevice, Readings
+from ingest.store.segments import Segments
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 """A reading later than this after now was not taken yet: the clock or the unit is wrong."""
@@ -106,15 +107,19 @@ def import_node_power(
     options: NodePowerOptions,
     *,
     now: datetime,
+    segments: Segments | None = None,
     dry_run: bool = False,
     progress: ProgressCallback | None = None,
 ) -> ImportReport:
-    """Import one log; the connection (owner role) must be idle and is committed. Raises ImportFileError."""
+    """Import one log; the connection (owner role) must be idle and is committed. Raises ImportFileError.
+
+    ``segments``: where sealed hours lie, to find what is known there; without them a log of such hours is refused.
+    """
     device = _device(options)
     with importing(conn, source, kind="node-power", site=options.site, dry_run=dry_run) as (report, site_id):
         if site_id is None:
             return report
-        readings = Readings(conn, options.site, site_id)
+        readings = Readings(conn, options.site, site_id, now=now, segments=segments)
         parsed = Parsed()
         for rows in parse(source, options, report, parsed, now, progress):
             readings.add(rows)

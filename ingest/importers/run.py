@@ -13,6 +13,7 @@ from ingest.importers.errors import ImportFileError, OptionError
 from ingest.importers.report import ImportReport
 from ingest.importers.tabular import sha256_of
 from ingest.store.imports import TooManyDaysError, claim, finish, one_import
+from ingest.store.segments import SegmentError, SegmentUnreachableError
 from ingest.store.tenancy import TenantPathError, checked_path
 
 
@@ -46,5 +47,5 @@ def importing(
                 return
             yield report, claimed.site_id
             finish(conn, claimed, report.as_json())
-    except (TooManyDaysError, BadBodyError) as error:
+    except (TooManyDaysError, BadBodyError, SegmentError, SegmentUnreachableError) as error:
         raise ImportFileError(f"{source.path.name}: {error}") from error

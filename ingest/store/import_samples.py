@@ -1,6 +1,8 @@
 """Writes imported node meter readings: nodes, meters, epochs, a device where the node has only a meter, and the samples.
 
-A reading that repeats an instant of its meter, in the file or in the store, is counted and left out.
+A reading that repeats an instant of its meter, in the file or in the store, segments included, is counted and left out.
+Readings of days that are hot no more wait with the late rows for their hour to be sealed: years of them need neither a
+partition a day nor a lock an hour, of which a server has some ten thousand.
 """
 # ruff: noqa: S608 - the SQL is made of this package's own names; what a file says travels by COPY and parameters
 
@@ -8,28 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import polars as pl
 import psycopg
 import sqlalchemy as sa
 
-from collector.wire import DeviceRef, Feed, Origin
-from ingest.store import identities
+from collector.wire import DeviceRef, Feed, Origin, Stream
+from ingest.store import catalog, identities
+from ingest.store.arrow import driver_fetch
 from ingest.store.hours import SiteHour, array, hold_open
 from ingest.store.identities import EpochKey, NodeKey, OnNode
 from ingest.store.imports import (
     KNOWN_AT,
     Stage,
     at_sql,
+    check_days,
     known_from_here,
-    make_partitions,
+    make_days,
     mark_changed,
     refresh_statistics,
 )
+from ingest.store.sample_tables import TARGETS
+from ingest.store.segments import SegmentError, Segments
+from ingest.store.segments_format import scan
 
 BOOT_ID: Final = "import"
 """One for all files of a node, so that consecutive files continue each other; a counter that falls starts anew anyway."""
 AGENT_VERSION: Final = "import"
+HOT: Final = timedelta(hours=48)
+"""Days that ended before wait as late rows, as what agents send so late does; a longer retention of hot rows changes nothing."""
+_ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(hashtextextended('wattledger.import_readings/' || %s, 0))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +67,14 @@ class WrittenReadings:
 
 
 class Readings:
-    """Readings of one file on their way into ``node_samples``."""
+    """Readings of one file on their way into ``node_samples`` and ``late_node_samples``."""
 
-    def __init__(self, conn: sa.Connection, site: str, site_id: int) -> None:
-        self._conn, self._site, self._site_id = conn, site, site_id
+    def __init__(
+        self, conn: sa.Connection, site: str, site_id: int, *, now: datetime, segments: Segments | None = None
+    ) -> None:
+        """``segments``: where sealed hours lie; without them a reading of one that has rows is refused with SegmentError."""
+        self._conn, self._site, self._site_id, self._segments = conn, site, site_id, segments
+        self._hot_from = (now.astimezone(UTC) - HOT).replace(hour=0, minute=0, second=0, microsecond=0)
         self._stage = Stage(
             conn,
             "import_readings",
@@ -79,6 +95,8 @@ class Readings:
     ) -> WrittenReadings:
         """Write what was staged; ``meters`` are (node, meter) by key, ``refused`` counts by (day_us, key, reason)."""
         conn, stage = self._conn, self._stage
+        # Two files of one meter that come at the same time would not see each other's readings.
+        conn.exec_driver_sql(_ONE_AT_A_TIME, (str(self._site_id),))
         stage.ready()
         node_ids = identities.node_ids(conn, [NodeKey(self._site_id, node) for node, _ in meters])
         by_key = [node_ids[NodeKey(self._site_id, node)] for node, _ in meters]
@@ -92,14 +110,14 @@ class Readings:
         if first_us is None:
             return WrittenReadings(0, 0, 0, [], 0, None, None, len(node_ids), len(meter_ids), 0)
         repeated, examples = self._repeated(kept_examples)
-        make_partitions(conn, "node_samples", stage, "at_us")
+        self._make_hot_days()
         staged = conn.exec_driver_sql("SELECT count(*) FROM import_readings").scalar_one()
         inserted = self._insert(by_key, cadence_us, first_us, last_us)
         devices = self._devices(meters, by_key, device) if device else 0
         days = conn.exec_driver_sql(
-            "SELECT DISTINCT (at AT TIME ZONE 'UTC')::date FROM import_new ORDER BY 1"
+            "SELECT DISTINCT (at AT TIME ZONE 'UTC')::date FROM import_new WHERE at >= %s ORDER BY 1", (self._hot_from,)
         ).scalars()
-        touched = ("nodes", "meters", "devices", "placements", "epochs")
+        touched = ("nodes", "meters", "devices", "placements", "epochs", "late_node_samples")
         refresh_statistics(conn, *touched, partitioned="node_samples", days=days.all())
         return WrittenReadings(
             inserted,
@@ -123,6 +141,14 @@ class Readings:
             chosen = [meter for meter in wanted if bills[meter.name] is role]
             found |= identities.meter_ids(self._conn, chosen, bills=role)
         return [found[meter] for meter in wanted]
+
+    def _make_hot_days(self) -> None:
+        found = self._conn.exec_driver_sql(
+            f"SELECT DISTINCT ({at_sql('at_us')} AT TIME ZONE 'UTC')::date FROM import_readings"
+        )
+        days = check_days(found.scalars().all())
+        if hot := [day for day in days if day >= self._hot_from.date()]:
+            make_days(self._conn, "node_samples", hot)
 
     def _refused(self, refused: Mapping[tuple[int, int, str], int]) -> None:
         if refused:
@@ -181,6 +207,7 @@ class Readings:
         }
         by_node = Stage(conn, "import_epochs", {"node_id": "integer", "epoch_id": "integer"})
         by_node.copy((key.node_id, epoch_id) for key, epoch_id in identities.epoch_ids(conn, epochs).items())
+        within = f"known.at BETWEEN {at_sql(str(first_us))} AND {at_sql(str(last_us))}"
         # The bounds are literals so that only the partitions of the file's own days are searched for what is known.
         # span_us 0: a reading of a gauge or counter at an instant speaks about no span before it.
         conn.exec_driver_sql(
@@ -188,10 +215,12 @@ class Readings:
             f"SELECT {at_sql('at_us')} AS at, meter_id, epoch_id, energy_mj, power_mw FROM import_readings "
             "JOIN import_keys USING (key) JOIN import_epochs USING (node_id) WHERE NOT EXISTS "
             "(SELECT FROM node_samples AS known WHERE known.meter_id = import_keys.meter_id "
-            f"AND known.at = {at_sql('at_us')} AND known.at BETWEEN {at_sql(str(first_us))} AND {at_sql(str(last_us))}) "
+            f"AND known.at = {at_sql('at_us')} AND {within}) "
             "AND NOT EXISTS (SELECT FROM late_node_samples AS known WHERE known.meter_id = import_keys.meter_id "
-            f"AND known.at = {at_sql('at_us')})"
+            f"AND known.at = {at_sql('at_us')} AND {within})"
         )
+        # After that statement: a row that is merged meanwhile was late for it, or is in a segment now.
+        self._leave_out_sealed()
         inserted = self._spread()
         mark_changed(
             conn,
@@ -202,22 +231,50 @@ class Readings:
         )
         return inserted
 
+    def _leave_out_sealed(self) -> None:
+        """Leave out readings whose instant their meter has in a segment; of each only the file's own meters are read."""
+        conn = self._conn
+        hours = set(conn.exec_driver_sql("SELECT DISTINCT date_trunc('hour', at, 'UTC') FROM import_new").scalars())
+        if not hours:
+            return
+        fetch = driver_fetch(self._driver())
+        sealed = catalog.sealed_hours(fetch, Stream.NODE, min(hours), max(hours) + catalog.HOUR, self._site_id)
+        files = [hour.file for hour in sealed if hour.file is not None and hour.hour_at in hours]
+        if not files:
+            return
+        if self._segments is None:
+            raise SegmentError(f"{len(files)} hours of the file are sealed already; name the segments' folder")
+        meters = list(conn.exec_driver_sql("SELECT DISTINCT meter_id FROM import_new ORDER BY 1").scalars())
+        known = Stage(conn, "import_sealed", {"meter_id": "integer", "at_us": "bigint"})
+        for file in files:
+            rows = scan([self._segments.checked(file)], TARGETS[Stream.NODE].schema)
+            chosen = rows.filter(pl.col("meter_id").is_in(meters)).select("meter_id", pl.col("at").dt.epoch("us"))
+            known.copy(chosen.collect().iter_rows())
+        known.ready()
+        conn.exec_driver_sql(
+            f"DELETE FROM import_new AS new USING import_sealed AS known WHERE new.meter_id = known.meter_id AND new.at = {at_sql('at_us')}"
+        )
+
+    def _driver(self) -> psycopg.Connection[Any]:
+        driver: psycopg.Connection[Any] = self._conn.connection.driver_connection  # type: ignore[assignment]
+        return driver
+
     def _spread(self) -> int:
-        """Put the new rows where their hours are: in the hot table, or beside the segments of those that are sealed."""
+        """Put the new rows where they belong: in the hot table, or with the late ones if their hour is sealed or hot no more."""
         conn = self._conn
         hours = conn.exec_driver_sql(
-            "SELECT DISTINCT floor(extract(epoch FROM at) / 3600)::integer FROM import_new"
+            "SELECT DISTINCT floor(extract(epoch FROM at) / 3600)::integer FROM import_new WHERE at >= %s",
+            (self._hot_from,),
         ).scalars()
-        driver: psycopg.Connection[Any] = conn.connection.driver_connection  # type: ignore[assignment]
-        sealed = hold_open(driver, [SiteHour(self._site_id, hour) for hour in hours])
+        sealed = hold_open(self._driver(), [SiteHour(self._site_id, hour) for hour in hours])
         numbers = array(sorted(hour.hour for hour in sealed))
-        is_sealed = f"floor(extract(epoch FROM at) / 3600)::bigint = ANY ('{numbers}'::bigint[])"
+        is_late = f"(at < '{self._hot_from.isoformat()}' OR floor(extract(epoch FROM at) / 3600)::bigint = ANY ('{numbers}'::bigint[]))"
         return sum(
             conn.exec_driver_sql(
                 f"INSERT INTO {table} (at, meter_id, epoch_id, span_us, energy_mj, power_mw) "
                 f"SELECT at, meter_id, epoch_id, 0, energy_mj, power_mw FROM import_new WHERE {chosen} ORDER BY at, meter_id"
             ).rowcount
-            for table, chosen in (("node_samples", f"NOT {is_sealed}"), ("late_node_samples", is_sealed))
+            for table, chosen in (("node_samples", f"NOT {is_late}"), ("late_node_samples", is_late))
         )
 
     def _devices(self, meters: Sequence[tuple[str, str]], node_ids: Sequence[int], device: NodeDevice) -> int:

@@ -23,7 +23,7 @@ from ingest.store.partitions import ensure_days, relations
 from ingest.store.tables import metadata
 
 MAX_DAYS: Final = 4_000
-"""Partitions one file may ask for: eleven years of days."""
+"""Days that one file may speak of: eleven years."""
 EPOCH_SQL: Final = "timestamptz '1970-01-01 00:00:00+00'"
 
 
@@ -133,31 +133,29 @@ def at_sql(column: str) -> str:
     return f"({EPOCH_SQL} + {column} * interval '1 microsecond')"
 
 
-def make_partitions(
-    conn: sa.Connection, table: str, stage: Stage, column: str, *, referred_site_id: int | None = None
-) -> None:
-    """Make the daily partitions the staged instants fall in, in a transaction of their own; history comes in islands.
+def make_days(conn: sa.Connection, table: str, days: Collection[date], *, referred_site_id: int | None = None) -> None:
+    """Make the daily partitions of these days in a transaction of their own; history comes in islands. Raises TooManyDaysError.
 
     A second connection, because the lock of whoever makes a partition lasts to the end of its transaction: live writers
     would wait for the whole import to begin a new day. A partition made for an import that is then undone stays, empty.
     ``referred_site_id``: the site, where the table has a foreign key to sites.
     """
-    query = f"SELECT DISTINCT ({at_sql(column)} AT TIME ZONE 'UTC')::date FROM {stage.name}"  # noqa: S608 - our own names
-    make_days(conn, table, conn.exec_driver_sql(query).scalars().all(), referred_site_id=referred_site_id)
-
-
-def make_days(conn: sa.Connection, table: str, days: Collection[date], *, referred_site_id: int | None = None) -> None:
-    """Make the daily partitions of these days as :func:`make_partitions` does; raises TooManyDaysError."""
-    if len(days) > MAX_DAYS:
-        raise TooManyDaysError(
-            f"the rows lie on {len(days)} different days, at most {MAX_DAYS} are taken; check the times"
-        )
+    check_days(days)
     with conn.engine.begin() as own:
         if referred_site_id is None or _is_committed(own, referred_site_id):
             ensure_days(own, table, days)
             return
     # A site this import made: its uncommitted row keeps anybody else from adding a table that refers to sites.
     ensure_days(conn, table, days)
+
+
+def check_days(days: Collection[date]) -> Collection[date]:
+    """Return the days of one file; raises TooManyDaysError."""
+    if len(days) > MAX_DAYS:
+        raise TooManyDaysError(
+            f"the rows lie on {len(days)} different days, at most {MAX_DAYS} are taken; check the times"
+        )
+    return days
 
 
 def refresh_statistics(conn: sa.Connection, *tables: str, partitioned: str, days: Sequence[date] = ()) -> None:

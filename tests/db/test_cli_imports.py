@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_used_leaves_with_2_and_no_trace(terminal: Termina
     assert no_power.err.startswith("error: a.csv has neither power nor energy")
     assert "mixes units: kW and W" in mixed.err
     assert missing.err == "error: cannot read /nowhere/jobs.csv: No such file or directory\n"
-    assert (count(db, "sites"), count(db, "imports"), count(db, "node_samples")) == (0, 0, 0)
+    assert (count(db, "sites"), count(db, "imports"), count(db, "late_node_samples")) == (0, 0, 0)
 
 
 def test_a_second_import_says_when_the_first_was_and_does_nothing(
@@ -88,14 +88,14 @@ def test_a_second_import_says_when_the_first_was_and_does_nothing(
     again = terminal.run("import", "node-power", log, "--site", "lab")
     assert again.exit_code == 0
     assert "imported before" in again.out
-    assert count(db, "node_samples") == 2
+    assert count(db, "late_node_samples") == 2
 
 
 def test_a_dry_run_reports_as_json_and_keeps_nothing(terminal: Terminal, write: Write, db: Database) -> None:
     ran = terminal.run("import", "node-power", write("a.csv", POWER), "--site", "lab", "--dry-run", "--format", "json")
     assert ran.json["dry_run"] is True
     assert ran.json["written"] == {"node_samples": 2}
-    assert (count(db, "node_samples"), count(db, "sites")) == (0, 0)
+    assert (count(db, "late_node_samples"), count(db, "sites")) == (0, 0)
 
 
 def test_without_a_site_the_only_one_is_meant_and_of_several_none(terminal: Terminal, write: Write) -> None:
@@ -115,7 +115,7 @@ def test_columns_units_and_zone_are_told_by_options(terminal: Terminal, write: W
     ran = terminal.run("import", "node-power", log, "--site", "lab", *told)
     assert ran.exit_code == 0, ran.err
     with db.connect("admin") as connection:
-        found = connection.execute("SELECT at, power_mw FROM node_samples").fetchall()
+        found = connection.execute("SELECT at, power_mw FROM late_node_samples").fetchall()
     assert found == [(datetime(2024, 5, 10, 11, 38, tzinfo=UTC), 2_000_000)]
 
 

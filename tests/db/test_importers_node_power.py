@@ -5,12 +5,20 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from collector.wire import Stream
 from ingest.importers.columns import Source
+from ingest.importers.errors import ImportFileError
 from ingest.importers.node_power import NodePowerOptions, import_node_power
 from ingest.store.engine import Database
+from ingest.store.samples import sample_session
+from ingest.store.seal import Sealer, hour_of, instant_of
+from ingest.store.segments import Segments
+from tests.db.ledger_fixture import HOUR
 
 pytestmark = pytest.mark.db
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LOG_AT = datetime(2024, 5, 11, tzinfo=UTC)
+"""A day after the log's: its day is hot still."""
 OPTIONS = NodePowerOptions(site="lab", accelerators=8, model="H100")
 LOG = "node,ts_ms,watts\nn1,1715341080000,2000\nn1,1715341082000,2100\nn1,1715341084000,-43\nn1,1715341082000,2200\n"
 
@@ -49,7 +57,7 @@ def test_good_readings_are_stored_and_bad_ones_counted(conn: sa.Connection, writ
         (4, "power not positive"),
         (5, "repeated timestamp"),
     ]
-    assert rows(conn, "SELECT at::text, power_mw, span_us FROM node_samples ORDER BY at") == [
+    assert rows(conn, "SELECT at::text, power_mw, span_us FROM late_node_samples ORDER BY at") == [
         ("2024-05-10 11:38:00+00", 2_000_000, 0),
         ("2024-05-10 11:38:02+00", 2_100_000, 0),
     ]
@@ -73,12 +81,12 @@ def test_the_same_file_twice_writes_nothing_and_says_so(conn: sa.Connection, wri
     again = import_node_power(conn, source, OPTIONS, now=NOW)
     assert again.already_imported_at is not None
     assert again.rows_written == 0
-    assert rows(conn, "SELECT count(*) FROM node_samples") == [(2,)]
+    assert rows(conn, "SELECT count(*) FROM late_node_samples") == [(2,)]
     assert rows(conn, "SELECT count(*) FROM changes") == [(1,)]
 
 
 def test_readings_of_a_sealed_hour_come_beside_its_segment(conn: sa.Connection, write: Write) -> None:
-    import_node_power(conn, write("a.csv", LOG), OPTIONS, now=NOW)
+    import_node_power(conn, write("a.csv", LOG), OPTIONS, now=LOG_AT)
     with conn.begin():
         conn.execute(
             sa.text(
@@ -87,7 +95,7 @@ def test_readings_of_a_sealed_hour_come_beside_its_segment(conn: sa.Connection, 
         )
     # 11:38:06 and 12:00:00.
     more = "node,ts_ms,watts\nn1,1715341086000,2300\nn1,1715342400000,2400\n"
-    assert import_node_power(conn, write("b.csv", more), OPTIONS, now=NOW).written == {"node_samples": 2}
+    assert import_node_power(conn, write("b.csv", more), OPTIONS, now=LOG_AT).written == {"node_samples": 2}
     assert rows(conn, "SELECT power_mw FROM late_node_samples") == [(2_300_000,)]
     assert rows(conn, "SELECT power_mw FROM node_samples ORDER BY at DESC LIMIT 1") == [(2_400_000,)]
 
@@ -111,6 +119,42 @@ def test_overlapping_exports_count_each_reading_once_and_extend_the_placement(
     assert (report.written["node_samples"], report.unchanged) == (1, 1)
     assert rows(conn, "SELECT valid_from::text, valid_to::text FROM placements WHERE superseded_at IS NULL") == [
         ("2024-05-10 11:00:00+00", "2024-05-10 13:00:00+00")
+    ]
+
+
+@pytest.mark.parametrize("now", [LOG_AT, NOW], ids=["hot day", "history"])
+def test_a_reading_that_is_in_a_segment_is_known(
+    conn: sa.Connection, db: Database, write: Write, tmp_path: Path, now: datetime
+) -> None:
+    """The hour is sealed, its day was dropped, and a file brings 11:38:02 with 1000 W instead of 2100 W, and one more instant."""
+    segments = Segments.at(tmp_path / "segments")
+    import_node_power(conn, write("a.csv", LOG), OPTIONS, now=now, segments=segments)
+    ((site_id,),) = rows(conn, "SELECT id FROM sites")
+    hour = hour_of(int(str(site_id)), datetime(2024, 5, 10, 11, tzinfo=UTC))
+    assert Sealer(db, segments).seal(hour).rows == 2
+    with conn.begin():
+        conn.execute(sa.text("DELETE FROM node_samples"))
+    other = write("b.csv", "node,ts_ms,watts\nn1,1715341082000,1000\nn1,1715341086000,1000\n")
+
+    with pytest.raises(ImportFileError, match="1 hours of the file are sealed already; name the segments' folder"):
+        import_node_power(conn, other, OPTIONS, now=now)
+    report = import_node_power(conn, other, OPTIONS, now=now, segments=segments)
+
+    assert (report.written["node_samples"], report.unchanged) == (1, 1)
+    assert Sealer(db, segments).merge(hour).rows == 3
+    with sample_session(db, segments) as session:
+        found = session.rows(Stream.NODE, ["power_mw"], instant_of(hour), instant_of(hour) + HOUR).collect()
+    assert sorted(found["power_mw"]) == [1_000_000, 2_000_000, 2_100_000]
+
+
+def test_years_of_one_site_need_no_lock_an_hour_and_no_partition_a_day(conn: sa.Connection, write: Write) -> None:
+    """Ten years, one reading a day at noon: 3,650 partitions and their indexes would be more than a server locks at once."""
+    days = "".join(f"n1,{1420113600 + day * 86_400},2000\n" for day in range(3_650))
+    report = import_node_power(conn, write("years.csv", "node,ts_s,watts\n" + days), OPTIONS, now=NOW)
+    assert report.written == {"node_samples": 3_650}
+    assert rows(conn, "SELECT count(*) FROM late_node_samples") == [(3_650,)]
+    assert rows(conn, "SELECT count(*) FROM stored_days() WHERE parent = 'node_samples' AND day < '2026-01-01'") == [
+        (0,)
     ]
 
 

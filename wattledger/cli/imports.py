@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wattledger.cli import EXIT_NO
+from wattledger.cli import EXIT_NO, chosen_home
 from wattledger.cli.access import actor, idle_connection
 from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
@@ -134,10 +134,15 @@ def node_power(
 ) -> None:
     """Readings of node power meters: an instant, a node, watts or an energy counter."""
     from ingest.importers.node_power import NodePowerOptions, import_node_power
+    from wattledger.runtime import segments_of
+
+    place = segments_of(chosen_home(click.get_current_context()))
 
     def run(conn: sa.Connection, source: Source, site: str, progress: ProgressCallback) -> ImportReport:
         options = NodePowerOptions(site, bills, node_name, meter, accelerators, model)
-        return import_node_power(conn, source, options, now=_now(), dry_run=asked.dry_run, progress=progress)
+        return import_node_power(
+            conn, source, options, now=_now(), segments=place, dry_run=asked.dry_run, progress=progress
+        )
 
     carry_out(asked, run)
 
