@@ -20,11 +20,11 @@ MAX_DECODED_BYTES: Final = 16 * 1024 * 1024
 
 
 async def take_lineage(runtime: Runtime, request: Request) -> Answer:
-    """Take run events; of several, those that cannot be read are named and the others kept. Raises IngestError."""
+    """Take run events; of several, those that cannot be read and those of no run are named and the others kept. Raises IngestError."""
     principal = await runtime.principal(request.headers.get(b"authorization"))
     principal.require(Scope.WRITE)
     read, kept = await runtime.in_lane("lineage", len(request.body), _take, runtime, principal, request)
-    successful = read.received - len(read.refused)
+    successful = read.received - len(read.refused) - read.without_run
     said = answer(
         read.received,
         successful,
@@ -32,6 +32,8 @@ async def take_lineage(runtime: Runtime, request: Request) -> Answer:
         read.refused,
         without_run=read.without_run,
         facets_ignored=dict(read.facets_ignored),
+        left_out=dict(read.lost),
+        not_kept=[{"index": each.index, "reason": each.reason} for each in read.not_kept[:100]],
     )
     return Answer(201, said)
 
@@ -42,6 +44,10 @@ def _take(runtime: Runtime, principal: Principal, request: Request) -> tuple[Rea
     read = read_events(request.decoded(MAX_DECODED_BYTES), time.time_ns() // 1_000)
     if read.refused:
         runtime.metrics.refused.add(len(read.refused), {"stream": "lineage", "reason": "bad_event"})
+    if read.without_run:
+        runtime.metrics.refused.add(read.without_run, {"stream": "lineage", "reason": "without_run"})
+    for reason, count in read.lost.items():
+        runtime.metrics.refused.add(count, {"stream": "lineage_words", "reason": reason})
     ignored = sum(read.facets_ignored.values())
     if ignored:
         runtime.metrics.refused.add(ignored, {"stream": "lineage_facets", "reason": "unknown_facet"})
@@ -64,6 +70,7 @@ def _make_room(runtime: Runtime, token_id: int, read: ReadEvents) -> None:
 
 
 ENDPOINTS: Final = (
-    Post("lineage", LINEAGE_PATH, take_lineage, MAX_BODY_BYTES, success=201),
-    Post("lineage_batch", BATCH_PATH, take_lineage, MAX_BODY_BYTES, success=201),
+    # OpenLineage's client sends again after 500, 502, 503 and 504.
+    Post("lineage", LINEAGE_PATH, take_lineage, MAX_BODY_BYTES, success=201, sent_again=frozenset()),
+    Post("lineage_batch", BATCH_PATH, take_lineage, MAX_BODY_BYTES, success=201, sent_again=frozenset()),
 )

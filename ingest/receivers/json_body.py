@@ -55,7 +55,7 @@ def answer(received: int, successful: int, known: int, refused: list[Refused], *
     """Spell what became of a body, in the form OpenLineage's batch endpoints answer with."""
     return orjson.dumps(
         {
-            "status": "partial_success" if refused else "success",
+            "status": "success" if successful == received else "partial_success",
             "summary": {"received": received, "successful": successful, "failed": len(refused), "known": known, **more},
             "failed_events": [{"index": each.index, "reason": each.reason} for each in refused[:100]],
         }
@@ -81,17 +81,6 @@ def text(given: Any, where: str, *, required: bool = False) -> str | None:
     if not isinstance(given, str) or not given.isprintable() or len(given) > MAX_TEXT:
         raise ItemError(f"{where} {given!r:.60} is no printable text of at most {MAX_TEXT} characters")
     return given
-
-
-def words(given: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Return those of the named values that are there, as texts; whole numbers are ids somebody did not quote."""
-    found = {}
-    for name, value in given.items():
-        plain = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        checked = text(plain, f"{where}.{name}")
-        if checked is not None:
-            found[name] = checked
-    return found
 
 
 def instant_us(given: Any, where: str, now_us: int) -> int:
