@@ -6,8 +6,9 @@ deployment and recorded with each ledger run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from analytics.errors import InputError
 from analytics.units import MW_PER_W, US_PER_HOUR, US_PER_MINUTE, US_PER_SECOND
@@ -76,3 +77,12 @@ class Policy:
     def margin_us(self) -> int:
         """How far around a window all readings are needed; beyond it only the nearest usable one, up to the reach."""
         return self.idle.min_episode_us
+
+
+def policy_of(kept: Mapping[str, Any]) -> Policy:
+    """Return the policy that was kept as JSON with a run; raises InputError where it has choices that this version does not know."""
+    parts: dict[str, type[Any]] = {"gaps": GapPolicy, "idle": IdlePolicy, "throttle": ThrottlePolicy}
+    try:
+        return Policy(**{name: parts[name](**value) if name in parts else value for name, value in kept.items()})
+    except TypeError as error:
+        raise InputError(f"the policy it was computed with is not one of this version: {error}") from error

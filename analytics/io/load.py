@@ -8,7 +8,7 @@ their boards, and nowhere else: energy is metered and a price is paid for the bo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -24,8 +24,9 @@ from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
 from ingest.store.engine import Database
+from ingest.store.pinned import pinned_session
 from ingest.store.pools import uuid_sql
-from ingest.store.samples import sample_session
+from ingest.store.samples import SampleSession, sample_session
 from ingest.store.segments import Segments
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
@@ -181,7 +182,12 @@ def load_batch(
                 jobs=fetch_frame(connection, JOBS, {"job_ids": allocations["job_id"].unique().to_list()}, Jobs),
             )
             # Readings take long, and a transaction of this session must not stand open for long without a statement.
-            session = until_read.enter_context(sample_session(database, segments, snapshot=seen.exported))
+            opened: AbstractContextManager[SampleSession] = (
+                sample_session(database, segments, snapshot=seen.exported)
+                if then.files is None
+                else pinned_session(database, segments, site_id, then.files)
+            )
+            session = until_read.enter_context(opened)
         readings, silences = load_readings(session, site_id, placed, epochs, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
     inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)

@@ -17,6 +17,7 @@ import psycopg
 from analytics.frames import Bindings, FacilityFactors, Intensity, Jobs, Prices, Tariffs, Tenants
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import References
+from ingest.store.samples import FileRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Known:
 
     at: datetime
     snapshot: str | None = None
+    files: tuple[FileRead, ...] | None = None
+    """Which files samples are read from, and from nowhere else; null = from wherever they are now."""
 
 
 def known(of: LiteralString = "") -> LiteralString:

@@ -32,13 +32,15 @@ _KEYS: Final = ("at", "device_id", "epoch_id")
 COLUMNS: Final = tuple(name for name in TARGETS[Stream.DEVICE].schema if name not in _KEYS)
 """What :func:`samples` can be asked for."""
 # As many epochs as nodes ever booted, and few kinds of them: told by kind they take a third of the time of a row each.
-_EPOCHS: Final = "SELECT array_agg(id) AS epoch_id, feed, origin, cadence_us FROM epochs GROUP BY feed, origin, cadence_us"
+_EPOCHS: Final = (
+    "SELECT array_agg(id) AS epoch_id, feed, origin, cadence_us FROM epochs GROUP BY feed, origin, cadence_us"
+)
 _EPOCH_TYPES: Final = {"epoch_id": pl.Int32, "feed": pl.Int16, "origin": pl.Int16, "cadence_us": pl.Int64}
 _OF_SITE: Final = "SELECT epochs.id FROM epochs JOIN nodes ON nodes.id = node_id WHERE site_id = {site_id}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """What one site's rows of an interval are made of; ``site_id`` null = all sites, none of which has a sealed hour there."""
 
     site_id: int | None
@@ -146,7 +148,7 @@ class SampleSession:
     def _sites(self) -> list[int]:
         return self.fetch("SELECT id FROM sites ORDER BY id")["id"].to_list()
 
-    def _parts(self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None) -> Iterator[_Part]:
+    def _parts(self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None) -> Iterator[Part]:
         sealed = catalog.sealed_hours(self.fetch, stream, from_at, to_at, site_id)
         gone = [hour.hour_at for hour in sealed if hour.is_expired]
         if gone:
@@ -155,16 +157,16 @@ class SampleSession:
                 "their usage hours and ledger remain, and cannot be computed again"
             )
         if site_id is not None:
-            yield _Part(site_id, sealed)
+            yield Part(site_id, sealed)
         elif not sealed:
-            yield _Part(None, ())
+            yield Part(None, ())
         else:
             by_site = {site: list(hours) for site, hours in groupby(sealed, key=lambda hour: hour.site_id)}
             for site in self._sites:
-                yield _Part(site, by_site.get(site, ()))
+                yield Part(site, by_site.get(site, ()))
 
     def _where(
-        self, stream: Stream, part: _Part, keys: Collection[int] | None, instants: Collection[datetime] | None
+        self, stream: Stream, part: Part, keys: Collection[int] | None, instants: Collection[datetime] | None
     ) -> str:
         conditions = []
         if part.site_id is not None and self._sites != [part.site_id]:
@@ -179,7 +181,7 @@ class SampleSession:
         return "".join(f" AND {condition}" for condition in conditions)
 
     def _hot_query(
-        self, stream: Stream, names: Sequence[str], part: _Part, from_at: datetime, to_at: datetime, where: str
+        self, stream: Stream, names: Sequence[str], part: Part, from_at: datetime, to_at: datetime, where: str
     ) -> str:
         """Return the query for the rows outside of segments: hot ones of hours not sealed, and all late ones."""
         selected = ", ".join(dict.fromkeys(names))
@@ -196,7 +198,7 @@ class SampleSession:
     def _scan(
         self,
         stream: Stream,
-        part: _Part,
+        part: Part,
         from_at: datetime,
         to_at: datetime,
         keys: Collection[int] | None,
