@@ -1,6 +1,7 @@
 """Sends a dead letter once more through the path that bodies come by, and says what became of it.
 
-The batch id makes it safe: what is in already is not written again, so a replay that was cut off may be repeated. A clock
+The batch id makes it safe: what is in already is not written again, so a replay that was cut off may be repeated; rows that
+were refused alone have an id of their own, made of it. A clock
 that was off is for the caller to judge: it says whether the times are taken as sent or moved by the skew measured at the
 door. A letter with rows in the future is refused as a whole, since its batch id could be used up only once.
 """
@@ -8,11 +9,13 @@ door. A letter with rows in the future is refused as a whole, since its batch id
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 import polars as pl
 
@@ -26,7 +29,10 @@ from ingest.store.engine import Database
 from ingest.store.group import GroupWriter, Outcome
 from ingest.store.prepare import Submission
 from ingest.store.registry import Registry
+from ingest.store.spools import BatchId
 
+_CONTESTED_SPOOLS: Final = uuid.UUID("6a3f1c52-90d4-5e0b-8f6e-2b7c41d8a9e3")
+"""Names, by the spool a body came from, the one under which its refused rows are numbered; never changed."""
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -84,7 +90,11 @@ def _of_contested(letter: Letter, body: Body) -> Submission:
     only = frozenset(letter.headers.get(DEVICES, "").split())
     if letter.site_id is None or not only:
         raise BadBodyError("malformed", "the letter does not say which devices' rows wait")
-    return Submission(letter.site_id, replace(body, streams=streams, rows=rows), numbered=False, only=only)
+    # Its own number went with the rows that were taken. A spool of its own makes it known again: an operator may be killed
+    # before the letter is marked, and two may replay it.
+    spool = uuid.uuid5(_CONTESTED_SPOOLS, body.meta.spool)
+    under = BatchId(str(spool), body.meta.sequence)
+    return Submission(letter.site_id, replace(body, streams=streams, rows=rows), only=only, under=under)
 
 
 @contextmanager

@@ -53,12 +53,14 @@ class Submission:
     """The body as sent: of an agent's body whose device is refused it is kept as a dead letter. None = it is kept elsewhere."""
     only: frozenset[str] | None = None
     """Devices, by UUID, whose rows alone are to be taken, as an operator says they are true. None = all, as decided here."""
+    under: BatchId | None = None
+    """The number it is known by instead of its own, which is used up: what of it was refused then comes now."""
 
     @property
     def batch(self) -> BatchId | None:
         """What makes it known again when it is sent twice; None = nothing does."""
-        if not self.numbered:
-            return None
+        if self.under is not None or not self.numbered:
+            return self.under
         return BatchId(self.body.meta.spool, self.body.meta.sequence)
 
 
