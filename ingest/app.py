@@ -23,7 +23,7 @@ from ingest.body_limit import BodyLimit
 from ingest.endpoints import fleet, lineage, logs, metrics, outcomes, remote_write, samples, traces, work
 from ingest.endpoints.post import Post
 from ingest.exposition import CONTENT_TYPE as METRICS_TYPE
-from ingest.http import Answer, Endpoint, Request
+from ingest.http import Answer, Door, Endpoint, Request
 from ingest.openapi import describe
 from ingest.runtime import Runtime
 from ingest.settings import Settings
@@ -74,6 +74,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, body_within_s=settings.body_s)
     app.state.ingest = runtime
     answered = runtime.metrics.answered
+    door = Door(runtime.budget, runtime.admit, settings.body_s)
     app.direct = {
         post.path: Endpoint(
             post.name,
@@ -81,14 +82,13 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
             post.max_body_bytes,
             answered,
             post.failure,
-            budget=runtime.budget,
-            gate=runtime.admit,
-            body_within_s=settings.body_s,
+            door=door,
+            sent_again=post.sent_again,
         )
         for module in _MODULES
         for post in module.ENDPOINTS
     }
-    commands = Endpoint("commands", partial(fleet.orders, runtime), 0, answered, budget=runtime.budget)
+    commands = Endpoint("commands", partial(fleet.orders, runtime), 0, answered, door=Door(runtime.budget))
     app.router.routes.append(Route(COMMANDS_PATH, commands, methods=["GET"]))
     for path, endpoint in app.direct.items():
         # Also a route, so that another method on the path is answered as FastAPI answers it.

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from ingest.body_budget import BodyBudget, Held
 from ingest.content_encoding import decoded
-from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, SlowError, TooLargeError
+from ingest.errors import PROBLEM_TYPE, BadBodyError, IngestError, SlowError, TooLargeError, UnavailableError
 
 JSON: Final = "application/json"
 _NO_CONTENT: Final = 204
@@ -55,6 +55,8 @@ class Answer:
     outcome: str = "accepted"
 
 
+SENT_AGAIN: Final = frozenset((408, 429))
+"""Refusals below 500 after which a sender that knows our pages sends again."""
 Gate = Callable[[Mapping[bytes, bytes]], Awaitable[None]]
 """Says by a request's headers, before any of its body is read, whether it may be taken; raises IngestError."""
 Failure = Callable[[str | None, IngestError], Answer]
@@ -66,10 +68,19 @@ def problem(_: str | None, error: IngestError) -> Answer:
     return Answer(error.status, orjson.dumps(error.problem()), PROBLEM_TYPE, error.reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What stands before the endpoints of a process: what all bodies may hold, who may send one, and for how long it may come."""
+
+    budget: BodyBudget
+    gate: Gate | None = None
+    body_within_s: float = BODY_WITHIN_S
+
+
 class Endpoint:
     """A POST endpoint that reads at most ``max_body_bytes`` and words refusals as ``failure`` does.
 
-    Nothing of a body is kept before ``gate`` has let its headers through, and nothing beyond ``budget``.
+    Nothing of a body is kept before the door's gate has let its headers through, and nothing beyond its budget.
     """
 
     def __init__(
@@ -80,35 +91,34 @@ class Endpoint:
         answered: Answered,
         failure: Failure = problem,
         *,
-        budget: BodyBudget,
-        gate: Gate | None = None,
-        body_within_s: float = BODY_WITHIN_S,
+        door: Door,
+        sent_again: frozenset[int] = SENT_AGAIN,
     ) -> None:
-        self._body_within_s = body_within_s
         self._name = name
         self._handle = handle
         self._max_body_bytes = max_body_bytes
         self._answered = answered
         self._failure = failure
-        self._budget = budget
-        self._gate = gate
+        self._door = door
+        self._sent_again = sent_again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         extra: dict[str, str] = {}
         coming = _Coming(receive, self._max_body_bytes)
-        held = self._budget.hold()
+        held = self._door.budget.hold()
         try:
             coming.check_claim(headers)
-            if self._gate is not None:
-                await self._gate(headers)
+            if self._door.gate is not None:
+                await self._door.gate(headers)
             answer = await self._handle(Request(headers, await self._in_time(coming, held), held))
         except IngestError as error:
             held.release()
+            error = self._worded(error)
             content_type = headers.get(b"content-type")
             answer = self._failure(None if content_type is None else content_type.decode("latin-1"), error)
             extra = error.headers()
-            if not await coming.let_go(headers, min(REFUSED_WITHIN_S, self._body_within_s)):
+            if not await coming.let_go(headers, min(REFUSED_WITHIN_S, self._door.body_within_s)):
                 extra = {**extra, "connection": "close"}  # nobody reads what may still come
         finally:
             held.release()
@@ -120,13 +130,21 @@ class Endpoint:
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
 
+    def _worded(self, error: IngestError) -> IngestError:
+        """Return a refusal for now as one after which this wire's senders send again; they would drop what is refused else."""
+        if error.status not in SENT_AGAIN - self._sent_again:
+            return error
+        return UnavailableError(
+            error.reason, error.detail, error.retry_after_s if isinstance(error, UnavailableError) else 1
+        )
+
     async def _in_time(self, coming: _Coming, held: Held) -> bytes:
         try:
-            async with asyncio.timeout(self._body_within_s):
+            async with asyncio.timeout(self._door.body_within_s):
                 return await coming.read(held)
         except TimeoutError:
             coming.is_given_up = True
-            raise SlowError(self._body_within_s) from None
+            raise SlowError(self._door.body_within_s) from None
 
 
 class _Coming:

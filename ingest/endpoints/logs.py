@@ -48,5 +48,14 @@ def _read(request: Request, media: str) -> Logs:
 
 
 ENDPOINTS: Final = (
-    Post("logs", otlp.LOGS_PATH, take_logs, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA),
+    Post(
+        "logs",
+        otlp.LOGS_PATH,
+        take_logs,
+        otlp.MAX_BODY_BYTES,
+        otlp.failure,
+        media=otlp.MEDIA,
+        answers=otlp.MEDIA,
+        sent_again=otlp.SENT_AGAIN,
+    ),
 )

@@ -54,5 +54,6 @@ ENDPOINTS: Final = (
         otlp.failure,
         media=otlp.MEDIA,
         answers=otlp.MEDIA,
+        sent_again=otlp.SENT_AGAIN,
     ),
 )

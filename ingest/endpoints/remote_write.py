@@ -43,5 +43,7 @@ ENDPOINTS: Final = (
         remote_write.MAX_BODY_BYTES,
         media=("application/x-protobuf",),
         success=204,
+        # Prometheus sends again after 5xx alone, unless retry_on_http_429 is set.
+        sent_again=frozenset(),
     ),
 )

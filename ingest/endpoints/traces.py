@@ -8,6 +8,7 @@ from typing import Final
 
 from ingest.endpoints.outcomes import keep_evaluations
 from ingest.endpoints.post import Post
+from ingest.errors import BadBodyError, ForbiddenError
 from ingest.http import Answer, Request
 from ingest.receivers import otlp
 from ingest.receivers.gen_ai import Read, read_calls
@@ -31,7 +32,14 @@ async def take_traces(runtime: Runtime, request: Request) -> Answer:
         "traces", len(request.body), _read, request, media, runtime.settings.trace_days
     )
     await runtime.traces.keep(Traces(principal.site_id, read.calls, read.spans))
-    kept, full = await keep_evaluations(runtime, principal, judged)
+    try:
+        kept, full = await keep_evaluations(runtime, principal, judged)
+    except (
+        BadBodyError,
+        ForbiddenError,
+    ) as error:  # the spans are kept: what is refused of the body is this part of it
+        runtime.metrics.refused.add(len(judged), {"stream": "outcomes", "reason": error.reason})
+        kept, full = 0, error.detail
     refused = sum(read.refused.values())
     for reason, spans in read.refused.items():
         runtime.metrics.refused.add(spans, {"stream": "spans", "reason": reason})
@@ -57,6 +65,13 @@ def _read(request: Request, media: str, days: int) -> tuple[Read, tuple[OutcomeR
 
 ENDPOINTS: Final = (
     Post(
-        "traces", otlp.TRACES_PATH, take_traces, otlp.MAX_BODY_BYTES, otlp.failure, media=otlp.MEDIA, answers=otlp.MEDIA
+        "traces",
+        otlp.TRACES_PATH,
+        take_traces,
+        otlp.MAX_BODY_BYTES,
+        otlp.failure,
+        media=otlp.MEDIA,
+        answers=otlp.MEDIA,
+        sent_again=otlp.SENT_AGAIN,
     ),
 )

@@ -29,6 +29,8 @@ MAX_DECODED_BYTES: Final = 64 * 1024 * 1024
 MAX_JSON_BYTES: Final = 32 * 1024 * 1024
 MAX_JSON_PARTS: Final = 2_000_000
 """Members and elements of a JSON body: each becomes a Python object, of which the smallest has 28 bytes."""
+SENT_AGAIN: Final = frozenset((429,))
+"""Of the refusals below 500 the one that the specification has exporters try again: 408 is not among them."""
 _RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 408: 4, 413: 3, 415: 3, 429: 8, 503: 14}
 """google.rpc.Code by HTTP status; OTLP clients go by the HTTP status, people by the code."""
 

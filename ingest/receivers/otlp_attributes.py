@@ -1,17 +1,24 @@
-"""Reads attributes and the plain members of OTLP messages, protobuf or JSON. Only wanted attributes are read."""
+"""Reads attributes and the plain members of OTLP messages, protobuf or JSON. Only wanted attributes are read.
+
+What is not wanted may be of any length and no text at all: it costs nobody anything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from ingest.errors import TooLargeError
+from ingest.receivers.protobuf import fields, messages
 
 LONGEST_BYTES: Final = 64 * 1024
-"""Of a resource."""
+"""Of a resource that is parsed whole, and of one attribute."""
+MAX_FIELDS: Final = 20_000
+"""Attributes of one resource; attributes, events and links of one span."""
+_RESOURCE_ATTRIBUTES: Final = 1
 _SCALARS: Final = frozenset(("string_value", "int_value", "bool_value", "double_value"))
 
 Attribute = str | int | float | bool
@@ -21,10 +28,30 @@ Names = Mapping[str, tuple[str, int]]
 
 
 def resource_attributes(data: bytes, wanted: Names) -> dict[str, Attribute]:
-    """Return what is wanted of a resource in protobuf; raises TooLargeError, or DecodeError where it is none."""
-    if len(data) > LONGEST_BYTES:
-        raise TooLargeError(f"a resource of more than {LONGEST_BYTES} bytes")
-    return attributes_of(Resource.FromString(data).attributes, wanted)
+    """Return what is wanted of a resource in protobuf; raises ValueError where that cannot be read."""
+    if len(data) <= LONGEST_BYTES:
+        try:
+            return attributes_of(Resource.FromString(data).attributes, wanted)
+        except DecodeError:
+            pass  # perhaps for something that is not wanted
+    pairs = []
+    for count, (number, _, at, end) in enumerate(fields(data, 0, len(data))):
+        if count == MAX_FIELDS:
+            raise ValueError(f"a resource of more than {MAX_FIELDS} attributes")
+        if number != _RESOURCE_ATTRIBUTES or key_of(data, at, end) not in wanted:
+            continue
+        if end - at > LONGEST_BYTES:
+            raise ValueError(f"{key_of(data, at, end)} of a resource has more than {LONGEST_BYTES} bytes")
+        try:
+            pairs.append(KeyValue.FromString(data[at:end]))
+        except DecodeError as error:
+            raise ValueError(f"{key_of(data, at, end)} of a resource cannot be read: {error}") from error
+    return attributes_of(pairs, wanted)
+
+
+def key_of(data: bytes, start: int, end: int) -> str:
+    """Return the key of the attribute between these places, '' where it has none."""
+    return next((data[at:stop].decode(errors="replace") for at, stop in messages(data, start, end, 1)), "")
 
 
 def attributes_of(pairs: Iterable[KeyValue], wanted: Names) -> dict[str, Attribute]:

@@ -85,12 +85,13 @@ def _from_protobuf(data: bytes, logs: Logs) -> None:
                     found.append(data[at:end] if end - at <= _LONGEST_BYTES else b"")
         if not found:
             continue
+        resource: Mapping[str, Attribute] = {}
         try:
-            resource: Mapping[str, Attribute] = {}
             for at, end in messages(data, *group, _RESOURCE):
                 resource = resource_attributes(data[at:end], ON_RESOURCE)
-        except DecodeError as error:
-            raise malformed(f"not a resource: {error}") from error
+        except ValueError:  # its records are nobody's; those of other resources are not to blame
+            logs.malformed += len(found)
+            continue
         for piece in found:
             _from_record(piece, resource, logs)
 

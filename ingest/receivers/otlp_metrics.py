@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from ingest.errors import TooLargeError, malformed
-from ingest.receivers.wire_format import FIXED64, LENGTH, VARINT, fields, gathered, signed, skipped, text_of, varint
+from ingest.receivers.wire_format import FIXED64, LENGTH, VARINT, fields, gathered, signed, skipped, varint
 from ingest.series.book import MAX_LABELS, MAX_LABELS_BYTES, Book
 from ingest.series.places import is_known
 from ingest.series.samples import Samples
@@ -182,6 +182,8 @@ class _Metric:
     book: Book
     found: _Found
     name: str = ""
+    unnamed: str = "no_metric_name"
+    """Why its points are refused where it has no name."""
     series: str = ""
     """The name its points go by."""
     is_delta: bool = False
@@ -194,7 +196,10 @@ def _metric(metric: _Metric, start: int, end: int) -> None:
     content: list[tuple[int, int, int]] = []
     for number, wire, first, last in fields(data, start, end):
         if number == 1 and wire == LENGTH:
-            metric.name = text_of(data[first:last])
+            try:
+                metric.name = data[first:last].decode()
+            except UnicodeDecodeError:
+                metric.unnamed = "name_not_utf8"
         elif number in _KINDS and wire == LENGTH:
             content.append((number, first, last))
     if len(content) > 1:
@@ -211,7 +216,7 @@ def _content(metric: _Metric, kind: int, start: int, end: int) -> None:
     if kind not in (_GAUGE, _SUM, _HISTOGRAM):
         found.uncounted[_KINDS[kind]] += len(points)
     elif not metric.name:
-        found.invalid["no_metric_name"] += len(points)
+        found.invalid[metric.unnamed] += len(points)
     else:
         # Differences are no counters: a request sent twice, or lost, would change what they add up to.
         metric.is_delta = kind != _GAUGE and temporality != CUMULATIVE
@@ -333,7 +338,11 @@ def _take(metric: _Metric, point: _Point, attributes: list[tuple[int, int]]) -> 
     if len(attributes) > MAX_LABELS or size > MAX_LABELS_BYTES:
         found.invalid["too_many_labels" if len(attributes) > MAX_LABELS else "labels_too_long"] += 1
         return
-    number = _STALE if point.flags & NO_VALUE else _series_number(metric, point.tail, attributes)
+    try:
+        number = _STALE if point.flags & NO_VALUE else _series_number(metric, point.tail, attributes)
+    except UnicodeDecodeError:
+        found.invalid["labels_not_utf8"] += 1
+        return
     found.series.append(number)
     found.at.append(point.at)
     found.value.append(point.value)
@@ -356,7 +365,7 @@ def _series_number(metric: _Metric, tail: bytes | None, attributes: list[tuple[i
 
 
 def labels_of(data: bytes, attributes: list[tuple[int, int]], about: bytes) -> Mapping[str, str]:
-    """Return a point's attributes as texts, and those of its resource; the point's own win."""
+    """Return a point's attributes as texts, and those of its resource; the point's own win. Raises UnicodeDecodeError."""
     labels: dict[str, str] = {}
     for number, wire, first, last in fields(about, 0, len(about)):
         if number == 1 and wire == LENGTH:
@@ -372,7 +381,7 @@ def _attribute(data: bytes, start: int, end: int, labels: dict[str, str]) -> Non
         if wire != LENGTH:
             continue
         if number == 1:
-            key = text_of(data[first:last])
+            key = data[first:last].decode()
         elif number == 2:
             value = _any_value(data, first, last)
     labels[key] = value
@@ -383,7 +392,7 @@ def _any_value(data: bytes, start: int, end: int) -> str:
     value = ""
     for number, wire, first, last in fields(data, start, end):
         if number == 1 and wire == LENGTH:
-            value = text_of(data[first:last])
+            value = data[first:last].decode()
         elif number == 2 and wire == VARINT:
             value = "true" if varint(data, first, last)[0] else "false"
         elif number == 3 and wire == VARINT:

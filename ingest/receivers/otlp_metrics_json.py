@@ -1,6 +1,7 @@
 """Reads OTLP metric exports in JSON into columns, as :mod:`ingest.receivers.otlp_metrics` does the protobuf ones.
 
-Numbers of 64 bits come as texts or numbers, names in lowerCamelCase. Nobody sends much of it: it is read plainly.
+Numbers of 64 bits come as texts or numbers, names in lowerCamelCase. Nobody sends much of it: it is read plainly. A point,
+metric or resource that cannot be read is refused by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from ingest.series.samples import Samples
 _NS_PER_US: Final = 1_000
 _INT64: Final = range(-(2**63), 2**63)
 _TEMPORALITIES: Final = {"AGGREGATION_TEMPORALITY_CUMULATIVE": 2, "AGGREGATION_TEMPORALITY_DELTA": 1}
+_WRONG: Final = (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What shapes raise that JSON allows and OTLP does not: a text where a list should be, a number that is none."""
+MALFORMED: Final = "malformed_points"
 _UNREAD: Final = {"exponentialHistogram": "exponential_histogram", "summary": "summary"}
 
 
@@ -41,9 +45,11 @@ def read_json(data: bytes, book: Book) -> Samples:
     export = otlp.parsed_json(data)
     try:
         for about, metric in _metrics(export):
-            _metric(about, metric, book, found)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        # Shapes JSON allows and OTLP does not: a text where a list should be, a number that is none.
+            try:
+                _metric(about, metric, book, found)
+            except _WRONG:
+                found.invalid[MALFORMED] += 1
+    except _WRONG as error:
         raise BadBodyError("malformed", f"not an OTLP/JSON metrics export: {error!r:.200}") from error
     return Samples(
         np.array(found.numbers, dtype=np.int32),
@@ -54,15 +60,20 @@ def read_json(data: bytes, book: Book) -> Samples:
     )
 
 
-def _metrics(export: Any) -> Iterator[tuple[Mapping[str, str], Any]]:
+def _metrics(export: Any) -> Iterator[tuple[Mapping[str, str] | None, Any]]:
+    """Yield each metric with the labels of its resource, None where those cannot be read."""
     for resource in export.get("resourceMetrics") or []:
-        about = _labels((resource.get("resource") or {}).get("attributes"))
+        about: Mapping[str, str] | None
+        try:
+            about = _labels((resource.get("resource") or {}).get("attributes"))
+        except _WRONG:
+            about = None
         for scope in resource.get("scopeMetrics") or []:
             for metric in scope.get("metrics") or []:
                 yield about, metric
 
 
-def _metric(about: Mapping[str, str], metric: Any, book: Book, found: _Gathered) -> None:
+def _metric(about: Mapping[str, str] | None, metric: Any, book: Book, found: _Gathered) -> None:
     name = metric.get("name") or ""
     for kind, what in _UNREAD.items():
         found.uncounted[what] += len((metric.get(kind) or {}).get("dataPoints") or [])
@@ -80,7 +91,12 @@ def _metric(about: Mapping[str, str], metric: Any, book: Book, found: _Gathered)
         is_delta = kind != "gauge" and _TEMPORALITIES.get(temporality, temporality) != CUMULATIVE
         series = f"{name}_count" if kind == "histogram" else name
         for point in points:
-            _point(series, point, about, book, found, is_delta=is_delta)
+            try:
+                if about is None:
+                    raise TypeError("what its resource says cannot be read")
+                _point(series, point, about, book, found, is_delta=is_delta)
+            except _WRONG:
+                found.invalid[MALFORMED] += 1
 
 
 def _point(name: str, point: Any, about: Mapping[str, str], book: Book, found: _Gathered, *, is_delta: bool) -> None:
@@ -88,6 +104,7 @@ def _point(name: str, point: Any, about: Mapping[str, str], book: Book, found: _
     if value is None or int(point.get("flags") or 0) & NO_VALUE:
         found.uncounted["no_value"] += 1
         return
+    at_us = min(max(int(point.get("timeUnixNano") or 0) // _NS_PER_US, 0), 2**62)
     labels = {**about, **_labels(point.get("attributes"))}
     spelled = orjson.dumps([name, is_delta, labels], option=orjson.OPT_SORT_KEYS)
     if len(labels) > MAX_LABELS or len(spelled) > MAX_LABELS_BYTES:
@@ -99,7 +116,7 @@ def _point(name: str, point: Any, about: Mapping[str, str], book: Book, found: _
     if number is None:
         number = book.skipped(name, "delta") if is_delta and is_known(name) else book.learn(key, name, lambda: labels)
     found.numbers.append(number)
-    found.at_us.append(min(max(int(point.get("timeUnixNano") or 0) // _NS_PER_US, 0), 2**62))
+    found.at_us.append(at_us)
     found.values.append(value)
 
 

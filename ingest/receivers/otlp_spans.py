@@ -19,12 +19,14 @@ from ingest.errors import BadBodyError, TooLargeError
 from ingest.receivers.otlp import PROTOBUF, parsed_json
 from ingest.receivers.otlp_alike import FEWEST, LONGEST_BYTES, Found, find_alike
 from ingest.receivers.otlp_attributes import (
+    MAX_FIELDS,
     Attribute,
     BadIdError,
     Names,
     attributes_of,
     hex_of,
     json_attributes,
+    key_of,
     list_of,
     number_of,
     object_of,
@@ -35,8 +37,6 @@ from ingest.receivers.protobuf import fields, messages
 MAX_SPANS: Final = 100_000
 MAX_GROUPS: Final = 20_000
 """Resources and scopes of one export."""
-MAX_FIELDS: Final = 20_000
-"""Attributes, events and links of one span."""
 MAX_EVENTS: Final = 64
 """Events looked at: the first token is among the first."""
 _LARGE_BYTES: Final = LONGEST_BYTES
@@ -117,10 +117,11 @@ class Export:
     why: dict[str, str] = field(default_factory=dict)
     """What was wrong with the first span refused for a reason, for people."""
 
-    def refuse(self, reason: str, why: str) -> None:
-        """Count a span that is refused by itself."""
-        self.refused[reason] = self.refused.get(reason, 0) + 1
-        self.why.setdefault(reason, why[:200])
+    def refuse(self, reason: str, why: str, spans: int = 1) -> None:
+        """Count spans that are refused by themselves."""
+        if spans:
+            self.refused[reason] = self.refused.get(reason, 0) + spans
+            self.why.setdefault(reason, why[:200])
 
 
 def read_spans(data: bytes, media: str, wanted: Wanted) -> Export:
@@ -148,9 +149,12 @@ def _capped(spans: Iterable[Span]) -> Iterator[Span]:
 def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
     groups = total = 0
     for group_at, group_end in messages(data, 0, len(data), _RESOURCE_SPANS):
-        resource: Mapping[str, Attribute] = {}
+        resource: Mapping[str, Attribute] | ValueError = {}
         for at, end in messages(data, group_at, group_end, _RESOURCE):
-            resource = resource_attributes(data[at:end], wanted[1])
+            try:
+                resource = resource_attributes(data[at:end], wanted[1])
+            except ValueError as error:  # its spans are nobody's; those of other resources are not to blame
+                resource = error
         for scope_at, scope_end in messages(data, group_at, group_end, _GROUPS):
             groups += 1
             if groups > MAX_GROUPS:
@@ -161,6 +165,9 @@ def _from_protobuf(data: bytes, wanted: Wanted, export: Export) -> None:
                 if total + len(places) > MAX_SPANS:
                     raise TooLargeError(f"more than {MAX_SPANS} spans in one request")
             total += len(places)
+            if isinstance(resource, ValueError):
+                export.refuse("malformed", str(resource), len(places))
+                continue
             for start in range(0, len(places), _AT_ONCE):
                 _scope(data, places[start : start + _AT_ONCE], resource, wanted, export)
 
@@ -185,16 +192,27 @@ def _scope(
             export.alike.append(Alike(first, found))
     for position in left:
         at, end = places[position]
-        piece = data[at:end] if end - at <= _LARGE_BYTES else _lean(data, at, end, of_span)
-        if piece is None:
-            export.refuse("too_many_parts", f"more than {MAX_FIELDS} attributes, events and links")
-            continue
+        message = _parsed(data, at, end, of_span, export)
+        if message is not None:
+            export.spans.append(_span(message, resource, of_span, of_evaluation))
+
+
+def _parsed(data: bytes, at: int, end: int, wanted: Names, export: Export) -> SpanMessage | None:
+    """Return a span, None where it is refused: one that is large, or wrong in what is not wanted, without that."""
+    if end - at <= _LARGE_BYTES:
         try:
-            message = SpanMessage.FromString(piece)
-        except DecodeError as error:
-            export.refuse("malformed", f"not a span: {error}")
-            continue
-        export.spans.append(_span(message, resource, of_span, of_evaluation))
+            return SpanMessage.FromString(data[at:end])
+        except DecodeError:
+            pass
+    piece = _lean(data, at, end, wanted)
+    if piece is None:
+        export.refuse("too_many_parts", f"more than {MAX_FIELDS} attributes, events and links")
+        return None
+    try:
+        return SpanMessage.FromString(piece)
+    except DecodeError as error:
+        export.refuse("malformed", f"not a span: {error}")
+        return None
 
 
 def _span(span: SpanMessage, resource: Mapping[str, Attribute], wanted: Names, of_evaluation: Names) -> Span:
@@ -226,7 +244,7 @@ def _lean(data: bytes, start: int, end: int, wanted: Names) -> bytes | None:
         if count == MAX_FIELDS:
             return None
         if number == _ATTRIBUTES:
-            if stop - at <= _LARGE_BYTES and _key(data, at, stop) in wanted:
+            if stop - at <= _LARGE_BYTES and key_of(data, at, stop) in wanted:
                 parts.append(data[begin:stop])
         elif number == _EVENTS:
             events += 1
@@ -235,10 +253,6 @@ def _lean(data: bytes, start: int, end: int, wanted: Names) -> bytes | None:
         elif number in _KEPT_FIELDS and stop - at <= _LARGE_BYTES:
             parts.append(data[begin:stop])
     return b"".join(parts)
-
-
-def _key(data: bytes, start: int, end: int) -> str:
-    return next((data[at:stop].decode(errors="replace") for at, stop in messages(data, start, end, 1)), "")
 
 
 def _from_json(request: Mapping[str, Any], wanted: Wanted, export: Export) -> Iterator[Span]:

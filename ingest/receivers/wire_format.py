@@ -80,14 +80,6 @@ def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]
             yield tag >> 3, wire, start, at
 
 
-def text_of(octets: bytes) -> str:
-    """Return a text; raises BadBodyError where it is not UTF-8."""
-    try:
-        return octets.decode()
-    except UnicodeDecodeError as error:
-        raise malformed(f"a text is not UTF-8: {error.reason}") from error
-
-
 def gathered(octets: np.ndarray[Any, Any], where: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the eight bytes at each of these places as little-endian int64."""
     windows = np.lib.stride_tricks.sliding_window_view(octets, 8)

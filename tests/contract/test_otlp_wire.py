@@ -20,8 +20,9 @@ from ingest.errors import BadBodyError, TooLargeError, UnavailableError, Unsuppo
 from ingest.receivers.gen_ai import read_calls
 from ingest.receivers.gen_ai_names import WANTED
 from ingest.receivers.otlp import JSON, PROTOBUF, Signal, failure, media_type, response
+from ingest.receivers.otlp_attributes import MAX_FIELDS
 from ingest.receivers.otlp_logs import read_logs
-from ingest.receivers.otlp_spans import MAX_FIELDS, MAX_SPANS, read_spans
+from ingest.receivers.otlp_spans import MAX_SPANS, read_spans
 
 pytestmark = pytest.mark.contract
 
@@ -174,3 +175,52 @@ def test_a_call_with_a_picture_in_its_messages_is_a_call_like_any_other() -> Non
         span.attributes.append(KeyValue(key=key, value=value))
     (call,) = read_calls(read_spans(request.SerializeToString(), PROTOBUF, WANTED), 1_900_000_000_000_000).calls
     assert (call.model, call.input_uncached_tokens) == ("m", 9)
+
+
+def _group(service: bytes | str, spans: int, **more: str) -> bytes:
+    """A ResourceSpans of chat calls as it travels; ``service`` in bytes need be no text."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    mark = "service".ljust(len(service), "_") if isinstance(service, bytes) else service
+    for key, text in {"service.name": mark, **more}.items():
+        group.resource.attributes.add(key=key).value.string_value = text
+    scope = group.scope_spans.add()
+    for number in range(1, spans + 1):
+        span = scope.spans.add(trace_id=number.to_bytes(16), span_id=number.to_bytes(8), name="chat m")
+        span.start_time_unix_nano = 1_795_255_064_555_000_000
+        span.attributes.add(key="gen_ai.operation.name").value.string_value = "chat"
+    packed = request.SerializeToString()
+    return packed.replace(mark.encode(), service) if isinstance(service, bytes) else packed
+
+
+@pytest.mark.parametrize("spans", [2, 40])
+def test_a_resource_that_cannot_be_read_costs_its_own_spans_alone(spans: int) -> None:
+    bad = _group(b"\xff\xfe\xfd not a text", spans)
+    long = _group("x" * 70_000, spans)
+    export = read_spans(_group("good", spans) + bad + long, PROTOBUF, WANTED)
+    kept = [*export.spans, *(span for alike in export.alike for span in alike.spans())]
+    assert (len(kept), {span.resource["api_key"] for span in kept}) == (spans, {"good"})
+    assert export.refused == {"malformed": 2 * spans}
+    assert "service.name of a resource" in export.why["malformed"]
+
+
+def test_what_is_not_wanted_of_a_resource_or_a_span_may_be_of_any_length_and_no_text() -> None:
+    arguments = {"process.command_args": "a" * 70_000, "process.owner": "OWNER"}
+    packed = _group("good", 1, **arguments).replace(b"OWNER", b"\xff\xff\xff\xff\xff")
+    request = ExportTraceServiceRequest.FromString(_group("good", 1))
+    span = request.resource_spans[0].scope_spans[0].spans[0]
+    span.attributes.add(key="gen_ai.prompt").value.string_value = "CONTENT"
+    export = read_spans(packed + request.SerializeToString().replace(b"CONTENT", b"\xff" * 7), PROTOBUF, WANTED)
+    assert (len(export.spans), export.refused) == (2, {})
+    assert {read.resource["api_key"] for read in export.spans} == {"good"}
+
+
+def test_an_evaluation_of_a_resource_that_cannot_be_read_costs_itself_alone() -> None:
+    request = ExportLogsServiceRequest()
+    for name in ("good", "BROKEN"):
+        group = request.resource_logs.add()
+        group.resource.attributes.add(key="service.name").value.string_value = name
+        record = group.scope_logs.add().log_records.add(event_name="gen_ai.evaluation.result", time_unix_nano=1)
+        record.attributes.add(key="gen_ai.evaluation.name").value.string_value = "thumbs"
+    logs = read_logs(request.SerializeToString().replace(b"BROKEN", b"\xff" * 6), PROTOBUF)
+    assert (logs.records, len(logs.evaluations), logs.malformed) == (2, 1, 1)

@@ -313,3 +313,25 @@ def test_spans_of_long_ago_are_refused_and_make_no_tables_while_those_of_the_win
 
     run(Settings(db), scenario)
     assert rows(db, "SELECT count(*) FROM api_calls") == [(2,)]
+
+
+def test_evaluations_that_are_refused_do_not_refuse_the_spans_that_are_kept(db: Database) -> None:
+    site = make_site(db)
+    with db.create_engine("admin").begin() as conn:
+        nobody = tokens.create(
+            conn, "t", [tokens.Scope.WRITE], actor="test", site_id=site.site_id, tenant_path="not/known"
+        ).secret
+    request = ExportTraceServiceRequest.FromString(export((1, now_us() - 3_000_000, {})))
+    span = request.resource_spans[0].scope_spans[0].spans[0]
+    judged = span.events.add(name="gen_ai.evaluation.result", time_unix_nano=span.start_time_unix_nano)
+    judged.attributes.add(key="gen_ai.evaluation.name").value.string_value = "thumbs"
+    judged.attributes.add(key="gen_ai.evaluation.score.label").value.string_value = "up"
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await send(client, request.SerializeToString(), nobody)
+        told = ExportTraceServiceResponse.FromString(answer.content).partial_success
+        assert (answer.status_code, told.rejected_spans) == (200, 0)
+        assert told.error_message.startswith("1 evaluations are not kept: this token writes for 'not/known'")
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]

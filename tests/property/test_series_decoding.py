@@ -229,3 +229,36 @@ def test_any_json_is_read_or_refused(thing: Any) -> None:
         read_json(data, Book())
     except BadBodyError:
         return
+
+
+def test_a_point_or_name_that_is_no_text_costs_itself_alone() -> None:
+    labels = {"UUID": "GPU-1", "Hostname": "gpu-1"}
+    at_ns = AT_MS * 1_000_000
+    good = [("DCGM_FI_DEV_POWER_USAGE", labels, 300.0, at_ns), ("DCGM_FI_DEV_GPU_TEMP", labels, 50.0, at_ns)]
+    bad = [("DCGM_FI_DEV_SM_CLOCK", {**labels, "UUID": "BROKEN"}, 1.0, at_ns), ("BROKEN", labels, 1.0, at_ns)]
+    data = otlp_export([*good, *bad], {}).SerializeToString().replace(b"BROKEN", b"\xff" * 6)
+    reader = MetricsReader(Book())
+    for _ in range(2):  # the second time by what is remembered of the first
+        samples = reader.read(data)
+        assert (len(samples), samples.values.tolist()) == (2, [300.0, 50.0])
+        assert samples.invalid == {"labels_not_utf8": 1, "name_not_utf8": 1}
+    broken = otlp_export(good, {"host.name": "BROKEN"}).SerializeToString().replace(b"BROKEN", b"\xff" * 6)
+    samples = MetricsReader(Book()).read(broken + otlp_export(good, {}).SerializeToString())
+    assert (len(samples), samples.invalid) == (2, {"labels_not_utf8": 2})
+
+
+def test_a_point_a_metric_or_a_resource_of_json_that_cannot_be_read_costs_itself_alone() -> None:
+    def point(**changes: Any) -> dict[str, Any]:
+        labels = [{"key": key, "value": {"stringValue": text}} for key, text in (("UUID", "GPU-1"), ("host", "a"))]
+        return {"timeUnixNano": str(AT_MS * 1_000_000), "asDouble": 300.0, "attributes": labels, **changes}
+
+    def metric(*data: Any, **changes: Any) -> dict[str, Any]:
+        return {"name": "DCGM_FI_DEV_POWER_USAGE", "gauge": {"dataPoints": list(data)}, **changes}
+
+    bad = [point(asDouble="much"), point(timeUnixNano="now"), point(attributes=[7]), point(asInt="9" * 30), 5]
+    wrong_resource = {"resource": {"attributes": "none"}, "scopeMetrics": [{"metrics": [metric(point(), point())]}]}
+    metrics = [metric(point(), *bad, point()), metric(gauge={"dataPoints": 7}), metric(gauge=7), "none"]
+    body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": metrics}]}, wrong_resource]}
+    samples = read_json(orjson.dumps(body), Book())
+    assert (len(samples), samples.values.tolist(), len(samples.at_us)) == (2, [300.0, 300.0], 2)
+    assert samples.invalid == {"malformed_points": 5 + 3 + 2}

@@ -12,8 +12,8 @@ import pytest
 from starlette.types import Message
 
 from ingest.body_budget import BodyBudget
-from ingest.errors import UnauthorizedError, UnavailableError
-from ingest.http import Answer, Endpoint, Request
+from ingest.errors import IngestError, SlowError, TooManyError, UnauthorizedError, UnavailableError
+from ingest.http import Answer, Door, Endpoint, Request
 
 pytestmark = pytest.mark.unit
 _KIB = 1024
@@ -56,7 +56,7 @@ async def never(_: Request) -> Answer:
 
 
 def endpoint(budget: BodyBudget, handle: Any = never, **more: Any) -> Endpoint:
-    return Endpoint("test", handle, 64 * _KIB, Counter(), budget=budget, **more)
+    return Endpoint("test", handle, 64 * _KIB, Counter(), door=Door(budget, **more))
 
 
 def test_a_sender_that_is_not_known_is_refused_with_nothing_of_its_body_held() -> None:
@@ -141,3 +141,25 @@ def test_a_request_that_is_over_holds_nothing_more() -> None:
     with pytest.raises(UnavailableError):  # a thread that still unpacks what nobody waits for
         held.take(1)
     assert budget.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("sent_again", "statuses"), [((408, 429), [408, 429, 401]), ((429,), [503, 429, 401]), ((), [503, 503, 401])]
+)
+def test_what_is_refused_for_now_is_answered_so_that_the_wires_senders_send_it_again(
+    sent_again: tuple[int, ...], statuses: list[int]
+) -> None:
+    async def refuses(error: IngestError) -> Sender:
+        async def gate(_: Mapping[bytes, bytes]) -> None:
+            raise error
+
+        door = Door(BodyBudget(1), gate)
+        sender = Sender(b"x")
+        taking = Endpoint("test", never, _KIB, Counter(), door=door, sent_again=frozenset(sent_again))
+        await sender.post_to(taking)
+        return sender
+
+    errors = (SlowError(60), TooManyError("rate_limited", "slower", 7), UnauthorizedError("token_missing", "who"))
+    told = [asyncio.run(refuses(error)) for error in errors]
+    assert [sender.status for sender in told] == statuses
+    assert told[1].told[b"retry-after"] == b"7"
