@@ -97,3 +97,9 @@ def test_help_fits_a_narrow_terminal_and_cuts_no_sentence_short(path: tuple[str,
     listed = re.split(r"\n  (Examples?|One per format):", answer.output)[0]
     assert "..." not in listed.partition("\n")[2], "a summary is cut off; give the command a short_help"
     assert max(map(len, listed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) or "wattledger" for path, _ in ALL])
+def test_every_option_of_every_command_says_what_it_is(path: tuple[str, ...], command: click.Command) -> None:
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    assert [each.opts for each in options if not (each.help or "").strip()] == []

@@ -90,7 +90,14 @@ Examples:
 @click.option(
     "--raw", type=click.Path(dir_okay=False, path_type=Path), help="Write the body to this file, byte for byte."
 )
-@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print: for people, or whole as JSON.",
+)
 @click.pass_context
 def show(ctx: click.Context, letter_id: int, raw: Path | None, format_: str) -> None:
     """Show one body: reason, sender, headers, and what can be read of it. Exit code 1 when there is none of this id."""

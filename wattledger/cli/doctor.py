@@ -32,7 +32,14 @@ Examples:
 Exit code: 0 all fine (warnings allowed), 1 something is broken, 2 something could not be looked at.
 """
 )
-@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print: for people, or whole as JSON.",
+)
 @click.pass_context
 def doctor(ctx: click.Context, format_: str) -> None:
     """Say what works, what does not, and what to do about it. Changes nothing."""

@@ -94,7 +94,12 @@ The node's agent takes orders only with commands = true and this key in its comm
 )
 @click.argument("node")
 @click.option("--site", required=True, help="Site of the node.")
-@click.option("--master-key-file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--master-key-file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of the key from which each node's is derived.",
+)
 def key(node: str, site: str, master_key_file: Path) -> None:
     """Derive the key by which one node's agent knows your orders. The database never sees it."""
     click.echo(_node_key(master_key_file, site, node).hex())
@@ -118,7 +123,12 @@ and puts it back when the order expires or the agent stops.
 @click.option(
     "--minutes", type=click.IntRange(1, 7 * 24 * 60), default=60, show_default=True, help="How long it holds."
 )
-@click.option("--master-key-file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--master-key-file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of the key from which each node's is derived.",
+)
 @click.pass_context
 def order(
     ctx: click.Context,

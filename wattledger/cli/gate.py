@@ -59,7 +59,14 @@ Exit codes: 0 it may run (a warning is printed), 1 no, 2 could not be answered.
     type=click.Path(path_type=Path),
     help=f"A token with the scope gate. Default: {TOKEN_VARIABLE}, else this home's own.",
 )
-@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print: for people, or whole as JSON.",
+)
 @click.pass_context
 def check(ctx: click.Context, spec: Text, url: str | None, token_file: Path | None, format_: str) -> None:
     """Estimate a job's cost, energy and carbon, and say whether its budgets allow it."""

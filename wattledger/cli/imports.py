@@ -106,7 +106,12 @@ def takes_file(function: Callable[..., None]) -> Callable[..., None]:
                 help="Refused rows shown.",
             ),
             click.option(
-                "--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True
+                "--format",
+                "format_",
+                type=click.Choice(["table", "json"]),
+                default="table",
+                show_default=True,
+                help="How to print: for people, or whole as JSON.",
             ),
         ]
     ):
@@ -268,7 +273,13 @@ Examples:
 )
 @takes_file
 @click.option("--zone", help="Only this zone's rows; the zone of all rows where the file has no such column.")
-@click.option("--basis", type=click.Choice(["location", "market", "marginal"]), default="location", show_default=True)
+@click.option(
+    "--basis",
+    type=click.Choice(["location", "market", "marginal"]),
+    default="location",
+    show_default=True,
+    help="What the values are of: the grid's mix, contracts, or the next plant.",
+)
 @click.option("--life-cycle", is_flag=True, help="Upstream emissions included; chooses where a file has both.")
 @click.option(
     "--step", type=Duration(), default="1h", show_default=True, help="How long a row with a start only holds."

@@ -158,7 +158,7 @@ Renewed certificate files are taken up within half a minute, without a restart.
 """
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8470, show_default=True)
+@click.option("--port", default=8470, show_default=True, help="TCP port of ingest and API.")
 @_tls_options
 @click.option("--internal-port", default=0, help="Also listen on this loopback port without TLS. Default: do not.")
 @click.option(
@@ -209,8 +209,10 @@ def worker(
 
 
 @click.command(epilog="\b\nExample:\n  WATTLEDGER_API_URL=http://127.0.0.1:8470 wattledger dashboard --port 8471")
-@click.option("--port", default=8471, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8471, show_default=True, help="TCP port of the page.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; the page asks nobody who they are."
+)
 def dashboard(port: int, host: str) -> None:
     """Run the Streamlit dashboard alone; it talks to the API only."""
     from importlib.resources import files

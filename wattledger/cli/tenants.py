@@ -92,7 +92,14 @@ Examples:
 """
 )
 @click.argument("identity", metavar="ID")
-@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print: for people, or whole as JSON.",
+)
 @click.pass_context
 def explain(ctx: click.Context, identity: str, format_: str) -> None:
     """Say who pays for a job or an API key, and what each rule said to it. Exit code 1 when there is none of this name."""

@@ -89,7 +89,14 @@ Examples:
     type=Lifetime(),
     help="Refuse it after so long, e.g. 12h or 90d; `never`: only revoking ends it. Default: 365d; none for scope join.",
 )
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print: for people, or as JSON.",
+)
 @click.pass_context
 def create(
     ctx: click.Context,
@@ -180,7 +187,14 @@ Examples:
     "--grace", type=Grace(), default="24h", show_default=True, help="How long the old secret goes on working."
 )
 @click.option("--expires", type=Duration(), help="New end of the token, from now. Default: its end stays.")
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print: for people, or as JSON.",
+)
 @click.pass_context
 def rotate(ctx: click.Context, token_id: int, grace: timedelta, expires: timedelta | None, format_: str) -> None:
     """Give a token a new secret, printed once. Exit code 1 when there is no valid token of this id."""

@@ -102,7 +102,12 @@ def watches(function: Callable[..., None]) -> Callable[..., None]:
             click.option("--once", is_flag=True, help="One round, then out."),
             click.option("--dry-run", is_flag=True, help="Print the events of one round, tell nobody, note nothing."),
             click.option(
-                "--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True
+                "--format",
+                "format_",
+                type=click.Choice(["table", "json"]),
+                default="table",
+                show_default=True,
+                help="How to print: for people, or whole as JSON.",
             ),
             click.option(
                 "--metrics-port", type=click.IntRange(1, 65_535), help="Counts on http://127.0.0.1:PORT/metrics."
