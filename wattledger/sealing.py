@@ -242,9 +242,10 @@ class Sealing:
             withdraw_healthy(connection, [each.listed.file.path for each in checked if not each.fault])
             connection.commit()
             damaged = damaged_hours(connection)
+        until_s = time.monotonic() + _LONGEST_PASS_S / 2
         for site_id, hour_at, streams in damaged:
             hour = hour_of(site_id, hour_at)
-            if not is_ours():
+            if not is_ours() or time.monotonic() > until_s or self._rest(0):
                 return
             if self._apart.get(hour, (0, 0.0))[1] > time.monotonic():
                 continue
@@ -263,26 +264,29 @@ class Sealing:
         with self._connect() as connection:
             withdraw_everywhere(connection, CLOCKS)
             connection.commit()
-            done.expired_hours = len(
-                expire(connection, told.latest(settings.segment_retention) - settings.segment_retention)
-            )
+            old = told.latest(self._silence) - settings.segment_retention
+            done.expired_hours = len(expire(connection, old))
             self._tell_held_back(connection, told)
             done.too_late_rows = raise_too_late(connection, discard_too_late(connection))
             connection.commit()
             done.deleted_files = delete_retired(connection, self.segments, settings.grace)
             recent = recent_hours(connection, told.server_at - 3 * settings.grace)
             done.unknown_files = len(sweep(connection, self.segments, recent, settings.grace).unknown)
-        hot = hot_before(told.latest(8 * LONGEST_SILENCE), settings.hot_retention)
+        hot = hot_before(told.latest(), settings.hot_retention)
         dropped = drop_hot_days(self.engine, self.segments, hot, go_on=is_ours)
         done.dropped_partitions = len(dropped.partitions)
         if dropped.damaged:
             with self._connect() as connection:
                 done.damaged_files += raise_damaged(connection, dropped.damaged)
 
+    @property
+    def _silence(self) -> timedelta:
+        return min(LONGEST_SILENCE, self.settings.segment_retention / 8)
+
     def _tell_held_back(self, connection: psycopg.Connection[Any], told: Clocks) -> None:
         """Say once where segments stay that the clock calls old: no new sample says so too."""
         retention = self.settings.segment_retention
-        if told.latest(retention) < told.server_at and expirable(connection, told.server_at - retention):
+        if told.latest(self._silence) < told.server_at and expirable(connection, told.server_at - retention):
             newest = None if told.newest_at is None else told.newest_at.isoformat()
             raise_everywhere(connection, HELD_BACK, told.server_at, {"newest_sealed_at": newest})
         else:

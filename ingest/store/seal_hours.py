@@ -133,7 +133,11 @@ def delete_retired(
         rows = connection.execute(_RETIRED, [grace]).fetchall()
         for site_id, hour_at, stream, generation, path in rows:
             step("delete file")
-            segments.delete(path)
+            try:
+                segments.delete(path)
+            except OSError:
+                log.exception("%s cannot be deleted; it is tried again", path)
+                continue
             step("forget file")
             connection.execute(_FORGET, [site_id, hour_at, stream, generation])
             connection.commit()

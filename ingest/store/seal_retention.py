@@ -90,11 +90,9 @@ class Clocks:
         """Say whether a worker's clock says what the database's says."""
         return abs(now - self.server_at) <= LARGEST_DIFFERENCE
 
-    def latest(self, retention: timedelta) -> datetime:
-        """Return the instant that retention may count back from: not much later than the newest sample."""
-        if self.newest_at is None:
-            return self.server_at
-        return min(self.server_at, self.newest_at + min(LONGEST_SILENCE, retention / 8))
+    def latest(self, silence: timedelta = LONGEST_SILENCE) -> datetime:
+        """Return the instant that age may be counted back from: no later than ``silence`` after the newest sample."""
+        return self.server_at if self.newest_at is None else min(self.server_at, self.newest_at + silence)
 
 
 def clocks(connection: psycopg.Connection[Any]) -> Clocks:

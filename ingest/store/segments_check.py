@@ -42,7 +42,7 @@ class Checked:
 def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> Checked:
     """Look at a file: size and digest; ``thoroughly`` also every page with its own checksum, and the rows.
 
-    Of a bucket it is fetched: no copy that is kept here tells how it is there.
+    Of a bucket it is fetched: no copy that is kept here tells how it is there. Raises SegmentUnreachableError.
     """
     try:
         with segments.fresh(listed.file) as path:
@@ -51,6 +51,9 @@ def check_file(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> C
                 return Checked(listed, f"holds other than {listed.file.rows} rows")
     except (SegmentError, SegmentFormatError) as error:
         return Checked(listed, str(error))
+    except OSError as error:  # a bad sector, a right that was taken away
+        segments.mark()  # unless it is the place as a whole
+        return Checked(listed, f"segment {listed.file.path} cannot be read: {error}")
     return Checked(listed, None)
 
 

@@ -132,14 +132,16 @@ def test_a_damaged_and_a_missing_file_are_findings_and_made_anew_while_their_row
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
     sealing.once(NOW)
-    for missing in (False, True):
+    for fault in ("cut short", "missing", "unreadable"):
         path = max((tmp_path / "segments").rglob("hour=08/*.parquet"))
         path.write_bytes(path.read_bytes()[:-1])
-        if missing:
+        if fault != "cut short":
             path.unlink()
+        if fault == "unreadable":
+            path.mkdir()
         done = sealing.once(NOW)
         assert (done.damaged_files, done.rebuilt) == (1, 1)
-    assert fleet.rows(DAMAGED) == [(HOUR_AT, "device_samples", False)] * 2
+    assert fleet.rows(DAMAGED) == [(HOUR_AT, "device_samples", False)] * 3
     assert sealing.once(NOW).damaged_files == 0
     assert (
         samples(fleet.database, HOUR_AT, HOUR_AT + HOUR, ["energy_mj"], segments=sealing.segments).collect().height
