@@ -162,6 +162,13 @@ def check_roles(facts: ServerFacts, wanted: Iterable[str], unguarded_tables: Ite
             f"not forced on {', '.join(open_tables)}: tenants can see each other's rows",
             "ALTER TABLE … FORCE ROW LEVEL SECURITY on each, and find out who switched it off",
         )
+    if facts.owning_logins:
+        return warning(
+            subject,
+            f"services log in as {', '.join(facts.owning_logins)}, which may become wattledger_owner: what makes one of them run SQL "
+            "of others may read tokens and change the audit",
+            "give `serve` and the worker logins of their own (docs/databases.md)",
+        )
     return fine(subject, f"{len(facts.roles)} roles; {API_ROLE} is bound by row policies")
 
 

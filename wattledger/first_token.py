@@ -6,17 +6,14 @@ at the wrong database, is told before agents are. It makes no tokens.
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
-import psycopg
 import sqlalchemy as sa
 
 from ingest.store import tokens
 from ingest.store.engine import Database
 from wattledger.listening import Listening, ListeningError
 
-_LOG = logging.getLogger(__name__)
 OWN_TOKEN: Final = "this installation"  # noqa: S105 (a name)
 """Of the pages and commands of one home: nobody else holds it."""
 
@@ -31,13 +28,10 @@ def check(database: Database, listening: Listening, advice: str) -> None:
 
 def has_tokens(database: Database) -> bool:
     """Say whether anybody but this installation's own pages has a token that is good now."""
-    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: database.connect("admin"), poolclass=sa.NullPool)
+    engine = database.create_engine("api", pool_size=1, application="wattledger-start")
     try:
         with engine.begin() as connection:
             now = connection.execute(sa.select(sa.func.now())).scalar_one()
             return tokens.are_there_any(connection, now, besides=OWN_TOKEN)
-    except sa.exc.ProgrammingError as error:
-        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
-            raise
-        _LOG.warning("this login may not look at tokens, so nobody checks that there is one")
-        return True
+    finally:
+        engine.dispose()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from ingest.store import tokens
 from ingest.store.engine import Database
 from ingest.store.migrate import upgrade
-from wattledger import first_token
+from wattledger import first_token, logins
 from wattledger.first_token import OWN_TOKEN
 from wattledger.home import Home
 from wattledger.listening import Listening
@@ -114,13 +114,15 @@ def bring_up(
     # Together: each spends its first seconds on imports, and none asks another for anything while it starts.
     children = [_service(installation), _dashboard(installation), *workers]
     say(f"starting ingest, API{', worker' if with_worker else ''} and dashboard")
-    supervisor.start(*children)
+    supervisor.start(*(replace(child, env={**logins.overlay(child.name, env), **child.env}) for child in children))
     return installation
 
 
-def start_worker(supervisor: Supervisor, installation: Installation, *, interval_s: float = 10.0) -> None:
-    """Start the worker process of an installation that is up."""
-    supervisor.start(_worker(installation, interval_s))
+def start_worker(
+    supervisor: Supervisor, installation: Installation, env: Mapping[str, str], *, interval_s: float = 10.0
+) -> None:
+    """Start the worker process of an installation that is up; ``env`` may name its own login."""
+    supervisor.start(replace(_worker(installation, interval_s), env=logins.overlay("worker", env)))
 
 
 def _command(installation: Installation, *words: str) -> list[str]:

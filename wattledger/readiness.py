@@ -45,7 +45,7 @@ def worker_watch(database: Database) -> Watch:
 
     def look() -> Mapping[str, str]:
         try:
-            with database.connect("worker", autocommit=True, application="wattledger-readiness") as connection:
+            with database.connect("writer", autocommit=True, application="wattledger-readiness") as connection:
                 lease = lease_facts(connection)
         except psycopg.OperationalError:
             return {}

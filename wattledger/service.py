@@ -21,7 +21,7 @@ from analytics.api.service import Service
 from ingest.app import create_app
 from ingest.settings import Settings
 from ingest.store.engine import Database
-from wattledger import first_token
+from wattledger import first_token, logins
 from wattledger.connections import ConnectionLimits, guarded, room_for_connections
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
@@ -71,15 +71,17 @@ def run_service(home: Home, listening: Listening, *, allow_no_tokens_yet: bool =
     ``allow_no_tokens_yet``: others may reach it while nobody has a token, and are let in once somebody has.
     """
     listening.check()
-    data_paths = () if Database.from_env(os.environ) is not None else (home.root,)
-    database = ready_database(home)
+    env = logins.env_of("serve", os.environ)
+    data_paths = () if Database.from_env(env) is not None else (home.root,)
+    database = ready_database(home, env)
+    logins.warn_of_an_owner("serve", database)
     if not allow_no_tokens_yet:
         first_token.check(
             database,
             listening,
             "make one (`wattledger token create --help`), or say --allow-no-tokens-yet where tokens are made later",
         )
-    application = create_service(database, os.environ, data_paths=data_paths)
+    application = create_service(database, env, data_paths=data_paths)
     certificates = Certificates.of(listening) if listening.is_tls else None
     _beside(application, listening, certificates)
     config = uvicorn.Config(
@@ -95,7 +97,7 @@ def run_service(home: Home, listening: Listening, *, allow_no_tokens_yet: bool =
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from, and looking costs a tenth of a small body
     )
-    server = Draining(config, application.state.ingest.drain, drain_s(os.environ))
+    server = Draining(config, application.state.ingest.drain, drain_s(env))
     with suppress(KeyboardInterrupt):  # Ctrl-C is raised again once all is finished
         server.run()
     if not server.started:

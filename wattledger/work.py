@@ -40,6 +40,7 @@ from analytics.model.hostlist import fold
 from ingest.pollers.scrape import serve
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
+from wattledger import logins
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.housekeeping import Housekeeper
@@ -70,7 +71,8 @@ def run_worker(
 
     ``metrics_at``: address and port of its metrics; raises WattledgerError when that is taken.
     """
-    database = ready_database(home)
+    database = ready_database(home, logins.env_of("worker", os.environ))
+    logins.warn_of_an_owner("worker", database)
     settings = WorkerSettings(code_version=code_version(), interval_s=interval_s)
     sealing = SealingSettings.from_env(os.environ)
     traces = traces_of(os.environ, "wattledger-worker", settings.code_version)

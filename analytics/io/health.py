@@ -15,11 +15,19 @@ import psycopg
 
 from analytics.io.hours import due_hours
 from analytics.io.lease import NAME as LEASE_NAME
+from analytics.io.lease import SESSION_PREFIX
 
 RECENT: Final = timedelta(hours=24)
 _ROLES: Final = """
 SELECT rolname, rolsuper, rolbypassrls, EXISTS (SELECT FROM pg_class WHERE relowner = pg_roles.oid) AS owns
 FROM pg_roles WHERE rolname = ANY (%(names)s)
+"""
+# Of our services' sessions: a login sees only its own by name, a superuser all.
+_OWNING_LOGINS: Final = """
+SELECT DISTINCT usename FROM pg_stat_activity JOIN pg_roles AS owner ON owner.rolname = 'wattledger_owner'
+WHERE datname = current_database() AND pg_has_role(usesysid, owner.oid, 'MEMBER')
+AND (application_name IN ('wattledger-ingest', 'wattledger-pulse', 'wattledger-api') OR starts_with(application_name, %(worker)s))
+ORDER BY usename
 """
 # Partitions are reached through their parent, whose policies count; the roles have no grants on them.
 _UNGUARDED: Final = """
@@ -90,6 +98,8 @@ class ServerFacts:
     clock_ahead_s: float
     """Server clock minus ours."""
     roles: Mapping[str, RoleFacts]
+    owning_logins: tuple[str, ...] = ()
+    """Logins of services that are connected and may become the owner of all tables; of others than ours only a superuser sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +190,17 @@ def server_facts(connection: psycopg.Connection[Any], role_names: list[str], now
     """Return what any login may ask; ``now`` is our clock at this moment."""
     at, version = _one(connection, "SELECT clock_timestamp(), current_setting('server_version')")
     roles = connection.execute(_ROLES, {"names": role_names}).fetchall()
-    return ServerFacts(version, (at - now).total_seconds(), {name: RoleFacts(*facts) for name, *facts in roles})
+    owning = connection.execute(_OWNING_LOGINS, {"worker": SESSION_PREFIX}).fetchall()
+    return ServerFacts(
+        version,
+        (at - now).total_seconds(),
+        {name: RoleFacts(*facts) for name, *facts in roles},
+        tuple(str(name) for (name,) in owning),
+    )
 
 
 def lease_facts(connection: psycopg.Connection[Any]) -> LeaseFacts | None:
-    """Return who does the worker's work, None where nobody ever did. Needs the worker's role."""
+    """Return who does the worker's work, None where nobody ever did. The worker's role may ask, and ingest's."""
     lease = connection.execute(_LEASE, {"name": LEASE_NAME}).fetchone()
     return None if lease is None else LeaseFacts(lease[0], lease[1].total_seconds())
 

@@ -17,7 +17,7 @@ import psycopg
 
 log = logging.getLogger(__name__)
 NAME: Final = "worker/lease"
-_SESSION_PREFIX: Final = "wattledger-worker/"
+SESSION_PREFIX: Final = "wattledger-worker/"
 _SEEN: Final = "SELECT holder FROM watermarks WHERE name = %s"
 _TAKE: Final = """
 INSERT INTO watermarks AS mark (name, value, lease_epoch, holder) VALUES (%(name)s, '', 1, %(holder)s)
@@ -28,7 +28,7 @@ RETURNING lease_epoch
 _RENEW: Final = "UPDATE watermarks SET updated_at = now() WHERE name = %s AND holder = %s"
 _FENCE: Final = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE usename = current_user AND application_name = %s AND pid <> pg_backend_pid()
+WHERE usename = session_user AND application_name = %s AND pid <> pg_backend_pid()
 """
 
 
@@ -54,8 +54,8 @@ class Lease:
         if row is None:
             return False
         if seen is not None and seen[0] not in (None, self.holder):
-            ended = connection.execute(_FENCE, (_session(seen[0]),)).fetchone()
-            log.warning("took over from %s, which was silent; %s of its sessions ended", seen[0], ended and ended[0])
+            ended = _fence(connection, seen[0])
+            log.warning("took over from %s, which was silent; %s of its sessions ended", seen[0], ended)
         return True
 
     def renew(self, connection: psycopg.Connection[Any]) -> None:
@@ -70,5 +70,13 @@ class Lease:
         )
 
 
+def _fence(connection: psycopg.Connection[Any], holder: str) -> int:
+    """End a worker's sessions, as the login they all have: where roles are switched to, a role sees and ends nobody's but its own."""
+    with connection.transaction():
+        connection.execute("SET LOCAL ROLE NONE")
+        row = connection.execute(_FENCE, (_session(holder),)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def _session(holder: str) -> str:
-    return _SESSION_PREFIX + holder.rpartition("/")[2]
+    return SESSION_PREFIX + holder.rpartition("/")[2]

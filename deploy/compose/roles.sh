@@ -1,13 +1,18 @@
 #!/bin/sh
-# The image of PostgreSQL runs this once, in an empty data folder: the login of our services, its database with TimescaleDB, and the
-# four roles the services switch to. The login may not create roles or databases, is no superuser, and owns one database.
+# The image of PostgreSQL runs this once, in an empty data folder: a database with TimescaleDB, the four roles our processes switch to, and
+# a login for each kind of process. None may create roles or databases or is a superuser.
+#   wattledger               `wattledger migrate` and commands: owns the database and may become any of the four roles
+#   wattledger_serve_login   `serve`: writes what comes in, reads for the API. Can neither read tokens nor touch the audit's past
+#   wattledger_worker_login  `worker`: closes, decides, seals. The same
 # Another login, wattledger_backup, is for `wattledger backup` alone: it reads the rows of all tenants (which is what BYPASSRLS is for,
 # and pg_dump asks for it) and begins no transaction that writes.
 # On a managed server the same statements go to its administrator (docs/deployment.md).
 set -eu
 export WATTLEDGER_PASSWORD_FILE="${WATTLEDGER_PASSWORD_FILE:-/run/secrets/wattledger_password}"
+export WATTLEDGER_SERVE_PASSWORD_FILE="${WATTLEDGER_SERVE_PASSWORD_FILE:-/run/secrets/serve_password}"
+export WATTLEDGER_WORKER_PASSWORD_FILE="${WATTLEDGER_WORKER_PASSWORD_FILE:-/run/secrets/worker_password}"
 export WATTLEDGER_BACKUP_PASSWORD_FILE="${WATTLEDGER_BACKUP_PASSWORD_FILE:-/run/secrets/backup_password}"
-for file in "$WATTLEDGER_PASSWORD_FILE" "$WATTLEDGER_BACKUP_PASSWORD_FILE"; do
+for file in "$WATTLEDGER_PASSWORD_FILE" "$WATTLEDGER_SERVE_PASSWORD_FILE" "$WATTLEDGER_WORKER_PASSWORD_FILE" "$WATTLEDGER_BACKUP_PASSWORD_FILE"; do
   test -s "$file" || { echo "roles.sh: $file is empty or missing" >&2; exit 1; }
 done
 
@@ -19,6 +24,12 @@ CREATE ROLE wattledger_writer LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASS
 CREATE ROLE wattledger_worker LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
 CREATE ROLE wattledger_api LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
 GRANT wattledger_owner, wattledger_writer, wattledger_worker, wattledger_api TO wattledger WITH INHERIT TRUE, SET TRUE;
+\set serve_password `cat "$WATTLEDGER_SERVE_PASSWORD_FILE"`
+CREATE ROLE wattledger_serve_login LOGIN PASSWORD :'serve_password' NOSUPERUSER NOCREATEDB NOCREATEROLE;
+GRANT wattledger_writer, wattledger_api TO wattledger_serve_login WITH INHERIT TRUE, SET TRUE;
+\set worker_password `cat "$WATTLEDGER_WORKER_PASSWORD_FILE"`
+CREATE ROLE wattledger_worker_login LOGIN PASSWORD :'worker_password' NOSUPERUSER NOCREATEDB NOCREATEROLE;
+GRANT wattledger_worker TO wattledger_worker_login WITH INHERIT TRUE, SET TRUE;
 \set backup_password `cat "$WATTLEDGER_BACKUP_PASSWORD_FILE"`
 CREATE ROLE wattledger_backup LOGIN PASSWORD :'backup_password' NOSUPERUSER NOCREATEDB NOCREATEROLE BYPASSRLS CONNECTION LIMIT 4;
 GRANT pg_read_all_data TO wattledger_backup;

@@ -22,7 +22,11 @@ password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 
 password | keep postgres_password
 password | keep wattledger_password
+password | keep serve_password
+password | keep worker_password
 password | keep backup_password
 printf 'postgresql://wattledger:%s@db:5432/wattledger' "$(cat "$folder/wattledger_password")" | keep database_url
+printf 'postgresql://wattledger_serve_login:%s@db:5432/wattledger' "$(cat "$folder/serve_password")" | keep serve_database_url
+printf 'postgresql://wattledger_worker_login:%s@db:5432/wattledger' "$(cat "$folder/worker_password")" | keep worker_database_url
 printf 'postgresql://wattledger_backup:%s@db:5432/wattledger' "$(cat "$folder/backup_password")" | keep backup_database_url
-echo "$folder: postgres_password, wattledger_password, backup_password, database_url, backup_database_url"
+echo "$folder: passwords of postgres, wattledger, serve, worker, backup; URLs of all but postgres"

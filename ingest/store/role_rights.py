@@ -1,11 +1,14 @@
 """Whether the login that migrates can make the four roles, and what an administrator runs where it cannot.
 
-Managed servers often give the owner of a database neither superuser nor CREATEROLE. Refuses to guess: it reads the
+And whether a service's login could become the owner. Managed servers often give the owner of a database neither superuser nor CREATEROLE. Refuses to guess: it reads the
 catalog and changes nothing.
 """
 
 from __future__ import annotations
 
+from typing import Any, Final
+
+import psycopg
 import sqlalchemy as sa
 
 from ingest.store.engine import ROLE_NAMES
@@ -20,6 +23,16 @@ _SELF = """
 SELECT quote_ident(current_user), rolsuper, rolcreaterole, current_setting('server_version_num')::int >= 160000
 FROM pg_roles WHERE rolname = current_user
 """
+_OWNING: Final = """
+SELECT session_user FROM pg_roles AS owner
+WHERE owner.rolname = 'wattledger_owner' AND pg_has_role(session_user, owner.oid, 'MEMBER')
+"""
+
+
+def owning_login(connection: psycopg.Connection[Any]) -> str | None:
+    """Return the login of a connection if it may become the owner of our tables, whatever role it is now; else None."""
+    row = connection.execute(_OWNING).fetchone()
+    return None if row is None else str(row[0])
 
 
 def missing_statements(conn: sa.Connection) -> tuple[str, ...]:

@@ -85,7 +85,11 @@ def test_secrets_come_by_files_that_the_script_or_the_instructions_make(
     assert made["database_url"] == f"postgresql://wattledger:{made['wattledger_password']}@db:5432/wattledger"
     backup_url = f"postgresql://wattledger_backup:{made['backup_password']}@db:5432/wattledger"
     assert made["backup_database_url"] == backup_url
-    assert len({made[name] for name in made if name.endswith("_password")}) == 3
+    for who in ("serve", "worker"):
+        url = f"postgresql://wattledger_{who}_login:{made[f'{who}_password']}@db:5432/wattledger"
+        assert made[f"{who}_database_url"] == url
+        assert {each["source"] for each in services[who]["secrets"]} == {f"{who}_database_url"}, "and not the owner's"
+    assert len({made[name] for name in made if name.endswith("_password")}) == 5
     assert re.fullmatch(r"[0-9a-f]{48}", made["wattledger_password"])
     assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").iterdir()} == {0o444}

@@ -21,6 +21,7 @@ import pytest
 
 from ingest.store.embedded import EmbeddedServer
 from tests.contract.deploy_words import DEPLOY
+from tests.db.ingest_harness import batch_meta, body_of, device_row, headers, now_us
 from tests.scratch import quick_folder
 from wattledger.ports import free_port_or_explain
 
@@ -100,7 +101,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             env={
                 **psql,
                 "WATTLEDGER_PASSWORD_FILE": str(secret),
-                "WATTLEDGER_BACKUP_PASSWORD_FILE": str(folder / "secrets/backup_password"),
+                **{
+                    f"WATTLEDGER_{who.upper()}_PASSWORD_FILE": str(folder / f"secrets/{who}_password")
+                    for who in ("serve", "worker", "backup")
+                },
             },
             capture_output=True,
             text=True,
@@ -116,13 +120,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "WATTLEDGER_INGEST_NODE_BODIES_PER_S": RATE,
         }
         subprocess.run(command("migrate"), env=env, check=True, capture_output=True)
+        for who in ("serve", "worker"):
+            own = url.replace("wattledger:", f"wattledger_{who}_login:", 1)
+            own = own.replace(secret.read_text(), (folder / f"secrets/{who}_password").read_text())
+            (folder / f"{who}_url").write_text(own)
+        serve, worker = (
+            {**env, "WATTLEDGER_DATABASE_URL_FILE": str(folder / f"{who}_url")} for who in ("serve", "worker")
+        )
         ports = free_port_or_explain(0, "--port"), free_port_or_explain(0, "--port")
         logs = folder / "one.log", folder / "two.log"
         (folder / "home").mkdir()
         with (
-            running(command("worker"), folder / "worker.log", env),
-            running(command("serve", "--port", str(ports[0])), logs[0], env),
-            running(command("serve", "--port", str(ports[1])), logs[1], env),
+            running(command("worker"), folder / "worker.log", worker),
+            running(command("serve", "--port", str(ports[0])), logs[0], serve),
+            running(command("serve", "--port", str(ports[1])), logs[1], serve),
         ):
             for port, log in zip(ports, logs, strict=True):
                 await_answer(f"http://127.0.0.1:{port}/readyz", log)
@@ -208,7 +219,34 @@ def token(site: Site, *words: str) -> str:
     return made.stdout.strip()
 
 
-def test_the_login_of_the_services_owns_its_database_and_is_nobody_elsewhere(site: Site) -> None:
+def test_services_take_data_and_work_as_logins_that_own_nothing(site: Site) -> None:
+    with psycopg.connect(host=site.superuser["PGHOST"], port=5432, user="postgres", dbname="wattledger") as connection:
+        asked = "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = 'wattledger' AND usename LIKE 'wattledger%' ORDER BY 1"
+        assert connection.execute(asked.encode()).fetchall() == [
+            ("wattledger_serve_login",),
+            ("wattledger_worker_login",),
+        ]
+    for log in ("one.log", "two.log", "worker.log"):
+        assert "may become wattledger_owner" not in (site.folder / log).read_text()
+    node = token(site, "a node", "--scope", "agent", "--site", "fra1", "--node", "of-the-logins")
+    batch = batch_meta(node="of-the-logins")
+    answer = httpx.post(
+        f"http://127.0.0.1:{site.replicas[0]}/v1/samples",
+        content=body_of(batch, device_row(now_us())),
+        headers=headers(node),
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    until = time.monotonic() + PATIENCE_S  # until the worker has the lease
+    while "degraded" in (ready := httpx.get(f"http://127.0.0.1:{site.replicas[0]}/readyz", timeout=10).json()):
+        told = {each["dependency"] for each in ready["degraded"]}
+        if told == {"disk guard"}:
+            break
+        assert time.monotonic() < until, ready
+        time.sleep(0.5)
+
+
+def test_the_login_of_commands_owns_its_database_and_is_nobody_elsewhere(site: Site) -> None:
     with psycopg.connect(site.url) as connection:
         asked = "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls FROM pg_roles WHERE rolname = current_user"
         assert connection.execute(asked).fetchone() == (False, False, False, False)

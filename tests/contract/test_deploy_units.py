@@ -14,7 +14,8 @@ from tests.contract.deploy_words import DEPLOY, refused, unknown_variables
 
 pytestmark = pytest.mark.contract
 FOLDER = DEPLOY / "server"
-UNITS = sorted(FOLDER.glob("*.service"))
+WATCHER = DEPLOY / "slurm/wattledger-watch-slurm.service"
+UNITS = [*sorted(FOLDER.glob("*.service")), WATCHER]
 AT_MOST_TENTHS = 25
 """systemd-analyze's exposure times ten; 100 is unconfined. Measured: 14 to 16 with systemd 252."""
 
@@ -58,17 +59,36 @@ def test_what_it_starts_is_understood_and_what_it_sets_is_read(unit: Path) -> No
     said = dict(pair.split("=", 1) for pair in environment.split())
     assert unknown_variables(said) == set()
     credentials = {value.split(":")[0] for value in values(unit, "LoadCredential")}
-    assert {value.removeprefix("%d/") for value in said.values() if value.startswith("%d/")} == credentials
+    files = {value.removeprefix("%d/") for value in (*said.values(), *words) if value.startswith("%d/")}
+    assert files == credentials
     assert f"%S/{values(unit, 'StateDirectory')[0]}" == said["WATTLEDGER_HOME"]
-    assert values(unit, "User") == ["wattledger"]
+    assert values(unit, "User") == ["wattledger-watch" if unit == WATCHER else "wattledger"]
     assert values(unit, "MemoryMax")
     assert "Environment=WATTLEDGER_DATABASE_URL=" not in unit.read_text(encoding="utf-8"), "a secret anybody can read"
+
+
+def test_no_service_is_given_the_url_of_another_or_the_owner_s() -> None:
+    for name, file in (
+        ("wattledger-serve@", "serve_database_url"),
+        ("wattledger-worker", "worker_database_url"),
+        ("wattledger-migrate", "database_url"),
+    ):
+        assert values(FOLDER / f"{name}.service", "LoadCredential") == [f"database_url:/etc/wattledger/{file}"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_no_unit_forbids_what_polars_does_when_it_is_loaded(unit: Path) -> None:
     # Tried with PR_SET_MDWE: "could not execute mprotect for CPUID check", and neither serve nor worker started.
     assert values(unit, "MemoryDenyWriteExecute") in ([], ["no"])
+
+
+def test_the_watcher_s_user_is_one_that_slurm_can_know_and_each_shipped_unit_is_looked_at() -> None:
+    # slurmctld and slurmdbd know users by name: one that systemd makes up at each start is nobody to them.
+    assert values(WATCHER, "DynamicUser") == []
+    made = (DEPLOY / "slurm/sysusers.conf").read_text(encoding="utf-8").split()
+    assert made[:2] == ["u", *values(WATCHER, "User")]
+    elsewhere = {DEPLOY / "agent/wattledger-agent.service"}  # test_agent_deploy.py
+    assert set(DEPLOY.rglob("*.service")) == {*UNITS, *elsewhere}
 
 
 def test_the_user_is_made_and_no_two_units_listen_on_one_port() -> None:

@@ -90,7 +90,7 @@ def test_each_administrative_command_leaves_its_row(run: Run, tmp_path: Path, ca
     assert by_action["import.prices"]["detail"]["rows_written"] == 1
     assert by_action["tenants.apply"]["detail"]["rules_added"] == 1
     assert by_action["actions.pause"]["detail"] == {"reason": "prices are wrong"}
-    secrets = [result.stdout.strip().rpartition("_")[2] for result in (made, rotated)]
+    secrets = [result.stdout.strip().removeprefix("wl_") for result in (made, rotated)]
     shown = "".join(run("audit", "log", "--format", form).output for form in ("table", "csv", "json")) + caplog.text
     assert all(len(secret) > 20 and secret not in shown for secret in secrets)
 

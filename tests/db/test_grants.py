@@ -30,6 +30,7 @@ WRITER = {
     "rw u(replayed_at)": "dead_letters",
     "rw u(rows)": "rejections",
     "r": "alembic_version call_name_window hour_catalog sites store_layout",
+    "r(holder,name,updated_at)": "watermarks",
     "r(id,path)": "tenants",
     "r u(fetched_at)": "agent_commands",
 }

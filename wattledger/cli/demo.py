@@ -55,7 +55,7 @@ def demo(ctx: click.Context, once: bool, nodes: int, seed: int, port: int, dashb
         installation = bring_up(supervisor, Ports(port, dashboard_port), env, say=click.echo, with_worker=False)
         fleet = prepare(home, installation.database, nodes=nodes, seed=seed, now=datetime.now(UTC))
         tended(supervisor, lambda stop: _fill(installation, fleet, stop))
-        start_worker(supervisor, installation, interval_s=5.0)
+        start_worker(supervisor, installation, env, interval_s=5.0)
         tended(supervisor, lambda stop: _wait_for_books(installation, stop))
         _print_bill(installation, home)
         if not once:
