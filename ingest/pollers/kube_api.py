@@ -1,4 +1,4 @@
-"""The few calls of the Kubernetes API that watching takes: list in pages, watch by lines. Read only; it knows no kinds.
+"""The few calls of the Kubernetes API that watching takes: versions of a group, lists in pages, watches by lines. Read only; it knows no kinds.
 
 Errors say which right is missing. A watch that ends, breaks off in the middle of a line or is told that its place is too old
 is no error of the round: the caller goes on from where it was, or lists again.
@@ -36,6 +36,10 @@ class AbsentError(SourceError):
     """The server has no such resource (404): the thing that defines it is not installed."""
 
 
+class UnknownVersionError(SourceError):
+    """What defines the resource is installed, in versions that this watcher does not read."""
+
+
 class BrokenWatchError(SourceError):
     """The connection ended within a line, or went silent: go on from the last whole event."""
 
@@ -60,11 +64,16 @@ class KubeApi:
         params: dict[str, str] = {"limit": str(PAGE)}
         while True:
             page = self._get(path, params)
-            metadata = page.get("metadata", {})
+            metadata = page.get("metadata") or {}
             items += page.get("items") or []
             if not metadata.get("continue"):
                 return Listed(items, str(metadata.get("resourceVersion", "")))
             params["continue"] = metadata["continue"]
+
+    def versions(self, group: str) -> tuple[str, ...]:
+        """Return the versions in which an API group is served; raises AbsentError where it is not installed."""
+        found = self._get(f"/apis/{group}", {})
+        return tuple(str(each["version"]) for each in found.get("versions") or () if each.get("version"))
 
     def watch(self, path: str, resource_version: str) -> Iterator[tuple[str, Object]]:
         """Yield (type, object) of changes since then, BOOKMARK included, until the server ends the watch."""

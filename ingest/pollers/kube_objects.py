@@ -71,9 +71,9 @@ class Asked:
 
 def asked(spec: Mapping[str, Any]) -> Asked:
     """Return what a pod's containers ask for: all that run together, or one init container if that is more."""
-    running = [*spec.get("containers", ())]
+    running = [*(spec.get("containers") or ())]
     first: list[Any] = []
-    for container in spec.get("initContainers", ()) or ():
+    for container in spec.get("initContainers") or ():
         # One that is restarted always is a sidecar: it runs along.
         (running if container.get("restartPolicy") == "Always" else first).append(container)
     together = [_of_container(container) for container in running]
@@ -86,15 +86,15 @@ def asked(spec: Mapping[str, Any]) -> Asked:
 
 def pod_events(pod: Object, cluster: str, now: datetime, *, deleted: bool = False) -> Iterator[tuple[str, Event, bool]]:
     """Yield (subject, event, whether it goes on) of a pod: its wait, and its run once the kubelet has taken it."""
-    wanted = asked(pod.get("spec", {}))
+    wanted = asked(pod.get("spec") or {})
     if not wanted.any:
         return
     about = _about(pod) | ({"accelerators": wanted.held + wanted.shared})
-    start = pod.get("status", {}).get("startTime")
+    start = (pod.get("status") or {}).get("startTime")
     yield _pod_wait(pod, cluster, now, about, start, deleted=deleted)
     if start is None:
         return
-    status, node = pod["status"], pod.get("spec", {}).get("nodeName")
+    status, node = pod["status"], (pod.get("spec") or {}).get("nodeName")
     state, ended_at, reason = _end(status, now, deleted=deleted)
     run: Event = {
         "kind": "job",
@@ -117,18 +117,18 @@ def pod_events(pod: Object, cluster: str, now: datetime, *, deleted: bool = Fals
 
 def job_events(job: Object, cluster: str, now: datetime, *, deleted: bool = False) -> Iterator[tuple[str, Event, bool]]:
     """Yield the wait of a Job that is suspended; one in a queue of Kueue is told of as its Workload."""
-    spec, metadata = job.get("spec", {}), job["metadata"]
-    each = asked(spec.get("template", {}).get("spec", {}))
-    if not each.any or QUEUE_LABEL in metadata.get("labels", {}):
+    spec, metadata = job.get("spec") or {}, job["metadata"]
+    each = asked(_template(spec))
+    if not each.any or QUEUE_LABEL in (metadata.get("labels") or {}):
         return
-    is_over = deleted or bool(job.get("status", {}).get("completionTime"))
+    is_over = deleted or bool((job.get("status") or {}).get("completionTime"))
     is_suspended = bool(spec.get("suspend")) and not is_over
     about = _about(job) | {"workload": f"Job/{metadata['name']}", "accelerators": each.held + each.shared}
     event = _wait(job, cluster, now) | about | {"tasks": spec.get("parallelism") or 1}
     if is_suspended:
         event["reason"] = "Suspended"
     else:
-        started = (job.get("status", {}) or {}).get("startTime") or _text(now)
+        started = (job.get("status") or {}).get("startTime") or _text(now)
         event |= {"left_at": _text(now) if deleted else started, "outcome": "cancelled" if deleted else "started"}
     yield f"suspended/{cluster}/{metadata['uid']}", event, is_suspended
 
@@ -137,20 +137,20 @@ def workload_events(
     workload: Object, cluster: str, now: datetime, *, deleted: bool = False
 ) -> Iterator[tuple[str, Event, bool]]:
     """Yield the wait of a Workload of Kueue, with the reason its conditions give."""
-    metadata, spec = workload["metadata"], workload.get("spec", {})
-    sets = spec.get("podSets", ()) or ()
-    each = [(asked(one.get("template", {}).get("spec", {})), int(one.get("count", 1))) for one in sets]
+    metadata, spec = workload["metadata"], workload.get("spec") or {}
+    sets = spec.get("podSets") or ()
+    each = [(asked(_template(one)), int(one.get("count", 1))) for one in sets]
     accelerators = sum((wanted.held + wanted.shared) * count for wanted, count in each)
     if not accelerators:
         return
     about = _about(workload) | {"accelerators": accelerators, "tasks": max(1, sum(count for _, count in each))}
-    owner = next(iter(metadata.get("ownerReferences", ()) or ()), None)
+    owner = next(iter(metadata.get("ownerReferences") or ()), None)
     if owner is not None:
         about |= {"workload": f"{owner['kind']}/{owner['name']}", "name": owner["name"]}
     if spec.get("queueName"):
         about["partition"] = spec["queueName"]
     event = _wait(workload, cluster, now) | about
-    conditions = {one["type"]: one for one in workload.get("status", {}).get("conditions", ()) or ()}
+    conditions = {one["type"]: one for one in (workload.get("status") or {}).get("conditions") or ()}
     admitted, finished = conditions.get("Admitted", {}), conditions.get("Finished", {})
     done = next((one for one in (admitted, finished) if one.get("status") == "True"), None)
     if done is not None:
@@ -170,7 +170,7 @@ def node_events(
 ) -> Iterator[tuple[str, Event, bool]]:
     """Yield where a node stands, from its labels; a node without any such label says nothing."""
     del cluster
-    labels = node["metadata"].get("labels", {}) or {}
+    labels = node["metadata"].get("labels") or {}
     rack = next((labels[name] for name in _RACKS if labels.get(name)), None)
     switch = next(
         ("/".join(labels[name] for name in names if labels.get(name)) for names in _SWITCHES if labels.get(names[-1])),
@@ -186,11 +186,11 @@ def node_events(
 
 def workload_of(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return kind and name of what a pod belongs to, as its users know it; null for a pod by itself."""
-    labels = metadata.get("labels", {}) or {}
+    labels = metadata.get("labels") or {}
     for label, kind in MAKERS:
         if labels.get(label):
             return kind, labels[label]
-    owner = next((one for one in metadata.get("ownerReferences", ()) or () if one.get("controller")), None)
+    owner = next((one for one in metadata.get("ownerReferences") or () if one.get("controller")), None)
     if owner is None:
         return None
     kind, name = str(owner["kind"]), str(owner["name"])
@@ -200,8 +200,13 @@ def workload_of(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
     return kind, name
 
 
+def _template(owner: Mapping[str, Any]) -> Mapping[str, Any]:
+    spec: Mapping[str, Any] = (owner.get("template") or {}).get("spec") or {}
+    return spec
+
+
 def _of_container(container: Mapping[str, Any]) -> Asked:
-    resources = container.get("resources", {}) or {}
+    resources = container.get("resources") or {}
     # Extended resources have equal requests and limits; where one is left out it is the other.
     stated = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
     held = sum(_count(value) for name, value in stated.items() if name in WHOLE or name.startswith(MIG))
@@ -215,7 +220,7 @@ def _count(value: object) -> int:
 
 def _about(thing: Object) -> Event:
     metadata = thing["metadata"]
-    labels = {name: str(value) for name, value in (metadata.get("labels", {}) or {}).items()}
+    labels = {name: str(value) for name, value in (metadata.get("labels") or {}).items()}
     kept = {name: labels[name] for name in sorted(labels) if not _NOISE.search(name)}
     found: Event = {"namespace": metadata.get("namespace", "default"), "name": metadata["name"]}
     if kept:
@@ -243,10 +248,10 @@ def _pod_wait(
     elif deleted:
         event |= {"left_at": now.isoformat(), "outcome": "cancelled"}
     else:
-        conditions = pod.get("status", {}).get("conditions", ()) or ()
+        conditions = (pod.get("status") or {}).get("conditions") or ()
         scheduled: Mapping[str, Any] = next((one for one in conditions if one.get("type") == "PodScheduled"), {})
         missing = sorted(set(_INSUFFICIENT.findall(str(scheduled.get("message", "")))))
-        reason = scheduled.get("reason") or ("Scheduled" if pod.get("spec", {}).get("nodeName") else "Pending")
+        reason = scheduled.get("reason") or ("Scheduled" if (pod.get("spec") or {}).get("nodeName") else "Pending")
         event["reason"] = ": ".join([reason, ", ".join(missing)] if missing else [reason])
         if scheduled.get("lastTransitionTime"):
             event["since"] = scheduled["lastTransitionTime"]
@@ -256,7 +261,7 @@ def _pod_wait(
 def _end(status: Mapping[str, Any], now: datetime, *, deleted: bool) -> tuple[str, str | None, str | None]:
     """Return state, end and reason of a run."""
     phase = status.get("phase")
-    finished = _finished(status.get("containerStatuses", ()) or ())
+    finished = _finished(status.get("containerStatuses") or ())
     reason = status.get("reason") or next((why for _, why in finished if why not in {None, "Completed"}), None)
     last = max((at for at, _ in finished), default=None)
     if phase == "Succeeded":
@@ -277,7 +282,7 @@ def _finished(containers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | 
 
 
 def _ended_by_condition(status: Mapping[str, Any], now: datetime) -> str:
-    changed = [one.get("lastTransitionTime") for one in status.get("conditions", ()) or ()]
+    changed = [one.get("lastTransitionTime") for one in status.get("conditions") or ()]
     return max((str(at) for at in changed if at), default=_text(now))
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from ingest.pollers.deliver import Event
 from ingest.pollers.errors import SourceError
-from ingest.pollers.kube_api import AbsentError, KubeApi, Object
+from ingest.pollers.kube_api import AbsentError, KubeApi, Object, UnknownVersionError
 from ingest.pollers.kube_objects import job_events, node_events, pod_events, workload_events
 from ingest.pollers.kube_reflect import Reflector
 from ingest.pollers.memory import Memory
@@ -28,13 +28,15 @@ SYNC_S: Final = 60.0
 FORGET_AFTER: Final = timedelta(days=14)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Reader = Callable[..., Iterator[tuple[str, Event, bool]]]
-# Group and version, resource, reader, whether a cluster may not have it.
-_RESOURCES: Final[tuple[tuple[str, str, Reader, bool], ...]] = (
-    ("/api/v1", "pods", pod_events, False),
-    ("/apis/batch/v1", "jobs", job_events, False),
-    ("/apis/kueue.x-k8s.io/v1beta1", "workloads", workload_events, True),
-    ("/api/v1", "nodes", node_events, False),
+# Group and version, resource, reader; of what a cluster may not have the versions that are read, the best first.
+_RESOURCES: Final[tuple[tuple[str, str, Reader, tuple[str, ...]], ...]] = (
+    ("/api/v1", "pods", pod_events, ()),
+    ("/apis/batch/v1", "jobs", job_events, ()),
+    ("/apis/kueue.x-k8s.io/{version}", "workloads", workload_events, ("v1beta2", "v1beta1")),
+    ("/api/v1", "nodes", node_events, ()),
 )
+_SUBJECTS: Final = ("run", "wait", "suspended")
+"""What an object may be the subject of, with its UID."""
 
 
 class KubernetesWatch:
@@ -55,14 +57,17 @@ class KubernetesWatch:
         self._pending: dict[str, Word] = {}
         self._live: dict[str, dict[str, set[str]]] = {}
         """By resource and UID: the subjects of the objects that are there."""
+        self._unreadable: dict[str, set[str]] = {}
+        """By resource: the UIDs of objects that nothing could be made of. What was known of them stays open."""
         self._relisted = False
+        self._errors = 0
         self._reflectors: list[Reflector] = []
-        for base, name, read, optional in _RESOURCES:
+        for base, name, read, versions in _RESOURCES:
             if namespace is not None and name == "nodes":
                 continue  # not a namespace's
             place = f"{base}/namespaces/{namespace}/{name}" if namespace is not None else f"{base}/{name}"
             self._reflectors.append(
-                Reflector(api, place, self._replacer(name, read), self._applier(name, read), optional=optional)
+                Reflector(api, place, self._replacer(name, read), self._applier(name, read), versions=versions)
             )
 
     def start(self, stop: threading.Event) -> list[threading.Thread]:
@@ -80,20 +85,21 @@ class KubernetesWatch:
         for reflector in self._reflectors:
             try:
                 reflector.relist()
-            except AbsentError as error:
+            except (AbsentError, UnknownVersionError) as error:
                 if not reflector.optional:
                     raise
-                log.info("%s", error)
-                reflector.listed.set()
+                reflector.note(error)
 
     def round(self) -> Counter[str]:
         """Tell what was seen since the last round; raises WatchError, nothing being forgotten."""
-        for reflector in self._reflectors:
-            if not reflector.listed.wait(0 if reflector.fault else SYNC_S):
+        blind = [reflector for reflector in self._reflectors if not reflector.is_ready(SYNC_S)]
+        for reflector in blind:
+            if not reflector.optional:
                 raise reflector.fault or SourceError(f"{reflector.path} was not listed within {SYNC_S:.0f} s")
         now = self._clock()
         with self._lock:
-            relisted, self._relisted = self._relisted, False
+            # While something was never seen, nobody knows what is missing.
+            relisted, self._relisted = self._relisted and not blind, self._relisted and bool(blind)
             words = dict(self._pending)
             live = {subject for objects in self._live.values() for of in objects.values() for subject in of}
         try:
@@ -112,10 +118,16 @@ class KubernetesWatch:
         self._memory.set_mark("seen_us", str(_us(now)))
         if relisted:
             self._memory.forget(_us(now - FORGET_AFTER))
-        faults = [reflector.fault for reflector in self._reflectors if reflector.fault is not None]
-        if faults:
-            counts["faults"] = len(faults)
-        return counts
+        errors = sum(reflector.errors for reflector in self._reflectors)
+        with self._lock:
+            unreadable = sum(len(uids) for uids in self._unreadable.values())
+        faults = {
+            "faults": sum(reflector.fault is not None for reflector in self._reflectors),
+            "unexpected": errors - self._errors,
+            "unreadable": unreadable,
+        }
+        self._errors = errors
+        return counts + Counter(faults)
 
     def _never_waited(self, words: dict[str, Word]) -> set[str]:
         """Return the ends of waits that nobody was told of: every Job that was never suspended has one."""
@@ -144,11 +156,12 @@ class KubernetesWatch:
     def _replacer(self, name: str, read: Reader) -> Callable[[list[Object]], None]:
         def replace(items: list[Object]) -> None:
             now = self._clock()
-            found = {str(thing["metadata"]["uid"]): [*self._words(read, thing, now)] for thing in items}
+            found = {str(thing["metadata"]["uid"]): self._read(name, read, thing, now) for thing in items}
             with self._lock:
-                self._live[name] = {uid: {word[0] for word in words} for uid, words in found.items()}
+                self._live[name] = {uid: self._subjects(uid, words) for uid, words in found.items()}
                 for words in found.values():
-                    self._pending.update((word[0], word) for word in words)
+                    self._pending.update((word[0], word) for word in words or ())
+                self._unreadable[name] = {uid for uid, words in found.items() if words is None}
                 self._relisted = True
 
         return replace
@@ -156,17 +169,37 @@ class KubernetesWatch:
     def _applier(self, name: str, read: Reader) -> Callable[[str, Object], None]:
         def apply(kind: str, thing: Object) -> None:
             deleted = kind == "DELETED"
-            words = [*self._words(read, thing, self._clock(), deleted=deleted)]
             uid = str(thing["metadata"]["uid"])
+            words = self._read(name, read, thing, self._clock(), deleted=deleted)
             with self._lock:
-                live = self._live.setdefault(name, {})
+                live, unreadable = self._live.setdefault(name, {}), self._unreadable.setdefault(name, set())
+                unreadable.discard(uid)
                 if deleted:
                     live.pop(uid, None)
+                    self._relisted = self._relisted or words is None  # it ends as what is missing does
                 else:
-                    live[uid] = {word[0] for word in words}
-                self._pending.update((word[0], word) for word in words)
+                    live[uid] = self._subjects(uid, words)
+                    if words is None:
+                        unreadable.add(uid)
+                self._pending.update((word[0], word) for word in words or ())
 
         return apply
+
+    def _subjects(self, uid: str, words: list[Word] | None) -> set[str]:
+        if words is None:
+            return {f"{subject}/{self._cluster}/{uid}" for subject in _SUBJECTS}
+        return {word[0] for word in words}
+
+    def _read(
+        self, name: str, read: Reader, thing: Object, now: datetime, *, deleted: bool = False
+    ) -> list[Word] | None:
+        """Return what an object says; None where it is not of the shape that its kind has: the others are told."""
+        try:
+            return [*self._words(read, thing, now, deleted=deleted)]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            fault = f"{type(error).__name__}: {error}"
+            log.warning("%s %s cannot be read: %s", name, thing["metadata"].get("name"), fault)
+            return None
 
     def _words(self, read: Reader, thing: Object, now: datetime, *, deleted: bool = False) -> Iterator[Word]:
         for key, event, goes_on in read(thing, self._cluster, now, deleted=deleted):

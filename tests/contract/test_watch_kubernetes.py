@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from tests.fakes.kube_server import KubeServer, kube_server, status
 
 pytestmark = pytest.mark.contract
 PODS, NODES, JOBS = "/api/v1/pods", "/api/v1/nodes", "/apis/batch/v1/jobs"
-KUEUE = "/apis/kueue.x-k8s.io/v1beta1/workloads"
+KUEUE = "/apis/kueue.x-k8s.io"
 T0 = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
@@ -75,7 +76,7 @@ class World:
     def close(self) -> None:
         self.stop.set()
         while any(thread.is_alive() for thread in self.threads):
-            for path in (PODS, NODES, JOBS):
+            for path in list(self.server.watches):
                 self.server.end_watches(path)
             time.sleep(0.01)
         for client in self.clients:
@@ -265,6 +266,100 @@ def test_nodes_and_suspended_jobs_are_told_and_jobs_that_never_waited_are_not(wo
         return any(each.get("outcome") == "started" for each in world.ingest.events)
 
     world.wait_for(left)
+
+
+def test_an_error_that_nobody_foresaw_is_told_and_the_resource_is_listed_anew(world: World) -> None:
+    watch = world.watch()
+    watch.round()
+    world.server.send(PODS, b'{"type":"ADDED","object":{"metadata":null}}\n')
+    world.server.put(PODS, pod(1))
+    rounds: list[Counter[str]] = []
+
+    def told() -> bool:
+        rounds.append(watch.round())
+        return any(each["kind"] == "job" for each in world.ingest.events)
+
+    world.wait_for(told)
+    world.wait_for(lambda: world.server.watched(PODS))
+    assert sum(counts["unexpected"] for counts in rounds) == 1
+    assert all(thread.is_alive() for thread in world.threads)
+    world.server.put(PODS, pod(2))
+    world.until_told(watch, 2)
+    assert watch.round()["faults"] == 0
+
+
+def test_one_object_that_cannot_be_read_hides_no_other_and_ends_nothing(world: World) -> None:
+    world.server.put(PODS, pod(1))
+    world.server.put(PODS, pod(2))
+    first = world.watch(follow=False)
+    first.look()
+    first.round()
+    world.ingest.runs()
+    world.server.put(PODS, {**pod(1), "spec": {"containers": "none"}})
+    world.server.put(PODS, pod(2, phase="Succeeded"))
+    second = world.watch(follow=False)
+    second.look()
+    assert second.round()["unreadable"] == 1
+    assert world.ingest.runs() == [(2, "completed")]  # the first stays as it was told
+    world.server.put(PODS, pod(1, phase="Failed"))
+    second.look()
+    assert second.round()["unreadable"] == 0
+    assert world.ingest.runs() == [(1, "failed")]
+
+
+def workload(number: int) -> dict[str, Any]:
+    made = pod(number)
+    sets = [{"name": "main", "count": 2, "template": {"spec": made["spec"]}}]
+    return {"metadata": made["metadata"], "spec": {"queueName": "q", "podSets": sets}, "status": {}}
+
+
+@pytest.mark.parametrize(
+    ("served", "read"), [(["v1beta1"], "v1beta1"), (["v1beta1", "v1beta2"], "v1beta2"), (["v1", "v1beta2"], "v1beta2")]
+)
+def test_kueue_is_read_in_the_best_version_that_is_served(world: World, served: list[str], read: str) -> None:
+    world.server.absent.clear()
+    world.server.groups[KUEUE] = served
+    world.server.put(f"{KUEUE}/{read}/workloads", workload(1))
+    watch = world.watch()
+    watch.round()
+    (told,) = world.ingest.events
+    assert (told["kind"], told["reason"], told["accelerators"]) == ("queue", "Pending", 2)
+    assert not [asked for asked in world.server.asked if "workloads" in asked and f"/{read}/" not in asked]
+
+
+def test_versions_of_kueue_that_are_not_known_are_a_fault_and_no_kueue_is_none(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.server.put(PODS, pod(1))
+    assert world.watch().round()["faults"] == 0
+    assert world.ingest.runs() == [(1, "running")]
+    world.server.absent.clear()
+    world.server.groups[KUEUE] = ["v1"]
+    world.server.forget(PODS, pod(1)["metadata"]["uid"])
+    watch = world.watch(follow=False)
+    watch.look()
+    # Pods go on being told; what is missing may be among what cannot be seen, so nothing is said to be gone.
+    assert (watch.round()["faults"], world.ingest.events) == (1, [])
+    assert "kueue.x-k8s.io is served as v1, of which this version of Wattledger reads none" in caplog.text
+    world.server.groups[KUEUE] = ["v1", "v1beta2"]
+    watch.look()
+    assert (watch.round()["faults"], world.ingest.runs()) == (0, [(1, "unknown")])
+
+
+def test_a_version_of_kueue_that_is_taken_away_is_followed_in_the_next(world: World) -> None:
+    world.server.absent.clear()
+    world.server.groups[KUEUE] = ["v1beta1"]
+    old, new = f"{KUEUE}/v1beta1/workloads", f"{KUEUE}/v1beta2/workloads"
+    watch = world.watch()
+    watch.round()
+    world.wait_for(lambda: world.server.watched(old))
+    world.server.groups[KUEUE] = ["v1beta2"]
+    world.server.absent.add(old)
+    world.server.put(new, workload(3))
+    world.server.end_watches(old)
+    world.wait_for(lambda: world.server.watched(new))
+    watch.round()
+    assert [each["kind"] for each in world.ingest.events] == ["queue"]
 
 
 def test_what_a_watch_says_wrongly_is_a_broken_watch(world: World) -> None:

@@ -40,6 +40,8 @@ class KubeServer:
     page: int = 2
     objects: dict[str, dict[str, Thing]] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Versions served of an API group, by its path."""
     faults: dict[str, list[tuple[int, Thing]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -127,6 +129,10 @@ def _handler(made: KubeServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (a
                 code, answer = fault.pop(0) if fault else (0, {})
             if parts.path in made.absent:
                 code, answer = 404, status(404, "NotFound", "the server could not find the requested resource")
+            if not code and parts.path in made.groups:
+                group = parts.path.removeprefix("/apis/")
+                versions = [{"groupVersion": f"{group}/{each}", "version": each} for each in made.groups[parts.path]]
+                code, answer = 200, {"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": versions}
             if code:
                 self._answer(code, answer)
             elif params.get("watch"):

@@ -200,6 +200,17 @@ def test_a_workload_of_kueue_waits_for_its_quota_and_leaves_when_admitted() -> N
     assert (open_, event["left_at"], event["outcome"]) == (False, "2026-11-21T10:09:00Z", "started")
 
 
+@pytest.mark.parametrize("events", [pod_events, job_events, workload_events])
+def test_a_null_where_an_object_could_be_says_nothing(events: Any) -> None:
+    metadata = {"name": "x", "namespace": None, "uid": UID, "creationTimestamp": "2026-11-21T10:00:00Z"}
+    empty = {"metadata": {**metadata, "labels": None, "ownerReferences": None}, "spec": None, "status": None}
+    assert list(events(empty, "c", NOW)) == []
+    spec = {**pod()["spec"], "suspend": True, "initContainers": None, "queueName": None}
+    spec |= {"template": {"spec": spec}, "podSets": [{"template": {"spec": spec}}, {"template": None}]}
+    (told,) = events({**empty, "spec": spec}, "c", NOW)
+    assert (told[1]["kind"], told[1]["accelerators"]) == ("queue", 2)
+
+
 def test_labels_of_nodes_say_where_they_stand() -> None:
     labels = {
         "network.topology.nvidia.com/spine": "s1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from ingest.importers.sacct import FIELDS
 from ingest.pollers.deliver import Delivery
 from ingest.pollers.errors import DeliveryError, SourceError
 from ingest.pollers.memory import Memory
-from ingest.pollers.rounds import Dry, Telling, Totals
+from ingest.pollers.rounds import Dry, Telling, Totals, run
 from ingest.pollers.slurm import SlurmSettings, SlurmWatch
 from ingest.pollers.slurm_commands import _rows
 from ingest.pollers.slurm_rows import Record, Waiting, array_of, record, seconds
@@ -348,3 +349,18 @@ def test_lines_that_a_real_sacct_printed_are_read_and_its_steps_left_out(shared:
     found = [record({**row, "job_id": row["job_id"].partition(".")[0]}, "c", T0) for row in rows]
     assert [each for each in found if each is None or each.fault or each.job is None] == []
     assert {each.job.state for each in found if each is not None and each.job is not None} <= STATES
+
+
+def test_a_round_that_fails_as_nobody_foresaw_is_counted_and_the_next_is_done() -> None:
+    totals, stop, done = Totals("slurm"), threading.Event(), list[int]()
+
+    def once() -> Counter[str]:
+        done.append(len(done))
+        if len(done) == 1:
+            raise TypeError("null where a list was")
+        stop.set()
+        return Counter(told=1)
+
+    run(once, totals, stop, interval_s=0.001)
+    assert 'wattledger_watch_failed_rounds_total{source="slurm"} 1' in totals.exposition()
+    assert 'wattledger_watch_told_total{source="slurm"} 1' in totals.exposition()
