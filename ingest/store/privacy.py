@@ -3,7 +3,7 @@
 A pseudonym is made by the database under a key of this installation, so one person stays one person on every bill. An erased
 name becomes one that nothing can be computed from; no figure changes. The audit keeps the act and never the name. Which
 columns may name a person is in :mod:`ingest.store.personal`. What it does not reach: names inside words (a job called
-``ada-test``), sealed segments, backups.
+``ada-test``), segments sealed by versions that kept labels of jobs in them, backups.
 """
 
 from __future__ import annotations

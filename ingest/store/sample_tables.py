@@ -58,3 +58,5 @@ LATE: Final = {
     stream: _target(samples.LATE_OF[target.table]) for stream, target in TARGETS.items() if target.partitioned
 }
 """Where a stream's rows go whose hour is sealed; streams without an entry are never sealed."""
+NOT_SEALED: Final = {Stream.DEVICE_SHARE: ("label",)}
+"""Columns left out of segments: words of people that nothing reads there, and that could not be taken back from files."""

@@ -35,7 +35,7 @@ from ingest.store.arrow import ArrowSession, command_session
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.merge import KEYS, PARTS_FEEDS, LateMerge, order, whole_rows
-from ingest.store.sample_tables import LATE, TARGETS
+from ingest.store.sample_tables import LATE, NOT_SEALED, TARGETS
 from ingest.store.seal_identities import known_epochs, known_keys
 from ingest.store.segment_place import ours, require
 from ingest.store.segments import SegmentFile, Segments, digest, sync
@@ -390,10 +390,11 @@ def _totals(files: Iterable[SegmentFile]) -> tuple[int, int]:
 
 
 def _framed(table: pa.Table, stream: Stream) -> pl.DataFrame:
-    """Return rows as this stream's frame, whichever columns the file left out."""
+    """Return rows as this stream's frame, whichever columns the file left out, without what is not sealed."""
     frame = pl.DataFrame(table)
+    kept = set(frame.columns).difference(NOT_SEALED.get(stream, ()))
     return frame.select(
-        pl.col(name).cast(kind) if name in frame.columns else pl.lit(None, kind).alias(name)
+        pl.col(name).cast(kind) if name in kept else pl.lit(None, kind).alias(name)
         for name, kind in TARGETS[stream].schema.items()
     )
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
 from obstore.store import MemoryStore
 
@@ -113,7 +114,12 @@ def test_late_rows_of_every_stream_wait_beside_the_segments_and_are_merged(db: D
     with db.connect("admin") as connection:
         for table in ("samples", "node_samples", "fabric_samples", "engine_samples", "device_health", "device_shares"):
             assert connection.execute(f"SELECT count(*) FROM late_{table}".encode()).fetchone() == (1,), table
+    with db.connect("admin", autocommit=True) as connection:
+        connection.execute("UPDATE late_device_shares SET label = 'owner=ada'")
     assert sealer.merge(hour).rows == 12
+    shares = [pl.read_parquet(path).columns for path in tmp_path.rglob("device_shares*.parquet")]
+    assert ["evidence" in columns for columns in shares] == [True, True]
+    assert ["label" in columns for columns in shares] == [False, False]  # words of people that nothing reads there
     with sample_session(db, segments) as session:
         for stream in (Stream.NODE, Stream.FABRIC, Stream.ENGINE, Stream.DEVICE_HEALTH, Stream.DEVICE_SHARE):
             found = session.rows(stream, [], hour_at, hour_at + HOUR).collect()

@@ -109,7 +109,7 @@ Examples:
   wattledger privacy erase ada --yes
 
 \b
-What stays: backups made before, labels of jobs in sealed segments until these expire, the audit.
+What stays: backups made before, labels of jobs in segments sealed by earlier versions until these expire, the audit.
 """
 )
 @click.argument("user")
