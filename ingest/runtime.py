@@ -57,7 +57,7 @@ _PROBE_WITHIN_S: Final = 1.5
 _LANE_BYTES: Final = 32 * _MIB
 """Bodies as sent that may be in hand or wait, of each kind that has a lane."""
 _LANES: Final = {
-    "tokens": 1,
+    "tokens": 2,
     "others": 2,
     "samples": 2,
     "series": 1,
@@ -80,7 +80,7 @@ class Runtime:
         )
         # Of its own: who may send is asked before anything is taken in, whatever else keeps the others busy.
         self.tokens_engine = settings.database.create_engine(
-            "writer", pool_size=1, application="wattledger-tokens", pool_timeout_s=_POOL_TIMEOUT_S
+            "writer", pool_size=2, application="wattledger-tokens", pool_timeout_s=_POOL_TIMEOUT_S
         )
         # Of its own: a thousand agents that all reconnect must not keep the registry waiting for a connection.
         self._registry_engine = settings.database.create_engine(
@@ -143,7 +143,7 @@ class Runtime:
         """Write what waits, then let go of everything."""
         for task in self._tasks:
             task.cancel()
-        for close in (self.series.close, self.writer.stop, self.traces.close, self._pulse.stop):
+        for close in (self.writer.stop, self.traces.close, self._pulse.stop):
             await self.in_thread(close)
         for lane in self._lanes.values():
             lane.close()
@@ -171,18 +171,19 @@ class Runtime:
         if known is None and self.authenticator.may_be_renewed(header):
             await self._renewed()
             known = self.authenticator.recall(header)
-        return known if known is not None else await self.in_lane("tokens", 0, self.authenticator.verify, header)
+        if known is None:
+            check_bearer(header)  # nobody waits, and nothing is asked, for who shows no token at all
+            known = await self.in_lane("tokens", 0, self.authenticator.verify, header)
+        return known
 
     async def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Say by its headers whether a body may be read now; raises IngestError, 401, 429 or 503 where it may not."""
         if self._draining:
             raise UnavailableError("stopping", "this server is stopping; send it again", _STOPPING_RETRY_S)
         self.disk.check()
-        header = headers.get(b"authorization")
-        check_bearer(header)  # nobody waits, and nothing is asked, for who shows no token at all
         if self._pulse.is_silent:
             raise _silent()
-        token = (await self.principal(header)).token
+        token = (await self.principal(headers.get(b"authorization"))).token
         claimed = headers.get(b"content-length")
         if claimed is not None and claimed.isdigit():
             self._charge(token, int(claimed))

@@ -1,20 +1,18 @@
 """What an ingest process keeps to read series: the book, the nodes, the readers; and the way from a request to bodies.
 
-One request at a time, in a thread of its own: it is Python's work, which several threads would only do in turns, and nobody
-else's thread should wait for it. What waits for that thread is bounded in bytes; beyond it senders are told to come again.
+One request at a time: it is Python's work, which several threads would only do in turns. Whose thread that is, and what may
+wait for it, is the caller's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from ingest.errors import TooLargeError, UnavailableError
+from ingest.errors import TooLargeError
 from ingest.receivers import remote_write
 from ingest.receivers.arrow_check import Checker
 from ingest.receivers.native import Body
@@ -29,8 +27,6 @@ from ingest.series.rows import Tally, rows_of
 from ingest.series.samples import Samples
 from ingest.series.xids import Stood, XidMemory
 
-MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
-"""Of bodies as sent; a server reads some hundred requests of Prometheus a second."""
 MAX_NODES_PER_REQUEST: Final = 4_096
 
 
@@ -58,12 +54,7 @@ class Intake:
         self,
         node_labels: tuple[str, ...] = NODE_LABELS,
         spacing: Spacing | None = None,
-        *,
-        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        self._max_waiting_bytes = max_waiting_bytes
-        self._waiting_bytes = 0
-        self._thread = ThreadPoolExecutor(1, "series")
         self._lock = threading.Lock()
         self._book = Book(node_labels)
         self._memory = Memory(spacing)
@@ -71,20 +62,6 @@ class Intake:
         self.xids = XidMemory()
         self._checker = Checker()
         self._metrics = MetricsReader(self._book)
-
-    async def in_turn(self, size_bytes: int, read: Callable[[], Taken]) -> Taken:
-        """Return what ``read`` returns, when it is its turn; raises UnavailableError where too much waits already."""
-        if self._waiting_bytes and self._waiting_bytes + size_bytes > self._max_waiting_bytes:
-            raise UnavailableError("queue_full", "more waits to be read than fits; send it again", 1)
-        self._waiting_bytes += size_bytes
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, read)
-        finally:
-            self._waiting_bytes -= size_bytes
-
-    def close(self) -> None:
-        """Read what waits, then end the thread."""
-        self._thread.shutdown(wait=True)
 
     def remote_write(
         self, body: bytes, site_id: int, own_node: str | None, now_us: int, cadence_us: int | None

@@ -142,7 +142,6 @@ def test_series_without_number_are_refused_with_the_reason_and_cost_bounded_memo
         taken = intake.remote_write(body, 1, "n", at_us, None)
         refused += taken.tally.samples["too_many_new"] + taken.tally.samples["too_many_devices"]
         named |= {device.uuid for each in taken.bodies for device in each.meta.devices}
-    intake.close()
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 1024
     assert len(named) <= MAX_NEW_OF_A_NODE
     assert refused >= SERIES - MAX_NEW_OF_A_NODE

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
-from collections import Counter
 
 import numpy as np
 import pytest
 
 from collector.wire import COLUMNS, Origin, Stream
-from ingest.errors import UnavailableError
 from ingest.series.book import OTHER, Book
 from ingest.series.host import load_ratio, throttled_ns, used_bytes
-from ingest.series.intake import Intake, Taken
 from ingest.series.labels import Skip
 from ingest.series.memory import DEFAULT_CADENCE_US, Cadence, Known, Memory
 from ingest.series.names import DCGM, DCGM_HEALTH, ENGINES, HARDWARE, NODES, Unit
 from ingest.series.places import NODE_LABELS, Place, place
-from ingest.series.rows import Tally, rows_of
+from ingest.series.rows import rows_of
 from ingest.series.samples import Samples
 from ingest.series.units import DERIVED, converted
 
@@ -222,29 +217,6 @@ def test_a_violation_counter_is_taken_once_it_was_seen_to_count_nanoseconds() ->
     told = [(0, 0.0, 0.0), (1, 500_000.0, None), (2, 900_000_000.0, 900_000_000.0), (3, 900_000_001.0, 900_000_001.0)]
     for seconds, value, wanted in told:  # after the second it has grown by 900 s in 1 s, were it microseconds
         assert throttled_ns(known, "GPU-1", "throttle_power_cap_ns", seconds * SECOND_US, value) == wanted
-
-
-def test_what_waits_to_be_read_is_bounded_and_a_full_queue_is_said_at_once() -> None:
-    async def scenario() -> None:
-        intake = Intake(max_waiting_bytes=100)
-        go_on = threading.Event()
-        taken = Taken([], 0, Tally(), Counter(), Counter())
-
-        def slow() -> Taken:
-            assert go_on.wait(30)
-            return taken
-
-        first = asyncio.create_task(intake.in_turn(200, slow))  # larger than all, taken where nothing waits
-        await asyncio.sleep(0)
-        with pytest.raises(UnavailableError) as caught:
-            await intake.in_turn(1, slow)
-        assert (caught.value.reason, caught.value.headers()) == ("queue_full", {"retry-after": "1"})
-        go_on.set()
-        assert await first is taken
-        assert await intake.in_turn(1, lambda: taken) is taken
-        intake.close()
-
-    asyncio.run(scenario())
 
 
 def test_a_device_beyond_the_hours_room_is_not_named_to_the_database() -> None:
