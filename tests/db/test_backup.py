@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Self
@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from psycopg import sql
 
 from analytics.io.hours import due_hours
+from analytics.io.recompute import Ground, recompute, runs_in_force
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import URL_VARIABLE, Database
@@ -166,6 +167,39 @@ def test_a_change_after_the_restore_restates_its_hour_whatever_the_old_server_co
         assert (done.restated, done.failed) == (0, 0)
         with copy.admin() as connection:
             assert due_hours(connection, LATER) == []
+
+
+def test_a_past_bill_comes_out_the_same_in_a_restored_database(
+    fleet: SmallFleet, sealed: Segments, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    another = "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) VALUES (%s, 'it', %s, 'USD', 'late', %s)"
+    with fleet.database.connect("admin") as slow:  # recorded before the hours are closed again, and committed after
+        slow.execute("UPDATE tariffs SET superseded_at = now()")
+        slow.execute(another, (fleet.site_id, "0.50", HOUR_AT))
+        with fleet.admin() as connection:
+            fleet.changed("allocations", HOUR_AT, HOUR_AT + 3 * HOUR, connection)
+        assert HourCloser(fleet.database, SETTINGS, sealed).run(LATER).unchanged == 4
+        slow.commit()
+    ((closed_at,),) = fleet.rows("SELECT clock_timestamp()")
+    made(fleet, sealed, tmp_path / "target")
+    with emptied(server, "restored_past") as database:
+        segments = Segments.at(tmp_path / "r")
+        restore(open_source(tmp_path / "target"), database, segments, tmp_path, env=os.environ, say=print)
+        copy = SmallFleet(database, fleet.site_id, fleet.node_id, fleet.device_id, fleet.epoch_id, fleet.tenant_id)
+        with copy.admin() as connection:
+            connection.execute("UPDATE tariffs SET superseded_at = now() WHERE superseded_at IS NULL")
+            connection.execute(another, (fleet.site_id, "0.70", HOUR_AT))
+            copy.changed("tariffs", HOUR_AT, HOUR_AT + 3 * HOUR, connection)
+        assert HourCloser(database, SETTINGS, segments).run(LATER).restated == 3
+        with database.connect("worker", autocommit=True) as worker:
+
+            def again(as_of: datetime) -> set[tuple[str, Ground, bool | None]]:
+                runs = runs_in_force(worker, as_of, HOUR_AT, HOUR_AT + 3 * HOUR, None)
+                found = [recompute(database, worker, segments, *run) for run in runs]
+                return {(each.kind, each.ground, each.is_same) for each in found}
+
+            assert again(closed_at) == {("attest", Ground.SAMPLES, True)}
+            assert again(closed_at + timedelta(hours=1)) == {("close", Ground.SAMPLES, True)}
 
 
 def test_what_an_earlier_backup_has_is_not_copied_again_and_old_backups_go(
