@@ -138,7 +138,10 @@ class _Keeper:
         wanted |= {told.run: (work.source, int(work.origin)) for _, told in work.jobs}
         if not wanted:
             return {}
-        runs = job_runs.resolve(self._conn, self._site_id, wanted)
+        ends: dict[RunKey, int | None] = {}
+        for _, job in work.jobs:
+            ends[job.run] = job.facts.get("ended_at", ends.get(job.run))
+        runs = job_runs.resolve(self._conn, self._site_id, wanted, work.source, ends)
         foreign = {run for run, known in runs.items() if known.site_id != self._site_id}
         if foreign:
             detail = "another site has a job of this cluster, id and start; give each cluster a name of its own"

@@ -1,7 +1,7 @@
 """Finds or makes the row of a run of a job, whoever speaks of it first. Two sources date one start a little differently.
 
-Runs of one id whose starts lie within 5 s are one run: Slurm requeues no faster, and a prolog's clock or whole seconds differ
-by less. An id that is a UUID (a pod's) is used once, so there every start is the same run. It refuses a run that another
+Runs of one id whose starts lie within 5 s are one run: a prolog's clock or whole seconds differ by less. Not so where one
+scheduler says that the first ended before the second began: it requeued the job that fast. An id that is a UUID (a pod's) is used once, so there every start is the same run. It refuses a run that another
 site has: a site's token may not touch it.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
@@ -50,24 +51,44 @@ class Known:
         return (self.started_at - _EPOCH) // timedelta(microseconds=1)
 
 
+class Span(NamedTuple):
+    """When a run began and ended as one scheduler says, in microseconds; null: no end."""
+
+    started_us: int
+    ended_us: int | None
+
+    def is_apart(self, other: Span) -> bool:
+        """Say whether one ended before the other began: no run does both."""
+        first, second = sorted((self, other), key=itemgetter(0))
+        return first[0] < second[0] and first.ended_us is not None and first.ended_us <= second.started_us
+
+
 def is_unique(native_id: str) -> bool:
     """Say whether an id names one run for ever: a UUID does."""
     return _UUID.fullmatch(native_id) is not None
 
 
-def resolve(conn: psycopg.Connection[Any], site_id: int, runs: Mapping[RunKey, tuple[str, int]]) -> dict[RunKey, Known]:
+def resolve(
+    conn: psycopg.Connection[Any],
+    site_id: int,
+    runs: Mapping[RunKey, tuple[str, int]],
+    scheduler: str = "",
+    told: Mapping[RunKey, int | None] | None = None,
+) -> dict[RunKey, Known]:
     """Return the row of each run, made where there is none; ``runs`` give the source and origin of those made.
 
-    A run that another site has is returned with that site's id, for the caller to refuse. All of this site's are locked.
+    ``told``: the runs that a scheduler tells of, with the ends it tells (µs). A run that another site has is returned with
+    that site's id, for the caller to refuse. All of this site's are locked.
     """
-    found = _find(conn, runs)
+    ends = told or {}
+    found = _rows(conn, runs, scheduler, ends)
     missing = [run for run in runs if run not in found]
     if missing:
         conn.execute(MAKING)
-        found |= _find(conn, missing)
+        found |= _rows(conn, missing, scheduler, ends)
         made: list[RunKey] = []
         for run in sorted((run for run in missing if run not in found), key=_order):
-            if not (made and _is_same(made[-1], run)):
+            if not (made and _is_same(made[-1], run)) or _are_apart(made[-1], run, ends):
                 made.append(run)
         _make(conn, site_id, {run: runs[run] for run in made})
         found |= _find(conn, missing)
@@ -112,6 +133,40 @@ def _is_same(one: RunKey, other: RunKey) -> bool:
     apart_us = EVER_US if is_unique(one.native_id) else SAME_START_US
     same_job = (one.cluster, one.native_id) == (other.cluster, other.native_id)
     return same_job and abs(one.started_at_us - other.started_at_us) <= apart_us
+
+
+def _are_apart(one: RunKey, other: RunKey, ends: Mapping[RunKey, int | None]) -> bool:
+    if one not in ends or other not in ends or is_unique(one.native_id):
+        return False
+    return Span(one.started_at_us, ends[one]).is_apart(Span(other.started_at_us, ends[other]))
+
+
+def _rows(
+    conn: psycopg.Connection[Any], runs: Collection[RunKey], scheduler: str, ends: Mapping[RunKey, int | None]
+) -> dict[RunKey, Known]:
+    """Return the rows that runs have; none for a run that the same scheduler tells apart from the row next to it."""
+    found = _find(conn, runs)
+    near = {run: found[run] for run in ends if run in found and not is_unique(run.native_id)}
+    near = {run: known for run, known in near.items() if known.started_at_us != run.started_at_us}
+    if not near:
+        return found
+    spans = {
+        job_id: Span(started_us, ended_us)
+        for job_id, started_us, ended_us in conn.execute(
+            "SELECT job_id, (facts -> 'started_at' ->> 1)::bigint, (facts -> 'ended_at' ->> 1)::bigint FROM job_reports "
+            "WHERE source = %s AND job_id = ANY (%s) AND facts -> 'started_at' ->> 1 IS NOT NULL",
+            [scheduler, [known.id for known in near.values()]],
+        )
+    }
+    for run, known in near.items():
+        span = spans.get(known.id)
+        if span is None:
+            continue  # nobody but others told of that row
+        now_told = ends.get(replace(run, started_at_us=span.started_us))
+        row = Span(span.started_us, now_told or span.ended_us)
+        if row.is_apart(Span(run.started_at_us, ends[run])):
+            del found[run]
+    return found
 
 
 def _find(conn: psycopg.Connection[Any], runs: Collection[RunKey]) -> dict[RunKey, Known]:

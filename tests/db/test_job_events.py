@@ -207,6 +207,39 @@ def test_a_requeued_job_is_two_runs_and_a_start_two_seconds_off_is_one(db: Datab
     ]
 
 
+REQUEUED = (
+    job(0.01, start=0, state="running", holds=[{"node": "node-1", "accelerators": 1}]),
+    job(1, start=0, state="preempted", ended_at=at(0.02), holds=[{"node": "node-1", "accelerators": 1}]),
+    job(1, start=0.05, state="running", holds=[{"node": "node-2", "accelerators": 1}]),
+)
+
+
+@pytest.mark.parametrize(
+    "bodies", [[[1, 2]], [[2, 1]], [[1], [2]], [[2], [1]], [[0], [1, 2]], [[0, 1, 2]], [[0], [1], [2]]]
+)
+def test_a_run_that_ended_before_the_next_began_three_seconds_later_is_another(
+    db: Database, site: Site, bodies: list[list[int]]
+) -> None:
+    for _ in range(2):  # and told again
+        for body_ in bodies:
+            tell(db, site, *(REQUEUED[place] for place in body_))
+    assert [row[:4] for row in asked(db, JOBS)] == [
+        ("7", instant(0), instant(0.02), "preempted"),
+        ("7", instant(0.05), None, "running"),
+    ]
+    assert [(row[1], row[4], row[5]) for row in asked(db, HELD)] == [
+        ("node-1", instant(0), instant(0.02)),
+        ("node-2", instant(0.05), None),
+    ]
+
+
+def test_an_end_told_by_another_source_makes_no_second_run(db: Database, site: Site) -> None:
+    tell(db, site, job(1, start=0, state="completed", ended_at=at(0.02)))
+    tell(db, site, job(1, start=0.05, state="completed", ended_at=at(0.06)), source="script")
+    tell(db, site, hold("start", 0.05, start=0.05, node="node-2"), source="prolog")
+    assert [row[:2] for row in asked(db, JOBS)] == [("7", instant(0))]
+
+
 def test_a_pod_is_one_run_whenever_its_sources_say_it_began(db: Database, site: Site) -> None:
     uid = "240eb8bd-a70f-4720-b308-bc72f296352e"
     agent_tells(db, site, START, 1, "GPU-a", uid, start=1)
