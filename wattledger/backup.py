@@ -1,7 +1,7 @@
 """`wattledger backup`: the database and the sealed files its catalog names, at one point in time, while all goes on.
 
 One transaction exports its snapshot: pg_dump dumps what it sees, and the list of sealed files is read in it. A shared
-advisory lock keeps files that were replaced meanwhile from being deleted. A backup appears under its name when it is whole; files
+advisory lock keeps files that were replaced meanwhile from being deleted, and a lease on the target keeps other backups of it out. A backup appears under its name when it is whole; files
 that an earlier backup of the target has are not copied again. It takes no secrets: tokens are in the database as hashes.
 """
 
@@ -27,6 +27,7 @@ from ingest.store.engine import Database
 from ingest.store.migrate import current, layout_of
 from ingest.store.seal_hours import hold_retired
 from ingest.store.segments import SegmentError, SegmentFile, Segments, SegmentUnreachableError, sync
+from wattledger.backup_lease import Lease, held
 from wattledger.backup_manifest import (
     BACKUPS,
     DUMP,
@@ -47,6 +48,9 @@ Say = Callable[[str], None]
 _TELL_EVERY_S: Final = 2.0
 _MIB: Final = 1 << 20
 _ATTEMPTS: Final = 3
+_UNFINISHED: Final = ".unfinished-"
+_FINISHED_WITHIN_S: Final = 86_400.0
+"""A backup that took longer than to the next night is no backup."""
 _SERVER: Final = """
 SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000,
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
@@ -84,17 +88,37 @@ def back_up(
     env: Mapping[str, str],
     say: Say,
     reread: bool = False,
+    keep: int | None = None,
 ) -> Made:
     """Make a backup in a target folder; ``reread`` has files of earlier backups there compared byte by byte.
 
-    Raises BackupError, SegmentError (a sealed file is missing or damaged: nothing is a backup without it), OSError.
+    ``keep``: then delete all but the newest so many, as :func:`prune`. Raises BackupError (also while another backup uses the
+    target), SegmentError (a sealed file is missing or damaged: nothing is a backup without it), OSError.
     """
     target = target.resolve()
     for folder in (target, target / BACKUPS, target / SEGMENTS):
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with held(target, "a backup") as lease:
+        made = _made(database, segments, home, target, env, say, lease, reread=reread)
+        if keep is not None:
+            _prune(target, keep, say, lease)
+    return made
+
+
+def _made(
+    database: Database,
+    segments: Segments,
+    home: Path,
+    target: Path,
+    env: Mapping[str, str],
+    say: Say,
+    lease: Lease,
+    *,
+    reread: bool,
+) -> Made:
     for attempt in range(_ATTEMPTS):
         try:
-            return _attempt(database, segments, home, target, env, say, reread=reread)
+            return _attempt(database, segments, home, target, env, say, lease, reread=reread)
         except _GoneError as error:
             if attempt == _ATTEMPTS - 1:
                 raise BackupError(f"a table was dropped while it was dumped: {error}; try again") from error
@@ -103,19 +127,45 @@ def back_up(
 
 
 def prune(target: Path, keep: int, say: Say) -> None:
-    """Delete all but the newest ``keep`` backups of a target, then the sealed files none of those left has."""
+    """Delete all but the newest ``keep`` backups of a target, then the sealed files none of those left has.
+
+    What is unfinished was begun by somebody dead, or by one who stood still and may go on: for a day sealed files are
+    spared for it, then it goes too. Raises BackupError while a backup uses the target.
+    """
+    with held(target, "`wattledger backup --keep`") as lease:
+        _prune(target, keep, say, lease)
+
+
+def _prune(target: Path, keep: int, say: Say, lease: Lease) -> None:
     found = backups_in(target)
     gone = found[: max(0, len(found) - keep)]
     left = {file.path for folder in found[len(gone) :] for file in read_manifest(folder).segments}
+    unfinished = _swept(target / BACKUPS)
+    lease.check()
     for folder in gone:
         hidden = folder.with_name(f".deleted-{folder.name}")
         folder.rename(hidden)
         shutil.rmtree(hidden)
         say(f"deleted {folder.name}")
+    if unfinished:
+        say(f"{unfinished.name} is not a day old: no sealed file is deleted, the next backup does it")
+        return
     if gone:
         for path in (target / SEGMENTS).rglob("*.parquet"):
             if path.relative_to(target / SEGMENTS).as_posix() not in left:
+                lease.check()
                 path.unlink()
+
+
+def _swept(parent: Path) -> Path | None:
+    """Delete backups that nobody finished within a day; return one that is younger, if there is any."""
+    young = None
+    for folder in parent.glob(f"{_UNFINISHED}*"):
+        if time.time() - folder.stat().st_mtime > _FINISHED_WITHIN_S:
+            shutil.rmtree(folder)
+        else:
+            young = folder
+    return young
 
 
 class _GoneError(RuntimeError):
@@ -123,7 +173,15 @@ class _GoneError(RuntimeError):
 
 
 def _attempt(
-    database: Database, segments: Segments, home: Path, target: Path, env: Mapping[str, str], say: Say, *, reread: bool
+    database: Database,
+    segments: Segments,
+    home: Path,
+    target: Path,
+    env: Mapping[str, str],
+    say: Say,
+    lease: Lease,
+    *,
+    reread: bool,
 ) -> Made:
     taken_at = datetime.now(UTC)
     schema = current(database.url)
@@ -157,7 +215,9 @@ def _attempt(
             )
             manifest.write(folder)
             sync_folder(folder)
-            whole = folder.rename(target / BACKUPS / folder.name.removeprefix(".unfinished-"))
+            _still_there(manifest, target)
+            lease.check()
+            whole = folder.rename(target / BACKUPS / folder.name.removeprefix(_UNFINISHED))
             sync_folder(target / BACKUPS)
     return Made(whole, manifest, *copied)
 
@@ -165,7 +225,7 @@ def _attempt(
 @contextmanager
 def _unfinished(parent: Path, at: datetime) -> Iterator[Path]:
     """Make a folder that is no backup yet; it goes with whatever fails."""
-    folder = parent / f".unfinished-{at:%Y%m%dT%H%M%S.%fZ}"
+    folder = parent / f"{_UNFINISHED}{at:%Y%m%dT%H%M%S.%fZ}"
     folder.mkdir(mode=0o700)
     try:
         yield folder
@@ -233,6 +293,16 @@ def _copy(
         f"sealed files: {len(files):,}, of which {copied:,} copied ({size_bytes / _MIB:,.1f} MiB), {kept:,} there already"
     )
     return copied, size_bytes, kept
+
+
+def _still_there(manifest: Manifest, target: Path) -> None:
+    """Raise BackupError where a sealed file is not as it was copied or found: the dump took its time, and the target is a folder."""
+    for file in manifest.segments:
+        place = target / SEGMENTS / file.path
+        if not place.is_file() or place.stat().st_size != file.size_bytes:
+            raise BackupError(
+                f"{place} was deleted or changed while the database was dumped; see who else writes there, and try again"
+            )
 
 
 def _is_there(place: Path, file: BackedFile, known: set[tuple[str, int, str]]) -> bool:

@@ -26,7 +26,8 @@ Examples:
 \b
 The database and the sealed files it names, at one point in time. Sealed files that the target has from
 an earlier backup are not copied again. Tokens are inside as hashes; the home's own secrets, keys of the
-fleet and certificates are not: keep those where you keep secrets.
+fleet and certificates are not: keep those where you keep secrets. One backup of a target at a time: a second is
+refused, from other machines too.
 """
 )
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
@@ -37,15 +38,20 @@ fleet and certificates are not: keep those where you keep secrets.
 @click.pass_context
 def backup(ctx: click.Context, target: Path, keep: int | None, reread: bool) -> None:
     """Back up database and sealed hours into a folder; writers go on meanwhile."""
-    from wattledger.backup import back_up, prune
+    from wattledger.backup import back_up
     from wattledger.runtime import database_of, segments_of
 
     home = chosen_home(ctx)
     made = back_up(
-        database_of(home), segments_of(home), home.root, target, env=os.environ, say=click.echo, reread=reread
+        database_of(home),
+        segments_of(home),
+        home.root,
+        target,
+        env=os.environ,
+        say=click.echo,
+        reread=reread,
+        keep=keep,
     )
-    if keep is not None:
-        prune(target, keep, click.echo)
     click.echo(f"{made.folder}: schema {made.manifest.schema}, {made.manifest.ledger.lines:,} ledger lines")
 
 
