@@ -35,7 +35,22 @@ AND NOT EXISTS (SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id
 AND NOT EXISTS (SELECT FROM ledger_hours AS books WHERE books.site_id = sites.id AND books.hour_at = hours.hour_at
                 AND books.status = 'provisional')
 AND (sites.id, hours.hour_at) NOT IN (SELECT * FROM unnest(%(apart_sites)s::integer[], %(apart_hours)s::timestamptz[]))
+AND NOT (hours.hour_at > %(patience)s AND EXISTS (
+    SELECT FROM unnest(%(waiting_sites)s::integer[], %(waiting_from)s::timestamptz[]) AS waiting (site_id, from_at)
+    WHERE waiting.site_id = sites.id AND hours.hour_at + interval '1 hour' > waiting.from_at))
 ORDER BY hours.hour_at < %(current)s, hours.hour_at, sites.id LIMIT %(most)s
+"""
+# From when on rows of a site are still to come: none of its agents has sent anything since, or one has said within minutes
+# that it has yet to send what is as old. A site that was silent for days is not waited for.
+_STILL_TO_COME: Final = """
+SELECT site_id, min(from_at) FROM (
+    SELECT nodes.site_id, max(spools.last_seen_at) AS from_at FROM spools JOIN nodes ON nodes.id = spools.node_id
+    GROUP BY nodes.site_id HAVING max(spools.last_seen_at) > %(now)s - 7 * %(longest)s
+    UNION ALL
+    SELECT nodes.site_id, min(agents.at - agents.oldest_unsent_us * interval '1 microsecond')
+    FROM agent_health AS agents JOIN epochs ON epochs.id = agents.epoch_id JOIN nodes ON nodes.id = epochs.node_id
+    WHERE agents.at > %(now)s - interval '10 minutes' AND agents.oldest_unsent_us > 0 GROUP BY nodes.site_id
+) AS known GROUP BY site_id
 """
 # A late row waits for as long as the earliest of its hour and site. Hours are found by steps along the index on time, and of
 # each only the first row of a site is read: an outage leaves tens of millions of late rows, for hours.
@@ -68,6 +83,8 @@ AND (NOT pinned OR EXISTS (SELECT FROM hour_catalog AS known WHERE known.site_id
 ORDER BY retired_at LIMIT 1000
 """
 _CURRENT: Final = timedelta(days=7)
+LONGEST_WAIT: Final = timedelta(hours=24)
+"""After its end an hour is sealed whoever may yet send rows of it: then they come late. Half of what hot rows stay."""
 _KEPT: Final = "hashtextextended('wattledger.retired_segments', 0)"
 _FORGET: Final = """
 DELETE FROM hour_segments WHERE site_id = %s AND hour_at = %s AND stream = %s AND generation = %s AND retired_at IS NOT NULL
@@ -90,10 +107,13 @@ def due(
     merge_after: timedelta,
     apart: Collection[SiteHour] = (),
     most: int = 240,
+    longest_wait: timedelta = LONGEST_WAIT,
 ) -> Due:
     """Return hours that ended ``seal_after`` ago and are not sealed, and those whose late rows waited for ``merge_after``.
 
-    Hours of the open window are left alone, and those set ``apart`` because they failed. At most so many of each kind, the
+    Hours of the open window are left alone, those set ``apart`` because they failed, and for ``longest_wait`` after their end
+    those of a site that has been silent since, or whose agents say that rows of then are still to be sent: sealed without
+    them each hour of an outage would be written twice. At most so many of each kind, the
     last week's before older ones, which an import may bring by the ten thousand: the rest is due next time.
     """
     with engine.connect() as conn:
@@ -104,7 +124,9 @@ def due(
         connection: psycopg.Connection[Any] = raw.driver_connection  # type: ignore[assignment]
         given: dict[str, Any] = {"before": before, "most": most, "waited": now - merge_after, "days": days}
         given |= {"apart_sites": [hour.site_id for hour in apart], "apart_hours": [instant_of(hour) for hour in apart]}
-        given["current"] = now - _CURRENT
+        given |= {"current": now - _CURRENT, "patience": now - longest_wait - timedelta(hours=1)}
+        waiting = connection.execute(_STILL_TO_COME, {"now": now, "longest": longest_wait}).fetchall()
+        given |= {"waiting_sites": [site for site, _ in waiting], "waiting_from": [from_at for _, from_at in waiting]}
         unsealed = [hour_of(*row) for row in connection.execute(_UNSEALED, given)]
         union = " UNION ALL ".join(_LATE_OF.format(table=target.table) for target in LATE.values())
         late = connection.execute(_LATE.replace("{late}", union).encode(), given).fetchall()
