@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ from ingest.store.call_window import prune_names
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Generation, HourBusyError, Sealer, hour_of, instant_of
-from ingest.store.seal_days import drop_hot_days, hot_before
+from ingest.store.seal_days import Whole, drop_hot_days, hot_before
 from ingest.store.seal_hours import delete_retired, due, sweep
 from ingest.store.seal_retention import LONGEST_SILENCE, Clocks, clocks, discard_too_late, expirable, expire
 from ingest.store.segment_place import ours
@@ -137,6 +137,7 @@ class Sealing:
     _rest: Callable[[float], bool] = field(default=lambda _: False)
     _apart: dict[SiteHour, tuple[int, float]] = field(default_factory=dict)
     """Hours that failed: how often in a row, and until when by the monotonic clock they are left alone."""
+    _whole: dict[date, Whole] = field(default_factory=dict)
 
     def run(self, stop: threading.Event, is_ours: Callable[[], bool], clock: Callable[[], datetime]) -> None:
         """Make passes until told to stop; the outermost loop of its thread.
@@ -273,7 +274,7 @@ class Sealing:
             recent = recent_hours(connection, told.server_at - 3 * settings.grace)
             done.unknown_files = len(sweep(connection, self.segments, recent, settings.grace).unknown)
         hot = hot_before(told.latest(), settings.hot_retention)
-        dropped = drop_hot_days(self.engine, self.segments, hot, go_on=is_ours)
+        dropped = drop_hot_days(self.engine, self.segments, hot, go_on=is_ours, known=self._whole)
         done.dropped_partitions = len(dropped.partitions)
         if dropped.damaged:
             with self._connect() as connection:

@@ -1,6 +1,6 @@
 """Lets a day leave the hot tables, once all of it is in segments that are there and whole.
 
-Every hour of every site of that day must be sealed, and each of their files is read and compared with its digest right
+Every hour of every site of that day must be sealed, and each of their files read and compared with its digest within the hour
 before: what the hot tables hold is the only thing a damaged file can be made anew from. It repairs nothing itself.
 """
 
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from time import monotonic
 from typing import Any, Final
 
 import psycopg
@@ -27,6 +28,15 @@ SELECT count(*) FROM sites, generate_series(0, 23) AS hour WHERE NOT EXISTS (
     SELECT FROM hour_catalog AS known WHERE known.site_id = sites.id AND known.state = 'sealed'
     AND known.hour_at = CAST(:day AS date)::timestamp AT TIME ZONE 'UTC' + hour * interval '1 hour')
 """
+_WHOLE_FOR_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Files of a day that were read and found whole, and when by the monotonic clock."""
+
+    paths: frozenset[str]
+    at_s: float
 
 
 @dataclass(slots=True)
@@ -44,13 +54,16 @@ def drop_hot_days(
     *,
     step: Callable[[str], None] = no_step,
     go_on: Callable[[], bool] = lambda: True,
+    known: dict[date, Whole] | None = None,
 ) -> Dropped:
     """Drop days of the hot tables before a day, those that are sealed and whose files are whole.
 
     A day with a file that was found bad and not made anew since stays, without all its files being read again. Looked at
     once more when the day is locked: a site that was made meanwhile has rows nobody sealed, a file that was merged meanwhile
-    nobody has read. Raises SegmentUnreachableError where the files' place is away.
+    nobody has read. ``known``: days whose files were whole within the hour, to which others are added: one that somebody is
+    reading, a backup for example, is not read whole at each attempt. Raises SegmentUnreachableError where the place is away.
     """
+    looked_at = {} if known is None else known
     with engine.connect() as conn:
         days = sorted({partition.day for partition in hot_days(conn) if partition.day < before})
     done = Dropped()
@@ -58,9 +71,13 @@ def drop_hot_days(
         if not go_on():
             break
         try:
-            whole = _whole_files(engine, segments, day, done)
-            if whole is not None:
-                done.partitions += _drop(engine, day, whole, step)
+            whole = _whole_files(engine, segments, day, done, looked_at.get(day))
+            if whole is None:
+                looked_at.pop(day, None)
+                continue
+            looked_at[day] = whole
+            done.partitions += _drop(engine, day, whole.paths, step)
+            del looked_at[day]
         except sa.exc.OperationalError as error:
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise
@@ -94,7 +111,7 @@ def _drop(
     return gone
 
 
-def _whole_files(engine: sa.Engine, segments: Segments, day: date, done: Dropped) -> frozenset[str] | None:
+def _whole_files(engine: sa.Engine, segments: Segments, day: date, done: Dropped, known: Whole | None) -> Whole | None:
     """Return the paths of a sealed day's files, each read and whole; None = it is not sealed, or not all of them are."""
     with engine.connect() as conn:
         if _unsealed(conn, day):
@@ -102,13 +119,15 @@ def _whole_files(engine: sa.Engine, segments: Segments, day: date, done: Dropped
         files = _files(conn, day)
         if found_bad(_driver(conn)) & files.keys():
             return None
+    if known is not None and known.paths == files.keys() and monotonic() - known.at_s < _WHOLE_FOR_S:
+        return known
     segments.forget()
     checked = [check_file(segments, listed, thoroughly=False) for listed in files.values()]
     bad = [each for each in checked if each.fault]
     done.damaged += bad
     if bad:
         log.error("%s stays hot: %d of its %d sealed files are not whole, %s", day, len(bad), len(files), bad[0].fault)
-    return None if bad else frozenset(files)
+    return None if bad else Whole(frozenset(files), monotonic())
 
 
 def _files(conn: sa.Connection, day: date) -> dict[str, Any]:

@@ -8,20 +8,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from analytics.jobs import HourCloser, WorkerSettings
+from ingest.store.catalog import ListedFile
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
 from ingest.store.samples import samples
 from ingest.store.seal import Sealer, hour_of
-from ingest.store.seal_days import drop_hot_days
+from ingest.store.seal_days import Whole, drop_hot_days
 from ingest.store.seal_hours import due
 from ingest.store.seal_retention import Clocks, clocks
 from ingest.store.segments import SegmentExpiredError, Segments
+from ingest.store.segments_check import Checked, check_file
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from wattledger.errors import WattledgerError
 from wattledger.sealing import Pass, Sealing, SealingSettings
@@ -126,6 +128,32 @@ def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallF
 
 
 DAMAGED = "SELECT start_at, evidence ->> 'stream', withdrawn_at IS NULL FROM findings WHERE kind = 'segment_damaged'"
+
+
+def test_a_day_that_somebody_reads_is_dropped_later_and_its_files_are_read_once(
+    fleet: SmallFleet, sealing: OneClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(segments: Segments, listed: ListedFile, *, thoroughly: bool) -> Checked:
+        read.append(listed.file.path)
+        return check_file(segments, listed, thoroughly=thoroughly)
+
+    monkeypatch.setattr("ingest.store.seal_days.check_file", noted)
+    sealing.once(NOW)
+    sealing.settings = replace(sealing.settings, hot_retention=timedelta(days=300))
+    sealing.once(DAY_AT + timedelta(days=4))  # seals the rest of the day
+    known: dict[date, Whole] = {}
+    after = (DAY_AT + timedelta(days=1)).date()
+    with fleet.admin() as connection:
+        connection.execute("ALTER FUNCTION drop_partition(text, date) SET lock_timeout = '10ms'")
+    with fleet.admin() as reader, reader.transaction():
+        reader.execute("SELECT 1 FROM device_samples LIMIT 1")
+        for _ in range(2):
+            assert drop_hot_days(sealing.engine, sealing.segments, after, known=known).partitions == []
+    assert len(read) == 4
+    assert len(drop_hot_days(sealing.engine, sealing.segments, after, known=known).partitions) == 7
+    assert (len(read), known) == (4, {})
 
 
 def test_a_damaged_and_a_missing_file_are_findings_and_made_anew_while_their_rows_are_hot(
