@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,28 @@ def test_make_knows_the_bundle() -> None:
     assert "deploy/bundle/build" in planned.stdout
 
 
+def test_its_packs_are_published_figures_with_source_date_and_licence_and_not_the_invented_examples() -> None:
+    script = (DEPLOY / "bundle/build").read_text(encoding="utf-8")
+    assert '"$root"/deploy/packs/*.csv "$root"/deploy/packs/README.md "$tree/packs/"' in script
+    assert "deploy/examples/{" not in script
+    told = (DEPLOY / "packs/README.md").read_text(encoding="utf-8")
+    for path in (DEPLOY / "packs").glob("*.csv"):
+        assert path.name in told
+    assert all(word in told for word in ("CC BY 4.0", "MIT", "codecarbon 3.3.2", "genai-prices 0.2.3", "2026-11-01"))
+    with (DEPLOY / "packs/intensity-yearly.csv").open(encoding="utf-8") as file:
+        zones = list(csv.DictReader(file))
+    assert len({row["zone"] for row in zones}) == 211
+    assert all("Our World in Data" in row["source"] for row in zones)
+    # A year's own mean is what was published; beyond the year it is carried forward, and says so.
+    assert {row["estimated"] for row in zones if row["valid_to"]} == {"false"}
+    assert {row["estimated"] for row in zones if not row["valid_to"]} == {"true"}
+    with (DEPLOY / "packs/prices-api.csv").open(encoding="utf-8") as file:
+        prices = list(csv.DictReader(file))
+    keys = {(row["provider"], row["model"], row["meter"], row["valid_from"]) for row in prices}
+    assert len(keys) == len(prices) > 500
+    assert all(row["valid_from"] and Decimal(row["amount"]) >= 0 for row in prices)
+
+
 @pytest.mark.slow
 def test_what_it_holds_installs_server_and_agent_where_there_is_no_index(tmp_path: Path) -> None:
     subprocess.run([DEPLOY / "bundle/build", tmp_path], check=True, env=os.environ | {"PYTHON": sys.executable})
@@ -79,7 +103,11 @@ def test_what_it_holds_installs_server_and_agent_where_there_is_no_index(tmp_pat
         packed.extractall(tmp_path, filter="data")
     bundle = tmp_path / archive.name.removesuffix(".tar.gz")
     assert not (bundle / "deploy/compose/secrets").exists()
-    assert {path.name for path in (bundle / "packs").iterdir()} >= {"prices.csv", "intensity.csv"}
+    assert {path.name for path in (bundle / "packs").iterdir()} == {
+        "prices-api.csv",
+        "intensity-yearly.csv",
+        "README.md",
+    }
     for part in ("server", "agent"):
         done = install(bundle, part, str(tmp_path / part))
         assert done.returncode == 0, done.stdout + done.stderr
