@@ -289,8 +289,21 @@ def _object(cell: str) -> dict[str, Any]:
         found = json.loads(cell, parse_float=Decimal, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise RowError("not a JSON object", repr(cell[:60])) from None
+    if isinstance(found, list):
+        found = _pairs(found)
     if not isinstance(found, dict):
         raise RowError("not a JSON object", repr(cell[:60]))
+    return found
+
+
+def _pairs(items: list[Any]) -> dict[str, Any] | None:
+    """Return ``[{"key": ..., "value": ...}]`` as an object; None where it is another list. Of one key twice the first counts."""
+    found: dict[str, Any] = {}
+    for item in items:
+        named = {str(name).casefold(): value for name, value in item.items()} if isinstance(item, dict) else {}
+        if not isinstance(named.get("key"), str) or "value" not in named:
+            return None
+        found.setdefault(named["key"], named["value"])
     return found
 
 

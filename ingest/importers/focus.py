@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any, Final
@@ -21,6 +21,7 @@ from ingest.importers.columns import Source, header_of, read
 from ingest.importers.errors import OptionError
 from ingest.importers.focus_columns import FIELDS, version_of
 from ingest.importers.focus_rows import CallLine, Charge, parse_charges
+from ingest.importers.instants import EPOCH
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import check_tenant, importing
 from ingest.store.charges import CHARGE_COLUMNS, Charges, StatedTotalError, WrittenCharges
@@ -67,10 +68,12 @@ def import_focus(
         charges = Charges(conn, site_id, report.import_id)
         calls = _Calls(options.provider)
         taken_back = 0
+        coming = _Coming(now)
         for chunk in read(source, FIELDS, report, progress):
             rows = list(parse_charges(chunk, report.rejections, options.provider, now))
             charges.add(_values(charge) for charge, _ in rows)
             taken_back += sum(_takes_back(charge) for charge, _ in rows)
+            coming.add(charge for charge, _ in rows)
             calls.add(line for _, line in rows if line is not None)
         try:
             written = charges.store(
@@ -93,6 +96,11 @@ def import_focus(
         if taken_back:
             report.note(
                 f"{taken_back} rows correct or credit token charges: they are kept with these, and are in no sum of charges"
+            )
+        if coming.rows:
+            report.note(
+                f"{coming.rows} charges are paid ahead ({_amounts(coming.cost)}): their invoices have them now, sums of "
+                "charges from when they begin"
             )
         if calls.negative:
             report.note(
@@ -130,6 +138,21 @@ def _tell(report: ImportReport, written: WrittenCharges) -> None:
 
 def _amounts(sums: Mapping[str, Decimal]) -> str:
     return ", ".join(f"{amount.normalize():f} {currency}" for currency, amount in sorted(sums.items()))
+
+
+class _Coming:
+    """Charges that begin after the import: rows, and what they amount to by currency."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now_us = (now - EPOCH) // timedelta(microseconds=1)
+        self.rows = 0
+        self.cost: dict[str, Decimal] = {}
+
+    def add(self, charges: Iterable[Charge]) -> None:
+        for charge in charges:
+            if charge.charge_start_us > self._now_us:
+                self.rows += 1
+                self.cost[charge.currency] = self.cost.get(charge.currency, Decimal(0)) + charge.billed_cost
 
 
 class _Calls:

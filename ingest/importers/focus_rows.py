@@ -25,6 +25,9 @@ from ingest.importers.token_units import Tokens, tokens_of_unit, whole
 CATEGORIES: Final = ("usage", "purchase", "tax", "credit", "adjustment")
 _OF_TOKENS: Final = ("usage", "credit", "adjustment")
 """Categories of charges that may be of calls."""
+_PAID_AHEAD: Final = ("one-time", "recurring")
+MAX_COMING_US: Final = 10 * 366 * 86_400_000_000
+"""How far ahead a charge may be paid; domains are, for ten years."""
 MAX_AMOUNT: Final = Decimal(10) ** 20
 MAX_PLACES: Final = 40
 MAX_TAGS: Final = 500
@@ -181,11 +184,11 @@ def charge_of(
         raise RowError("unknown charge class", repr(row["charge_class"]))
     if not re.fullmatch(r"[A-Z]{3}", row["currency"]):
         raise RowError("not a currency code", repr(row["currency"]))
-    for start, end in (("period_start", "period_end"), ("charge_start", "charge_end")):
-        if row[end] <= row[start]:
-            raise RowError(f"{start.partition('_')[0]} ends before it begins")
-    if row["charge_start"] > now_us:
-        raise RowError("in the future")
+    if row["period_end"] <= row["period_start"]:
+        raise RowError("period ends before it begins")
+    if row["charge_end"] < row["charge_start"]:  # a fee or a tax may be of an instant
+        raise RowError("charge ends before it begins")
+    _in_time(row, category, now_us)
     for name in (*_AMOUNTS, *_QUANTITIES):
         _bounded(name, row[name])
     tags = _tags(row["tags"])
@@ -193,6 +196,8 @@ def charge_of(
     identity = _digest([_spelled(complete[name]) for name in _IDENTITY])
     content = _digest([identity.hex(), *(_spelled(complete[name]) for name in _RESTATABLE)])
     covered = _covered(row, provider_of_calls, is_correction=corrects == "correction")
+    if covered.line is not None and row["charge_start"] > now_us:
+        raise RowError("in the future", "a call that is not made yet")
     return (
         Charge(
             line=line,
@@ -241,6 +246,15 @@ def charge_of(
         ),
         covered.line,
     )
+
+
+def _in_time(row: Mapping[str, Any], category: str, now_us: int) -> None:
+    """Refuse usage that is still to come. What is paid ahead is charged now, on the invoice it stands on."""
+    is_metered = category == "usage" and (row["frequency"] or "").casefold() not in _PAID_AHEAD
+    if row["charge_start"] > now_us and is_metered:
+        raise RowError("in the future", "usage that has not happened yet")
+    if row["charge_start"] > now_us + MAX_COMING_US:
+        raise RowError("in the future", "begins more than ten years ahead")
 
 
 def _covered(row: Mapping[str, Any], provider_of_calls: str | None, *, is_correction: bool) -> _Covered:

@@ -250,6 +250,9 @@ def _as_text(column: pa.Array) -> Cells:
     if pa.types.is_map(kind) or pa.types.is_struct(kind):
         # Tags come as a map from some clouds and as JSON from others.
         return [None if value is None else json.dumps(dict(value), default=str) for value in column.to_pylist()]
+    if _is_list(kind) and pa.types.is_struct(kind.value_type):
+        # From others as a list of key and value.
+        return [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
     try:
         if pa.types.is_timestamp(kind) and kind.tz is not None:
             column = pc.cast(column, pa.timestamp(kind.unit, "UTC"))
@@ -257,6 +260,10 @@ def _as_text(column: pa.Array) -> Cells:
     except pa.ArrowNotImplementedError as error:
         raise TabularError(f"a column of type {kind} cannot be read as text: {error}") from error
     return cells
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _as_columns(lines: list[int], rows: list[list[str]], wanted: Sequence[int]) -> RawChunk:

@@ -257,6 +257,48 @@ def test_bad_rows_say_why_by_line_and_good_ones_are_kept(conn: sa.Connection, lo
     assert rows(conn, COUNTS) == [(Decimal("1.10"), "good")]
 
 
+def test_an_invoice_with_what_is_paid_ahead_and_what_is_of_an_instant_adds_up(
+    conn: sa.Connection, load: Load, db: Database
+) -> None:
+    coming = {"ChargePeriodStart": "2026-12-01T00:00:00Z", "ChargePeriodEnd": "2027-01-01T00:00:00Z"}
+    instant = {"ChargePeriodStart": "2026-10-15T12:00:00Z", "ChargePeriodEnd": "2026-10-15T12:00:00Z"}
+    report = load(
+        {"BilledCost": "10"},
+        coming | {"ChargeCategory": "Purchase", "ChargeFrequency": "Recurring", "BilledCost": "300"},
+        coming | {"ChargeCategory": "Tax", "BilledCost": "57"},
+        coming | {"ChargeFrequency": "Recurring", "BilledCost": "20"},  # a subscription that a provider calls usage
+        instant | {"ChargeCategory": "Purchase", "ChargeFrequency": "One-Time", "BilledCost": "5.5"},
+        instant | {"BilledCost": "0.5"},
+        stated_totals={"INV-1": Decimal("393.0")},
+    )
+    assert report.rejections.total == 0
+    assert [note for note in report.notes if "paid ahead" in note] == [
+        "3 charges are paid ahead (377 EUR): their invoices have them now, sums of charges from when they begin"
+    ]
+    december = (datetime(2026, 12, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    october = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
+    with db.connect("worker") as worker:
+        (invoice,) = charges.invoices(worker)
+        assert (invoice.rows, invoice.billed_cost, invoice.difference) == (6, Decimal("393.0"), 0)
+        told = {
+            month[0].month: charges.sums(worker, *month, "provider")[0].billed_cost for month in (october, december)
+        }
+    assert told == {10: Decimal("16.0"), 12: Decimal(377)}
+
+
+def test_what_cannot_be_charged_yet_is_refused(load: Load) -> None:
+    coming = {"ChargePeriodStart": "2026-12-01T00:00:00Z", "ChargePeriodEnd": "2027-01-01T00:00:00Z"}
+    late = {"ChargePeriodStart": "2046-12-01T00:00:00Z", "ChargePeriodEnd": "2047-01-01T00:00:00Z"}
+    call = {"x_ResponseId": "r1", "x_ModelId": "m", "ConsumedQuantity": "10", "ConsumedUnit": "Tokens"}
+    report = load(
+        coming,  # metered usage
+        coming | {"ChargeFrequency": "Usage-Based"},
+        late | {"ChargeCategory": "Purchase"},
+        coming | {"ChargeFrequency": "Recurring"} | call,
+    )
+    assert report.rejections.by_reason == {"in the future": 4}
+
+
 def test_a_file_without_a_column_it_must_have_is_refused_by_name(conn: sa.Connection, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("BilledCost,BillingCurrency\n1,EUR\n")

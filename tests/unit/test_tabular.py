@@ -36,6 +36,14 @@ def taken(path: Path, **options: Any) -> tuple[list[tuple[Any, ...]], ImportRepo
     return rows, report
 
 
+def objects(source: Source) -> tuple[list[Any], dict[str, int]]:
+    report = ImportReport("test", source.path.name, "", "lab")
+    tags = Field("tags", "object", {"tags": None})
+    return [tag for chunk in read(source, (tags,), report) for _, tag in chunk.rows("tags")], dict(
+        report.rejections.by_reason
+    )
+
+
 def powers(path: Path, **options: Any) -> list[int]:
     return [row[3] for row in taken(path, **options)[0]]
 
@@ -145,6 +153,36 @@ def test_parquet_reads_like_text(tmp_path: Path) -> None:
     rows, report = taken(path)
     assert rows == [(1, "n1", 1_715_341_080_337_000, 100)]
     assert report.rejections.by_reason == {"power is empty": 1}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '[{"key": "team", "value": "nlp"}, {"key": "env", "value": null}, {"key": "team", "value": "no"}]',
+        '[{"Key": "team", "Value": "nlp"}, {"Key": "env", "Value": null}]',
+        '{"team": "nlp", "env": null}',
+    ],
+)
+def test_an_object_may_be_spelled_as_a_list_of_keys_and_values(write: Write, told: str) -> None:
+    quoted = told.replace('"', '""')
+    assert objects(Source(write(f'tags\n"{quoted}"\n'))) == ([{"team": "nlp", "env": None}], {})
+
+
+@pytest.mark.parametrize("told", ['["team"]', '[{"key": 1, "value": 2}]', '[{"key": "a"}]', "[1]", "7"])
+def test_another_list_is_no_object(write: Write, told: str) -> None:
+    quoted = told.replace('"', '""')
+    assert objects(Source(write(f'tags\n"{quoted}"\n'))) == ([], {"not a JSON object": 1})
+
+
+def test_tags_of_parquet_come_as_a_list_of_structs_as_a_map_or_as_a_struct(tmp_path: Path) -> None:
+    pair = pa.struct([("key", pa.string()), ("value", pa.string()), ("inherited", pa.bool_())])
+    listed = [[{"key": "team", "value": "nlp", "inherited": False}], None, []]
+    for kind in (pa.list_(pair), pa.large_list(pair)):
+        path = tmp_path / "tags.parquet"
+        pq.write_table(pa.table({"tags": pa.array(listed, kind)}), path)
+        assert objects(Source(path)) == ([{"team": "nlp"}, None, {}], {})
+    pq.write_table(pa.table({"tags": pa.array([[("team", "nlp")]], pa.map_(pa.string(), pa.string()))}), path)
+    assert objects(Source(path)) == ([{"team": "nlp"}], {})
 
 
 def test_a_local_time_needs_a_zone_and_may_not_be_ambiguous(write: Write) -> None:

@@ -87,7 +87,7 @@ imported_charges = Table(
     Index("imported_charges_period_ix", "period_start_at", "provider"),
     CheckConstraint("category IN ('usage', 'purchase', 'tax', 'credit', 'adjustment')", name="category"),
     CheckConstraint("covers IN ('call', 'calls')", name="covers"),
-    CheckConstraint("charge_end_at > charge_start_at AND period_end_at > period_start_at", name="order"),
+    CheckConstraint("charge_end_at >= charge_start_at AND period_end_at > period_start_at", name="order"),
     comment="One row of a provider's cost and usage export (FOCUS), credits negative, corrections beside what they correct.",
 )
 

@@ -34,7 +34,11 @@ epochs = Table(
     reference("node_id", "nodes"),
     column("boot_id", Text),
     column("driver_epoch", BigInteger, comment="counts driver loads within a boot"),
-    column("feed", SmallInteger, comment="collector.wire.Feed: 1 native, 2 dcgm, 3 remote write, 4 import"),
+    column(
+        "feed",
+        SmallInteger,
+        comment="collector.wire.Feed: 1 native, 2 dcgm, 3 remote write, 4 import, 5 second scraper",
+    ),
     column("origin", SmallInteger, comment="collector.wire.Origin: 1 live, 2 imported, 3 replayed, 4 simulated"),
     column("cadence_us", BigInteger),
     column("agent_version", Text),
