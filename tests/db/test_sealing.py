@@ -65,6 +65,16 @@ def published(fleet: SmallFleet, at: datetime) -> None:
     fleet.rows("UPDATE ledger_runs SET finished_at = %s RETURNING 1", at)
 
 
+def rest_is_sealed(fleet: SmallFleet) -> None:
+    """Have all hours of the day that have no samples sealed."""
+    fleet.rows(
+        "INSERT INTO hour_catalog (site_id, hour_at, state, generation) SELECT %s, %s + hour * interval '1 hour', 'sealed', 1 "
+        "FROM generate_series(0, 23) AS hour WHERE hour NOT BETWEEN 8 AND 11 RETURNING 1",
+        fleet.site_id,
+        DAY_AT,
+    )
+
+
 def hours(sealing: OneClock, now_hours: int) -> tuple[SiteHour, ...]:
     now = HOUR_AT + now_hours * HOUR
     return due(sealing.engine, now, seal_after=timedelta(hours=3), merge_after=NO_TIME).seal
@@ -114,17 +124,20 @@ def test_a_pass_seals_merges_drops_and_tidies_up(fleet: SmallFleet, sealing: One
 
 def test_a_day_stays_hot_while_any_site_has_an_unsealed_hour_of_it(fleet: SmallFleet, sealing: OneClock) -> None:
     sealer, after = Sealer(fleet.database, sealing.segments), (DAY_AT + timedelta(days=1)).date()
-    day = [DAY_AT + number * HOUR for number in range(24)]
-    for at in day:
-        sealer.seal(hour_of(fleet.site_id, at))
+    rest_is_sealed(fleet)
+    for number in range(4):
+        sealer.seal(hour_of(fleet.site_id, HOUR_AT + number * HOUR))
     ((site,),) = fleet.rows("INSERT INTO sites (name) VALUES ('new') RETURNING id")
-    for at in day[:23]:
-        sealer.seal(hour_of(site, at))
+    fleet.rows(
+        "INSERT INTO hour_catalog (site_id, hour_at, state) SELECT %s, %s + hour * interval '1 hour', 'sealed' "
+        "FROM generate_series(0, 22) AS hour RETURNING 1",
+        site,
+        DAY_AT,
+    )
     assert drop_hot_days(sealing.engine, sealing.segments, after).partitions == []
-    sealer.seal(hour_of(site, day[23]))
-    assert {partition.day for partition in drop_hot_days(sealing.engine, sealing.segments, after).partitions} == {
-        DAY_AT.date()
-    }
+    sealer.seal(hour_of(site, DAY_AT + 23 * HOUR))
+    dropped = drop_hot_days(sealing.engine, sealing.segments, after).partitions
+    assert {partition.day for partition in dropped} == {DAY_AT.date()}
 
 
 DAMAGED = "SELECT start_at, evidence ->> 'stream', withdrawn_at IS NULL FROM findings WHERE kind = 'segment_damaged'"
@@ -140,9 +153,8 @@ def test_a_day_that_somebody_reads_is_dropped_later_and_its_files_are_read_once(
         return check_file(segments, listed, thoroughly=thoroughly)
 
     monkeypatch.setattr("ingest.store.seal_days.check_file", noted)
+    rest_is_sealed(fleet)
     sealing.once(NOW)
-    sealing.settings = replace(sealing.settings, hot_retention=timedelta(days=300))
-    sealing.once(DAY_AT + timedelta(days=4))  # seals the rest of the day
     known: dict[date, Whole] = {}
     after = (DAY_AT + timedelta(days=1)).date()
     with fleet.admin() as connection:
@@ -159,6 +171,7 @@ def test_a_day_that_somebody_reads_is_dropped_later_and_its_files_are_read_once(
 def test_a_damaged_and_a_missing_file_are_findings_and_made_anew_while_their_rows_are_hot(
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     for fault in ("cut short", "missing", "unreadable"):
         path = max((tmp_path / "segments").rglob("hour=08/*.parquet"))
@@ -181,6 +194,7 @@ def test_a_day_stays_hot_while_a_file_of_it_is_damaged_and_cannot_be_made_anew(
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wattledger.sealing._CHECKED_HOURS", 0)
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     published(fleet, HOUR_AT)  # nobody looks at these files by chance, or because they are new
     path = min((tmp_path / "segments").rglob("hour=08/*.parquet"))
@@ -205,6 +219,7 @@ def test_a_day_whose_file_was_lost_is_dropped_once_it_was_made_anew(
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wattledger.sealing._CHECKED_HOURS", 0)
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     published(fleet, HOUR_AT)
     min((tmp_path / "segments").rglob("hour=08/*.parquet")).unlink()
@@ -218,6 +233,7 @@ def test_a_day_whose_file_was_lost_is_dropped_once_it_was_made_anew(
 def test_without_the_disk_of_the_segments_nothing_is_damaged_and_nothing_deleted(
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     root = tmp_path / "segments"
     root.rename(tmp_path / "disk")
@@ -282,6 +298,7 @@ def test_nothing_is_deleted_while_the_clocks_of_worker_and_database_disagree(fle
     sealing = Sealing(fleet.database, Segments.at(tmp_path / "segments"), settings, "wattledger-worker/test", engine)
     sealing.tell_time = lambda _: Clocks(NOW, NOW)
     HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments).run(NOW)
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     published(fleet, HOUR_AT)
     files = len(list((tmp_path / "segments").rglob("*.parquet")))
@@ -307,6 +324,7 @@ def test_segments_do_not_expire_by_clocks_that_agree_but_run_ahead_of_all_sample
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
     HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments).run(NOW)
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     published(fleet, HOUR_AT)
     sealing.agents_send = False
@@ -340,6 +358,7 @@ def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_clos
     fleet: SmallFleet, sealing: OneClock, tmp_path: Path
 ) -> None:
     sealing.settings = replace(sealing.settings, segment_retention=timedelta(days=8))
+    rest_is_sealed(fleet)
     sealing.once(NOW)
     much_later = DAY_AT + timedelta(days=30)
 
