@@ -170,7 +170,9 @@ def _rewrite(conn: sa.Connection, of: sa.Table, columns: Mapping[str, Kind], new
     key = _key(of)
     look = _look(of, columns, tuple(news))
     changed = 0
-    for row in conn.execute(sa.select(*key, *(of.c[name].label(f"_{name}") for name in columns)).where(look)).all():
+    found = sa.select(*key, *(of.c[name].label(f"_{name}") for name in columns)).where(look)
+    # Locked: what is written below is made of what is read here, and nobody else's writing may come in between.
+    for row in conn.execute(found.with_for_update(of=of)).all():
         told = dict(zip(columns, row[len(key) :], strict=True))
         if of.name in OWN_ROWS:  # what a scheduler says of the job, by field: an account of that name is no person
             new = {name: value | _renamed(_of_people(value), news) for name, value in told.items()}
