@@ -46,7 +46,9 @@ class IngestApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            endpoint = self.direct.get(scope["path"])
+            path = scope["path"]
+            # A slash at the end is the same path: exporters do not follow the redirection that would be answered otherwise.
+            endpoint = self.direct.get(path) or self.direct.get(path.removesuffix("/"))
             if endpoint is not None:
                 await endpoint(scope, receive, send)
                 return

@@ -29,4 +29,7 @@ printf 'postgresql://wattledger:%s@db:5432/wattledger' "$(cat "$folder/wattledge
 printf 'postgresql://wattledger_serve_login:%s@db:5432/wattledger' "$(cat "$folder/serve_password")" | keep serve_database_url
 printf 'postgresql://wattledger_worker_login:%s@db:5432/wattledger' "$(cat "$folder/worker_password")" | keep worker_database_url
 printf 'postgresql://wattledger_backup:%s@db:5432/wattledger' "$(cat "$folder/backup_password")" | keep backup_database_url
+# Filled by you (docs/deployment.md); made here, because `>` would give it the caller's umask, and under 077 no container could read it.
+[ -e "$folder/dashboard_token" ] || : >"$folder/dashboard_token"
+chmod 0644 "$folder/dashboard_token"
 echo "$folder: passwords of postgres, wattledger, serve, worker, backup; URLs of all but postgres"

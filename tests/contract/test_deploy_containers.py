@@ -78,10 +78,12 @@ def test_secrets_come_by_files_that_the_script_or_the_instructions_make(
     made = {path.name: path.read_text(encoding="ascii") for path in (tmp_path / "made").iterdir()}
     subprocess.run([script, tmp_path / "made"], check=True, capture_output=True)
     assert made == {path.name: path.read_text(encoding="ascii") for path in (tmp_path / "made").iterdir()}, "kept"
-    assert {each["source"] for service in services.values() for each in service["secrets"]} == {
-        *made,
-        "dashboard_token",
-    }
+    assert {each["source"] for service in services.values() for each in service["secrets"]} == {*made}
+    # Its instructions fill it by `>`, under whatever umask: the container's user has to read it all the same.
+    token = tmp_path / "made/dashboard_token"
+    assert made["dashboard_token"] == ""
+    subprocess.run(["sh", "-c", f"umask 077; echo secret > {token}; {script} {token.parent}"], check=True)
+    assert (token.read_text(encoding="ascii"), stat.S_IMODE(token.stat().st_mode)) == ("secret\n", 0o644)
     assert made["database_url"] == f"postgresql://wattledger:{made['wattledger_password']}@db:5432/wattledger"
     backup_url = f"postgresql://wattledger_backup:{made['backup_password']}@db:5432/wattledger"
     assert made["backup_database_url"] == backup_url
@@ -92,7 +94,8 @@ def test_secrets_come_by_files_that_the_script_or_the_instructions_make(
     assert len({made[name] for name in made if name.endswith("_password")}) == 5
     assert re.fullmatch(r"[0-9a-f]{48}", made["wattledger_password"])
     assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").iterdir()} == {0o444}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").iterdir()}
+    assert {mode for name, mode in modes.items() if name != "dashboard_token"} == {0o444}
     text = (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")
     assert not re.search(r"PASSWORD:", text), "a password in the environment is in `docker inspect`"
     for service in services.values():

@@ -217,6 +217,9 @@ def test_traffic_is_refused_but_for_what_is_said() -> None:
     assert policies["wattledger-nothing-else"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     (to_database,) = policies["wattledger-database"]["spec"]["egress"]
     assert [port["port"] for port in to_database["ports"]] == [5432]
+    (names,) = policies["wattledger-names"]["spec"]["egress"]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"], "NodeLocal DNSCache"
+    assert {port["port"] for port in names["ports"]} == {53}
     (from_outside,) = policies["wattledger-server"]["spec"]["ingress"]
     (http,) = from_outside["ports"]
     assert http["port"] == named("Service")["wattledger-server"]["spec"]["ports"][0]["port"]

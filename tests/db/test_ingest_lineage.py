@@ -200,3 +200,17 @@ def test_evaluations_in_traces_are_outcomes_once_however_often_the_export_comes(
     ) == [("r-1", "ab" * 16, "helpfulness", 0.75, "span", "acme/nlp")]
     assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
     assert "customer" not in str(rows(db, "SELECT o::text FROM outcomes AS o UNION ALL SELECT s::text FROM spans AS s"))
+
+
+def test_a_slash_at_the_end_of_a_path_is_the_same_path(db: Database) -> None:
+    headers = writer(db, make_site(db).site_id, None)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        # A redirection has no body that an exporter would follow: it drops what it sent.
+        assert (await post(client, "/api/v1/lineage/", event(), headers)).status_code == 201
+        for path in ("/v1/traces/", "/v1/metrics/", "/api/v1/write/", "/v1/samples/"):
+            assert (await post(client, path, {}, {})).status_code == 401, path
+        assert (await post(client, "/v1/nothing/", {}, headers)).status_code == 404
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM lineage_runs") == [(1,)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from collector.wire import COLUMNS, Origin, Stream
 from ingest.series.book import OTHER, Book
 from ingest.series.host import load_ratio, throttled_ns, used_bytes
+from ingest.series.kube import KUBE
 from ingest.series.labels import Skip
 from ingest.series.memory import DEFAULT_CADENCE_US, Cadence, Known, Memory
-from ingest.series.names import DCGM, DCGM_HEALTH, ENGINES, HARDWARE, NODES, Unit
+from ingest.series.names import DCGM, DCGM_HEALTH, ENGINES, HARDWARE, KNOWN, NODES, Unit
 from ingest.series.places import NODE_LABELS, Place, place
 from ingest.series.rows import rows_of
 from ingest.series.samples import Samples
@@ -239,3 +242,10 @@ def test_of_several_values_of_one_column_and_instant_the_largest_counts_in_any_o
         subjects, at_us, columns = rows.streams[Stream.DEVICE]
         assert (subjects, at_us.tolist()) == ([("GPU-1",)], [5])
         assert columns["memory_used_bytes"].tolist() == [3 * 2**20]
+
+
+def test_the_page_s_filter_keeps_every_name_that_has_a_place() -> None:
+    page = (Path(__file__).parents[2] / "docs/series.md").read_text(encoding="utf-8")
+    (kept,) = re.findall(r'source_labels: \[__name__\], regex: "(.+?)", action: keep', page)
+    assert [name for name in sorted(KNOWN | KUBE) if not re.fullmatch(kept, name)] == []
+    assert "falls back" not in page, "Prometheus drops what is answered 415"
