@@ -18,7 +18,7 @@ import psycopg
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from analytics.errors import BooksError
-from analytics.io.findings import report_unbalanced
+from analytics.io.findings import report_attest, report_unbalanced
 from analytics.io.hours import Batch, batches, due_hours, forget_changes, hours_at_once, remember_open, settle
 from analytics.io.load import Loaded, load_batch
 from analytics.io.load_rating import load_rating
@@ -136,7 +136,7 @@ class HourCloser:
             connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
             lateness = timedelta(microseconds=settings.policy.lateness_us)
-            due = due_hours(connection, now, lateness)
+            due = due_hours(connection, now, lateness, attest=self._segments is not None)
             if on_due is not None:
                 on_due(due)
             waiting = batches(due, settings.hours_per_pass, hours_at_once(connection, settings.device_hours_per_pass))
@@ -259,6 +259,11 @@ class HourCloser:
                 _leave_open(connection, hour, error, round_)
                 continue
             _count(round_, hour, saved, closed=closed)
+            if hour.is_settled and saved is Saved.WRITTEN:
+                log.error(
+                    "site %s, hour %s: sealed samples give other books than hot rows gave", hour.site_id, hour.hour_at
+                )
+                report_attest(connection, hour.site_id, hour.hour_at)
             restated |= saved is Saved.WRITTEN and hour.status == "closed"
             if on_hour is not None:
                 on_hour(hour, saved)
@@ -307,7 +312,9 @@ def _floor_hour(at: datetime) -> datetime:
 def _reason(hour: HourState, *, closed: bool) -> str:
     if not closed:
         return "open window"
-    return "changed inputs" if hour.status == "closed" else "first close"
+    if hour.status != "closed":
+        return "first close"
+    return "sealed samples" if hour.is_settled else "changed inputs"
 
 
 def _books_of(hour: HourState, computed: _Computed) -> HourBooks:

@@ -15,6 +15,8 @@ from analytics.model.overhead import NEGATIVE
 
 BOOKS_UNBALANCED: Final = "books_unbalanced"
 """An hour that would break a law of the books and so was not written; stands until the hour is."""
+ATTEST_DIFFERS: Final = "attest_differs"
+"""An hour of which nothing changed came out otherwise from its sealed files than it had from hot rows: a fault of ours."""
 OF_A_CLOSE: Final = (THROTTLING, IDLE_WASTE, OVERLAP, NEGATIVE, BOOKS_UNBALANCED)
 """Kinds that a close of their hour finds, and a later close of it may not find again."""
 
@@ -41,7 +43,7 @@ WHERE site_id = %(site_id)s AND start_at >= %(hour_at)s AND start_at < %(hour_at
 AND kind = ANY (%(kinds)s) AND withdrawn_at IS NULL AND dedupe_key <> ALL (%(found)s)
 """
 # The origin is that of the least trusted feed of the site.
-_UNBALANCED: Final = """
+_OF_AN_HOUR: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, start_at, end_at, evidence, confidence, origin)
 VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(start_at)s, %(end_at)s, %(evidence)s, 1.0,
         coalesce((SELECT max(epochs.origin) FROM epochs JOIN nodes ON nodes.id = epochs.node_id
@@ -70,7 +72,7 @@ def withdraw_findings(connection: psycopg.Connection[Any], site_id: int, hour_at
 def report_unbalanced(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: BooksError) -> None:
     """Leave a finding on an hour whose books do not balance, one however often it is tried."""
     connection.execute(
-        _UNBALANCED,
+        _OF_AN_HOUR,
         {
             "dedupe_key": f"{BOOKS_UNBALANCED}|{site_id}|{hour_at.isoformat()}",
             "site_id": site_id,
@@ -78,5 +80,25 @@ def report_unbalanced(connection: psycopg.Connection[Any], site_id: int, hour_at
             "start_at": hour_at,
             "end_at": hour_at + timedelta(hours=1),
             "evidence": Jsonb({"law": type(error).__name__, "message": str(error)}),
+        },
+    )
+
+
+def report_attest(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime) -> None:
+    """Leave a finding on an hour that its sealed files closed otherwise, though nobody told of a change; it stands for somebody to look at."""
+    connection.execute(
+        _OF_AN_HOUR,
+        {
+            "dedupe_key": f"{ATTEST_DIFFERS}|{site_id}|{hour_at.isoformat()}",
+            "site_id": site_id,
+            "kind": ATTEST_DIFFERS,
+            "start_at": hour_at,
+            "end_at": hour_at + timedelta(hours=1),
+            "evidence": Jsonb(
+                {
+                    "law": "repeatability",
+                    "message": "sealed samples give other books than hot rows gave; the run has the difference",
+                }
+            ),
         },
     )

@@ -35,12 +35,16 @@ OUTSIDE_THE_BOOKS: Final = (
 )
 """Kinds of change that move no figure of a bill."""
 
-_RATING_ONLY: Final = """
-hours.status = 'closed' AND NOT EXISTS (
+ATTESTED_WITHIN: Final = timedelta(days=3)
+"""How old an hour may be that is computed once more when it is sealed: later it was, or a version before closed it."""
+_UNSEEN: Final = """
+EXISTS (
     SELECT FROM changes WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
     AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
-    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL (%(rating)s))
+    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({but}))
 """
+_SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
+_RATING_ONLY: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "%(rating)s")
 _CANDIDATES: Final = """
 WITH data AS (
     SELECT site_id, hour_at, max(written_xid) AS last_xid
@@ -70,12 +74,19 @@ WITH data AS (
     -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
     SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional' AND (
         hour_at + interval '1 hour' > %(now)s - %(at_hand)s OR hour_at + interval '1 hour' <= %(now)s - %(lateness)s)
+    UNION
+    -- Closed of hot rows, and now it and its neighbours are sealed: do the files give the same? Once; then its run names them.
+    SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+    WHERE hours.status = 'closed' AND hours.hour_at >= %(attest_from)s
+    AND runs.generation = 0 AND runs.kind <> 'rate' AND runs.inputs IS NOT NULL AND (
+        SELECT count(*) FROM hour_catalog AS known WHERE known.site_id = hours.site_id AND known.state = 'sealed' AND known.expired_at IS NULL
+        AND known.hour_at BETWEEN hours.hour_at - interval '1 hour' AND hours.hour_at + interval '1 hour') = 3
 )
-SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status, coalesce({rating_only}, false)
+SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status, coalesce({rating_only}, false), coalesce({settled}, false)
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
 WHERE due.hour_at < %(now)s
 ORDER BY due.site_id, due.hour_at
-""".replace("{rating_only}", _RATING_ONLY)
+""".replace("{rating_only}", _RATING_ONLY).replace("{settled}", _SETTLED)
 _STILL: Final = """
 SELECT coalesce(bool_and({rating_only}), false) AND count(*) = cardinality(%(hours)s::timestamptz[]) FROM ledger_hours AS hours
 WHERE site_id = %(site_id)s AND hour_at = ANY (%(hours)s)
@@ -99,10 +110,11 @@ class Batch:
 
 
 def due_hours(
-    connection: psycopg.Connection[Any], now: datetime, lateness: timedelta = timedelta(0)
+    connection: psycopg.Connection[Any], now: datetime, lateness: timedelta = timedelta(0), *, attest: bool = False
 ) -> list[HourState]:
     """Return every hour up to ``now`` that needs a close, by site and time.
 
+    ``attest``: also recent ones that were closed of hot rows and are sealed now, with their neighbours, once.
     An hour of the open window is due while it is at hand, when it is to be closed (``lateness`` after its end), and
     whenever a change touches it.
     """
@@ -115,10 +127,14 @@ def due_hours(
             "rating": list(RATING_KINDS),
             "reach": REACH,
             "at_hand": AT_HAND,
+            "attest_from": now - ATTESTED_WITHIN if attest else now,
             "lateness": lateness,
         },
     ).fetchall()
-    return [HourState(*row) for row in rows]
+    return [
+        HourState(site_id, hour_at, revision, run_id, status, is_rated and not is_settled, is_settled)
+        for site_id, hour_at, revision, run_id, status, is_rated, is_settled in rows
+    ]
 
 
 def still_rating_only(connection: psycopg.Connection[Any], hours: Sequence[HourState]) -> bool:

@@ -46,6 +46,8 @@ class HourState:
     status: str | None
     is_rating_only: bool = False
     """Closed, and of what it was computed from only prices, bindings or API calls changed since."""
+    is_settled: bool = False
+    """Closed of hot rows, and nothing changed since: it is computed once more to see that its sealed files give the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Current:
     content: bytes
     usage_revision: int
     inputs_sha256: bytes
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +103,14 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
     """
     row = connection.execute(
         """
-        SELECT hours.run_id, hours.revision, hours.content_sha256, coalesce(runs.usage_revision, hours.revision), runs.inputs_sha256
+        SELECT hours.run_id, hours.revision, hours.content_sha256, coalesce(runs.usage_revision, hours.revision), runs.inputs_sha256,
+               runs.generation
         FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
         WHERE hours.site_id = %s AND hours.hour_at = %s FOR UPDATE OF hours
         """,
         (state.site_id, state.hour_at),
     ).fetchone()
-    current = None if row is None else Current(row[0], row[1], bytes(row[2]), row[3], bytes(row[4]))
+    current = None if row is None else Current(row[0], row[1], bytes(row[2]), row[3], bytes(row[4]), row[5])
     if (current.run_id if current else None) != state.run_id:
         raise LostRaceError
     return current

@@ -86,7 +86,7 @@ def _attest(
 ) -> None:
     """Note that later changes were seen; where they changed what was read, keep that, as the run the revision rests on now."""
     run_id = current.run_id
-    if closed and current.inputs_sha256 != run.read.sha256():
+    if closed and (current.inputs_sha256, current.generation) != (run.read.sha256(), run.generation):
         made = Made(
             Kind.ATTEST,
             current.revision,

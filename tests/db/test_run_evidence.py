@@ -159,3 +159,56 @@ def test_an_old_hour_that_is_closed_again_does_not_take_a_job_back_to_the_tenant
     assert fleet.rows("SELECT tenant_id FROM jobs WHERE id = %s", job_id) == [(other,)]
     paying = "SELECT tenant_id FROM current_usage_hours WHERE hour_at = %s AND job_id IS NOT NULL"
     assert fleet.rows(paying, HOUR_AT) == [(fleet.tenant_id,)]
+
+
+def seal(fleet: SmallFleet, segments: Segments, *numbers: int) -> None:
+    sealer = Sealer(fleet.database, segments)
+    for number in numbers:
+        sealer.seal(hour_of(fleet.site_id, HOUR_AT + number * HOUR))
+
+
+def test_an_hour_that_was_closed_of_hot_rows_is_computed_once_of_its_files_when_it_and_its_neighbours_have_them(
+    fleet: SmallFleet, segments: Segments
+) -> None:
+    closer = HourCloser(fleet.database, SETTINGS, segments)
+    closer.run(LATER)
+    seal(fleet, segments, 0)
+    assert closer.run(LATER).unchanged == 0  # what lies before and after it is still hot
+
+    seal(fleet, segments, -1, 1)
+    done = closer.run(LATER)
+
+    assert (done.unchanged, done.restated, done.failed) == (1, 0, 0)
+    assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 0, 0), ("attest", 1, 1, 1)]
+    reason = "SELECT reason FROM ledger_runs WHERE kind = 'attest'"
+    assert fleet.rows(reason) == [("sealed samples",)]
+    assert closer.run(LATER).unchanged == 0
+    assert fleet.rows("SELECT count(*) FROM findings WHERE kind = 'attest_differs'") == [(0,)]
+
+
+def test_an_hour_that_its_files_close_otherwise_is_restated_with_a_finding(
+    fleet: SmallFleet, segments: Segments
+) -> None:
+    closer = HourCloser(fleet.database, SETTINGS, segments)
+    closer.run(LATER)
+    # What no door does: a reading moves, and no change tells of it.
+    fleet.rows(
+        "UPDATE device_samples SET energy_mj = energy_mj + 5000 WHERE at = %s RETURNING 1",
+        HOUR_AT + timedelta(minutes=50),
+    )
+    seal(fleet, segments, -1, 0, 1)
+
+    done = closer.run(LATER)
+
+    assert (done.restated, done.failed) == (1, 0)
+    assert fleet.rows("SELECT withdrawn_at FROM findings WHERE kind = 'attest_differs'") == [(None,)]
+    assert closer.run(LATER).restated == 0
+
+
+def test_an_hour_without_samples_is_looked_at_once_too(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.rows("DELETE FROM device_samples RETURNING 1")
+    closer = HourCloser(fleet.database, SETTINGS, segments)
+    closer.run(LATER)
+    seal(fleet, segments, -1, 0, 1)
+    assert closer.run(LATER).unchanged == 1
+    assert closer.run(LATER).unchanged == 0
