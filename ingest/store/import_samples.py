@@ -195,7 +195,7 @@ class Readings:
         self._count_rejections("import_repeated_days")
         total = self._conn.exec_driver_sql("SELECT count(*) FROM import_repeated").scalar_one()
         lines = self._conn.exec_driver_sql(
-            f"SELECT line, {at_sql('at_us')}::text FROM import_repeated ORDER BY line LIMIT {int(kept_examples)}"
+            f"SELECT line, ({at_sql('at_us')} AT TIME ZONE 'UTC')::text || '+00' FROM import_repeated ORDER BY line LIMIT {int(kept_examples)}"
         )
         return total, [(row[0], row[1]) for row in lines]
 

@@ -147,6 +147,29 @@ def test_a_reading_that_is_in_a_segment_is_known(
     assert sorted(found["power_mw"]) == [1_000_000, 2_000_000, 2_100_000]
 
 
+def test_a_server_of_another_zone_takes_the_same_and_tells_instants_in_utc(
+    conn: sa.Connection, db: Database, write: Write, tmp_path: Path
+) -> None:
+    """In Kolkata hours begin at half past."""
+    with conn.begin():
+        conn.execute(sa.text("SET TIME ZONE 'Asia/Kolkata'"))
+    segments = Segments.at(tmp_path / "segments")
+    report = import_node_power(conn, write("a.csv", LOG), OPTIONS, now=LOG_AT, segments=segments)
+    assert [each.detail for each in report.rejections.examples] == ["-43000 mW", "2024-05-10 11:38:02+00"]
+    with conn.begin():
+        conn.execute(sa.text("SET TIME ZONE 'UTC'"))
+    assert rows(conn, "SELECT from_at::text, to_at::text FROM changes") == [
+        ("2024-05-10 11:00:00+00", "2024-05-10 12:00:00+00")
+    ]
+    ((site_id,),) = rows(conn, "SELECT id FROM sites")
+    Sealer(db, segments).seal(hour_of(int(str(site_id)), datetime(2024, 5, 10, 11, tzinfo=UTC)))
+    with conn.begin():
+        conn.execute(sa.text("DELETE FROM node_samples"))
+        conn.execute(sa.text("SET TIME ZONE 'Asia/Kolkata'"))
+    again = import_node_power(conn, write("b.csv", LOG + "\n"), OPTIONS, now=NOW, segments=segments)
+    assert (again.written["node_samples"], again.unchanged) == (0, 2)
+
+
 def test_years_of_one_site_need_no_lock_an_hour_and_no_partition_a_day(conn: sa.Connection, write: Write) -> None:
     """Ten years, one reading a day at noon: 3,650 partitions and their indexes would be more than a server locks at once."""
     days = "".join(f"n1,{1420113600 + day * 86_400},2000\n" for day in range(3_650))
