@@ -303,7 +303,9 @@ def test_a_fine_tune_that_was_requeued_costs_what_all_its_runs_cost(world: World
     assert hop["unknown"] == []
 
 
-def test_what_of_a_requeued_job_was_over_before_the_run_is_named_and_not_in_its_cost(world: World) -> None:
+def test_what_of_a_requeued_job_was_over_before_the_run_is_named_and_not_in_its_cost(
+    world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     nothing_ran(world)
     job(world, "900", 0, 1 / 4)
     job(world, "900", 1 / 2, 1)
@@ -313,6 +315,8 @@ def test_what_of_a_requeued_job_was_over_before_the_run_is_named_and_not_in_its_
     hop = hops(world.ask("*").json())["fine_tune"]
     assert (hop["cost"], hop["job_count"]) == ("1.01", 1)
     assert hop["unknown"] == ["1 of its jobs were not there while the run was, and are not in this: c1/900"]
+    told = Terminal.on(world.fleet.database, tmp_path / "home", monkeypatch, capsys).run("lineage", "r-1").out
+    assert f"fine_tune: {hop['unknown'][0]}" in told, "the table is no less honest than the JSON"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,13 @@ def lineage(ctx: click.Context, response_id: str, site: str | None, format_: For
         click.echo(json.dumps(whole, indent=2))
     else:
         notes = [] if broken is None else [f"breaks at {broken.hop}: {broken.reason}"]
-        print_rows(whole["hops"], _SHOWN, format_, title=f"lineage of {response_id}", notes=[*notes, *_outcomes(whole)])
+        print_rows(
+            whole["hops"],
+            _SHOWN,
+            format_,
+            title=f"lineage of {response_id}",
+            notes=[*notes, *_doubts(whole), *_outcomes(whole)],
+        )
     if broken is not None:
         ctx.exit(EXIT_NO)
 
@@ -67,6 +73,17 @@ def _asked(ctx: click.Context, response_id: str, site: str | None) -> Chain:
             return chains.chain(conn, response_id, call, owner, outcomes)
     finally:
         engine.dispose()
+
+
+def _doubts(whole: dict[str, Any]) -> list[str]:
+    """Say of each hop that is shown with a cost what is not in it, and of which job it may not be."""
+    return [
+        f"{hop['hop']}: {why}"
+        for hop in whole["hops"]
+        if hop["found"] and hop["hop"] != "response" and hop["cost"] is not None
+        for why in (hop["reason"], *hop["unknown"])
+        if why is not None
+    ]
 
 
 def _outcomes(whole: dict[str, Any]) -> list[str]:
