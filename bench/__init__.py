@@ -14,6 +14,7 @@ BENCHES: Final = {
     "query.fleet": "bench.query_fleet",
     "scale": "bench.scale",
     "history": "bench.history",
+    "attribution.short": "bench.short_jobs",
     "agent.cost": "bench.agent_cost",
 }
 """Name to module; each module has ``run() -> list[bench.report.Result]`` and is imported only when it runs."""

@@ -32,11 +32,18 @@ def looks(until_us: int, how: Sampling, events_us: list[int], draw: np.random.Ge
     turns = np.arange(-(MARGIN_US // step) * step, until_us + MARGIN_US, step, dtype=np.int64)
     late = round(how.jitter_s * 1e6)
     turns = turns + draw.integers(-late, late + 1, len(turns)) if late else turns
-    exact = np.unique(np.array(events_us if how.exact_at_events else [], dtype=np.int64))
+    events = np.array(events_us if how.exact_at_events else [], dtype=np.int64)
+    exact = np.unique(events + draw.integers(0, round(how.event_delay_s * 1e6) + 1, len(events)))
     periodic = np.setdiff1d(turns, exact)
     at = np.concatenate([periodic, exact])
     order = np.argsort(at, kind="stable")
     return Looks(at[order], np.concatenate([np.zeros(len(periodic), bool), np.ones(len(exact), bool)])[order])
+
+
+def refreshed(at_us: Ints, refresh_s: float) -> Ints:
+    """Return the instants that instruments which are refreshed every so often speak of."""
+    period = max(1, round(refresh_s * 1e6))
+    return at_us // period * period
 
 
 def counter_mj(power: Steps, resets_us: list[int], at_us: Ints, offset_mj: int) -> Ints:

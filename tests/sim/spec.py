@@ -117,6 +117,10 @@ class Sampling:
     """A reading is taken up to so much before or after its turn, and says when; 0 = on the second, on the hour too."""
     exact_at_events: bool = True
     """A reading is taken where a hold begins and ends, as agents do."""
+    event_delay_s: float = 0
+    """That reading comes up to so much after the event, and says when."""
+    refresh_s: float = 0
+    """A counter or gauge shows what it was at its last refresh, at most so long ago; 0 = always of now."""
     hook_anchors: bool = False
     """Counter values that hooks read where a hold begins and ends: in ``anchors``, not among the readings."""
     gauge: Gauge = "counter"

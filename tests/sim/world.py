@@ -21,6 +21,7 @@ from tests.sim.instruments import (
     heard,
     looks,
     node_meter_mj,
+    refreshed,
     written,
 )
 from tests.sim.jobs import HOUR_US, SimHold, put_to_work
@@ -93,11 +94,12 @@ class World:
         there = heard(found.at_us, board, self.fate) if feed is Feed.NATIVE else np.ones(len(found.at_us), bool)
         at, gauges = found.at_us[there], ~found.exact[there]
         power = self.truth.board(board)
-        mean = gauge_mw(power, how.gauge, at)
+        shown = refreshed(at, how.refresh_s)
+        mean = gauge_mw(power, how.gauge, shown)
         blind = how.gauge != "counter"
         if blind:
             at, mean, gauges = at[gauges], mean[gauges], gauges[gauges]
-        counter = None if blind else self.counter_mj(board, at)
+        counter = None if blind else self.counter_mj(board, shown)
         busy = power.power_mw(at - 1) > self.truth.floor_mw[board]
         said = written(at, self.spec.weather.clock_jitter_us, draw)
         return _readings(

@@ -9,7 +9,7 @@ import pytest
 from analytics.units import to_us
 from collector.wire import Feed
 from tests.sim.fate import Fate, Stay
-from tests.sim.instruments import activity_ppm, counter_mj, gauge_mw, heard, looks, node_meter_mj, written
+from tests.sim.instruments import activity_ppm, counter_mj, gauge_mw, heard, looks, node_meter_mj, refreshed, written
 from tests.sim.jobs import SimHold, Work
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec
 from tests.sim.steps import Steps
@@ -47,6 +47,18 @@ def test_readings_keep_within_their_jitter_and_events_are_read_exactly() -> None
     assert np.abs(turns - np.round(turns / (10 * S)) * 10 * S).max() <= 0.5 * S
     assert (np.diff(found.at_us) > 0).all()
     assert not looks(100 * S, replace(how, exact_at_events=False), [3 * S], np.random.default_rng(1)).exact.any()
+
+
+def test_an_event_is_read_a_little_late_and_a_counter_shows_its_last_refresh() -> None:
+    late = looks(100 * S, Sampling(event_delay_s=0.2), [3 * S] * 40, np.random.default_rng(1))
+    at = late.at_us[late.exact]
+    assert 3 * S <= at.min() < at.max() <= 3.2 * S
+    assert refreshed(_at(0, 99_999, 100_000, 3 * S + 1), 0.1).tolist() == [0, 0, 100_000, 3 * S]
+    assert refreshed(_at(0, 99_999), 0).tolist() == [0, 99_999]
+    stale = World(WorldSpec(boards=1)).sample(Sampling(jitter_s=0, refresh_s=7)).readings
+    # At 10 s it still shows what it was at 7 s.
+    shown = stale.filter(pl.col("at").dt.epoch("us") == START_US + 10 * S)["energy_mj"].item()
+    assert shown == World(WorldSpec(boards=1)).counter_mj(1, _at(7 * S))[0]
 
 
 def test_without_jitter_there_is_a_reading_on_the_hour() -> None:
