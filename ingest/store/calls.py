@@ -25,6 +25,7 @@ from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, Repo
 from ingest.store.call_window import put_back
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.outages import OUTAGES
+from ingest.store.partitions import is_missing_partition
 from ingest.store.registry import Registry
 
 _COLUMNS: Final = f"called_at, site_id, tenant_id, source, {', '.join(FIELDS)}"
@@ -78,19 +79,30 @@ def write_calls(
     """Commit the reports of one source. Raises UnavailableError or BadBodyError."""
     if not calls:
         return Written()
+    told = Rows.of(ApiCall, calls)
+    reports = Reports([site_id] * len(told), [source] * len(told), [None] * len(told), told)
     try:
-        registry.ensure_days("api_calls", days_of(calls))
-        with engine.begin() as conn:
-            driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
-            assert driver is not None  # noqa: S101 - a checked-out connection has one
-            told = Rows.of(ApiCall, calls)
-            return keep_calls(driver, Reports([site_id] * len(told), [source] * len(told), [None] * len(told), told))
+        try:
+            return _written(engine, registry, reports)
+        except psycopg.errors.CheckViolation as error:
+            if not is_missing_partition(error):  # an empty day, dropped since it was made or seen
+                raise
+            registry.forget_days()
+            return _written(engine, registry, reports)
     except OUTAGES as error:
         raise UnavailableError("database_unavailable", "the calls cannot be kept now; send them again", 2) from error
     except (sa.exc.DBAPIError, psycopg.Error) as error:
         raise BadBodyError(
             "refused_by_database", f"the database refuses these calls: {type(error).__name__}"
         ) from error
+
+
+def _written(engine: sa.Engine, registry: Registry, reports: Reports) -> Written:
+    registry.ensure_days("api_calls", days_of(reports.calls))
+    with engine.begin() as conn:
+        driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
+        assert driver is not None  # noqa: S101 - a checked-out connection has one
+        return keep_calls(driver, reports)
 
 
 def days_of(calls: Sequence[ApiCall]) -> set[int]:

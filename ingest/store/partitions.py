@@ -2,8 +2,8 @@
 
 In a database of hypertables a day's partition is its chunk: it is made ahead as well, and where it was not, TimescaleDB
 makes it when the first row comes, so none is ever missing. All DDL runs in functions of the owner, so writer and worker
-own no table. Give each call a transaction of its own and commit at once: it holds short locks on the parent table. Bills'
-own tables are never dropped here.
+own no table. Give each call a transaction of its own and commit at once: it holds short locks on the parent table. Of bills'
+own tables only days without any row are ever dropped here.
 """
 
 from __future__ import annotations
@@ -95,6 +95,14 @@ def close_partition(conn: sa.Connection, table: str, day: date) -> bool:
     While a day is open only BRIN is kept: the btree would halve ingest. Raises DBAPIError for today or later.
     """
     return bool(conn.execute(sa.select(sa.func.close_partition(table, day))).scalar_one())
+
+
+def drop_empty_day(conn: sa.Connection, table: str, day: date) -> bool:
+    """Drop a past day of API calls or spans that never had a row; return False where it is used, or is a chunk.
+
+    Raises DBAPIError for other tables, for the last week, and where others hold the table for a second.
+    """
+    return bool(conn.execute(sa.select(sa.func.drop_empty_day(table, day))).scalar_one())
 
 
 def _runs(days: list[date]) -> Iterator[tuple[date, date]]:

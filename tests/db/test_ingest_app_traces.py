@@ -317,10 +317,12 @@ def test_spans_of_long_ago_are_refused_and_make_no_tables_while_those_of_the_win
 
 def test_evaluations_that_are_refused_do_not_refuse_the_spans_that_are_kept(db: Database) -> None:
     site = make_site(db)
-    with db.create_engine("admin").begin() as conn:
+    admin = db.create_engine("admin")
+    with admin.begin() as conn:
         nobody = tokens.create(
             conn, "t", [tokens.Scope.WRITE], actor="test", site_id=site.site_id, tenant_path="not/known"
         ).secret
+    admin.dispose()
     request = ExportTraceServiceRequest.FromString(export((1, now_us() - 3_000_000, {})))
     span = request.resource_spans[0].scope_spans[0].spans[0]
     judged = span.events.add(name="gen_ai.evaluation.result", time_unix_nano=span.start_time_unix_nano)
@@ -335,3 +337,24 @@ def test_evaluations_that_are_refused_do_not_refuse_the_spans_that_are_kept(db: 
 
     run(Settings(db), scenario)
     assert rows(db, "SELECT count(*) FROM api_calls") == [(1,)]
+
+
+def test_a_day_that_was_dropped_since_it_was_seen_is_made_again(db: Database) -> None:
+    site = make_site(db)
+    day_us = 86_400_000_000
+    at_us = now_us() - 20 * day_us
+    drop = (
+        "DO $$ DECLARE child text; BEGIN FOR child IN SELECT format('%I.%I', namespace, relation) FROM stored_days() "
+        "WHERE parent IN ('api_calls', 'spans') AND day < now() - interval '10 days' LOOP EXECUTE 'DROP TABLE ' || child; "
+        "END LOOP; END $$"
+    )
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await send(client, export((1, at_us, {})), site.site_token)).status_code == 200
+        with db.connect("admin", autocommit=True) as admin:
+            admin.execute(drop)
+        answer = await send(client, export((2, at_us, {})), site.site_token)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+    run(Settings(db), scenario)
+    assert rows(db, "SELECT count(*) FROM spans") == [(1,)]

@@ -19,7 +19,7 @@ from analytics.actions.pause import pause, resume
 from analytics.io import action_log, budgets
 from analytics.io.action_log import Action, Status
 from analytics.jobs import WorkerSettings
-from ingest.store import partitions
+from ingest.store import layout, partitions
 from ingest.store.engine import Database
 from tests.fakes.books import Books, hour, usage
 from tests.fakes.serving import serving
@@ -259,6 +259,32 @@ def test_days_are_made_a_week_ahead_and_indexed_once_they_are_over(db: Database)
     with engine.begin() as conn:
         days = {partition.day for partition in partitions.partitions(conn)}
     assert max(days) == (today + timedelta(days=7)).date()
+    engine.dispose()
+
+
+def test_old_days_of_calls_and_spans_that_never_had_a_row_are_dropped_and_others_are_not(db: Database) -> None:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    old, used, young = ((today - timedelta(days=days)).date() for days in (60, 50, 30))
+    with db.connect("owner") as owner:
+        owner.execute("INSERT INTO sites (name) VALUES ('lab')")
+    engine = db.create_engine("worker")
+    with engine.begin() as conn:
+        native = layout.recorded(conn).layout is layout.Layout.NATIVE
+        for day in (old, used, young):
+            partitions.ensure(conn, day, day + timedelta(days=1), tables=("api_calls", "spans"))
+    with db.connect("admin") as admin:
+        insert = (
+            "INSERT INTO spans (site_id, started_at, trace_id, span_id, name, kind, status, attributes, origin) "
+            "SELECT id, %s, 't', 's', 'n', 'chat', 'ok', '{}', 1 FROM sites"
+        )
+        admin.execute(insert, [used])
+    keeper = Housekeeper(engine)
+    assert keeper.run(today).dropped == (3 if native else 0)
+    assert keeper.run(today).dropped == 0
+    with engine.begin() as conn:
+        left = {(each.table, each.day) for each in partitions.partitions(conn) if each.day < today.date()}
+    kept = {("spans", used), ("spans", young), ("api_calls", young)}
+    assert left == kept if native else left >= kept
     engine.dispose()
 
 
