@@ -260,7 +260,7 @@ def again(calm: Calm, database: Database) -> None:
     """Empty the books of a copy of the calm store: all is there but the ledger."""
     with database.connect("admin") as connection:
         connection.execute(
-            "TRUNCATE ledger_hours, ledger_runs, usage_hours, ledger_lines, findings, minute_rollups, watermarks CASCADE"
+            "TRUNCATE ledger_hours, ledger_runs, usage_hours, hour_jobs, ledger_lines, findings, minute_rollups, watermarks CASCADE"
         )
         connection.execute(
             "INSERT INTO changes (site_id, from_at, to_at, kind) SELECT id, %s, %s, 'device_samples' FROM sites",
