@@ -71,7 +71,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         finally:
             await runtime.stop()
 
-    app = IngestApp(title="Wattledger", version="1", lifespan=lifespan)
+    # A redirection for a slash too many has no body, and few clients that post follow one: a 404 says what is wrong.
+    app = IngestApp(title="Wattledger", version="1", lifespan=lifespan, redirect_slashes=False)
     # The endpoints in ``direct`` go around it, with bounds of their own.
     app.add_middleware(BodyLimit, body_within_s=settings.body_s)
     app.state.ingest = runtime

@@ -40,7 +40,7 @@ def create_api(database: Database, settings: ApiSettings | None = None) -> FastA
         yield
         service.close()
 
-    app = FastAPI(title="Wattledger API", version="1", lifespan=lifespan)
+    app = FastAPI(title="Wattledger API", version="1", lifespan=lifespan, redirect_slashes=False)
     app.add_middleware(BodyLimit)
     mount(app, service)
     return app

@@ -55,6 +55,13 @@ def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | 
     return JSONResponse(body, status, dict(headers or {}), PROBLEM_TYPE)
 
 
+def _detail(request: Request, error: HTTPException) -> str:
+    path = request.url.path
+    if error.status_code == HTTPStatus.NOT_FOUND and path != "/" and path.endswith("/"):
+        return f"there is no path {path!r:.200}; ask without the slash at its end"
+    return str(error.detail)
+
+
 def install(app: FastAPI) -> None:
     """Make an application answer refusals of this API as problems."""
 
@@ -82,7 +89,7 @@ def install(app: FastAPI) -> None:
             503, "database_unavailable", "the database did not answer in time; ask again", {"retry-after": "2"}
         )
 
-    async def refused_by_router(_: Request, error: Exception) -> JSONResponse:
+    async def refused_by_router(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise error
         title = HTTPStatus(error.status_code).phrase
@@ -90,7 +97,7 @@ def install(app: FastAPI) -> None:
             "type": f"urn:wattledger:problem:{title.lower().replace(' ', '_')}",
             "title": TITLES.get(error.status_code, title),
             "status": error.status_code,
-            "detail": error.detail,
+            "detail": _detail(request, error),
         }
         return JSONResponse(body, error.status_code, dict(error.headers or {}), PROBLEM_TYPE)
 

@@ -161,6 +161,12 @@ def test_without_a_good_token_nothing_is_shown(api: Api, path: str, header: dict
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_slash_too_many_is_a_404_that_says_so(api: Api) -> None:
+    for answer in (api.client.get("/v1/bill/"), api.client.post("/v1/gate/", json={})):
+        assert (answer.status_code, answer.json()["type"]) == (404, "urn:wattledger:problem:not_found")
+        assert answer.json()["detail"].endswith("ask without the slash at its end")
+
+
 @pytest.mark.parametrize("path", READS)
 def test_a_gate_token_does_not_read(api: Api, path: str) -> None:
     answer = api.get(path, api.issue("*", Scope.GATE), **PERIOD)
