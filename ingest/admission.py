@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import TooManyError, UnavailableError
+from ingest.store.database_room import DatabaseRoom
 
 _BURST_S: Final = 10.0
 """How far ahead of its rate a sender may run: a backlog arrives in bursts."""
@@ -62,7 +63,7 @@ class RateLimits:
 
 
 class DiskGuard:
-    """Refuses data while a file system it needs has less than ``min_free_bytes`` left.
+    """Refuses data while a file system it needs, or what the database may have, has less than ``min_free_bytes`` left.
 
     A database whose disk is full stops for everybody, and takes people to start again; senders keep what they have. Once
     refused, data is taken again when a tenth more than that is free, so that it does not flap.
@@ -75,13 +76,28 @@ class DiskGuard:
         *,
         clock: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[Path], int] | None = None,
+        room: DatabaseRoom | None = None,
     ) -> None:
         self._paths = paths
+        self._room = room
         self._min_free_bytes = min_free_bytes
         self._clock = clock
         self._free_bytes = free_bytes or _free_bytes
         self._looked_at = -math.inf
         self._fault: str | None = None
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether there is anything it could notice."""
+        return bool(self._min_free_bytes and (self._paths or (self._room is not None and self._room.max_bytes)))
+
+    def left_bytes(self) -> int | None:
+        """Return the least that is free or left of what it watches; None where it watches nothing or cannot tell."""
+        left = [] if self._room is None or self._room.left_bytes is None else [self._room.left_bytes]
+        try:
+            return min([*left, *(self._free_bytes(path) for path in self._paths)], default=None)
+        except OSError:
+            return None
 
     def fault(self) -> str | None:
         """Return what is short, None if nothing is; looks at most once a second."""
@@ -108,6 +124,11 @@ class DiskGuard:
                 return (
                     f"{free // _MIB} MiB are free where the database keeps its files, {wanted // _MIB} MiB are needed"
                 )
+        if self._room is not None and self._room.left_bytes is not None and self._room.left_bytes < wanted:
+            return (
+                f"the database has {(self._room.size_bytes or 0) // _MIB} MiB of the {self._room.max_bytes // _MIB} MiB it may have, and "
+                f"{wanted // _MIB} MiB have to be left"
+            )
         return None
 
 

@@ -11,14 +11,22 @@ from collections.abc import Callable
 
 from opentelemetry.metrics import Observation
 
+from ingest.admission import DiskGuard
 from ingest.exposition import REQUEST_SECONDS, Meters
 from ingest.series.counts import SeriesCounts
+from ingest.store.database_room import DatabaseRoom
 
 
 class IngestMetrics:
     """The instruments of one ingest process; nothing global."""
 
-    def __init__(self, queued_bytes: Callable[[], int], held_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        queued_bytes: Callable[[], int],
+        held_bytes: Callable[[], int],
+        disk: DiskGuard,
+        database: DatabaseRoom,
+    ) -> None:
         self.answered: Counter[tuple[str, str]] = Counter()
         """Bodies answered by (endpoint, outcome); the event loop's thread counts here."""
         self.meters = Meters("wattledger-ingest", REQUEST_SECONDS)
@@ -61,6 +69,21 @@ class IngestMetrics:
             [lambda _: [Observation(held_bytes())]],
             description="Bytes of request bodies in hand, as sent and as unpacked",
         )
+        meter.create_observable_gauge(
+            "wattledger_ingest_disk_guarded",
+            [lambda _: [Observation(int(disk.is_watching))]],
+            description="1 where data is refused before the database's disk is full; 0: nothing tells how full it is",
+        )
+        meter.create_observable_gauge(
+            "wattledger_ingest_disk_left_bytes",
+            [lambda _: _known(disk.left_bytes())],
+            description="The least that is free on the file systems watched, or left of the bound on the database's size",
+        )
+        meter.create_observable_gauge(
+            "wattledger_ingest_database_bytes",
+            [lambda _: _known(database.size_bytes)],
+            description="Size of the database, without its write-ahead log",
+        )
 
     def exposition(self) -> str:
         """Return everything measured so far as Prometheus text."""
@@ -86,3 +109,7 @@ class IngestMetrics:
 
     def close(self) -> None:
         self.meters.close()
+
+
+def _known(value: int | None) -> list[Observation]:
+    return [] if value is None else [Observation(value)]

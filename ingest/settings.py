@@ -73,6 +73,10 @@ class Settings:
     """Seconds for which the simplest question to the database may have no answer; then all who wait for it are told 503."""
     min_free_mib: int = field(default=1_024, metadata={"bounds": (0, 1024 * 1024 * 1024)})
     """MiB that must be free in each of ``data_paths``; below it data is refused, as a full disk stops the database. 0 = off."""
+    database_max_mib: int = field(default=0, metadata={"bounds": (0, 1024 * 1024 * 1024)})
+    """MiB that the database may have (``pg_database_size``); data is refused when ``min_free_mib`` of it is left. 0 = no bound."""
+    disk_paths: str = field(default="", metadata={"text": True})
+    """Folders on the database's file systems that this process can see, with commas between; watched beside ``data_paths``."""
     data_paths: tuple[Path, ...] = ()
     """Folders of file systems the database keeps its files in, where it runs on this machine; the embedded one's home."""
 
@@ -87,6 +91,13 @@ class Settings:
         if not all(self.series_node_labels):
             faults.append(
                 f"{PREFIX}NODE_LABELS: must be names of labels with commas between, got {self.node_labels!r:.80}"
+            )
+        if not all(path.is_absolute() for path in self.watched_paths):
+            faults.append(f"{PREFIX}DISK_PATHS: must be whole paths with commas between, got {self.disk_paths!r:.80}")
+        if self.database_max_mib and self.database_max_mib <= self.min_free_mib:
+            faults.append(
+                f"{PREFIX}DATABASE_MAX_MIB: must be more than {PREFIX}MIN_FREE_MIB ({self.min_free_mib}), of which it always leaves so "
+                f"much, got {self.database_max_mib}"
             )
         if faults:
             raise SettingsError("ingest cannot start: " + "; ".join(faults))
@@ -119,6 +130,12 @@ class Settings:
         if faults:
             raise SettingsError("ingest cannot start: " + "; ".join(faults))
         return settings
+
+    @property
+    def watched_paths(self) -> tuple[Path, ...]:
+        """Folders whose file systems need room."""
+        named = (name.strip() for name in self.disk_paths.split(","))
+        return (*self.data_paths, *(Path(name) for name in named if name))
 
     @property
     def series_node_labels(self) -> tuple[str, ...]:

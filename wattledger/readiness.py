@@ -10,17 +10,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import disk_usage
 from typing import Final
 
 import psycopg
 
 from analytics.io.health import lease_facts
+from ingest.admission import DiskGuard
 from ingest.readiness import Watch
 from ingest.store.engine import Database
 
 SILENT_AFTER_S: Final = 60.0
 """Twice the lease's life: another worker should have taken it by then."""
 _LOOK_AGAIN_S: Final = 10.0
+_MIB: Final = 1024 * 1024
+NO_GUARD: Final = (
+    "nothing tells how full the database's disk is, so data is taken until it is full; say WATTLEDGER_INGEST_DATABASE_MAX_MIB, or "
+    "WATTLEDGER_INGEST_DISK_PATHS where this process sees that disk"
+)
 
 
 @dataclass(slots=True)
@@ -60,8 +67,18 @@ def worker_watch(database: Database) -> Watch:
     return look
 
 
-def segments_watch(where: str | Path) -> Watch:
-    """Return a watch on a folder of sealed files; a bucket is its provider's to watch, and the worker tells when it fails."""
+def disk_guard_watch(guard: DiskGuard) -> Watch:
+    """Return a watch that says where a full disk will come unannounced."""
+    return lambda: {} if guard.is_watching else {"disk guard": NO_GUARD}
+
+
+def segments_watch(
+    where: str | Path, min_free_bytes: int = 0, free_bytes: Callable[[Path], int] = lambda path: disk_usage(path).free
+) -> Watch:
+    """Return a watch on a folder of sealed files; a bucket is its provider's to watch, and the worker tells when it fails.
+
+    A full one keeps nobody from sending: hours stay in the database, whose own disk is guarded.
+    """
 
     def look() -> Mapping[str, str]:
         if "://" in str(where):
@@ -71,6 +88,12 @@ def segments_watch(where: str | Path) -> Watch:
         there = folder if folder.exists() else folder.parent
         if not there.is_dir() or not os.access(there, os.R_OK | os.X_OK):
             return {"segment store": f"{there} is not there, or cannot be read"}
+        free = free_bytes(there)
+        if free < min_free_bytes:
+            return {
+                "segment store": f"{free // _MIB} MiB are free for {there}, {min_free_bytes // _MIB} MiB are needed; hours stay in the database "
+                "until there is room"
+            }
         return {}
 
     return look

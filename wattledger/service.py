@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -26,10 +27,12 @@ from wattledger.connections import ConnectionLimits, guarded, room_for_connectio
 from wattledger.errors import WattledgerError
 from wattledger.home import Home
 from wattledger.listening import LOOPBACK, Certificates, Listening
-from wattledger.readiness import Cached, segments_watch, worker_watch
+from wattledger.readiness import NO_GUARD, Cached, disk_guard_watch, segments_watch, worker_watch
 from wattledger.runtime import SEGMENTS_VARIABLE, code_version, ready_database
 from wattledger.tracing import traces_of
 
+_LOG = logging.getLogger(__name__)
+_MIB: Final = 1024 * 1024
 DRAIN_VARIABLE: Final = "WATTLEDGER_DRAIN_S"
 _LONGEST_DRAIN_S: Final = 300
 _STARTUP_FAILED: Final = 3
@@ -47,7 +50,13 @@ def create_service(database: Database, env: Mapping[str, str], *, data_paths: tu
     metrics = ApiMetrics(application.state.ingest.metrics.meters.meter("wattledger.api"))
     mount(application, service, metrics, None if traces is None else traces.tracer("wattledger.api"))
     where = env.get(SEGMENTS_VARIABLE) or next((path / "segments" for path in data_paths), None)
-    watches = [worker_watch(database), *([] if where is None else [segments_watch(where)])]
+    watches = [
+        worker_watch(database),
+        disk_guard_watch(application.state.ingest.disk),
+        *([] if where is None else [segments_watch(where, settings.min_free_mib * _MIB)]),
+    ]
+    if not application.state.ingest.disk.is_watching:
+        _LOG.warning("no disk guard: %s", NO_GUARD)
     application.state.ingest.watches += [Cached(watch) for watch in watches]
     ingest_lifespan = application.router.lifespan_context
 

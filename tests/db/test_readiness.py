@@ -26,7 +26,7 @@ from tests.db.ingest_server import free_port
 from tests.scratch import quick_folder
 from wattledger.errors import WattledgerError
 from wattledger.readiness import Cached, segments_watch, worker_watch
-from wattledger.service import DRAIN_VARIABLE, drain_s
+from wattledger.service import DRAIN_VARIABLE, create_service, drain_s
 
 pytestmark = pytest.mark.db
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -172,3 +172,23 @@ def test_told_to_stop_it_says_so_first_and_answers_200_to_nothing_that_is_not_co
     assert (503, "2") in statuses
     with db.connect("admin") as connection:
         assert connection.execute("SELECT count(*) FROM device_samples").fetchone() == (kept,)
+
+
+def test_a_folder_of_sealed_hours_short_of_room_is_told_and_keeps_nobody_from_sending(tmp_path: Path) -> None:
+    mib = 1024 * 1024
+    watch = segments_watch(tmp_path / "segments", 100 * mib, lambda _: 99 * mib)
+    assert watch()["segment store"].startswith(f"99 MiB are free for {tmp_path}, 100 MiB are needed; hours stay")
+    assert segments_watch(tmp_path / "segments", 99 * mib, lambda _: 99 * mib)() == {}
+
+
+def test_a_service_that_nothing_tells_of_its_database_s_disk_says_so(db: Database, tmp_path: Path) -> None:
+    cases: tuple[tuple[dict[str, str], tuple[Path, ...], bool], ...] = (
+        ({}, (), True),
+        ({"WATTLEDGER_INGEST_DATABASE_MAX_MIB": "5000"}, (), False),
+        ({"WATTLEDGER_INGEST_DISK_PATHS": str(tmp_path)}, (), False),
+        ({}, (tmp_path,), False),
+    )
+    for env, data_paths, wanted in cases:
+        service = create_service(db, env, data_paths=data_paths)
+        told = [watch() for watch in service.state.ingest.watches]
+        assert any("disk guard" in each for each in told) is wanted, env

@@ -21,7 +21,9 @@ def test_requests_of_the_api_are_on_the_page_of_ingest_and_no_path_is(db: Databa
         client.post("/v1/samples", content=b"{}")
         text = client.get("/metrics").text
     counted = {
-        line for line in text.splitlines() if line.startswith(("wattledger_api_requests", "wattledger_ingest_b"))
+        line
+        for line in text.splitlines()
+        if line.startswith(("wattledger_api_requests", "wattledger_ingest_bodies_total"))
     }
     assert counted == {
         'wattledger_api_requests_total{route="/v1/budgets/{path:path}",status="4xx"} 1',

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from ingest.admission import DiskGuard, Rate, RateLimits
 from ingest.errors import TooManyError, UnavailableError
+from ingest.store.database_room import DatabaseRoom
 
 pytestmark = pytest.mark.unit
 _MIB = 1024 * 1024
@@ -101,6 +103,30 @@ def test_nothing_is_taken_while_the_disk_is_nearly_full_until_a_tenth_more_is_fr
                 guard.check()
             assert refused.value.headers() == {"retry-after": "60"}
             assert f"{now_free} MiB are free" in refused.value.detail
+
+
+def test_what_a_database_may_have_is_guarded_like_a_disk() -> None:
+    clock, room = _Clock(), DatabaseRoom(sa.create_engine("postgresql+psycopg://"), 1_000 * _MIB)
+    guard = DiskGuard([], 100 * _MIB, clock=clock, room=room)
+    assert (guard.is_watching, guard.left_bytes()) == (True, None)
+    guard.check()  # nothing was told yet
+    for size_mib, is_taken in ((900, True), (901, False), (891, False), (890, True), (1_200, False)):
+        clock.now += 1
+        room.size_bytes = size_mib * _MIB
+        assert guard.left_bytes() == (1_000 - size_mib) * _MIB
+        if is_taken:
+            guard.check()
+        else:
+            with pytest.raises(UnavailableError, match=f"has {size_mib} MiB of the 1000 MiB it may have"):
+                guard.check()
+
+
+def test_a_guard_without_disk_or_bound_says_that_it_watches_nothing() -> None:
+    unbound = DatabaseRoom(sa.create_engine("postgresql+psycopg://"), 0)
+    unbound.size_bytes = 10**15
+    for guard in (DiskGuard([], 1, room=unbound), DiskGuard([Path("/")], 0)):
+        assert not guard.is_watching
+        guard.check()
 
 
 def test_a_disk_that_cannot_be_looked_at_takes_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,18 @@ def test_the_environment_overrides_defaults() -> None:
     assert (settings.writers, settings.group_rows, settings.limits.linger_s) == (4, 20_000, 0.05)
 
 
+def test_what_is_watched_is_where_the_database_lies_and_what_is_named() -> None:
+    env = {"WATTLEDGER_INGEST_DISK_PATHS": "/pg/data, /pg/wal", "WATTLEDGER_INGEST_DATABASE_MAX_MIB": "2048"}
+    settings = Settings.from_env(env, DATABASE, data_paths=(Path("/home"),))
+    assert settings.watched_paths == (Path("/home"), Path("/pg/data"), Path("/pg/wal"))
+    for wrong, told in (
+        ({"WATTLEDGER_INGEST_DISK_PATHS": "data"}, "WATTLEDGER_INGEST_DISK_PATHS: must be whole paths"),
+        ({"WATTLEDGER_INGEST_DATABASE_MAX_MIB": "1024"}, "must be more than WATTLEDGER_INGEST_MIN_FREE_MIB"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            Settings.from_env(wrong, DATABASE)
+
+
 def test_all_faults_are_told_at_once() -> None:
     env = {
         "WATTLEDGER_INGEST_WRITERS": "many",
