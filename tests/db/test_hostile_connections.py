@@ -79,7 +79,7 @@ def test_a_head_that_does_not_end_is_hung_up_on(served: Server) -> None:
         assert time.monotonic() - began < WAIT_S - 1
 
 
-def test_a_body_that_does_not_come_is_answered_408_and_hung_up_on(served: Server) -> None:
+def test_a_body_that_does_not_come_is_answered_and_hung_up_on(served: Server) -> None:
     token = served.site.node_tokens["node-1"]
     for length, some in (
         ("Content-Length: 1000", b"abc"),
@@ -88,9 +88,12 @@ def test_a_body_that_does_not_come_is_answered_408_and_hung_up_on(served: Server
     ):
         for path in (SAMPLES_PATH, "/v1/traces", "/v1/gate/evaluate"):
             connection = served.connect(post(length, token, path) + some)
-            status = answered(connection).partition(b"\r\n")[0]
-            # A path that is none needs no body to be answered; then the silence afterwards ends the connection.
-            assert status in (b"HTTP/1.1 408 Request Timeout", b"HTTP/1.1 404 Not Found"), (path, length)
+            head = answered(connection).lower()
+            # OTLP's exporters drop what is answered 408. A path that is none needs no body to be answered; then the silence
+            # afterwards ends the connection.
+            wanted = b"503" if path == "/v1/traces" else b"408"
+            assert head.split(b" ", 2)[1] in (wanted, b"404"), (path, length)
+            assert b"connection: close" in head or b" 404 " in head
     assert served.takes_a_batch()
 
 
