@@ -117,3 +117,12 @@ def test_a_silent_database_is_answered_503_within_seconds_by_every_writer_and_pr
     # What was told 503 may have been kept; it is there once all the same.
     found = traces.rows(db, "SELECT count(*), count(DISTINCT trace_id) FROM api_calls")
     assert found in ([(2, 2)], [(3, 3)])
+
+
+def test_a_network_that_goes_away_ends_a_connection_unless_the_url_says_otherwise(db: Database) -> None:
+    with db.connect("writer") as conn:
+        told = conn.info.get_parameters()
+    assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("20000", "10")
+    with Database.at_url(f"{db.url}&tcp_user_timeout=7000").connect("admin") as conn:
+        told = conn.info.get_parameters()
+    assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("7000", "10")
