@@ -174,6 +174,30 @@ def test_two_scrapers_of_one_device_are_billed_once(db: Database) -> None:
     ]
 
 
+def test_a_hosts_exporters_are_one_node_and_two_hosts_devices_of_one_number_are_two(db: Database) -> None:
+    site = make_site(db, nodes=("node-1", "node-2"))
+    at_ns = now_ms() * 1_000_000
+    by_exporter: dict[str, tuple[str, dict[str, str], float]] = {
+        "gpu-7:9100": ("node_memory_MemTotal_bytes", {}, 64e9),
+        "gpu-7:9400": (POWER, {"UUID": "GPU-1", "modelName": "H100"}, 300.0),
+        "gpu-7:8000": ("vllm:num_requests_running", {"model_name": "m", "engine": "0"}, 3.0),
+    }
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for instance, point in by_exporter.items():
+            told = otlp_export([(*point, at_ns)], {"service.instance.id": instance})
+            assert (await export(client, site.site_token, told.SerializeToString())).status_code == 200
+        for name in ("node-1", "node-2"):
+            told = otlp_export([("hw.power", {"hw.id": "0", "hw.type": "gpu"}, 100.0, at_ns)], {})
+            answer = await export(client, site.node_tokens[name], told.SerializeToString())
+            assert (answer.status_code, answer.content) == (200, b"")
+
+    run(Settings(db), scenario)
+    placed = "SELECT uuid, nodes.name FROM placements JOIN devices ON devices.id = device_id JOIN nodes ON nodes.id = node_id ORDER BY 1"
+    assert rows(db, placed) == [("GPU-1", "gpu-7"), ("hw:node-1/0", "node-1"), ("hw:node-2/0", "node-2")]
+    assert rows(db, "SELECT name FROM nodes WHERE name LIKE 'gpu%'") == [("gpu-7",)]
+
+
 def xid(at_ms: int, code: float, host: str = "gpu-1") -> bytes:
     values = {POWER: 100.0, "DCGM_FI_DEV_XID_ERRORS": code}
     return write_request(*device_series("GPU-1", at_ms, values, host))
