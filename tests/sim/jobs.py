@@ -178,7 +178,8 @@ def _shared_power(
     for number, hold in enumerate(holds):
         first, last = hold.start_us // SECOND_US - begins, hold.end_us // SECOND_US - begins
         own = _phases(draw, seconds)
-        mixed = sharing.correlation * common + (1 - sharing.correlation) * own
+        phases = sharing.correlation * common + (1 - sharing.correlation) * own
+        mixed = sharing.steadiness * float(draw.uniform()) + (1 - sharing.steadiness) * phases
         low, high = sharing.activity
         sm[number, first:last] = (low + (high - low) * mixed)[first:last]
     weight = np.array([hold.weight_num / hold.weight_den for hold in holds])[:, None]

@@ -51,6 +51,9 @@ class Sharing:
     contention: float = 0.2
     """By how much of its active power a job loses where all the rest of the board is active too."""
     activity: Span = (0.05, 0.95)
+    """Between which a job's SM time lies, of what it is given."""
+    steadiness: float = 0.7
+    """How much of that is the job's own level, all the time, so that jobs differ; the rest goes up and down by phases."""
     clock_distortion: float = 0.1
     """Seen activity is true SM time x a factor of the job's own, 1 +- this: activity at other clocks is other power."""
     capped: bool = True

@@ -154,3 +154,11 @@ def test_all_that_is_seen_says_that_it_is_simulated_and_so_do_its_books() -> Non
     result = World(WorldSpec()).sample(Sampling()).site().close()
     assert result.usage["origin"].unique().to_list() == [4]
     assert result.lines["origin"].unique().to_list() == [4]
+
+
+def test_steady_jobs_of_a_shared_board_work_each_at_a_level_of_its_own() -> None:
+    works = World(WorldSpec(sharing=Sharing("mig", steadiness=1), boards=2)).works
+    assert all(work.sm_ratio.max() - work.sm_ratio.min() < 1e-12 for work in works)
+    levels = [float(work.sm_ratio[0]) for work in works]
+    assert 0.05 <= min(levels) < 0.3
+    assert 0.7 < max(levels) <= 0.95
