@@ -24,6 +24,8 @@ from ingest.store.tables import metadata
 
 MAX_DAYS: Final = 4_000
 """Days that one file may speak of: eleven years."""
+_DAYS_AT_ONCE: Final = 100
+_DAYS_OF_A_NEW_SITE: Final = 1_000
 EPOCH_SQL: Final = "timestamptz '1970-01-01 00:00:00+00'"
 
 
@@ -134,17 +136,28 @@ def at_sql(column: str) -> str:
 
 
 def make_days(conn: sa.Connection, table: str, days: Collection[date], *, referred_site_id: int | None = None) -> None:
-    """Make the daily partitions of these days in a transaction of their own; history comes in islands. Raises TooManyDaysError.
+    """Make the daily partitions of these days in transactions of their own; history comes in islands. Raises TooManyDaysError.
 
     A second connection, because the lock of whoever makes a partition lasts to the end of its transaction: live writers
     would wait for the whole import to begin a new day. A partition made for an import that is then undone stays, empty.
     ``referred_site_id``: the site, where the table has a foreign key to sites.
     """
     check_days(days)
-    with conn.engine.begin() as own:
-        if referred_site_id is None or _is_committed(own, referred_site_id):
-            ensure_days(own, table, days)
+    with conn.engine.connect() as own:
+        with own.begin():
+            apart = referred_site_id is None or _is_committed(own, referred_site_id)
+        if apart:
+            # Some at a time: each takes a dozen locks until its transaction ends, of some ten thousand that a server has.
+            ordered = sorted(days)
+            for start in range(0, len(ordered), _DAYS_AT_ONCE):
+                with own.begin():
+                    ensure_days(own, table, ordered[start : start + _DAYS_AT_ONCE])
             return
+    if len(days) > _DAYS_OF_A_NEW_SITE:
+        raise TooManyDaysError(
+            f"the rows lie on {len(days)} different days of a site that is not known yet, and at most {_DAYS_OF_A_NEW_SITE} are "
+            "taken at its first import; take a part of them first"
+        )
     # A site this import made: its uncommitted row keeps anybody else from adding a table that refers to sites.
     ensure_days(conn, table, days)
 
