@@ -42,17 +42,20 @@ COLUMNS = (
     "feed",
     "origin",
 )
-# A job that a rating gave to a tenant one may not see has no row in hour_jobs here, and so none in the view.
-TENANT = "CASE WHEN used.revision = hours.revision THEN used.tenant_id ELSE rated.tenant_id END AS tenant_id"
-SELECTED = ", ".join(TENANT if name == "tenant_id" else f"used.{name}" for name in COLUMNS)
+# In two halves: nearly all hours are as they were closed, and asking of each of their rows whether it was rated made the fleet's sums six
+# times as slow. A job that a rating gave to a tenant one may not see has no row in hour_jobs here, and so none in the view.
+OWN = ", ".join(f"used.{name}" for name in COLUMNS)
+RATED_ROWS = ", ".join("rated.tenant_id" if name == "tenant_id" else f"used.{name}" for name in COLUMNS)
 CURRENT = f"""
 CREATE OR REPLACE VIEW current_usage_hours WITH (security_invoker = true) AS
-SELECT {SELECTED}
-FROM usage_hours AS used JOIN ledger_hours AS hours USING (site_id, hour_at) JOIN ledger_runs AS runs ON runs.id = hours.run_id
-LEFT JOIN hour_jobs AS rated ON rated.site_id = used.site_id AND rated.hour_at = used.hour_at
-    AND rated.revision = hours.revision AND rated.job_id = used.job_id AND used.revision <> hours.revision
-WHERE used.revision = coalesce(runs.usage_revision, hours.revision)
-AND (used.revision = hours.revision OR used.job_id IS NULL OR rated.job_id IS NOT NULL)
+SELECT {OWN} FROM usage_hours AS used JOIN ledger_hours USING (site_id, hour_at, revision)
+UNION ALL
+SELECT {RATED_ROWS}
+FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id AND runs.usage_revision IS NOT NULL
+JOIN usage_hours AS used ON used.site_id = hours.site_id AND used.hour_at = hours.hour_at AND used.revision = runs.usage_revision
+LEFT JOIN hour_jobs AS rated ON rated.site_id = hours.site_id AND rated.hour_at = hours.hour_at AND rated.revision = hours.revision
+    AND rated.job_id = used.job_id
+WHERE used.job_id IS NULL OR rated.job_id IS NOT NULL
 """  # noqa: S608 (constants)
 BEFORE = f"""
 CREATE OR REPLACE VIEW current_usage_hours WITH (security_invoker = true) AS
@@ -75,6 +78,9 @@ def upgrade() -> None:
             nullable=True,
             comment="revision of the usage hours that its lines are made of; null = its own",
         ),
+    )
+    op.create_index(
+        "ledger_runs_rated_ix", "ledger_runs", ["id"], postgresql_where=sa.text("usage_revision IS NOT NULL")
     )
     _kinds("'close', 'rate', 'attest'", RATES)
     op.create_table(
@@ -117,6 +123,7 @@ def downgrade() -> None:
     op.drop_table("hour_jobs")
     op.execute("UPDATE ledger_runs SET kind = 'close' WHERE kind = 'rate'")
     _kinds("'close', 'attest'", KINDS)
+    op.drop_index("ledger_runs_rated_ix", "ledger_runs")
     op.drop_column("ledger_runs", "usage_revision")
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.db
 SETTINGS = WorkerSettings(code_version="test")
 LATER = HOUR_AT + 6 * HOUR
 NINE = HOUR_AT + HOUR
-RUNS = "SELECT kind, revision, usage_revision FROM ledger_runs WHERE hour_at = %s ORDER BY id"
+RUNS = "SELECT kind, revision, coalesce(usage_revision, revision) FROM ledger_runs WHERE hour_at = %s ORDER BY id"
 USAGE = "SELECT hour_at, revision, device_id, holder, tenant_id, energy_mj, carbon_gco2e FROM usage_hours ORDER BY 1, 2, 3, 4"
 LINES = (
     "SELECT hour_at, tenant_id, pool, charge_category, effective_cost, energy_mj, carbon_gco2e FROM current_ledger_lines "

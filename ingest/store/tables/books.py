@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
 
@@ -108,6 +109,8 @@ ledger_runs = Table(
         comment="of the usage hours of its revision; null = run before this was kept",
     ),
     Index("ledger_runs_hour_ix", "site_id", "hour_at"),
+    # The view of current usage asks for the few hours that were rated.
+    Index("ledger_runs_rated_ix", "id", postgresql_where=text("usage_revision IS NOT NULL")),
     CheckConstraint("kind IN ('close', 'rate', 'attest')", name="kind"),
     comment="What a close of one hour read and wrote, enough to recompute it bit for bit.",
 )
