@@ -69,7 +69,7 @@ def _counted(rows: list[tuple[int, int, int]], first: int, last: int) -> int:
     for (start, epoch, low), (end, after, high) in pairwise(rows):
         # A step of more power than a board can have is no energy, even where a counter's refresh made it.
         believed = high - low <= Policy().gaps.max_power_mw // 1_000 * (end - start) // 1_000 + 1
-        if epoch == after and believed and start < last and end > first:
+        if epoch == after and low <= high and believed and start < last and end > first:
             a, b = (min(max(edge, start), end) - start for edge in (first, last))
             energy += (high - low) * b // (end - start) - (high - low) * a // (end - start)
     return energy

@@ -40,10 +40,13 @@ def looks(until_us: int, how: Sampling, events_us: list[int], draw: np.random.Ge
     return Looks(at[order], np.concatenate([np.zeros(len(periodic), bool), np.ones(len(exact), bool)])[order])
 
 
-def refreshed(at_us: Ints, refresh_s: float) -> Ints:
-    """Return the instants that instruments which are refreshed every so often speak of."""
+def refreshed(at_us: Ints, refresh_s: float, resets_us: list[int]) -> Ints:
+    """Return the instants that instruments speak of which are refreshed every so often, and where they begin anew."""
     period = max(1, round(refresh_s * 1e6))
-    return at_us // period * period
+    shown = at_us // period * period
+    for reset in resets_us:
+        shown = np.where(at_us >= reset, np.maximum(shown, reset), shown)
+    return shown
 
 
 def counter_mj(power: Steps, resets_us: list[int], at_us: Ints, offset_mj: int) -> Ints:

@@ -94,7 +94,7 @@ class World:
         there = heard(found.at_us, board, self.fate) if feed is Feed.NATIVE else np.ones(len(found.at_us), bool)
         at, gauges = found.at_us[there], ~found.exact[there]
         power = self.truth.board(board)
-        shown = refreshed(at, how.refresh_s)
+        shown = refreshed(at, how.refresh_s, self.fate.resets(board))
         mean = gauge_mw(power, how.gauge, shown)
         blind = how.gauge != "counter"
         if blind:

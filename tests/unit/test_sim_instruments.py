@@ -53,8 +53,10 @@ def test_an_event_is_read_a_little_late_and_a_counter_shows_its_last_refresh() -
     late = looks(100 * S, Sampling(event_delay_s=0.2), [3 * S] * 40, np.random.default_rng(1))
     at = late.at_us[late.exact]
     assert 3 * S <= at.min() < at.max() <= 3.2 * S
-    assert refreshed(_at(0, 99_999, 100_000, 3 * S + 1), 0.1).tolist() == [0, 0, 100_000, 3 * S]
-    assert refreshed(_at(0, 99_999), 0).tolist() == [0, 99_999]
+    assert refreshed(_at(0, 99_999, 100_000, 3 * S + 1), 0.1, []).tolist() == [0, 0, 100_000, 3 * S]
+    assert refreshed(_at(0, 99_999), 0, []).tolist() == [0, 99_999]
+    # A driver that is loaded at 50 ms shows nothing of before.
+    assert refreshed(_at(40_000, 50_000, 110_000), 0.1, [50_000]).tolist() == [0, 50_000, 100_000]
     stale = World(WorldSpec(boards=1)).sample(Sampling(jitter_s=0, refresh_s=7)).readings
     # At 10 s it still shows what it was at 7 s.
     shown = stale.filter(pl.col("at").dt.epoch("us") == START_US + 10 * S)["energy_mj"].item()
