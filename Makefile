@@ -90,6 +90,10 @@ bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jso
 bench-peers: $(STAMP) ## beside prometheus, victoria-metrics, node-exporter (installed from Debian if missing), same data, same run
 	@$(BIN)/python -m bench.peers $(ONLY)
 
+.PHONY: packs
+packs: $(STAMP) ## published prices and carbon intensities from public packages: build/packs (deploy/packs/README.md)
+	@PYTHON=$(BIN)/python deploy/packs/build
+
 .PHONY: bundle
 bundle: $(STAMP) ## one archive that installs server and agent without internet: build/bundle (docs/deployment.md)
 	@PYTHON=$(BIN)/python deploy/bundle/build

@@ -1,12 +1,11 @@
-"""Makes the packs beside it from two published packages, so that anybody can check or renew them; refuses to guess.
+"""Makes two packs of published figures from public packages that ship them; refuses to guess. Run by ``build`` beside it.
 
-    python -m venv /tmp/packs && /tmp/packs/bin/pip install codecarbon==3.3.2 genai-prices==0.2.3 pycountry
-    /tmp/packs/bin/python deploy/packs/make.py 2026-11-01      # from when prices hold that their package does not date
+    make.py FOLDER 2026-11-01      # from when prices hold that their package does not date
 
 A price with tiers, by the hour of the day or of a part we have no meter for is left out and counted, never flattened.
 """
 
-# ruff: noqa: INP001 - a script, run by hand in an environment of its own
+# ruff: noqa: INP001 - a script, run in an environment of its own
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from importlib.metadata import version
-from importlib.resources import files
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +24,7 @@ import pycountry
 from genai_prices.data import providers
 from genai_prices.types import ModelPrice, StartDateConstraint
 
-HERE: Final = Path(__file__).parent
+MIX: Final = "codecarbon/data/private_infra/global_energy_mix.json"
 OLDEST_YEAR: Final = 2021
 PROVIDERS: Final = ("anthropic", "cohere", "deepseek", "google", "groq", "mistral", "openai", "x-ai")
 METERS: Final = {
@@ -40,7 +38,8 @@ MILLION: Final = Decimal(1_000_000)
 
 def intensities() -> Iterator[tuple[str, ...]]:
     """Yield a year's mean of each country: in that year as published, after it as an estimate until somebody knows better."""
-    text = files("codecarbon").joinpath("data/private_infra/global_energy_mix.json").read_text(encoding="utf-8")
+    # Where it lies, not by import: importing codecarbon would need all that it measures with.
+    text = Path(str(distribution("codecarbon").locate_file(MIX))).read_text(encoding="utf-8")
     source = f"Our World in Data (Ember, Energy Institute) in codecarbon {version('codecarbon')}"
     found = []
     for code, mix in json.loads(text, parse_float=Decimal).items():
@@ -93,17 +92,18 @@ def _midnight(day: date) -> str:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).isoformat().replace("+00:00", "Z")
 
 
-def write(name: str, header: str, rows: Iterator[tuple[str, ...]]) -> None:
-    with (HERE / name).open("w", encoding="utf-8", newline="") as file:
+def write(path: Path, header: str, rows: Iterator[tuple[str, ...]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(header.split(","))
         out.writerows(rows)
 
 
 if __name__ == "__main__":
-    write("intensity-yearly.csv", "zone,valid_from,valid_to,gco2e_per_kwh,estimated,source", intensities())
+    folder = Path(sys.argv[1])
+    write(folder / "intensity-yearly.csv", "zone,valid_from,valid_to,gco2e_per_kwh,estimated,source", intensities())
     write(
-        "prices-api.csv",
+        folder / "prices-api.csv",
         "provider,model,meter,amount,unit,currency,valid_from",
-        prices(date.fromisoformat(sys.argv[1])),
+        prices(date.fromisoformat(sys.argv[2])),
     )

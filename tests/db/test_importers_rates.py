@@ -156,33 +156,6 @@ def test_the_examples_that_are_shipped_come_in(conn: sa.Connection) -> None:
     assert [report.rejections.total for report in reports] == [0, 0, 0, 0]  # a newcomer's first imports end with 0
 
 
-def test_the_packs_that_are_shipped_come_in_whole_and_hours_known_better_go_before_a_year_s_mean(
-    conn: sa.Connection, write: Write
-) -> None:
-    folder = Path(__file__).resolve().parents[2] / "deploy/packs"
-    prices = import_prices(conn, Source(folder / "prices-api.csv"), PriceOptions("lab"))
-    intensity = import_intensity(
-        conn, Source(folder / "intensity-yearly.csv"), IntensityOptions("lab", life_cycle=True)
-    )
-    assert (prices.rejections.total, intensity.rejections.total) == (0, 0)
-    assert (prices.rows_written, intensity.rows_written) == (743, 422)
-    known = (
-        "SELECT gco2e_per_kwh::float8, estimated, valid_from::text, valid_to::text FROM intensity WHERE grid_zone = 'DE' "
-        "AND superseded_at IS NULL AND valid_from < '2026-01-02' ORDER BY valid_from"
-    )
-    assert rows(conn, known) == [
-        (380.95, False, "2023-01-01 00:00:00+00", "2024-01-01 00:00:00+00"),
-        (380.95, True, "2024-01-01 00:00:00+00", None),
-    ]
-    hour = "zone,datetime_utc,gco2e_per_kwh\nDE,2026-01-01T00:00,312.4\n"
-    import_intensity(conn, write("hour.csv", hour), IntensityOptions("lab", life_cycle=True))
-    assert rows(conn, known)[1:] == [
-        (380.95, True, "2024-01-01 00:00:00+00", "2026-01-01 00:00:00+00"),
-        (312.4, False, "2026-01-01 00:00:00+00", "2026-01-01 01:00:00+00"),
-        (380.95, True, "2026-01-01 01:00:00+00", None),
-    ]
-
-
 def test_an_hour_without_a_value_stays_missing_and_is_counted(conn: sa.Connection, write: Write) -> None:
     text = "zone,datetime_utc,gco2e_per_kwh\nDE,2026-01-01T00:00,312.4\nDE,2026-01-01T01:00,\n"
     report = import_intensity(conn, write("i.csv", text), IntensityOptions("lab"))
