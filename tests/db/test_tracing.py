@@ -92,10 +92,13 @@ def test_a_group_s_commit_links_to_the_span_of_its_body(db: Database, collector:
 
 
 def test_a_refusal_is_answered_as_without_spans_and_is_no_error_of_ours(db: Database, collector: Collector) -> None:
+    site = make_site(db)
     with serving(create_service(db, os.environ)) as url, httpx.Client(base_url=url) as client:
-        assert client.post(SAMPLES_PATH, content=b"{}").status_code == 401
+        refused = client.post(SAMPLES_PATH, content=b"{}", headers=headers(site.node_tokens["node-1"]))
+        assert refused.status_code == 400
+        assert client.post(SAMPLES_PATH, content=b"{}").status_code == 401  # at the door, where nothing is kept, nor told
     (span,) = collector.named("POST /v1/samples")
-    assert (values(span)["error.type"], span.status.code, len(span.events)) == ("token_missing", 0, 0)
+    assert (values(span)["error.type"], span.status.code, len(span.events)) == ("malformed", 0, 0)
 
 
 def test_a_request_of_the_api_is_named_by_its_route_and_spans_sent_to_us_make_none(
