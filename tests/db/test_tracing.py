@@ -96,7 +96,8 @@ def test_a_refusal_is_answered_as_without_spans_and_is_no_error_of_ours(db: Data
     with serving(create_service(db, os.environ)) as url, httpx.Client(base_url=url) as client:
         refused = client.post(SAMPLES_PATH, content=b"{}", headers=headers(site.node_tokens["node-1"]))
         assert refused.status_code == 400
-        assert client.post(SAMPLES_PATH, content=b"{}").status_code == 401  # at the door, where nothing is kept, nor told
+        # At the door, where nothing is kept, nor told.
+        assert client.post(SAMPLES_PATH, content=b"{}").status_code == 401
     (span,) = collector.named("POST /v1/samples")
     assert (values(span)["error.type"], span.status.code, len(span.events)) == ("malformed", 0, 0)
 
