@@ -29,8 +29,11 @@ def fetch_frame(
     missing = [name for name in types if name not in names]
     if missing:
         raise TypeError(f"{schema.__name__} wants {', '.join(missing)}, which the query does not return")
+    # All rows say what a column is: a share of a board may come after a thousand boards held as a whole.
     frame = (
-        pl.DataFrame(rows, schema=names, orient="row") if rows else pl.DataFrame(schema=dict.fromkeys(names, pl.Null))
+        pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+        if rows
+        else pl.DataFrame(schema=dict.fromkeys(names, pl.Null))
     )
     wanted = frame.select(pl.col(name).cast(kind, strict=True) for name, kind in types.items())
     return schema.validate(wanted)
