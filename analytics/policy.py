@@ -30,6 +30,9 @@ class GapPolicy:
     known size and unknown timing, and the hours it spans are closed again once it ends."""
     max_power_mw: int = 20_000 * MW_PER_W
     """Per accelerator. A counter step that implies more is a broken counter, not energy."""
+    refresh_us: int = US_PER_SECOND
+    """How old a counter's value may be when it is read: a step may hold what was drawn in that time before it. Devices refresh
+    every 20 to 100 ms, some gateways and node meters once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,38 @@ class ThrottlePolicy:
     """Work lost while throttled: assumed, since clocks alone do not say what the job would have done."""
 
 
+EVIDENCE: Final[Mapping[str, int]] = {
+    "cgroup": 3,
+    "slurmstepd": 3,
+    "slurmctld": 3,
+    "hook": 3,
+    "pod-resources": 3,
+    "simulated": 3,
+    "job-mapping": 2,
+    "kubernetes": 1,
+    "kube-state-metrics": 1,
+    "api": 1,
+    "sacct": 1,
+    "import": 1,
+    "environ": 0,
+}
+"""Who is believed where two say different things of one device; in the order of the agent's own weighing (docs/jobs.md). What
+is told of a count on a node never ranks above 1, whoever tells it."""
+OTHER_EVIDENCE: Final = 1
+"""Of an instrument that is not in the table: told by somebody, as an import is."""
+HINT: Final = 0
+"""What a process says of itself alone: nobody is billed for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingPolicy:
+    """How contradicting words about who held a device are weighed."""
+
+    handover_us: int = 5 * US_PER_SECOND
+    """Two holdings that overlap by less are one after the other: the later one has the overlap. Hooks, schedulers and agents
+    tell one instant up to about two seconds apart (docs/jobs.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Everything a close may choose."""
@@ -61,6 +96,7 @@ class Policy:
     gaps: GapPolicy = field(default_factory=GapPolicy)
     idle: IdlePolicy = field(default_factory=IdlePolicy)
     throttle: ThrottlePolicy = field(default_factory=ThrottlePolicy)
+    holding: HoldingPolicy = field(default_factory=HoldingPolicy)
     lateness_us: int = 15 * US_PER_MINUTE
     """How long after its end an hour waits for late data before it closes."""
 
@@ -81,7 +117,12 @@ class Policy:
 
 def policy_of(kept: Mapping[str, Any]) -> Policy:
     """Return the policy that was kept as JSON with a run; raises InputError where it has choices that this version does not know."""
-    parts: dict[str, type[Any]] = {"gaps": GapPolicy, "idle": IdlePolicy, "throttle": ThrottlePolicy}
+    parts: dict[str, type[Any]] = {
+        "gaps": GapPolicy,
+        "idle": IdlePolicy,
+        "throttle": ThrottlePolicy,
+        "holding": HoldingPolicy,
+    }
     try:
         return Policy(**{name: parts[name](**value) if name in parts else value for name, value in kept.items()})
     except TypeError as error:
