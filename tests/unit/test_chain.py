@@ -1,0 +1,239 @@
+"""A chain of lines: what changes in it is found and named, whatever it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analytics.frames import MONEY
+from analytics.model.chain import (
+    Break,
+    Fault,
+    Link,
+    Names,
+    canonical,
+    first_break,
+    follow,
+    opens,
+    seals,
+    stamp,
+    start_of_hour,
+)
+
+pytestmark = pytest.mark.unit
+START = start_of_hour("fra1", datetime(2026, 10, 1, tzinfo=UTC))
+NAMES = Names({1: "acme/nlp", 2: "globex"}, {7: "owned H100 2.00 USD"}, {3: "it 0.20 USD"})
+NANO = Decimal("0.000000001")
+SCHEMA = {
+    "tenant_id": pl.Int32,
+    "holder_key": pl.String,
+    "api_key": pl.String,
+    "pool": pl.String,
+    "device_model": pl.String,
+    "charge_category": pl.String,
+    "price_id": pl.Int32,
+    "tariff_id": pl.Int32,
+    "quantity": pl.Int64,
+    "quantity_unit": pl.String,
+    "energy_mj": pl.Int64,
+    "energy_low_mj": pl.Int64,
+    "energy_high_mj": pl.Int64,
+    "facility_mj": pl.Int64,
+    "facility_category": pl.Int16,
+    "carbon_gco2e": MONEY,
+    "billed_cost": MONEY,
+    "effective_cost": MONEY,
+    "currency": pl.String,
+    "source": pl.String,
+    "coverage": pl.Float64,
+    "origin": pl.Int16,
+    "method": pl.String,
+}
+
+
+def line(holder: str, **other: Any) -> dict[str, Any]:
+    return (
+        dict.fromkeys(SCHEMA)
+        | {
+            "tenant_id": 1,
+            "holder_key": holder,
+            "pool": "job",
+            "device_model": "H100",
+            "charge_category": "gpu_owned",
+            "price_id": 7,
+            "quantity": 3_600_000_000,
+            "quantity_unit": "accelerator-us",
+            "energy_mj": 360_000_000,
+            "billed_cost": Decimal("2.000000000"),
+            "effective_cost": Decimal("2.000000000"),
+            "currency": "USD",
+            "source": "measured",
+            "coverage": 1.0,
+            "origin": 1,
+        }
+        | other
+    )
+
+
+def chained(*lines: dict[str, Any]) -> pl.DataFrame:
+    return stamp(pl.DataFrame(lines, schema=SCHEMA), NAMES, START, b"salt")
+
+
+def links(stored: pl.DataFrame) -> list[Link]:
+    rows = stored.select("ordinal", "chain_sha256", "holder_key").iter_rows()
+    return [Link(*row[:2], text, row[2]) for row, text in zip(rows, canonical(stored, NAMES), strict=True)]
+
+
+def found(stored: pl.DataFrame, before: pl.DataFrame) -> Break | None:
+    return first_break(links(stored), START, before.height, before["chain_sha256"][-1] if before.height else START)
+
+
+THREE = chained(line("a"), line("b", tenant_id=2), line("c"))
+
+
+def with_at(stored: pl.DataFrame, place: int, **values: Any) -> pl.DataFrame:
+    rows = stored.to_dicts()
+    rows[place] |= values
+    return pl.DataFrame(rows, schema=stored.schema)
+
+
+def test_three_lines_hold_and_the_chain_is_sha256_over_the_link_before_and_the_text() -> None:
+    assert found(THREE, THREE) is None
+    first = hashlib.sha256(START + canonical(THREE, NAMES)[0].encode()).digest()
+    second = hashlib.sha256(first + canonical(THREE, NAMES)[1].encode()).digest()
+    assert THREE["chain_sha256"].to_list()[:2] == [first, second]
+    assert hashlib.sha256(b'["wattledger/line/1","fra1","2026-10-01T00:00:00Z"]').digest() == START
+
+
+def test_one_millijoule_too_many_is_found_and_its_line_named() -> None:
+    assert found(with_at(THREE, 1, energy_mj=360_000_001), THREE) == Break(Fault.ALTERED, 2, "b")
+
+
+def test_a_billionth_too_little_is_found_and_its_line_named() -> None:
+    less = Decimal("2.000000000") - NANO
+    assert found(with_at(THREE, 2, billed_cost=less), THREE) == Break(Fault.ALTERED, 3, "c")
+
+
+def test_a_line_of_another_tenant_than_then_is_found() -> None:
+    assert found(with_at(THREE, 0, tenant_id=2), THREE) == Break(Fault.ALTERED, 1, "a")
+
+
+def test_a_dropped_line_is_named_by_its_place() -> None:
+    without = THREE.filter(pl.col("holder_key") != "b")
+    assert found(without, THREE) == Break(Fault.DROPPED, 2, "what stood before c")
+    renumbered = without.with_columns(pl.Series("ordinal", [1, 2], pl.Int32))
+    assert found(renumbered, THREE) == Break(Fault.DROPPED, 2, "what stood before c")
+    assert found(THREE.head(2), THREE) == Break(Fault.DROPPED, 3, "the last 1 of 3")
+
+
+def test_two_lines_that_changed_places_are_reordered_with_or_without_their_links() -> None:
+    moved = THREE.with_columns(pl.Series("ordinal", [2, 1, 3], pl.Int32))
+    assert found(moved, THREE) == Break(Fault.REORDERED, 1, "a")
+    rows = THREE.to_dicts()
+    for name in ("ordinal", "chain_sha256"):
+        rows[0][name], rows[1][name] = rows[1][name], rows[0][name]
+    assert found(pl.DataFrame(rows, schema=THREE.schema), THREE) == Break(Fault.REORDERED, 1, "a")
+
+
+@pytest.mark.parametrize("ordinal", [None, 1, 2, 3, 4])
+def test_an_invented_line_is_named_wherever_it_claims_to_stand(ordinal: int | None) -> None:
+    mine = THREE.head(1).with_columns(
+        pl.lit("x").alias("holder_key"),
+        pl.lit(ordinal, pl.Int32).alias("ordinal"),
+        pl.lit(b"\x07" * 32).alias("chain_sha256"),
+    )
+    shown = found(pl.concat([mine, THREE]), THREE)
+    assert shown is not None
+    assert (shown.fault, shown.called) == (Fault.INVENTED, "x")
+
+
+def test_an_hour_without_lines_holds_and_one_invented_there_does_not() -> None:
+    none = THREE.clear()
+    assert found(none, none) is None
+    assert found(THREE.head(1), none) == Break(Fault.INVENTED, 1, "a")
+
+
+def test_the_order_and_the_links_do_not_hang_on_ids_or_on_the_order_of_rows() -> None:
+    lines = [line("b", tenant_id=2), line("c"), line("a")]
+    other_ids = Names({11: "acme/nlp", 12: "globex"}, {17: NAMES.prices[7]}, {})
+    ids = {1: 11, 2: 12}
+    moved = [each | {"tenant_id": ids[each["tenant_id"]], "price_id": 17} for each in reversed(lines)]
+    rebuilt = stamp(pl.DataFrame(moved, schema=SCHEMA), other_ids, START, b"salt")
+    assert rebuilt["chain_sha256"].to_list() == THREE["chain_sha256"].to_list()
+
+
+def test_a_forgotten_name_leaves_the_chain_as_it_was_and_says_nothing_of_the_name() -> None:
+    before = chained(line("m", api_key="ada", pool="api"))
+    (seal,) = before["api_key_seal"].to_list()
+    assert opens(seal, "ada") is True
+    assert opens(seal, "bob") is False
+    forgotten = with_at(before, 0, api_key="erased-1", api_key_seal=seal[-32:])
+    assert found(forgotten, before) is None
+    assert opens(seal[-32:], "erased-1") is None
+    assert seals([None, "ada"], b"1")[0] is None
+
+
+@given(st.lists(st.text(), min_size=2, max_size=4))
+def test_the_text_is_plain_json_whatever_a_name_holds(words: list[str]) -> None:
+    stored = chained(*(line(word, method=word) for word in words))
+    for text in canonical(stored, NAMES):
+        assert text == json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40))
+def test_whatever_is_done_to_one_line_of_many_is_found_and_named(seed: int, count: int) -> None:
+    dice = random.Random(seed)
+    costs = [Decimal(dice.randrange(10**12)).scaleb(-9) for _ in range(count)]
+    stored = chained(
+        *(line(f"j{n}", billed_cost=cost, energy_mj=dice.randrange(10**9)) for n, cost in enumerate(costs))
+    )
+    rows = stored.to_dicts()
+    at = dice.randrange(count)
+    called = rows[at]["holder_key"]
+    fault = dice.choice(list(Fault))
+    if fault is Fault.ALTERED:
+        rows[at] |= dice.choice(
+            [{"energy_mj": rows[at]["energy_mj"] + 1}, {"billed_cost": rows[at]["billed_cost"] + NANO}]
+        )
+    elif fault is Fault.DROPPED:
+        del rows[at]
+    elif fault is Fault.INVENTED:
+        called = "x"
+        rows.insert(dice.randrange(count + 1), rows[at] | {"holder_key": "x", "ordinal": dice.randrange(1, count + 2)})
+    else:
+        other = dice.randrange(count)
+        if other == at:
+            return
+        rows[at]["ordinal"], rows[other]["ordinal"] = rows[other]["ordinal"], rows[at]["ordinal"]
+        called = rows[min(at, other)]["holder_key"]
+    shown = found(pl.DataFrame(rows, schema=stored.schema), stored)
+    assert shown is not None
+    assert shown.fault is fault
+    assert shown.ordinal == at + 1 if fault is Fault.DROPPED else shown.called == called
+
+
+def test_two_thousand_lines_are_stamped_in_milliseconds() -> None:
+    many = pl.DataFrame([line(f"j{n}") for n in range(2_000)], schema=SCHEMA)
+    times = []
+    for _ in range(5):
+        begun = time.process_time()
+        stamp(many, NAMES, START, b"salt")
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.03, times
+
+
+def test_follow_links_each_text_to_the_one_before() -> None:
+    one, two = follow(START, ["a", "b"])
+    assert one == hashlib.sha256(START + b"a").digest()
+    assert two == hashlib.sha256(one + b"b").digest()
