@@ -162,8 +162,9 @@ def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> p
         .then(NO_DATA)
     )
     if instrument == "counter":
+        # Two readings on either side of a refresh differ by all that was drawn since the one before it, however close they are.
         # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
-        most_mj = max_power_mw // MW_PER_W * dt // MW_PER_W + 1
+        most_mj = max_power_mw // MW_PER_W * (dt + policy.gaps.refresh_us) // MW_PER_W + 1
         verdict = (
             verdict.when(growth < 0)
             .then(COUNTER_RESET)

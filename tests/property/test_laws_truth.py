@@ -67,8 +67,8 @@ def _counted(rows: list[tuple[int, int, int]], first: int, last: int) -> int:
     """What the counter grew by in [first, last), epoch by epoch, each interval rounded down where an edge cuts it."""
     energy = 0
     for (start, epoch, low), (end, after, high) in pairwise(rows):
-        # A step of more power than a board can have is no energy, even where a counter's refresh made it.
-        believed = high - low <= Policy().gaps.max_power_mw // 1_000 * (end - start) // 1_000 + 1
+        # A step of more power than a board can have is no energy; its value may be a second old at either end.
+        believed = high - low <= Policy().gaps.max_power_mw // 1_000 * (end - start + 1_000_000) // 1_000 + 1
         if epoch == after and low <= high and believed and start < last and end > first:
             a, b = (min(max(edge, start), end) - start for edge in (first, last))
             energy += (high - low) * b // (end - start) - (high - low) * a // (end - start)

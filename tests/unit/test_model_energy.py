@@ -50,6 +50,16 @@ def test_a_step_no_device_could_draw_is_a_broken_counter() -> None:
     assert "implausible" in result.quality["reason"].to_list()
 
 
+def test_an_event_beside_a_refresh_of_the_counter_loses_no_energy() -> None:
+    # 700 W, refreshed each 100 ms: read 1 ms before and at a refresh, the counter steps by 70 J, which is 70 kW for 1 ms.
+    readings = [reading(1, 0, 0), reading(1, 9.999, 6_930)] + [
+        reading(1, second, 700 * second) for second in range(10, 3601, 10)
+    ]
+    result = Site(readings=readings).close()
+    assert result.usage["energy_mj"].to_list() == [2_520_000_000]
+    assert result.quality.is_empty()
+
+
 def test_a_gap_goes_to_the_job_that_held_the_device_throughout() -> None:
     readings = [reading(1, 0, 0), reading(1, 10, 1), reading(1, 310, 31), reading(1, 320, 32)]
     row = Site(readings=readings, allocations=[holds(7, 1, -100, None)]).usage()["job:7"]
