@@ -90,6 +90,23 @@ class HoldingPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SharingError:
+    """How far a holder's part of a shared board is off, 90 %: parts per million of the board's active energy while it held.
+
+    By method; written down by calibration on simulated boards, seeds 0 to 199 (docs/methodology.md §3), judged on others.
+    """
+
+    process_utilization: int = 100_000
+    slice_activity: int = 100_000
+    mps_threads: int = 100_000
+    slice: int = 300_000
+    shards: int = 300_000
+    share: int = 300_000
+    count: int = 500_000
+    equal: int = 300_000
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything a close may choose."""
 
@@ -97,6 +114,7 @@ class Policy:
     idle: IdlePolicy = field(default_factory=IdlePolicy)
     throttle: ThrottlePolicy = field(default_factory=ThrottlePolicy)
     holding: HoldingPolicy = field(default_factory=HoldingPolicy)
+    sharing: SharingError = field(default_factory=SharingError)
     lateness_us: int = 15 * US_PER_MINUTE
     """How long after its end an hour waits for late data before it closes."""
 
@@ -122,6 +140,7 @@ def policy_of(kept: Mapping[str, Any]) -> Policy:
         "idle": IdlePolicy,
         "throttle": ThrottlePolicy,
         "holding": HoldingPolicy,
+        "sharing": SharingError,
     }
     try:
         return Policy(**{name: parts[name](**value) if name in parts else value for name, value in kept.items()})
