@@ -14,6 +14,7 @@ BENCHES: Final = {
     "query.fleet": "bench.query_fleet",
     "scale": "bench.scale",
     "history": "bench.history",
+    "attribution.day": "bench.attribution",
     "attribution.short": "bench.short_jobs",
     "agent.cost": "bench.agent_cost",
 }

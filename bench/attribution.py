@@ -1,0 +1,70 @@
+"""attribution.day: a day of 10,000 simulated GPUs, read every 10 s, from sealed segments to a closed and balanced ledger.
+
+86.4 M board readings, 4,000 jobs of 200 tenants, with shared boards, silences, counters begun anew and jobs known by count. The
+product's worker closes 24 hours as it does in production: loads, computes, checks, hashes and commits to PostgreSQL. The time is
+from its first read to its last commit. What it books is compared with the readings by a query that shares nothing with it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from bench.attribution_files import SealedFleet, sealed
+from bench.attribution_fleet import Fleet, FleetSpec
+from bench.attribution_rounds import Round, check, worker
+from bench.attribution_stand import announce, furnish
+from bench.report import Result
+from bench.stand import stand
+from bench.trace_fleet import Traces
+from bench.trace_stand import shared_folder, size_of
+from collector.wire import Stream
+
+TARGET_S: Final = 30.0
+TARGET_GIB: Final = 2.0
+_GIB: Final = 1 << 30
+
+
+def fleet_of_the_bench() -> tuple[Fleet, SealedFleet]:
+    """Return the fleet with its files; both sizes may be set smaller for a quick look."""
+    devices, hours = (
+        size_of("WATTLEDGER_BENCH_ATTRIBUTION_DEVICES", 10_000),
+        size_of("WATTLEDGER_BENCH_ATTRIBUTION_HOURS", 24),
+    )
+    fleet = Fleet(FleetSpec.sized(devices, hours), Traces.read(shared_folder()))
+    return fleet, sealed(fleet)
+
+
+def run() -> list[Result]:
+    fleet, files = fleet_of_the_bench()
+    spec = fleet.spec
+    with stand() as on:
+        furnish(on.database, fleet, files)
+        announce(on.database, spec.start_at, spec.end_at)
+        with worker(on, files.root) as closer:
+            done = closer.round(spec.end_at + timedelta(hours=2))
+        if done.counted["closed"] != spec.hours:
+            raise RuntimeError(f"{spec.hours} hours were due: {done.counted}")
+        energy_mj = check(on, files, spec.start_at, spec.end_at)
+    detail = told(fleet, files, done) | {"energy_mj": energy_mj}
+    gib = done.peak_bytes / _GIB
+    return [
+        Result("attribution.day", done.seconds, "s", f"<= {TARGET_S:g} s", done.seconds <= TARGET_S, detail=detail),
+        Result("attribution.day.memory", gib, "GiB", f"<= {TARGET_GIB:g} GiB", gib <= TARGET_GIB, detail=detail),
+    ]
+
+
+def told(fleet: Fleet, files: SealedFleet, done: Round) -> dict[str, object]:
+    """Return what a result says of the fleet and of the processors' time."""
+    spec = fleet.spec
+    return {
+        "origin": "simulated fleet, power from published traces",
+        "devices": spec.devices,
+        "hours": spec.hours,
+        "jobs": fleet.jobs.height,
+        "tenants": spec.tenants,
+        "sealed_rows": sum(file.rows for file in files.files if file.stream == Stream.DEVICE.value),
+        "worker_cpu_s": round(done.cpu_s, 2),
+        "postgres_cpu_s": round(done.postgres_cpu_s, 2),
+        "worker_peak_gib": round(done.peak_bytes / _GIB, 3),
+    }
