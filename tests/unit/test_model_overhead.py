@@ -1,0 +1,254 @@
+"""What a node uses beyond its boards: by its meter over the minutes both sides cover, by a model without one; nothing invented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import pytest
+
+from analytics.model.chassis import NodeMeters, Overhead, book, spans_of
+from analytics.units import US_PER_HOUR, US_PER_SECOND
+
+pytestmark = pytest.mark.unit
+
+Shown = Mapping[int, tuple[float, Sequence[tuple[int, int]]]]
+"""By device or meter: watts, and the seconds it covers."""
+WHOLE = [(0, 3600)]
+NODE, CHASSIS, METER = 1, 90, 7
+
+
+def _read(shown: Shown, *, gauge: bool = False) -> Any:
+    def read(asked: pl.DataFrame) -> pl.DataFrame:
+        rows = []
+        for device, from_us, to_us in asked.select("device_id", "from_us", "to_us").iter_rows():
+            watts, spans = shown.get(device, (0.0, []))
+            covered = sum(max(0, min(to_us, b * US_PER_SECOND) - max(from_us, a * US_PER_SECOND)) for a, b in spans)
+            rows.append((round(watts * covered / 1000), 0, covered, gauge, 1, 1))
+        kinds = {
+            "energy_mj": pl.Int64,
+            "gap_mj": pl.Int64,
+            "covered_us": pl.Int64,
+            "gauge": pl.Boolean,
+            "feed": pl.Int16,
+            "origin": pl.Int16,
+        }
+        return asked.hstack(pl.DataFrame(rows, schema=kinds, orient="row"))
+
+    return read
+
+
+def _users(*rows: tuple[int, str, int | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {"hour_us": 0, "device_id": d, "holder": h, "job_id": None, "holder_key": h, "energy_mj": e}
+            for d, h, e in rows
+        ],
+        schema={
+            "hour_us": pl.Int64,
+            "device_id": pl.Int32,
+            "holder": pl.String,
+            "job_id": pl.Int64,
+            "holder_key": pl.String,
+            "energy_mj": pl.Int64,
+        },
+    )
+
+
+def _placed(*rows: tuple[int, int, int, int]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(d, n, a * US_PER_SECOND, b * US_PER_SECOND) for d, n, a, b in rows],
+        schema={"device_id": pl.Int32, "node_id": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64},
+        orient="row",
+    )
+
+
+def _models(*rows: tuple[str, int, int, int, int, int]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(g, i, p, e, a * US_PER_SECOND, b * US_PER_SECOND) for g, i, p, e, a, b in rows],
+        schema={
+            "node_glob": pl.String, "idle_mw": pl.Int64, "per_accelerator_active_ppm": pl.Int32, "error_ppm": pl.Int32,
+            "from_us": pl.Int64, "to_us": pl.Int64,
+        },
+        orient="row",
+    )  # fmt: skip
+
+
+def _overhead(
+    boards: Shown,
+    meters: Shown,
+    users: pl.DataFrame,
+    *,
+    named: Sequence[tuple[int, str, str]] = ((METER, "redfish", "it"),),
+    placed: pl.DataFrame | None = None,
+    models: pl.DataFrame | None = None,
+    gauge: bool = False,
+    until_s: int = 3600,
+) -> Overhead:
+    spans = spans_of(
+        _placed(*((board, NODE, -10, 10_000) for board in boards)) if placed is None else placed,
+        0,
+        until_s * US_PER_SECOND,
+    )
+    whole = spans.select("device_id", "hour_us").unique().sort("device_id", "hour_us")
+    asked = whole.with_columns(
+        pl.col("hour_us").alias("from_us"),
+        pl.min_horizontal(pl.col("hour_us") + US_PER_HOUR, pl.lit(until_s * US_PER_SECOND)).alias("to_us"),
+    )
+    hours = _read(boards)(asked).with_columns(pl.lit(0, dtype=pl.Int64).alias("gap_us"))
+    return book(
+        spans,
+        hours.select("device_id", "hour_us", "energy_mj", "gap_mj", "covered_us", "gap_us", "origin"),
+        users,
+        pl.DataFrame(
+            [(CHASSIS, NODE, "gpu-01"), (91, 2, "gpu-02")],
+            schema={"device_id": pl.Int32, "node_id": pl.Int32, "node": pl.String},
+            orient="row",
+        ),
+        NodeMeters(
+            pl.DataFrame(
+                [(meter, NODE, name, covers) for meter, name, covers in named],
+                schema={"meter_id": pl.Int32, "node_id": pl.Int32, "name": pl.String, "covers": pl.String},
+                orient="row",
+            ),
+            _read(meters, gauge=gauge),
+            _read(boards),
+        ),
+        _models() if models is None else models,
+    )
+
+
+def _by_holder(found: Overhead) -> dict[str, int]:
+    return dict(found.rows.select("holder", "energy_mj").iter_rows())
+
+
+def test_overhead_is_the_meter_less_the_boards_by_the_boards_energy() -> None:
+    # 1,000 W less 300 and 100 W: 600 W for an hour, 2,160 kJ, three quarters of it job 1's.
+    found = _overhead(
+        {1: (300, WHOLE), 2: (100, WHOLE)},
+        {METER: (1000, WHOLE)},
+        _users((1, "job:1", 1_080_000_000), (2, "idle", 360_000_000)),
+    )
+    assert _by_holder(found) == {"job:1": 1_620_000_000, "idle": 540_000_000}
+    assert found.rows["device_id"].unique().to_list() == [CHASSIS]
+    assert found.rows.select("method", "source", "reason").unique().row(0) == ("overhead", "measured", None)
+    assert (found.quality.height, found.findings.height) == (0, 0)
+
+
+def test_a_hole_of_61_seconds_costs_the_two_minutes_it_touches() -> None:
+    # 12:30 to 13:31 is in minutes 12 and 13: 58 of 60 minutes x 600 W = 2,088 kJ.
+    found = _overhead(
+        {1: (300, [(0, 750), (811, 3600)]), 2: (100, WHOLE)},
+        {METER: (1000, WHOLE)},
+        _users((1, "job:1", 1), (2, "job:1", 1)),
+    )
+    assert _by_holder(found) == {"job:1": 58 * 60 * 600_000}
+    assert found.rows["spanned_us"].to_list() == [58 * 60 * US_PER_SECOND]
+    assert found.quality.rows() == [(0, CHASSIS, "overhead_unknown", 0, 120 * US_PER_SECOND)]
+
+
+def test_a_hole_of_the_meter_costs_its_minutes_too() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (1000, [(0, 600), (661, 3600)])}, _users((1, "job:1", 1)))
+    assert _by_holder(found) == {"job:1": 58 * 60 * 700_000}
+
+
+def test_a_board_that_moved_in_counts_from_the_minute_it_is_there() -> None:
+    # Board 2 stands in the node from 30:00 on: 700 W before, 600 W after; nobody used board 1.
+    found = _overhead(
+        {1: (300, WHOLE), 2: (100, WHOLE)},
+        {METER: (1000, WHOLE)},
+        _users((1, "idle", 1_080_000_000), (2, "job:2", 180_000_000)),
+        placed=_placed((1, NODE, 0, 3600), (2, 2, 0, 1800), (2, NODE, 1800, 3600)),
+    )
+    assert sum(_by_holder(found).values()) == (700 + 600) * 1800 * 1000
+    # Half of board 2's 180 kJ weighs here, against board 1's 1,080 kJ: 1 to 12.
+    assert _by_holder(found) == {"job:2": 180_000_000, "idle": 2_160_000_000}
+
+
+def test_several_meters_of_a_node_never_add_up() -> None:
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (1000, WHOLE), 8: (900, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((8, "dc", "it"), (METER, "ac", "it")),
+    )
+    assert _by_holder(found) == {"job:1": 700 * 3_600_000}
+
+
+def test_a_meter_that_checks_stands_in_where_the_one_that_bills_is_silent() -> None:
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (1000, []), 8: (900, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((METER, "redfish", "it"), (8, "ipmi", "it")),
+    )
+    assert _by_holder(found) == {"job:1": 600 * 3_600_000}
+
+
+def test_a_node_nobody_used_is_the_platforms() -> None:
+    found = _overhead({1: (50, WHOLE)}, {METER: (250, WHOLE)}, _users((1, "idle", 180_000_000)))
+    assert _by_holder(found) == {"platform:overhead": 200 * 3_600_000}
+
+
+def test_boards_above_their_nodes_meter_are_a_finding_and_no_overhead() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (280, WHOLE)}, _users((1, "job:1", 1)))
+    assert (found.rows.height, found.findings["kind"].to_list()) == (0, ["negative_remainder"])
+    assert found.findings["evidence"].to_list() == ['{"minutes":60,"missing_mj":72000000}']
+    assert found.quality["time_us"].to_list() == [US_PER_HOUR]
+
+
+def test_a_node_without_a_meter_is_assumed_by_its_model_with_bounds() -> None:
+    # 200 W while the boards run (half an hour) and 10 % of their 540 kJ: 360 + 54 = 414 kJ, 30 % either way.
+    found = _overhead(
+        {1: (300, [(0, 1800)])},
+        {},
+        _users((1, "job:1", 540_000_000)),
+        named=(),
+        models=_models(("gpu-*", 200_000, 100_000, 300_000, -100, 9999), ("*", 1, 0, 0, -100, 9999)),
+    )
+    row = found.rows.row(0, named=True)
+    assert (row["holder"], row["energy_mj"], row["estimated_mj"]) == ("job:1", 414_000_000, 414_000_000)
+    assert (row["energy_low_mj"], row["energy_high_mj"]) == (289_800_000, 538_200_000)
+    assert (row["method"], row["source"], row["feed"]) == ("overhead_model", "assumed", None)
+    assert found.quality.is_empty()
+
+
+def test_a_model_that_begins_at_half_past_counts_from_there() -> None:
+    found = _overhead(
+        {1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=_models(("*", 200_000, 0, 0, 1800, 9999))
+    )
+    assert _by_holder(found) == {"job:1": 200 * 1_800_000}
+
+
+def test_a_node_of_which_nobody_says_anything_has_no_overhead() -> None:
+    found = _overhead({1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=())
+    assert (found.rows.height, found.quality.height) == (0, 0)
+
+
+def test_a_meter_of_processors_alone_is_a_part_that_is_known() -> None:
+    # Nothing is taken off it: it never saw the boards.
+    found = _overhead(
+        {1: (300, WHOLE)}, {METER: (120, WHOLE)}, _users((1, "job:1", 1)), named=((METER, "rapl", "part"),)
+    )
+    assert _by_holder(found) == {"job:1": 120 * 3_600_000}
+    assert found.rows["reason"].to_list() == ["processors_and_memory"]
+    assert found.quality["time_us"].to_list() == [US_PER_HOUR]
+
+
+def test_a_gauge_is_estimated_with_what_it_may_be_off() -> None:
+    # 5 % of the node's 3,600 kJ either way: 180 kJ on 2,520.
+    found = _overhead({1: (300, WHOLE)}, {METER: (1000, WHOLE)}, _users((1, "job:1", 1)), gauge=True)
+    row = found.rows.row(0, named=True)
+    assert (row["energy_low_mj"], row["energy_mj"], row["energy_high_mj"]) == (
+        2_340_000_000,
+        2_520_000_000,
+        2_700_000_000,
+    )
+    assert (row["source"], row["estimated_mj"]) == ("estimated", 2_520_000_000)
+
+
+def test_an_open_hour_counts_to_the_last_minute_that_both_sides_cover() -> None:
+    found = _overhead({1: (300, [(0, 1_495)])}, {METER: (1000, [(0, 1_480)])}, _users((1, "job:1", 1)), until_s=1_500)
+    assert _by_holder(found) == {"job:1": 24 * 60 * 700_000}
+    assert found.quality["time_us"].to_list() == [60 * US_PER_SECOND]
