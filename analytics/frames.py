@@ -18,8 +18,35 @@ RATE: Final = pl.Decimal(38, 18)
 
 HOLDER_IDLE: Final = "idle"
 HOLDER_JOB_PREFIX: Final = "job:"
+UNATTRIBUTED_PREFIX: Final = "unattributed:"
 UNATTRIBUTED_OVERLAP: Final = "unattributed:overlap"
 UNATTRIBUTED_GAP: Final = "unattributed:telemetry_gap"
+UNATTRIBUTED_NO_JOB: Final = "unattributed:no_job"
+"""Work of processes that belong to no job."""
+UNATTRIBUTED_HINT_ONLY: Final = "unattributed:hint_only"
+"""Held by the word of a process alone, which anybody could give."""
+UNATTRIBUTED_END_UNKNOWN: Final = "unattributed:end_unknown"
+"""After a holding whose end nobody saw."""
+PLATFORM_PREFIX: Final = "platform:"
+PLATFORM_OVERHEAD: Final = "platform:overhead"
+"""Node overhead while nobody used the node."""
+PLATFORM_SHARED_IT: Final = "platform:shared_it"
+
+GPU_OWNED: Final = "gpu_owned"
+NODE_OVERHEAD: Final = "node_overhead"
+SHARED_IT: Final = "shared_it"
+ELECTRICITY: Final = "electricity"
+API_TOKENS: Final = "api_tokens"
+IDLE_SPREAD: Final = "idle_spread"
+CARRIERS: Final = (GPU_OWNED, NODE_OVERHEAD, SHARED_IT)
+"""Charge categories that energy and carbon ride on: over their lines a sum is the meters'."""
+CATEGORIES: Final = (*CARRIERS, ELECTRICITY, API_TOKENS, IDLE_SPREAD)
+POOLS: Final = ("job", "idle", "unattributed", "platform", "api")
+METHODS: Final = (
+    "whole", "node_meter", "slice", "process_utilization", "slice_activity", "mps_threads", "shards", "share", "count", "equal",
+    "overhead", "overhead_model", "shared_it", "pool",
+)  # fmt: skip
+"""How energy came to a holder, the most exact first: of several in one figure the last is told."""
 
 STATES: Final = ("used", "allocated_idle", "reserved_unused", "available", "down")
 SOURCES: Final = ("measured", "estimated", "forecast", "assumed")
@@ -37,10 +64,17 @@ def _rate(*, nullable: bool = False) -> dy.Decimal:
     return dy.Decimal(38, 18, nullable=nullable)
 
 
-class DeviceReadings(dy.Schema):
-    """One reading of one device, any order, repeats allowed (the model drops and counts them).
+def _bounded() -> pl.Expr:
+    """Both bounds or none, and the energy between them."""
+    low, energy, high = (pl.col(name) for name in ("energy_low_mj", "energy_mj", "energy_high_mj"))
+    both = low.is_null() == high.is_null()
+    return both & ((low <= energy) & (energy <= high)).fill_null(value=True)
 
-    A node metered as a whole is a device of kind ``node``: its rows carry energy or power and null elsewhere.
+
+class MeterReadings(dy.Schema):
+    """One reading of one device, any order, repeats allowed (the model drops and counts them): what books are made of.
+
+    A node metered as a whole is a device of kind ``node`` or ``chassis``: its rows carry energy or power and null elsewhere.
     """
 
     device_id = dy.Int32()
@@ -50,13 +84,26 @@ class DeviceReadings(dy.Schema):
     """Raw cumulative counter, comparable only inside an epoch."""
     power_mw = dy.Int32(nullable=True)
     """``power_average_mw`` of a device sample, ``power_mw`` of a node meter."""
-    power_max_mw = dy.Int32(nullable=True)
     gpu_util_percent = dy.Int16(nullable=True)
-    temp_c = dy.Int16(nullable=True)
     clocks_event_reasons = dy.Int64(nullable=True)
     """Bits seen in any reading of the span."""
     throttled_ns = dy.Int64(nullable=True)
     """Raw cumulative: sum of power cap, SW thermal, HW thermal and power brake violation time; null = none supported."""
+
+
+class DeviceReadings(MeterReadings):
+    """A reading with what dashboards show beside: nothing of a bill is made of it."""
+
+    power_max_mw = dy.Int32(nullable=True)
+    temp_c = dy.Int16(nullable=True)
+
+
+class Anchors(dy.Schema):
+    """A counter value that was read where a holding begins or ends, by who told of it; of the device's epoch then."""
+
+    device_id = dy.Int32()
+    at = _instant()
+    energy_mj = dy.Int64()
 
 
 class Epochs(dy.Schema):
@@ -72,6 +119,18 @@ class Epochs(dy.Schema):
     first_seen_at = _instant()
 
 
+class Placements(dy.Schema):
+    """Where a device was, and whether in service, during [valid_from, valid_to); rows of one device do not overlap."""
+
+    device_id = dy.Int32()
+    node_id = dy.Int32()
+    in_service = dy.Bool()
+    asset = dy.String(nullable=True)
+    """Number of the asset in the books of fixed assets; null = not told."""
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
+
+
 class Devices(dy.Schema):
     """One device of the site in the window, at its last placement in it; a pool has no node and no placement."""
 
@@ -79,9 +138,14 @@ class Devices(dy.Schema):
     uuid = dy.String()
     """Vendor UUID. Ties of rounding are ordered by it: ids are the database's own and differ in one that was rebuilt."""
     node_id = dy.Int32(nullable=True)
-    """Null for a pool only."""
+    """Null for a pool and shared IT only."""
     model = dy.String()
-    kind = dy.String(check=lambda kind: kind.is_in(["gpu", "mig", "node", "pool"]))
+    kind = dy.String(check=lambda kind: kind.is_in(["gpu", "mig", "node", "chassis", "site", "pool"]))
+    """``chassis``: what a node draws beyond its devices; ``site``: shared IT of the site, in no node."""
+    parent_device_id = dy.Int32(nullable=True)
+    """Board of a MIG instance; null = a device of its own."""
+    slice_ppm = dy.Int32(min=1, max=1_000_000)
+    """Of the board that an instance is; a million for any other device."""
     accelerators = dy.Int32(min=1)
     """Of a pool always 1: how many it has nobody knows, each holder brings its own count."""
     idle_power_mw = dy.Int32(nullable=True)
@@ -105,10 +169,146 @@ class Allocations(dy.Schema):
     """Cluster, native id and start of the job, by which ties of rounding are ordered, as by a device's UUID."""
     share_ppm = dy.Int32(nullable=True, min=1, max=1_000_000)
     """Parts per million of the device; null = the whole device."""
+    method = dy.String(check=lambda method: method.is_in(list(METHODS)))
+    """How the share is known."""
     accelerators = dy.Int32(min=1)
     """Held by this allocation; what a pool's time is multiplied by, and of no effect on other devices."""
     start_at = _instant()
     end_at = _instant(nullable=True)
+
+
+class Holds(dy.Schema):
+    """What somebody said of who held what, as it was told: of a device, of a count on a node, or of a count in a pool."""
+
+    allocation_id = dy.Int64()
+    job_id = dy.Int64()
+    job_key = dy.String()
+    """Cluster, native id and start of the job, by which ties of rounding are ordered."""
+    device_id = dy.Int32(nullable=True)
+    """The device, MIG instance or pool; null = a count of the node's."""
+    node_id = dy.Int32(nullable=True)
+    """Of a count; null where the device is told."""
+    accelerators = dy.Int32(min=1)
+    share_ppm = dy.Int32(nullable=True, min=1, max=1_000_000)
+    """Parts per million of what is held; null = all of it."""
+    evidence = dy.String()
+    """Instrument that told: cgroup, slurmctld, job-mapping, import, environ, ..."""
+    start_at = _instant()
+    end_at = _instant(nullable=True)
+    """Null = nobody told of an end."""
+    job_ended_at = _instant(nullable=True)
+    """End of the job by its own record, where there is one."""
+
+
+class DeviceShares(dy.Schema):
+    """Measured activity of one holder on a shared board over the ``span_us`` before ``at``; null job = processes of no job."""
+
+    device_id = dy.Int32()
+    at = _instant()
+    span_us = dy.Int64(min=1)
+    job_id = dy.Int64(nullable=True)
+    sm_util_ppm = dy.Int32(nullable=True, min=0)
+    """Time with work on the multiprocessors, parts per million of the span; several processes may pass a million."""
+    memory_used_bytes = dy.Int64(nullable=True, min=0)
+    share_ppm = dy.Int32(nullable=True, min=0, max=1_000_000)
+    """As configured: threads of an MPS client, shards of a device; null = none."""
+    method = dy.String()
+
+
+class InstanceActivity(dy.Schema):
+    """Measured activity of one MIG instance over the ``span_us`` before ``at``."""
+
+    device_id = dy.Int32()
+    """Of the board."""
+    instance_id = dy.Int32()
+    """Of the instance, a device too."""
+    at = _instant()
+    span_us = dy.Int64(min=1)
+    sm_active_ppm = dy.Int32(min=0, max=1_000_000)
+    """Of the instance's own multiprocessors."""
+
+
+class Meters(dy.Schema):
+    """One meter of the site and where it hangs: utility over PDU over node."""
+
+    meter_id = dy.Int32(primary_key=True)
+    parent_meter_id = dy.Int32(nullable=True)
+    level = dy.String(check=lambda level: level.is_in(["utility", "pdu", "cdu", "node", "other"]))
+    node_id = dy.Int32(nullable=True)
+    wrap_mj = dy.Int64(nullable=True, min=1)
+    """Where its counter begins anew; null = it does not, or nobody knows."""
+    gain_ppm = dy.Int32(min=0)
+    """Its error, 90 %, parts per million of what it reads."""
+
+
+class MeterPeriods(dy.Schema):
+    """Energy of a meter over [from_at, to_at)."""
+
+    meter_id = dy.Int32()
+    from_at = _instant()
+    to_at = _instant()
+    energy_mj = dy.Int64(min=0)
+    source = dy.String(check=lambda source: source.is_in(list(SOURCES)))
+
+
+class OverheadModels(dy.Schema):
+    """What nodes draw beyond their devices where no meter tells; ``assumed``."""
+
+    model_id = dy.Int32(primary_key=True)
+    node_glob = dy.String()
+    idle_mw = dy.Int64(min=0)
+    per_accelerator_active_ppm = dy.Int32(min=0)
+    """Parts per million of its devices' energy beside that."""
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
+
+
+class SharedIt(dy.Schema):
+    """Switches, storage and management of the site: by their meter or by a configured power, ``assumed`` then."""
+
+    shared_it_id = dy.Int32(primary_key=True)
+    name = dy.String()
+    kind = dy.String()
+    power_mw = dy.Int64(nullable=True, min=0)
+    meter_id = dy.Int32(nullable=True)
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
+
+
+class CapacityHolds(dy.Schema):
+    """Capacity that is kept from jobs during [valid_from, valid_to): of a device, a node, or the site."""
+
+    hold_id = dy.Int32(primary_key=True)
+    node_id = dy.Int32(nullable=True)
+    device_id = dy.Int32(nullable=True)
+    kind = dy.String(check=lambda kind: kind.is_in(["reservation", "maintenance", "stranded"]))
+    tenant_id = dy.Int32(nullable=True)
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
+
+
+class Assets(dy.Schema):
+    """From when to when something is on the books: each hour between is in one state."""
+
+    asset = dy.String()
+    device_id = dy.Int32(nullable=True)
+    node_id = dy.Int32(nullable=True)
+    capitalized_at = _instant()
+    disposed_at = _instant(nullable=True)
+
+
+class IdlePolicies(dy.Schema):
+    """Who pays for idle time of the site: the platform keeps it, or tenants share it by use or by fixed parts."""
+
+    policy_id = dy.Int32(primary_key=True)
+    policy = dy.String(check=lambda policy: policy.is_in(["keep", "proportional", "fixed"]))
+    basis = dy.String(nullable=True, check=lambda basis: basis.is_in(["time", "energy"]))
+    """Of a proportional one."""
+    tenant_id = dy.Int32(nullable=True)
+    """Of a fixed one, of which there is a row for each tenant."""
+    fixed_ppm = dy.Int32(nullable=True, min=0, max=1_000_000)
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
 
 
 class Jobs(dy.Schema):
@@ -200,6 +400,8 @@ class FacilityFactors(dy.Schema):
 
     factor_id = dy.Int32(primary_key=True)
     factor = _rate()
+    category = dy.Int16(min=0, max=3)
+    """PUE measurement category (ISO/IEC 30134-2)."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 
@@ -231,21 +433,32 @@ class UsageHours(dy.Schema):
     hour_at = _instant(key=True)
     device_id = dy.Int32(primary_key=True)
     holder = dy.String(primary_key=True)
-    """``job:<id>``, ``idle`` or ``unattributed:<reason>``."""
+    """``job:<id>``, ``idle``, ``unattributed:<reason>`` or ``platform:<what>``."""
     job_id = dy.Int64(nullable=True)
     tenant_id = dy.Int32(nullable=True)
     state = dy.String(check=lambda state: state.is_in(list(STATES)))
     energy_mj = dy.Int64(nullable=True, min=0)
     estimated_mj = dy.Int64(nullable=True, min=0)
+    energy_low_mj = dy.Int64(nullable=True, min=0)
+    """90 % interval of the energy; null = nothing in it is estimated, or not said."""
+    energy_high_mj = dy.Int64(nullable=True, min=0)
     held_us = dy.Int64(min=0)
     covered_us = dy.Int64(min=0)
     active_us = dy.Int64(nullable=True, min=0)
     idle_us = dy.Int64(nullable=True, min=0)
     throttled_us = dy.Int64(nullable=True, min=0)
+    reserved_us = dy.Int64(min=0)
+    """Of held_us: kept for somebody, and not used."""
+    down_us = dy.Int64(min=0)
+    """Of held_us: out of service."""
     accelerators = dy.Int32(min=1)
     """Of the device, in a pool of the job; 1 where its count changed in the hour: held_us is accelerator-time then."""
     carbon_gco2e = _money()
     intensity_id = dy.Int32(nullable=True)
+    method = dy.String(nullable=True, check=lambda method: method.is_in(list(METHODS)))
+    """Null = closed before it was said."""
+    reason = dy.String(nullable=True)
+    """Why the time is nobody's, or the state what it is; null = plain."""
     source = dy.String(check=lambda source: source.is_in(list(SOURCES)))
     coverage = dy.Float64(min=0, max=1)
     feed = dy.Int16(nullable=True)
@@ -259,6 +472,14 @@ class UsageHours(dy.Schema):
     def covered_is_part_of_held(cls) -> pl.Expr:  # noqa: N805
         return pl.col("covered_us") <= pl.col("held_us")
 
+    @dy.rule()
+    def bounds_hold_the_energy(cls) -> pl.Expr:  # noqa: N805
+        return _bounded()
+
+    @dy.rule()
+    def states_are_part_of_held(cls) -> pl.Expr:  # noqa: N805
+        return pl.col("reserved_us") + pl.col("down_us") <= pl.col("held_us")
+
 
 class NamedUsage(UsageHours):
     """A usage hour as it is stored, with the names that lines are made of and leftovers of rounding are ordered by."""
@@ -270,8 +491,8 @@ class NamedUsage(UsageHours):
 class LedgerLines(dy.Schema):
     """Tenant x job / key / pool x model x charge category of one hour, priced. Sorted by its key.
 
-    Energy and carbon ride on ``gpu_owned`` lines only, so that a sum over lines is the meter's. A null cost is the state
-    *unpriced*: nobody told us the price. A null tenant is the platform (pool idle, unattributed) or unmapped (job, api).
+    Energy and carbon ride on lines of :data:`CARRIERS` only, so that a sum over lines is the meter's. A null cost is the state
+    *unpriced*: nobody told us the price. A null tenant is the platform (pool idle, unattributed, platform) or unmapped (job, api).
     """
 
     hour_at = _instant(key=True)
@@ -279,15 +500,24 @@ class LedgerLines(dy.Schema):
     tenant_id = dy.Int32(nullable=True)
     job_id = dy.Int64(nullable=True)
     api_key = dy.String(nullable=True)
-    pool = dy.String(check=lambda pool: pool.is_in(["job", "idle", "unattributed", "api"]))
+    holder_key = dy.String()
+    """Who or what by names: the usage hours' holder, or ``api:provider/model/part``; no id, no person and no key."""
+    pool = dy.String(check=lambda pool: pool.is_in(list(POOLS)))
     device_model = dy.String(nullable=True)
-    charge_category = dy.String(check=lambda kind: kind.is_in(["gpu_owned", "electricity", "api_tokens"]))
+    charge_category = dy.String(check=lambda kind: kind.is_in(list(CATEGORIES)))
     price_id = dy.Int32(nullable=True)
     tariff_id = dy.Int32(nullable=True)
     quantity = dy.Int64(min=0)
     quantity_unit = dy.String(check=lambda unit: unit.is_in(["accelerator-us", "mJ", "token", "request"]))
     energy_mj = dy.Int64(nullable=True, min=0)
+    energy_low_mj = dy.Int64(nullable=True, min=0)
+    energy_high_mj = dy.Int64(nullable=True, min=0)
+    facility_mj = dy.Int64(nullable=True, min=0)
+    """``energy_mj`` with cooling and losses; null = no facility factor is known."""
+    facility_category = dy.Int16(nullable=True, min=0, max=3)
     carbon_gco2e = _money()
+    method = dy.String(nullable=True, check=lambda method: method.is_in(list(METHODS)))
+    """The least exact of its usage hours'; null = of calls."""
     billed_cost = _money()
     effective_cost = _money()
     currency = dy.String()
@@ -295,6 +525,10 @@ class LedgerLines(dy.Schema):
     source = dy.String(check=lambda source: source.is_in(list(SOURCES)))
     coverage = dy.Float64(min=0, max=1)
     origin = dy.Int16(min=1, max=4)
+
+    @dy.rule()
+    def bounds_hold_the_energy(cls) -> pl.Expr:  # noqa: N805
+        return _bounded()
 
 
 class Findings(dy.Schema):
@@ -327,6 +561,8 @@ class Quality(dy.Schema):
     """not_positive, repeated, counter_reset, epoch_change, implausible, telemetry_gap, no_data, overhead_unknown."""
     readings = dy.Int64(min=0)
     time_us = dy.Int64(min=0)
+    unbooked_mj = dy.Int64(nullable=True, min=0)
+    """Energy that a new counter shows at its first reading: drawn since it began, told of and never booked."""
 
 
 class Rollups(dy.Schema):

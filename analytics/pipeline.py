@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -21,19 +21,25 @@ from analytics.errors import InputError
 from analytics.frames import (
     HOLDER_IDLE,
     INSTANT,
+    UNATTRIBUTED_PREFIX,
     Allocations,
+    Anchors,
     ApiCalls,
     Bindings,
     DeviceReadings,
     Devices,
+    DeviceShares,
     Epochs,
     FacilityFactors,
     Findings,
+    Holds,
+    InstanceActivity,
     Intensity,
     Jobs,
     JobTenants,
     LedgerLines,
     NamedUsage,
+    Placements,
     Prices,
     Quality,
     Rollups,
@@ -43,11 +49,12 @@ from analytics.frames import (
     UsageHours,
 )
 from analytics.model.carbon import emit, factors_of
-from analytics.model.cost import coverage, electricity_lines, gather, gpu_lines, metered_factor
+from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
 from analytics.model.dated import Dated
 from analytics.model.energy import Meter, meter
 from analytics.model.findings import idle_waste, instants, overlapping, throttling
 from analytics.model.holding import hold, spans
+from analytics.model.methods import with_method
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
 from analytics.model.overhead import share_overhead
@@ -93,6 +100,11 @@ class UsageInputs:
     epochs: dy.DataFrame[Epochs]
     readings: dy.DataFrame[DeviceReadings]
     allocations: dy.DataFrame[Allocations]
+    placements: dy.DataFrame[Placements] = field(default_factory=Placements.create_empty)
+    holds: dy.DataFrame[Holds] = field(default_factory=Holds.create_empty)
+    anchors: dy.DataFrame[Anchors] = field(default_factory=Anchors.create_empty)
+    device_shares: dy.DataFrame[DeviceShares] = field(default_factory=DeviceShares.create_empty)
+    instance_activity: dy.DataFrame[InstanceActivity] = field(default_factory=InstanceActivity.create_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +205,10 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
             negative,
         ]
     )
-    pooled = pool_usage(pools, inputs.allocations, from_us, to_us).select(rows.columns)
+    rows = with_method(rows, inputs.allocations, devices)
+    pooled = pool_usage(pools, inputs.allocations, from_us, to_us).with_columns(pl.lit(POOL).alias("method"))
     counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), unknown])
-    return Shard(pl.concat([rows, pooled]), found, counted)
+    return Shard(pl.concat([rows, pooled], how="diagonal"), found, counted)
 
 
 def reduce_shards(
@@ -203,16 +216,18 @@ def reduce_shards(
 ) -> HourResult:
     """Merge shards of disjoint nodes, at least one, then map tenants, price, and round once per group."""
     parts = list(shards)
-    usage = pl.concat([part.usage for part in parts]).sort("hour_us", "device_id", "holder")
+    usage = _as_usage(pl.concat([part.usage for part in parts]).sort("hour_us", "device_id", "holder"))
     found = pl.concat([part.findings for part in parts])
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
     factors = factors_of(hours, references.facility_factors)
     job_tenants = _job_tenants(usage, references)
     usage = emit(_tenanted(usage, job_tenants, references), references.intensity, factors)
     energy_prices = _energy_prices(hours, references.tariffs, factors)
-    counted = pl.concat([part.quality for part in parts]).with_columns(pl.col("hour_us").cast(INSTANT).alias("hour_at"))
+    counted = _completed(pl.concat([part.quality for part in parts]), Quality, unbooked_mj=None).with_columns(
+        pl.col("hour_us").cast(INSTANT).alias("hour_at")
+    )
     return HourResult(
-        usage=_checked(UsageHours, _as_usage(usage), "hour_at", "device_id", "holder"),
+        usage=_checked(UsageHours, usage, "hour_at", "device_id", "holder"),
         lines=_lines(window, usage, references, api_calls, factors),
         findings=_checked(Findings, _priced_findings(found, usage, energy_prices, references.currency), "dedupe_key"),
         quality=_checked(Quality, counted, "hour_at", "device_id", "reason"),
@@ -271,11 +286,12 @@ def _lines(
     api_calls: dy.DataFrame[ApiCalls],
     factors: dict[int, Decimal],
 ) -> dy.DataFrame[LedgerLines]:
-    gathered = gather(usage)
+    carriers, gathered = gather(usage, by_category=True), gather(usage, by_category=False)
     calls = api_calls.filter((pl.col("called_at") >= window.from_at) & (pl.col("called_at") < window.to_at))
     lines = pl.concat(
         [
-            _as_lines(gpu_lines(gathered, references.prices, references.currency)),
+            _as_lines(gpu_lines(carriers, references.prices, references.currency)),
+            _as_lines(carrier_lines(carriers)),
             _as_lines(electricity_lines(gathered, references.tariffs, factors, references.currency)),
             _as_lines(_token_lines(calls, references)),
         ]
@@ -344,7 +360,7 @@ def _bounds(window: Window) -> tuple[int, int]:
 
 
 def _devices_and_pools(inputs: UsageInputs) -> tuple[pl.DataFrame, pl.DataFrame]:
-    devices = inputs.devices.sort("device_id")
+    devices = inputs.devices.filter(pl.col("parent_device_id").is_null()).sort("device_id")
     return devices.filter(pl.col("kind") != POOL), devices.filter(pl.col("kind") == POOL)
 
 
@@ -405,9 +421,27 @@ def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("used"))
     )
     estimated = pl.when(pl.col("estimated_mj") > 0).then(pl.lit("estimated")).otherwise(pl.lit("measured"))
+    nobodys = pl.col("holder").str.strip_prefix(UNATTRIBUTED_PREFIX)
+    usage = _completed(
+        usage, UsageHours, source=None, reason=None, energy_low_mj=None, energy_high_mj=None, reserved_us=0, down_us=0
+    )
     states = [pl.when(known).then(pl.col(name)).alias(name) for name in ("active_us", "idle_us", "throttled_us")]
     return usage.with_columns(
-        state.alias("state"), estimated.alias("source"), coverage("covered_us", "held_us"), *states
+        state.alias("state"),
+        pl.coalesce("source", estimated).alias("source"),
+        pl.coalesce("reason", pl.when(nobodys != pl.col("holder")).then(nobodys)).alias("reason"),
+        coverage("covered_us", "held_us"),
+        *states,
+    )
+
+
+def _completed(rows: pl.DataFrame, schema: type[dy.Schema], **otherwise: int | None) -> pl.DataFrame:
+    """Give rows the columns of their schema that nothing has said anything of, or has of some rows only."""
+    kinds = schema.create_empty().schema
+    return rows.with_columns(
+        (pl.col(name).fill_null(value) if name in rows.columns else pl.lit(value, dtype=kinds[name])).alias(name)
+        for name, value in otherwise.items()
+        if name not in rows.columns or value is not None
     )
 
 
@@ -418,6 +452,7 @@ def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
 
 def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:
     skipped = {"hour_at", "currency", "status"}
+    lines = _completed(lines, LedgerLines, facility_mj=None, facility_category=None)
     return lines.select("hour_us", *(name for name in LedgerLines.column_names() if name not in skipped))
 
 

@@ -6,4 +6,4 @@ and hours that were closed before are not closed again for it.
 
 from typing import Final
 
-METHOD_VERSION: Final = 1
+METHOD_VERSION: Final = 2

@@ -15,6 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from analytics.io.runs import HourState
+from analytics.version import METHOD_VERSION
 
 REACH: Final = timedelta(hours=1)
 """A reading just after an hour, or just before it, moves the energy at its edges."""
@@ -78,7 +79,8 @@ WITH data AS (
     -- Closed of hot rows, and now it and its neighbours are sealed: do the files give the same? Once; then its run names them.
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
     WHERE hours.status = 'closed' AND hours.hour_at >= %(attest_from)s
-    AND runs.generation = 0 AND runs.kind <> 'rate' AND runs.inputs IS NOT NULL AND (
+    AND runs.generation = 0 AND runs.kind <> 'rate' AND runs.inputs IS NOT NULL
+    AND runs.method_version = %(formulas)s AND ( -- other formulas give other books, and restate nothing by themselves
         SELECT count(*) FROM hour_catalog AS known WHERE known.site_id = hours.site_id AND known.state = 'sealed' AND known.expired_at IS NULL
         AND known.hour_at BETWEEN hours.hour_at - interval '1 hour' AND hours.hour_at + interval '1 hour') = 3
 )
@@ -127,6 +129,7 @@ def due_hours(
             "rating": list(RATING_KINDS),
             "reach": REACH,
             "at_hand": AT_HAND,
+            "formulas": METHOD_VERSION,
             "attest_from": now - ATTESTED_WITHIN if attest else now,
             "lateness": lateness,
         },

@@ -38,7 +38,7 @@ DEVICE: Final = """
 """
 _DEVICES: Final = """
 SELECT DISTINCT ON (placed.device_id) placed.device_id, device.uuid, placed.node_id, device.model, device.kind, device.accelerators,
-       NULL::integer AS idle_power_mw,
+       NULL::integer AS parent_device_id, 1000000 AS slice_ppm, NULL::integer AS idle_power_mw,
        min(placed.valid_from) OVER (PARTITION BY placed.device_id) AS placed_from_at,
        CASE WHEN bool_or(placed.valid_to IS NULL) OVER (PARTITION BY placed.device_id) THEN NULL
             ELSE max(placed.valid_to) OVER (PARTITION BY placed.device_id) END AS placed_to_at,
@@ -53,7 +53,7 @@ ORDER BY placed.device_id, placed.valid_from DESC
 # A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest.
 _POOLS: Final = """
 SELECT DISTINCT device.id AS device_id, device.uuid, NULL::integer AS node_id, device.model, device.kind, device.accelerators,
-       NULL::integer AS idle_power_mw, NULL::timestamptz AS placed_from_at, NULL::timestamptz AS placed_to_at,
+       NULL::integer AS parent_device_id, 1000000 AS slice_ppm, NULL::integer AS idle_power_mw, NULL::timestamptz AS placed_from_at, NULL::timestamptz AS placed_to_at,
        1::smallint AS origin
 FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
 WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL
@@ -83,17 +83,19 @@ WITH there AS (
 SELECT held.id AS allocation_id, coalesce(device.parent_device_id, device.id) AS device_id, job_id, {job_key} AS job_key,
        CASE WHEN device.parent_device_id IS NULL THEN (share_ratio * 1000000)::integer
             ELSE greatest(1, floor(coalesce(share_ratio, 1) * device.slice_ratio * 1000000))::integer END AS share_ppm,
+       CASE WHEN device.parent_device_id IS NOT NULL THEN 'slice' WHEN share_ratio IS NULL THEN 'whole' ELSE 'share' END AS method,
        held.accelerators, start_at, end_at
 FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN {device} AS device ON device.id = held.device_id
 WHERE held.site_id = %(site_id)s AND {touches}
 UNION ALL
 SELECT held.id, placed.device_id, job_id, {job_key},
        CASE WHEN held.accelerators >= placed.on_node THEN NULL
-            ELSE (held.accelerators * 1000000 / placed.on_node)::integer END, held.accelerators, start_at, end_at
+            ELSE (held.accelerators * 1000000 / placed.on_node)::integer END,
+       CASE WHEN held.accelerators >= placed.on_node THEN 'whole' ELSE 'count' END, held.accelerators, start_at, end_at
 FROM allocations AS held JOIN jobs ON jobs.id = job_id JOIN placed USING (node_id)
 WHERE held.site_id = %(site_id)s AND {touches}
 UNION ALL
-SELECT held.id, device.id, job_id, {job_key}, NULL, held.accelerators, start_at, end_at
+SELECT held.id, device.id, job_id, {job_key}, NULL, 'pool', held.accelerators, start_at, end_at
 FROM allocations AS held JOIN jobs ON jobs.id = job_id
 JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
 WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL AND {touches}

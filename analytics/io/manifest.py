@@ -10,15 +10,22 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import polars as pl
 
-from analytics.pipeline import HourInputs, RatingInputs, References, content_hash
+from analytics.pipeline import HourInputs, RatingInputs, References, UsageInputs, content_hash
 from ingest.store.samples import FileRead
 
+_READ_APART: Final = frozenset({"window", "readings"})
+"""Fields of what books are made of that are no frames of references: readings are told by their files."""
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "placements": ("device_id", "valid_from"),
+    "holds": ("allocation_id",),
+    "anchors": ("device_id", "at", "energy_mj"),
+    "device_shares": ("device_id", "at", "job_id", "method", "sm_util_ppm", "share_ppm", "memory_used_bytes"),
+    "instance_activity": ("device_id", "instance_id", "at", "span_us"),
     "devices": ("device_id",),
     "epochs": ("epoch_id",),
     "allocations": ("allocation_id", "device_id"),
@@ -69,10 +76,8 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int
     """Return what these inputs are made of; ``files`` were read for their readings, and so many rows outside of them."""
     window, references = inputs.usage.window, inputs.references
     frames: dict[str, pl.DataFrame] = {
-        "devices": inputs.usage.devices,
-        "epochs": inputs.usage.epochs,
-        "allocations": inputs.usage.allocations,
-        **_of_references(references),
+        **_frames_of(inputs.usage),
+        **_frames_of(references),
         "api_calls": inputs.api_calls,
     }
     return Manifest(
@@ -88,7 +93,7 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int
 def rating_manifest(inputs: RatingInputs) -> Manifest:
     """Return what a rating read: no sample, usage hours instead, which an earlier run tells the origin of."""
     window = inputs.window
-    frames = _of_references(inputs.references) | {
+    frames = _frames_of(inputs.references) | {
         "api_calls": inputs.api_calls,
         "usage_hours": inputs.usage,
         "findings": inputs.findings.select("dedupe_key", "waste_energy_mj"),
@@ -98,20 +103,18 @@ def rating_manifest(inputs: RatingInputs) -> Manifest:
     )
 
 
-def _of_references(references: References) -> dict[str, pl.DataFrame]:
-    return {
-        "jobs": references.jobs,
-        "bindings": references.bindings,
-        "tenants": references.tenants,
-        "prices": references.prices,
-        "tariffs": references.tariffs,
-        "intensity": references.intensity,
-        "facility_factors": references.facility_factors,
-    }
+def _frames_of(inputs: UsageInputs | References) -> dict[str, pl.DataFrame]:
+    """Return every frame of these inputs by its field, so that none is forgotten that is added one day."""
+    found = {field.name: getattr(inputs, field.name) for field in fields(inputs) if field.name not in _READ_APART}
+    return {name: value for name, value in found.items() if isinstance(value, pl.DataFrame)}
 
 
 def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
-    return {name: (frame.height, content_hash(frame.sort(*_KEYS[name])).hex()) for name, frame in frames.items()}
+    told = {}
+    for name, frame in frames.items():
+        key = _KEYS.get(name, tuple(frame.columns))
+        told[name] = (frame.height, content_hash(frame.sort(*key)).hex())
+    return told
 
 
 def readings_sha256(inputs: HourInputs) -> str:

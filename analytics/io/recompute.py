@@ -18,6 +18,7 @@ from analytics.errors import AnalyticsError
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
 from analytics.io.book_rows import content_of
 from analytics.io.load import API_CALLS, DEVICE, JOB_KEY, JOBS, load_batch
+from analytics.io.load_rating import STORED_USAGE
 from analytics.io.manifest import Manifest, rating_manifest, readings_sha256
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
@@ -43,8 +44,8 @@ _USAGE_RUN: Final = (
 )
 _USAGE: Final = (
     (
-        """
-SELECT used.*, device.model AS device_model, CASE WHEN job_id IS NULL THEN holder ELSE 'job:' || {job_key} END AS holder_key
+        STORED_USAGE
+        + """
 FROM usage_hours AS used JOIN {device} AS device ON device.id = used.device_id LEFT JOIN jobs ON jobs.id = used.job_id
 WHERE used.site_id = %(site_id)s AND used.hour_at = %(from_at)s AND used.revision = %(revision)s
 ORDER BY used.device_id, used.holder
@@ -117,12 +118,15 @@ def recompute(
         site, run.hour_at.astimezone(UTC), run.revision, run.kind, run.code_version, Ground.NOTHING, None
     )
     if run.method_version != METHOD_VERSION or run.inputs is None or run.policy is None:
-        made = (
-            "an older version, which kept no record of it"
-            if run.method_version is None
+        needed = (
+            "a version that kept no record of what it read"
+            if run.method_version is None or run.inputs is None or run.policy is None
             else f"formulas {run.method_version}"
         )
-        return replace(verdict, why=f"it was computed by {made}; these are {METHOD_VERSION}")
+        why = (
+            f"it was computed by {needed}, those of wattledger {run.code_version}; these are formulas {METHOD_VERSION}"
+        )
+        return replace(verdict, why=why)
     try:
         policy = policy_of(run.policy)
     except AnalyticsError as error:

@@ -65,7 +65,7 @@ AND life_cycle = (SELECT bool_and(known.life_cycle) FROM intensity AS known
                   AND {known("known.")} AND known.valid_from < %(to_at)s AND (known.valid_to IS NULL OR known.valid_to > %(from_at)s))
 """  # noqa: S608
 _FACTORS: Final = f"""
-SELECT id AS factor_id, factor, valid_from, valid_to
+SELECT id AS factor_id, factor, category, valid_from, valid_to
 FROM facility_factors WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
 """  # noqa: S608
 _TENANTS: Final = "SELECT id AS tenant_id, path FROM tenants"

@@ -12,29 +12,40 @@ from typing import Any, Final
 import polars as pl
 
 from analytics.errors import InputError
-from analytics.frames import HOLDER_IDLE, MONEY
+from analytics.frames import ELECTRICITY, GPU_OWNED, HOLDER_IDLE, MONEY, PLATFORM_PREFIX, SOURCES
 from analytics.model.dated import Dated
+from analytics.model.methods import category, least_exact
 from analytics.model.money import Rates, round_and_spread
 from analytics.units import MJ_PER_KWH, US_PER_HOUR, from_us
 
 OWNED: Final = "owned"
 ACCELERATOR_HOUR: Final = "accelerator_hour"
 _WHO: Final = ["hour_us", "tenant_id", "holder", "job_id", "device_model"]
+_RANK: Final = {source: rank for rank, source in enumerate(SOURCES)}
 
 
-def gather(usage: pl.DataFrame) -> pl.DataFrame:
-    """Return usage hours summed to tenant x holder x device model and hour: what the priced lines have in common."""
-    estimated = (pl.col("estimated_mj") > 0).any()
+def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
+    """Return usage hours summed to tenant x holder x device model and hour: what the priced lines have in common.
+
+    ``by_category``: apart by the charge category that their energy rides on, which ``charge_category`` says then.
+    """
+    carrier = category(pl.col("method"), pl.lit(GPU_OWNED)).alias("charge_category")
+    who = [*_WHO, "charge_category"] if by_category else _WHO
+    source = pl.col("source").replace_strict(_RANK, return_dtype=pl.Int64).max()
     return (
-        usage.group_by(_WHO)
+        (usage.with_columns(carrier) if by_category else usage)
+        .group_by(who)
         .agg(
             pl.col("holder_key").first(),
             (pl.col("held_us") * pl.col("accelerators")).sum().alias("accelerator_us"),
             _sum_or_null("energy_mj"),
+            _bound("energy_low_mj"),
+            _bound("energy_high_mj"),
             _sum_or_null("carbon_gco2e"),
             pl.col("held_us").sum(),
             pl.col("covered_us").sum(),
-            pl.when(estimated).then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),
+            least_exact(pl.col("method")).alias("method"),
+            source.replace_strict(dict(enumerate(SOURCES)), return_dtype=pl.String).alias("source"),
             pl.col("origin").max(),
         )
         .with_columns(
@@ -42,16 +53,18 @@ def gather(usage: pl.DataFrame) -> pl.DataFrame:
             .then(pl.lit("job"))
             .when(pl.col("holder") == HOLDER_IDLE)
             .then(pl.lit("idle"))
+            .when(pl.col("holder").str.starts_with(PLATFORM_PREFIX))
+            .then(pl.lit("platform"))
             .otherwise(pl.lit("unattributed"))
             .alias("pool"),
             coverage("covered_us", "held_us"),
         )
-        .sort(_WHO)
+        .sort(who)
     )
 
 
 def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl.DataFrame:
-    """Return one ``gpu_owned`` line per gathered row; energy and carbon ride here and nowhere else."""
+    """Return one ``gpu_owned`` line per row that was gathered by category and is of accelerators."""
     rates: Rates = {}
     chosen: list[tuple[int, str, int]] = []
     owned = prices.filter((pl.col("provider") == OWNED) & (pl.col("meter") == ACCELERATOR_HOUR))
@@ -65,8 +78,8 @@ def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl
     ids = pl.DataFrame(
         chosen, schema={"hour_us": pl.Int64, "device_model": pl.String, "price_id": pl.Int32}, orient="row"
     )
-    lines = gathered.join(ids, on=["hour_us", "device_model"], how="left", maintain_order="left").with_columns(
-        pl.lit("gpu_owned").alias("charge_category"),
+    ours = gathered.filter(pl.col("charge_category") == GPU_OWNED)
+    lines = ours.join(ids, on=["hour_us", "device_model"], how="left", maintain_order="left").with_columns(
         pl.lit(None, dtype=pl.Int32).alias("tariff_id"),
         pl.col("accelerator_us").alias("quantity"),
         pl.lit("accelerator-us").alias("quantity_unit"),
@@ -74,10 +87,24 @@ def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl
     return _priced(lines, "price_id", rates)
 
 
+def carrier_lines(gathered: pl.DataFrame) -> pl.DataFrame:
+    """Return one line per row of overhead or shared IT: it carries energy and carbon, and costs what its electricity does."""
+    others = gathered.filter(pl.col("charge_category") != GPU_OWNED).with_columns(
+        pl.lit(None, dtype=pl.Int32).alias("price_id"),
+        pl.lit(None, dtype=pl.Int32).alias("tariff_id"),
+        pl.col("energy_mj").fill_null(0).alias("quantity"),
+        pl.lit("mJ").alias("quantity_unit"),
+        pl.lit(Decimal(0), dtype=MONEY).alias("billed_cost"),
+        pl.lit(Decimal(0), dtype=MONEY).alias("effective_cost"),
+        pl.lit(None, dtype=pl.String).alias("api_key"),
+    )
+    return others.with_columns(line_key("price_id"))
+
+
 def electricity_lines(
     gathered: pl.DataFrame, tariffs: pl.DataFrame, factors: dict[int, Decimal], currency: str
 ) -> pl.DataFrame:
-    """Return one ``electricity`` line per gathered row with known energy; none in hours where the rent includes it."""
+    """Return one ``electricity`` line per row, not gathered by category, with known energy; none in hours where the rent includes it."""
     rates: Rates = {}
     ids: list[tuple[int, int | None]] = []
     dated = Dated(tariffs, "tariff_id")
@@ -94,11 +121,11 @@ def electricity_lines(
         gathered.filter(pl.col("energy_mj").is_not_null())
         .join(charged, on="hour_us", how="inner", maintain_order="left")
         .with_columns(
-            pl.lit("electricity").alias("charge_category"),
+            pl.lit(ELECTRICITY).alias("charge_category"),
             pl.lit(None, dtype=pl.Int32).alias("price_id"),
             pl.col("energy_mj").alias("quantity"),
             pl.lit("mJ").alias("quantity_unit"),
-            pl.lit(None, dtype=pl.Int64).alias("energy_mj"),
+            *(pl.lit(None, dtype=pl.Int64).alias(name) for name in ("energy_mj", "energy_low_mj", "energy_high_mj")),
             pl.lit(None, dtype=MONEY).alias("carbon_gco2e"),
         )
     )
@@ -142,6 +169,12 @@ def _priced(lines: pl.DataFrame, price: str, rates: Rates) -> pl.DataFrame:
         rates=rates,
         into="billed_cost",
     ).with_columns(pl.col("billed_cost").alias("effective_cost"), pl.lit(None, dtype=pl.String).alias("api_key"))
+
+
+def _bound(name: str) -> pl.Expr:
+    """Sum one end of intervals; what has none is exact. Null where nothing has one."""
+    parts = pl.coalesce(name, "energy_mj").sum()
+    return pl.when(pl.col(name).is_not_null().any()).then(parts).alias(name)
 
 
 def _sum_or_null(name: str) -> pl.Expr:

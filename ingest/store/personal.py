@@ -140,9 +140,17 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
         "model": _PRODUCT,
         "status": _TERM,
     },
-    "usage_hours": {"holder": "a job's id here, or a word of ours", "state": _TERM, "source": _TERM},
+    "usage_hours": {
+        "holder": "a job's id here, or a word of ours",
+        "state": _TERM,
+        "source": _TERM,
+        "method": _TERM,
+        "reason": _TERM,
+    },
     "ledger_lines": {
         "line_key": "made of the other columns: renamed with api_key",
+        "holder_key": "a job's cluster, number and start, a model, or a word of ours",
+        "method": _TERM,
         "pool": _TERM,
         "device_model": _PRODUCT,
         "charge_category": _TERM,

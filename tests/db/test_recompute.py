@@ -144,7 +144,7 @@ def test_what_an_older_version_closed_is_not_computed_and_says_so(
     fleet.rows("UPDATE ledger_runs SET method_version = NULL RETURNING 1")
     found = recomputed(fleet, segments)
     assert verdict(found) == (1, "close", Ground.NOTHING, None)
-    assert "older version" in found.why
+    assert "kept no record of what it read, those of wattledger test" in found.why
     fleet.rows("UPDATE ledger_runs SET method_version = 999 RETURNING 1")
     assert "formulas 999" in recomputed(fleet, segments).why
     del closer

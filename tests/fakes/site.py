@@ -75,6 +75,7 @@ def epoch(epoch_id: int = 1, **more: Any) -> dict[str, Any]:
 
 def device(device_id: int = 1, **more: Any) -> dict[str, Any]:
     usual = {"node_id": 1, "model": "H100", "kind": "gpu", "accelerators": 1, "idle_power_mw": 70_000, "origin": 1}
+    usual["slice_ppm"] = 1_000_000
     return {"device_id": device_id, "uuid": f"GPU-{device_id}", **usual, **more}
 
 
@@ -84,6 +85,7 @@ def holds(job: int, device_id: int, start: float, end: float | None, share: floa
         "device_id": device_id,
         "job_id": job,
         "share_ppm": None if share is None else round(share * 1_000_000),
+        "method": "whole" if share is None else "share",
         "accelerators": 1,
         "start_at": at(start),
         "end_at": None if end is None else at(end),
@@ -119,7 +121,7 @@ def intensity(intensity_id: int, amount: str, **more: Any) -> dict[str, Any]:
 
 
 def factor(factor_id: int, amount: str, **more: Any) -> dict[str, Any]:
-    return {"factor_id": factor_id, "factor": Decimal(amount), "valid_from": LONG_AGO, **more}
+    return {"factor_id": factor_id, "factor": Decimal(amount), "category": 1, "valid_from": LONG_AGO, **more}
 
 
 def call(key: str | None, seconds: float, **more: Any) -> dict[str, Any]:

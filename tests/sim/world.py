@@ -152,7 +152,7 @@ class World:
         return found
 
     def _devices(self) -> list[dict[str, Any]]:
-        usual = {"accelerators": 1, "origin": int(Origin.SIMULATED)}
+        usual = {"accelerators": 1, "slice_ppm": PPM, "origin": int(Origin.SIMULATED)}
         boards: list[dict[str, Any]] = [
             {
                 "device_id": board,
@@ -265,7 +265,8 @@ class World:
         rows = []
         for hold, row in zip(self.holds, told.iter_rows(named=True), strict=True):
             share = None if hold.weight_den == 1 else hold.weight_num * PPM // hold.weight_den
-            whole = {**row, "device_id": hold.board, "share_ppm": share}
+            method = "slice" if hold.instance else "whole" if share is None else "share"
+            whole = {**row, "device_id": hold.board, "share_ppm": share, "method": method}
             rows.append({name: whole[name] for name in kinds})
         return rows
 

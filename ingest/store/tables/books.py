@@ -3,9 +3,12 @@
 Usage hours and ledger lines are append-only per revision; ``ledger_hours.revision`` says which one counts.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Column,
     DateTime,
     ForeignKey,
     Index,
@@ -24,6 +27,16 @@ from ingest.store.tables.columns import MONEY, Xid8, column, instant, reference,
 from ingest.store.tables.metadata import metadata
 
 _HOUR = DateTime(timezone=True)
+
+
+def _bound(end: str, side: str) -> Column[Any]:
+    return column(
+        f"energy_{end}_mj",
+        BigInteger,
+        nullable=True,
+        comment=f"millijoules, {side} end of the 90 % interval of energy_mj; null = nothing in it is estimated, or not said",
+    )
+
 
 minute_rollups = Table(
     "minute_rollups",
@@ -162,6 +175,22 @@ usage_hours = Table(
     column("coverage", DOUBLE_PRECISION, comment="covered_us / held_us, 0 to 1"),
     column("feed", SmallInteger, nullable=True, comment="collector.wire.Feed; null = no samples"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
+    _bound("low", "lower"),
+    _bound("high", "upper"),
+    column(
+        "reserved_us",
+        BigInteger,
+        nullable=True,
+        comment="microseconds of held_us that were reserved and not used; null = 0",
+    ),
+    column("down_us", BigInteger, nullable=True, comment="microseconds of held_us out of service; null = 0"),
+    column(
+        "method",
+        Text,
+        nullable=True,
+        comment="how the energy came to this holder: whole, share, slice, count, overhead, ...; null = not said",
+    ),
+    column("reason", Text, nullable=True, comment="why the time is nobody's, or the state what it is; null = plain"),
     Index("usage_hours_job_ix", "job_id"),
     CheckConstraint("energy_mj >= 0 AND estimated_mj BETWEEN 0 AND energy_mj", name="energy"),
     CheckConstraint("held_us >= 0 AND covered_us BETWEEN 0 AND held_us", name="time"),
@@ -217,6 +246,39 @@ ledger_lines = Table(
     column("source", Text, comment="measured, estimated, forecast or assumed"),
     column("coverage", DOUBLE_PRECISION, comment="0 to 1"),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
+    column("holder_key", Text, nullable=True, comment="who or what by names instead of ids; null = not said"),
+    _bound("low", "lower"),
+    _bound("high", "upper"),
+    column(
+        "facility_mj",
+        BigInteger,
+        nullable=True,
+        comment="energy_mj with cooling and losses, millijoules; null = no facility factor is known",
+    ),
+    column(
+        "facility_category",
+        SmallInteger,
+        nullable=True,
+        comment="PUE measurement category 0 to 3 of that factor (ISO/IEC 30134-2)",
+    ),
+    column(
+        "method",
+        Text,
+        nullable=True,
+        comment="as of the usage hours: the least exact of theirs; null = of calls, or not said",
+    ),
+    column(
+        "ordinal",
+        Integer,
+        nullable=True,
+        comment="place of the line in the chain of its hour, from 1; null = not chained",
+    ),
+    column(
+        "chain_sha256",
+        LargeBinary,
+        nullable=True,
+        comment="SHA-256 over the line and the one before it; null = not chained",
+    ),
     Index("ledger_lines_hour_ix", "hour_at"),
     comment="Usage hours and API calls aggregated to tenant x job/key/pool x model x charge category, priced.",
 )
