@@ -1,0 +1,318 @@
+"""A shared board's energy by holder, worked out by hand: the floor by what each is entitled to, the rest by who was active."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analytics.frames import DeviceShares, InstanceActivity
+from analytics.model import activity
+from analytics.model.levels import levels
+from analytics.model.sharing import parts, split_shared
+from analytics.policy import SharingError
+from tests.fakes.site import HOUR, at, table
+
+pytestmark = pytest.mark.unit
+S = 1_000_000
+HOUR_US = int(HOUR.timestamp()) * S
+ERROR = SharingError(process_utilization=100_000, slice_activity=50_000, share=200_000, slice=250_000)
+SLICES = {"instance_id": pl.Int32, "slice_ppm": pl.Int64}
+ON_SLICES = {
+    "instance_id": pl.Int32,
+    "job_id": pl.Int64,
+    "share_ppm": pl.Int64,
+    "start_us": pl.Int64,
+    "end_us": pl.Int64,
+}
+NO_SLICES = (pl.DataFrame(schema=SLICES), pl.DataFrame(schema=ON_SLICES))
+
+
+def piece(start: float, end: float, joules: float, covered: float | None = None, number: int = 0) -> dict[str, Any]:
+    return {
+        "piece": number,
+        "device_id": 1,
+        "hour_us": HOUR_US,
+        "from_us": HOUR_US + round(start * S),
+        "to_us": HOUR_US + round(end * S),
+        "energy_mj": round(joules * 1000),
+        "covered_us": round((end - start if covered is None else covered) * S),
+    }
+
+
+def holder(job: int | None, weight: int, weights: int, number: int = 0, method: str = "share") -> dict[str, Any]:
+    name = "idle" if job is None else f"job:{job}"
+    return {
+        "piece": number, "holder": name, "job_id": job, "holder_key": name, "weight": weight, "weights": weights, "method": method,
+    }  # fmt: skip
+
+
+def look(
+    job: int | None, end: float, span: float, util: float | None, method: str = "process_utilization", **more: Any
+) -> dict[str, Any]:
+    return {
+        "device_id": 1,
+        "at": at(end),
+        "span_us": round(span * S),
+        "job_id": job,
+        "sm_util_ppm": None if util is None else round(util * 1_000_000),
+        "method": method,
+        **more,
+    }
+
+
+def held(*holds: tuple[int, float, float]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(1, job, HOUR_US + round(start * S), HOUR_US + round(end * S)) for job, start, end in holds],
+        schema={"device_id": pl.Int32, "job_id": pl.Int64, "start_us": pl.Int64, "end_us": pl.Int64},
+        orient="row",
+    )
+
+
+def seen(*rows: dict[str, Any], holds: pl.DataFrame | None = None) -> pl.DataFrame:
+    everybody = held((1, 0, 3600), (2, 0, 3600), (3, 0, 3600)) if holds is None else holds
+    return activity.looks(table(DeviceShares, rows), InstanceActivity.create_empty(), everybody, *NO_SLICES)
+
+
+def split(
+    pieces: list[dict[str, Any]], holders: list[dict[str, Any]], looks: pl.DataFrame, floor_w: float = 100
+) -> dict[str, tuple[float, float, float, str]]:
+    """Energy, bounds (J) and method by holder, over all pieces; each piece's parts sum to it."""
+    floors = pl.DataFrame(
+        {"device_id": [1], "idle_power_mw": [round(floor_w * 1000)]}, schema_overrides={"device_id": pl.Int32}
+    )
+    frame = pl.DataFrame(pieces, schema_overrides={"device_id": pl.Int32})
+    rows = split_shared(frame, pl.DataFrame(holders, schema_overrides={"job_id": pl.Int64}), looks, floors, ERROR)
+    sums = dict(rows.group_by("piece").agg(pl.col("energy_mj").sum()).iter_rows())
+    assert sums == {row["piece"]: row["energy_mj"] for row in pieces}
+    assert rows.select(
+        (pl.col("energy_low_mj") <= pl.col("energy_mj")).all() & (pl.col("energy_mj") <= pl.col("energy_high_mj")).all()
+    ).item()
+    by_holder = rows.group_by("holder").agg(
+        pl.col("energy_mj", "energy_low_mj", "energy_high_mj").sum(), pl.col("method").first()
+    )
+    return {name: (mj / 1000, low / 1000, high / 1000, method) for name, mj, low, high, method in by_holder.iter_rows()}
+
+
+HALVES = [holder(1, 500_000, 1_000_000), holder(2, 500_000, 1_000_000)]
+
+
+def test_the_floor_goes_by_share_and_the_rest_by_activity() -> None:
+    """60 s at 500 W over a floor of 100 W: 3,000 + 3,000 J of floor; 24,000 J active at 60 % and 20 %: 18,000 + 6,000 J."""
+    found = split([piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, 0.6), look(2, 60, 60, 0.2)))
+    # Bounds: 10 % of 24,000 J to either side.
+    assert found == {
+        "job:1": (21_000, 18_600, 23_400, "process_utilization"),
+        "job:2": (9_000, 6_600, 11_400, "process_utilization"),
+    }
+
+
+def test_below_its_floor_a_board_has_no_active_energy() -> None:
+    found = split([piece(0, 60, 3_000)], HALVES, seen(look(1, 60, 60, 0.6), look(2, 60, 60, 0.2)))
+    assert found["job:1"] == found["job:2"] == (1_500, 1_500, 1_500, "process_utilization")
+
+
+def test_without_activity_energy_goes_by_what_was_granted_and_the_method_says_so() -> None:
+    quarter = [holder(1, 250_000, 1_000_000), holder(None, 750_000, 1_000_000)]
+    found = split([piece(0, 60, 30_000)], quarter, seen())
+    assert found == {"job:1": (7_500, 2_700, 12_300, "share"), "idle": (22_500, 17_700, 27_300, "share")}
+
+
+def test_where_nobody_was_active_energy_goes_by_what_was_granted() -> None:
+    found = split([piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, 0), look(2, 60, 60, 0)))
+    assert found["job:1"][0] == found["job:2"][0] == 15_000
+    assert found["job:1"][3] == "share"
+
+
+def test_what_nobody_holds_has_its_floor_and_nothing_of_the_work() -> None:
+    quarter = [holder(1, 250_000, 1_000_000), holder(None, 750_000, 1_000_000)]
+    found = split([piece(0, 60, 30_000)], quarter, seen(look(1, 60, 60, 0.3, "measured")))
+    # Floor 6,000 J: 1,500 and 4,500; all 24,000 J of work are the job's.
+    assert found["job:1"][0] == 25_500
+    assert found["idle"][0] == 4_500
+
+
+def test_processes_of_no_job_pay_for_their_work_and_hold_nothing() -> None:
+    found = split(
+        [piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, 0.3), look(2, 60, 60, 0.3), look(None, 60, 60, 0.2))
+    )
+    assert {name: energy for name, (energy, *_) in found.items()} == {
+        "job:1": 12_000,
+        "job:2": 12_000,
+        "unattributed:no_job": 6_000,
+    }
+
+
+def test_a_job_that_holds_nothing_of_the_board_is_nobody() -> None:
+    looks = seen(look(1, 60, 60, 0.3), look(9, 60, 60, 0.3), holds=held((1, 0, 60), (2, 0, 60)))
+    found = split([piece(0, 60, 30_000)], HALVES, looks)
+    assert found["unattributed:no_job"][0] == 12_000
+
+
+def test_a_job_without_a_process_did_no_work() -> None:
+    found = split([piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, None, "measured")))
+    assert (found["job:1"][0], found["job:2"][0]) == (27_000, 3_000)
+    assert found["job:2"][3] == "process_utilization"
+
+
+def test_activity_of_mps_clients_without_caps_is_not_believed() -> None:
+    found = split([piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, 0.9, "equal"), look(2, 60, 60, 0.1, "equal")))
+    assert found["job:1"][0] == 15_000
+    assert found["job:1"][3] == "share"
+
+
+def test_mps_clients_of_which_no_time_is_told_go_by_their_threads() -> None:
+    rows = [
+        look(1, 60, 60, None, "mps_threads", share_ppm=750_000),
+        look(2, 60, 60, None, "mps_threads", share_ppm=250_000),
+    ]
+    found = split([piece(0, 60, 30_000)], HALVES, seen(*rows))
+    assert (found["job:1"][0], found["job:2"][0]) == (21_000, 9_000)
+    assert found["job:1"][3] == "mps_threads"
+
+
+def test_one_whose_activity_is_unknown_leaves_the_piece_to_the_grants() -> None:
+    found = split([piece(0, 60, 30_000)], HALVES, seen(look(1, 60, 60, 0.5), look(2, 60, 60, None)))
+    assert found["job:1"][0] == 15_000
+    assert found["job:1"][3] == "share"
+
+
+def test_a_look_that_speaks_of_a_time_before_its_job_began_tells_of_the_time_it_held() -> None:
+    """30 % of the 10 s since the look before, of which the job held 6: it was half active."""
+    looks = seen(look(1, 10, 10, 0.3), holds=held((1, 4, 10)))
+    assert looks.select("from_us", "to_us", "activity_ppm").row(0) == (HOUR_US + 4 * S, HOUR_US + 10 * S, 500_000)
+
+
+def test_a_process_that_is_gone_at_the_next_look_is_taken_to_have_worked_on_until_its_job_ended() -> None:
+    """Seen at 10 s, its job ends at 13 s; the look at 15 s finds it no more."""
+    looks = seen(look(1, 10, 5, 0.4), look(2, 10, 5, 0.4), look(2, 15, 5, 0.4), holds=held((1, 0, 13), (2, 0, 100)))
+    first = looks.filter(pl.col("job_id") == 1).select("from_us", "to_us", "activity_ppm")
+    assert first.rows() == [(HOUR_US + 5 * S, HOUR_US + 13 * S, 400_000)]
+    second = looks.filter(pl.col("job_id") == 2).select("from_us", "to_us")
+    assert second.rows() == [(HOUR_US + 5 * S, HOUR_US + 10 * S), (HOUR_US + 10 * S, HOUR_US + 20 * S)]
+
+
+def test_the_first_look_of_an_agent_speaks_of_no_time() -> None:
+    row = look(1, 10, 5, 0.4)
+    shares = pl.DataFrame([{**row, "span_us": 0, "memory_used_bytes": None, "share_ppm": None}])
+    kinds = DeviceShares.create_empty().schema
+    assert activity.looks(
+        shares.select(pl.col(n).cast(k) for n, k in kinds.items()),
+        InstanceActivity.create_empty(),
+        held((1, 0, 100)),
+        *NO_SLICES,
+    ).is_empty()
+
+
+def test_a_look_back_over_more_than_five_minutes_tells_nothing() -> None:
+    """Else an hour would know less of it than a day does, which reads further."""
+    assert seen(look(1, 400, 300, 0.4)).height == 1
+    assert seen(look(1, 400, 301, 0.4)).is_empty()
+
+
+def test_two_halves_of_a_piece_are_weighed_by_time() -> None:
+    """Job 1 works alone for 20 s of 60, job 2 for the other 40, as busy: a third and two thirds of 24,000 J."""
+    looks = seen(look(1, 20, 20, 0.5), look(2, 20, 20, 0), look(1, 60, 40, 0), look(2, 60, 40, 0.5))
+    found = split([piece(0, 60, 30_000)], HALVES, looks)
+    assert found["job:1"][0] == pytest.approx(3_000 + 8_000, abs=20)
+
+
+def on_instances(
+    active: dict[int, float], slices: dict[int, int], holds: list[tuple[int, int, float, float, float]]
+) -> pl.DataFrame:
+    """Looks of 60 s at instances (id: activity) of so many sevenths of board 1; holds: instance, job, its share, from, to."""
+    rows = [
+        {"device_id": 1, "instance_id": n, "at": at(60), "span_us": 60 * S, "sm_active_ppm": round(ratio * 10**6)}
+        for n, ratio in active.items()
+    ]
+    held_by = [
+        (n, job, round(share * 10**6), HOUR_US + round(a * S), HOUR_US + round(b * S)) for n, job, share, a, b in holds
+    ]
+    return activity.looks(
+        DeviceShares.create_empty(),
+        table(InstanceActivity, rows),
+        held(*((job, a, b) for _, job, _, a, b in holds)),
+        pl.DataFrame([(n, part * 10**6 // 7) for n, part in slices.items()], schema=SLICES, orient="row"),
+        pl.DataFrame(held_by, schema=ON_SLICES, orient="row"),
+    )
+
+
+def test_an_instances_activity_counts_by_its_slice() -> None:
+    """3 of 7 slices fully active beside 4 of 7 at a quarter: 3 : 1 of the work; the floor goes 3 : 4."""
+    looks = on_instances({11: 1, 12: 0.25}, {11: 3, 12: 4}, [(11, 1, 1, 0, 3600), (12, 2, 1, 0, 3600)])
+    holders = [holder(1, 3, 7, method="slice"), holder(2, 4, 7, method="slice")]
+    found = split([piece(0, 60, 31_000)], holders, looks, 700 / 6)
+    # Floor 116,667 mW x 60 s = 7,000.02 J, 3 : 4; active 23,999.98 J, 428,571 : 142,857 of 571,428 ppm.
+    assert found["job:1"][0] == pytest.approx(3_000 + 18_000, abs=0.1)
+    assert found["job:2"][0] == pytest.approx(4_000 + 6_000, abs=0.1)
+    assert found["job:1"][3] == "slice_activity"
+
+
+def test_activity_on_an_instance_that_nobody_holds_is_nobodys() -> None:
+    looks = on_instances({11: 0.5, 12: 0.5}, {11: 1, 12: 3}, [(11, 1, 1, 0, 3600)])
+    quarter = [holder(1, 250_000, 1_000_000), holder(None, 750_000, 1_000_000)]
+    found = split([piece(0, 60, 30_000)], quarter, looks)
+    # 71,428 and 214,285 ppm of the board: a quarter and three of 24,000 J, but for a hundredth of a joule.
+    assert found["unattributed:no_job"][0] == pytest.approx(18_000, abs=0.1)
+
+
+def test_beside_a_count_of_instances_nobody_knows_whose_activity_it_is() -> None:
+    looks = on_instances({11: 0.5, 12: 0.5}, {11: 1, 12: 3}, [(11, 1, 1, 0, 3600)])
+    holders = [holder(1, 1, 4, method="slice"), holder(2, 3, 4, method="count")]
+    found = split([piece(0, 60, 30_000)], holders, looks)
+    assert {name: (energy, method) for name, (energy, _, _, method) in found.items()} == {
+        "job:1": (7_500, "slice"),
+        "job:2": (22_500, "count"),
+    }
+
+
+def test_all_activity_of_an_instance_is_of_those_who_held_it() -> None:
+    """Of one slice, half active for the minute: a job that held it for 30 s was fully active; two halves have half each."""
+    alone = on_instances({11: 0.5}, {11: 7}, [(11, 1, 1, 30, 3600)])
+    assert alone.select("from_us", "to_us", "activity_ppm").rows() == [(HOUR_US + 30 * S, HOUR_US + 60 * S, 1_000_000)]
+    halves = on_instances({11: 0.5}, {11: 7}, [(11, 1, 0.5, 0, 3600), (11, 2, 0.5, 0, 3600)])
+    assert halves.select("job_id", "activity_ppm").rows() == [(1, 250_000), (2, 250_000)]
+
+
+def test_levels_tell_who_draws_more_of_two_that_are_equally_busy_by_turns() -> None:
+    """Job 1 alone: 300 W active; job 2 alone: 100 W; both: 400 W. Each fully active: levels 1.5 and 0.5 of the mean of 200 W."""
+    rows = [
+        {"device_id": 1, "hour_us": 0, "place": turn, "job_id": job, "activity_ppm": 1_000_000, "active_mj": watts * 10 * 1000, "length_us": 10 * S}
+        for turn in range(120)
+        for job, watts in {0: {1: 300}, 1: {2: 100}, 2: {1: 400, 2: 400}}[turn % 3].items()
+    ]  # fmt: skip
+    found = dict(levels(pl.DataFrame(rows)).sort("job_id").select("job_id", "level").iter_rows())
+    # The prior of 5 s beside 800 s of each holds them back by less than a hundredth.
+    assert found == {1: pytest.approx(1_500, abs=10), 2: pytest.approx(500, abs=10)}
+
+
+def test_levels_of_jobs_that_always_work_together_stay_even() -> None:
+    rows = [
+        {"device_id": 1, "hour_us": 0, "place": turn, "job_id": job, "activity_ppm": 500_000, "active_mj": 1_000_000 * (turn % 2 + 1), "length_us": 10 * S}
+        for turn in range(60)
+        for job in (1, 2)
+    ]  # fmt: skip
+    assert levels(pl.DataFrame(rows))["level"].to_list() == [1_000, 1_000]
+
+
+def test_what_is_left_over_goes_to_the_largest_remainders_first() -> None:
+    total = np.array([10, 1, 7, 0], dtype=np.int64)
+    place = np.array([0, 0, 0, 1, 1, 2, 2, 3], dtype=np.int64)
+    weight = np.array([1, 1, 1, 1, 1, 0, 0, 5], dtype=np.int64)
+    # 10/3: 3 each and the first has the one left; 1/2: the first of equals; no weights: the first row has it all.
+    assert parts(total, weight, place).tolist() == [4, 3, 3, 1, 0, 7, 0, 0]
+    assert parts(np.array([10]), np.array([2, 3, 2]), np.zeros(3, dtype=np.int64)).tolist() == [3, 4, 3]
+
+
+def test_parts_are_exact_beyond_64_bits() -> None:
+    total, weight = np.array([2**61 + 1]), np.array([10**12, 2 * 10**12], dtype=np.int64)
+    assert parts(total, weight, np.zeros(2, dtype=np.int64)).tolist() == [768614336404564651, 1537228672809129302]
+
+
+def test_no_shared_board_is_no_rows() -> None:
+    empty = pl.DataFrame([piece(0, 60, 1)], schema_overrides={"device_id": pl.Int32}).clear()
+    nobody = pl.DataFrame([holder(1, 1, 1)], schema_overrides={"job_id": pl.Int64}).clear()
+    floors = pl.DataFrame(schema={"device_id": pl.Int32, "idle_power_mw": pl.Int64})
+    assert split_shared(empty, nobody, seen(), floors, ERROR).is_empty()
