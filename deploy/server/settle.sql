@@ -9,13 +9,19 @@ UPDATE ledger_hours AS hours SET seen_xid = CASE WHEN EXISTS (
 UPDATE changes SET written_xid = '1'::xid8;
 INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
     SELECT recorded_xid::text::bigint FROM allocations UNION ALL SELECT superseded_xid::text::bigint FROM allocations
+    UNION ALL SELECT recorded_xid::text::bigint FROM assets UNION ALL SELECT superseded_xid::text::bigint FROM assets
     UNION ALL SELECT recorded_xid::text::bigint FROM bindings UNION ALL SELECT superseded_xid::text::bigint FROM bindings
     UNION ALL SELECT recorded_xid::text::bigint FROM budgets UNION ALL SELECT superseded_xid::text::bigint FROM budgets
+    UNION ALL SELECT recorded_xid::text::bigint FROM capacity_holds UNION ALL SELECT superseded_xid::text::bigint FROM capacity_holds
     UNION ALL SELECT recorded_xid::text::bigint FROM facility_factors UNION ALL SELECT superseded_xid::text::bigint FROM facility_factors
     UNION ALL SELECT recorded_xid::text::bigint FROM fx_rates UNION ALL SELECT superseded_xid::text::bigint FROM fx_rates
+    UNION ALL SELECT recorded_xid::text::bigint FROM idle_policies UNION ALL SELECT superseded_xid::text::bigint FROM idle_policies
     UNION ALL SELECT recorded_xid::text::bigint FROM intensity UNION ALL SELECT superseded_xid::text::bigint FROM intensity
+    UNION ALL SELECT recorded_xid::text::bigint FROM meter_readings UNION ALL SELECT superseded_xid::text::bigint FROM meter_readings
+    UNION ALL SELECT recorded_xid::text::bigint FROM overhead_models UNION ALL SELECT superseded_xid::text::bigint FROM overhead_models
     UNION ALL SELECT recorded_xid::text::bigint FROM placements UNION ALL SELECT superseded_xid::text::bigint FROM placements
     UNION ALL SELECT recorded_xid::text::bigint FROM prices UNION ALL SELECT superseded_xid::text::bigint FROM prices
+    UNION ALL SELECT recorded_xid::text::bigint FROM shared_it UNION ALL SELECT superseded_xid::text::bigint FROM shared_it
     UNION ALL SELECT recorded_xid::text::bigint FROM tariffs UNION ALL SELECT superseded_xid::text::bigint FROM tariffs
     UNION ALL SELECT recorded_xid::text::bigint FROM tenant_details UNION ALL SELECT superseded_xid::text::bigint FROM tenant_details
     UNION ALL SELECT recorded_xid::text::bigint FROM topology UNION ALL SELECT superseded_xid::text::bigint FROM topology

@@ -207,6 +207,8 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
         "call_provider": _PRODUCT,
         "call_model": _PRODUCT,
     },
+    "capacity_holds": {"kind": _TERM},
+    "idle_policies": {"policy": _TERM, "basis": _TERM},
     "bindings": {"cluster": _PLACE, "account": _PLACE, "partition": _PLACE, "namespace": _PLACE},
     "tenant_details": {"cost_centre": _PLACE},
     "tenants": {"path": _PLACE},

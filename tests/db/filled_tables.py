@@ -16,7 +16,13 @@ from ingest.store.engine import Database
 from ingest.store.tables import metadata
 from tests.db.ledger_fixture import HOUR_AT
 
-_GIVEN: Final[dict[str, object]] = {"outcomes.response_id": "r-1"}
+_GIVEN: Final[dict[str, object]] = {
+    "outcomes.response_id": "r-1",
+    "meters.site_id": None,
+    "capacity_holds.device_id": None,
+    "assets.node_id": None,
+    "idle_policies.tenant_id": None,
+}
 """By table.column, where one value of its type is not as good as any other."""
 
 

@@ -65,11 +65,17 @@ devices = Table(
         "uuid",
         Text,
         unique=True,
-        comment="vendor UUID; node:<site>/<name> for a node metered as a whole; pool:<site>/<pool>/<model>",
+        comment="vendor UUID; node:<site>/<name> for a node metered as a whole; pool:<site>/<pool>/<model>; "
+        "chassis:<site>/<node>; site:<site>/<name>",
     ),
     column("vendor", Text),
     column("model", Text),
-    column("kind", Text, comment="gpu, mig, node, or pool: accelerators known only by (pool, model, count)"),
+    column(
+        "kind",
+        Text,
+        comment="gpu, mig, node, pool: accelerators known only by (pool, model, count); chassis: a node beyond its accelerators; "
+        "site: IT shared by a site",
+    ),
     reference("parent_device_id", "devices", nullable=True),
     column("mig_profile", Text, nullable=True),
     column("slice_ratio", Numeric(9, 6), server_default="1", comment="share of the parent board, 0 to 1"),
@@ -81,9 +87,10 @@ devices = Table(
         nullable=True,
         comment="instant, UTC: until then the model was unknown, the device no part of another; null = described when made",
     ),
-    CheckConstraint("kind IN ('gpu', 'mig', 'node', 'pool')", name="kind"),
+    CheckConstraint("kind IN ('gpu', 'mig', 'node', 'pool', 'chassis', 'site')", name="kind"),
     CheckConstraint("accelerators >= 1", name="accelerators"),
-    comment="One accelerator, one MIG instance, one node that only has a node meter, or one pool of which no device is known.",
+    comment="One accelerator, one MIG instance, one node that only has a node meter, one pool of which no device is known, or what "
+    "else of a node or site uses energy.",
 )
 
 placements = Table(
@@ -125,13 +132,39 @@ meters = Table(
     "meters",
     metadata,
     surrogate_id(),
-    reference("node_id", "nodes"),
-    column("name", Text, comment="as the source names it: redfish, rapl, ac, dc"),
+    reference("node_id", "nodes", nullable=True),
+    column("name", Text, comment="as the source names it: redfish, rapl, ac, dc; of a site's own meter as people do"),
     column(
         "bills", Boolean, server_default="true", comment="true: its energy is billed; false: it checks another meter"
     ),
+    reference("site_id", "sites", nullable=True),
+    reference("parent_meter_id", "meters", nullable=True),
+    column("level", Text, server_default="node", comment="utility, pdu, cdu, node or other"),
+    column(
+        "covers",
+        Text,
+        server_default="it",
+        comment="it: all IT below it; part: some of it, as processors and memory; cooling; all: IT and what serves it",
+    ),
+    column(
+        "wrap_mj",
+        BigInteger,
+        nullable=True,
+        comment="millijoules at which its counter begins again at 0; null = a fall is a reset",
+    ),
+    column(
+        "gain_ppm",
+        Integer,
+        server_default="20000",
+        comment="parts per million: half of the 90 % interval of what it shows, relative",
+    ),
     UniqueConstraint("node_id", "name"),
-    comment="A power meter of a node. Of several meters of one node one bills, the others check.",
+    UniqueConstraint("site_id", "name"),
+    CheckConstraint("num_nonnulls(node_id, site_id) = 1", name="place"),
+    CheckConstraint("level IN ('utility', 'pdu', 'cdu', 'node', 'other')", name="level"),
+    CheckConstraint("covers IN ('it', 'part', 'cooling', 'all')", name="covers"),
+    CheckConstraint("coalesce(wrap_mj, 1) > 0 AND gain_ppm >= 0", name="amounts"),
+    comment="A power meter of a node, or of a site above its nodes. Of several meters of one node one bills, the others check.",
 )
 
 tenants = Table(
