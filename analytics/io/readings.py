@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Final
 
 import dataframely as dy
+import numpy as np
 import polars as pl
 
 from analytics.frames import DeviceReadings, Devices, Epochs
@@ -49,6 +50,7 @@ WHERE meters.bills
 """
 
 
+_KEY_LIMIT: Final = 2**62
 _RINGS: Final = (timedelta(hours=1), timedelta(hours=6))
 """How far around a window the end of a silence is looked for first, and then, before all of the reach is read."""
 
@@ -240,9 +242,25 @@ def _last(rows: pl.DataFrame) -> datetime | None:
 
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
-    ordered = rows.sort("device_id", "at")
-    again = (pl.col("device_id") == pl.col("device_id").shift()) & (pl.col("at") == pl.col("at").shift())
-    if not ordered.select(again.any()).item():
+    """Sort by device and time. Sealed hours come sorted one after the other: a stable sort of one key merges them."""
+    if rows.is_empty():
+        return rows
+    at_us = pl.col("at").dt.epoch("us")
+    first_us, last_us = rows.select(at_us.min(), at_us.max().alias("last")).row(0)
+    devices, span_us = rows["device_id"], last_us - first_us + 1
+    if int(devices.min() or 0) < 0 or (int(devices.max() or 0) + 1) * span_us >= _KEY_LIMIT:  # type: ignore[arg-type]
+        ordered = rows.sort("device_id", "at")
+        again = (pl.col("device_id") == pl.col("device_id").shift()) & (pl.col("at") == pl.col("at").shift())
+        repeated = bool(ordered.select(again.any()).item())
+    else:
+        key = rows.select(pl.col("device_id").cast(pl.Int64) * span_us + (at_us - first_us)).to_series().to_numpy()
+        steps = np.diff(key)
+        ordered = rows
+        if (steps < 0).any():
+            order = np.argsort(key, kind="stable")
+            ordered, steps = rows[order], np.diff(key[order])
+        repeated = bool((steps == 0).any())
+    if not repeated:
         return ordered
     values = [name for name in rows.columns if name not in {"device_id", "at", "epoch_id"}]
     return ordered.sort("device_id", "at", *values, "epoch_id", nulls_last=True)
