@@ -41,9 +41,10 @@ def looks(
     """Return :data:`LOOKS`, sorted, from what agents saw; the same whatever the window, if ``held`` reaches beyond it.
 
     ``shares``: ``DeviceShares``; ``instances``: ``InstanceActivity``. ``held``: device_id, job_id, start_us, end_us, of boards.
-    ``slices``: instance_id, slice_ppm (of its board); ``on_slices``: instance_id, job_id, share_ppm (of the instance), start_us, end_us.
+    ``slices``: instance_id, whole_ppm (of its board); ``on_slices``: instance_id, job_id, slice_ppm (the job's part of the board by this
+    instance), start_us, end_us.
     """
-    seen = pl.concat([_of_processes(shares, held), _of_instances(instances, slices, on_slices)])
+    seen = pl.concat([_of_processes(shares, _joined(held)), _of_instances(instances, slices, on_slices)])
     return seen.sort("device_id", "from_us", "job_id", "to_us", "activity_ppm", nulls_last=True)
 
 
@@ -112,9 +113,22 @@ def _of_processes(shares: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([_clipped(own, held), _nobodys(own, held)])
 
 
+def _joined(held: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, job_id, start_us, end_us: what a job held without a break is one, whatever changed for others."""
+    rows = held.drop_nulls("job_id").select("device_id", "job_id", "start_us", "end_us").unique()
+    rows = rows.sort("device_id", "job_id", "start_us", "end_us")
+    reached = pl.col("end_us").cum_max().shift(1).over("device_id", "job_id")
+    begins = (pl.col("start_us") > reached).fill_null(value=True)
+    return (
+        rows.with_columns(begins.cum_sum().over("device_id", "job_id").alias("time"))
+        .group_by("device_id", "job_id", "time", maintain_order=True)
+        .agg(pl.col("start_us").min(), pl.col("end_us").max())
+        .drop("time")
+    )
+
+
 def _clipped(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
     """Return looks as activity over the time their job held: what was seen since the look before, was done while it held."""
-    holds = held.select("device_id", "job_id", "start_us", "end_us")
     order = ["device_id", "job_id", "from_us"]
     following = pl.col("from_us").shift(-1).over("device_id", "job_id").fill_null(pl.col("to_us").max() * 2)
     longer = rows.drop_nulls("job_id").sort(*order)
@@ -123,7 +137,7 @@ def _clipped(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
             "until_us"
         )
     )
-    both = longer.join(holds, on=["device_id", "job_id"], how="inner").filter(
+    both = longer.join(held, on=["device_id", "job_id"], how="inner").filter(
         (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
     )
     whole = both.group_by("look", maintain_order=True).agg(
@@ -144,8 +158,7 @@ def _clipped(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
 
 def _nobodys(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
     """Return looks at processes of no job, and of jobs that held nothing of the board just then, as nobody's."""
-    holds = held.select("device_id", "job_id", "start_us", "end_us")
-    theirs = rows.join(holds, on=["device_id", "job_id"], how="inner").filter(
+    theirs = rows.join(held, on=["device_id", "job_id"], how="inner").filter(
         (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
     )
     return rows.join(theirs, on="look", how="anti").select(
@@ -171,11 +184,11 @@ def _of_instances(instances: pl.DataFrame, slices: pl.DataFrame, on_slices: pl.D
         .join(slices, on="instance_id", how="inner")
         .with_row_index("look")
     )
-    whole_ppm = pl.col("sm_active_ppm") * pl.col("slice_ppm") // PPM
+    of_board_ppm = pl.col("sm_active_ppm") * pl.col("whole_ppm") // PPM
     first, last = pl.max_horizontal("from_us", "start_us"), pl.min_horizontal("to_us", "end_us")
     both = rows.join(on_slices, on="instance_id", how="inner").filter(first < last)
-    held_us = (pl.col("share_ppm") * (last - first)).sum().over("look")
-    part_ppm = whole_ppm.cast(pl.Int128) * pl.col("share_ppm") * (pl.col("to_us") - pl.col("from_us")) // held_us
+    held = (pl.col("slice_ppm") * (last - first)).sum().over("look")
+    part_ppm = of_board_ppm.cast(pl.Int128) * pl.col("slice_ppm") * (pl.col("to_us") - pl.col("from_us")) // held
     theirs = both.select(
         "look",
         "device_id",
@@ -190,7 +203,7 @@ def _of_instances(instances: pl.DataFrame, slices: pl.DataFrame, on_slices: pl.D
         pl.lit(None, dtype=pl.Int64).alias("job_id"),
         "from_us",
         "to_us",
-        whole_ppm.alias("activity_ppm"),
+        of_board_ppm.alias("activity_ppm"),
     )
     return pl.concat([theirs, nobodys]).select(
         *list(LOOKS)[:-2], pl.lit(None, dtype=pl.Int64).alias("threads_ppm"), pl.lit(SLICE_ACTIVITY).alias("method")

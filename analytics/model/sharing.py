@@ -14,8 +14,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analytics.frames import UNATTRIBUTED_NO_JOB
-from analytics.model.activity import SLICE_ACTIVITY, on_pieces
+from analytics.model.activity import on_pieces
 from analytics.model.levels import EVEN, levels
+from analytics.model.methods import least_exact
 from analytics.policy import SharingError
 from analytics.units import PPM
 
@@ -31,10 +32,10 @@ _MOST: Final = 2**62
 def split_shared(
     pieces: pl.DataFrame, holders: pl.DataFrame, seen: pl.DataFrame, floors: pl.DataFrame, error: SharingError
 ) -> pl.DataFrame:
-    """Return piece, holder, job_id, holder_key, energy_mj, energy_low_mj, energy_high_mj, method; parts sum to their piece.
+    """Return piece, holder, job_id, holder_key, energy_mj, active_mj (of it), energy_low_mj, energy_high_mj, method.
 
-    ``pieces``: piece, device_id, hour_us, from_us, to_us, energy_mj, covered_us. ``holders``, at least one of each piece: piece, holder,
-    job_id, holder_key, weight, weights, method. ``seen``: ``activity.LOOKS``. ``floors``: device_id, idle_power_mw, of each device.
+    Parts sum to their piece. ``pieces``: piece, device_id, hour_us, from_us, to_us, energy_mj, covered_us. ``holders``, at least one of each:
+    piece, holder, job_id, holder_key, weight, weights, method. ``seen``: ``activity.LOOKS``. ``floors``: device_id, idle_power_mw, of each device.
 
     floor = min(E, idle power x covered time) goes by weight; E - floor by activity x the job's level (``levels``). Where activity is not
     known of all in a piece, or nobody was active, that goes by weight too, and ``method`` is the allocation's. Active processes that
@@ -49,23 +50,56 @@ def split_shared(
     place = rows["place"].to_numpy().astype(np.int64)
     weight, worked = rows["weight"].to_numpy(), _worked(order, rows, active_mj)
     known = sums(worked, place, len(whole_mj))[place] > 0
-    energy_mj = parts(floor_mj, weight, place) + parts(active_mj, np.where(known, worked, weight), place)
+    of_active = parts(active_mj, np.where(known, worked, weight), place)
+    energy_mj = parts(floor_mj, weight, place) + of_active
     rows = rows.with_columns(
         pl.when(pl.Series(known, dtype=pl.Boolean))
         .then(pl.coalesce("seen_method", "piece_method"))
         .otherwise("method")
         .alias("method"),
         pl.Series("energy_mj", energy_mj, dtype=pl.Int64),
+        pl.Series("active_mj", of_active, dtype=pl.Int64),
     )
     wide = _error_mj(rows["method"], active_mj[place], error)
     bounds = (
         pl.Series("energy_low_mj", np.maximum(energy_mj - wide, 0), dtype=pl.Int64),
         pl.Series("energy_high_mj", np.minimum(energy_mj + wide, whole_mj[place]), dtype=pl.Int64),
     )
-    columns = ("piece", "holder", "job_id", "holder_key", "energy_mj")
+    columns = ("piece", "holder", "job_id", "holder_key", "energy_mj", "active_mj")
     # Somebody without a job who did nothing is nobody.
     worth = (pl.col("holder") != UNATTRIBUTED_NO_JOB) | (pl.col("energy_mj") > 0)
     return rows.with_columns(*bounds).filter(worth).select(*columns, "energy_low_mj", "energy_high_mj", "method")
+
+
+def by_span(
+    pieces: pl.DataFrame, holders: pl.DataFrame, seen: pl.DataFrame, floors: pl.DataFrame, error: SharingError
+) -> pl.DataFrame:
+    """Return span, holder, job_id, holder_key, energy_mj, active_mj, below_mj, above_mj, seen_us, method of spans that several hold.
+
+    As :func:`split_shared`, summed over the pieces of a span: ``pieces`` with span and gap_mj, which is not divided here, and ``holders``
+    by span. ``active_mj`` is the part that is an estimate, ``below_mj`` and ``above_mj`` how far the bounds lie off; ``seen_us`` is how
+    long those who hold nothing (``unattributed:no_job``) were seen, 0 of others. Sorted by span and holder_key.
+    """
+    several = holders.filter(pl.col("weight") != pl.col("weights"))
+    mine = pieces.join(several.select("span").unique(), on="span", how="semi").with_columns(
+        pl.col("energy_mj") - pl.col("gap_mj")
+    )
+    of_piece = mine.select("piece", "span").join(several, on="span", how="inner")
+    rows = split_shared(mine, of_piece.drop("span"), seen, floors, error).join(
+        mine.select("piece", "span", "covered_us"), on="piece", how="left", maintain_order="left"
+    )
+    strange = pl.col("holder") == UNATTRIBUTED_NO_JOB
+    return (
+        rows.group_by("span", "holder", "job_id", "holder_key")
+        .agg(
+            pl.col("energy_mj", "active_mj").sum(),
+            (pl.col("energy_mj") - pl.col("energy_low_mj")).sum().alias("below_mj"),
+            (pl.col("energy_high_mj") - pl.col("energy_mj")).sum().alias("above_mj"),
+            pl.when(strange).then("covered_us").otherwise(0).sum().alias("seen_us"),
+            least_exact(pl.col("method")).alias("method"),
+        )
+        .sort("span", "holder_key", "holder")
+    )
 
 
 def parts(total: Ints, weight: Ints, place: Ints) -> Ints:
@@ -111,10 +145,6 @@ def _of_holders(order: pl.DataFrame, holders: pl.DataFrame, seen: pl.DataFrame) 
     of_place = ("place", "piece", "device_id", "hour_us")
     theirs = order.select(*of_place).join(holders, on="piece", how="inner")
     active = on_pieces(order, theirs.select("place", "job_id"), seen)
-    # Which instances a count holds nobody knows: what is done on one that nobody holds may be its work.
-    counted = theirs.filter(pl.col("method") == "count").select("place").unique()
-    unheld = active.filter(pl.col("job_id").is_null() & (pl.col("seen_method") == SLICE_ACTIVITY)).select("place")
-    active = active.join(counted.join(unheld, on="place", how="semi"), on="place", how="anti")
     of_piece = active.group_by("place").agg(pl.col("seen_method").min().alias("piece_method"))
     strangers = order.select(*of_place).join(active.filter(pl.col("job_id").is_null()).drop("job_id"), on="place")
     rows = theirs.join(active.drop_nulls("job_id"), on=["place", "job_id"], how="left").select(

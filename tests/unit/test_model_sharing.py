@@ -11,7 +11,7 @@ import pytest
 from analytics.frames import DeviceShares, InstanceActivity
 from analytics.model import activity
 from analytics.model.levels import levels
-from analytics.model.sharing import parts, split_shared
+from analytics.model.sharing import by_span, parts, split_shared
 from analytics.policy import SharingError
 from tests.fakes.site import HOUR, at, table
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.unit
 S = 1_000_000
 HOUR_US = int(HOUR.timestamp()) * S
 ERROR = SharingError(process_utilization=100_000, slice_activity=50_000, share=200_000, slice=250_000)
-SLICES = {"instance_id": pl.Int32, "slice_ppm": pl.Int64}
+SLICES = {"instance_id": pl.Int32, "whole_ppm": pl.Int64}
 ON_SLICES = {
     "instance_id": pl.Int32,
     "job_id": pl.Int64,
-    "share_ppm": pl.Int64,
+    "slice_ppm": pl.Int64,
     "start_us": pl.Int64,
     "end_us": pl.Int64,
 }
@@ -228,7 +228,8 @@ def on_instances(
         for n, ratio in active.items()
     ]
     held_by = [
-        (n, job, round(share * 10**6), HOUR_US + round(a * S), HOUR_US + round(b * S)) for n, job, share, a, b in holds
+        (n, job, round(share * slices[n] * 10**6 / 7), HOUR_US + round(a * S), HOUR_US + round(b * S))
+        for n, job, share, a, b in holds
     ]
     return activity.looks(
         DeviceShares.create_empty(),
@@ -256,16 +257,6 @@ def test_activity_on_an_instance_that_nobody_holds_is_nobodys() -> None:
     found = split([piece(0, 60, 30_000)], quarter, looks)
     # 71,428 and 214,285 ppm of the board: a quarter and three of 24,000 J, but for a hundredth of a joule.
     assert found["unattributed:no_job"][0] == pytest.approx(18_000, abs=0.1)
-
-
-def test_beside_a_count_of_instances_nobody_knows_whose_activity_it_is() -> None:
-    looks = on_instances({11: 0.5, 12: 0.5}, {11: 1, 12: 3}, [(11, 1, 1, 0, 3600)])
-    holders = [holder(1, 1, 4, method="slice"), holder(2, 3, 4, method="count")]
-    found = split([piece(0, 60, 30_000)], holders, looks)
-    assert {name: (energy, method) for name, (energy, _, _, method) in found.items()} == {
-        "job:1": (7_500, "slice"),
-        "job:2": (22_500, "count"),
-    }
 
 
 def test_all_activity_of_an_instance_is_of_those_who_held_it() -> None:
@@ -316,3 +307,23 @@ def test_no_shared_board_is_no_rows() -> None:
     nobody = pl.DataFrame([holder(1, 1, 1)], schema_overrides={"job_id": pl.Int64}).clear()
     floors = pl.DataFrame(schema={"device_id": pl.Int32, "idle_power_mw": pl.Int64})
     assert split_shared(empty, nobody, seen(), floors, ERROR).is_empty()
+
+
+def test_a_span_has_the_sum_of_its_pieces_and_the_least_exact_of_their_methods() -> None:
+    """Two pieces under one holding, the second of unknown activity: 21,000 + 15,000 J and 9,000 + 15,000 J."""
+    pieces = pl.DataFrame(
+        [piece(0, 60, 30_000), piece(60, 120, 30_000, number=1), piece(120, 180, 9_000, number=2)],
+        schema_overrides={"device_id": pl.Int32},
+    ).with_columns(pl.Series("span", [4, 4, 5], dtype=pl.UInt32), pl.lit(0, dtype=pl.Int64).alias("gap_mj"))
+    alone = [{**holder(3, 1, 1), "span": 5}]
+    holders = pl.DataFrame(
+        [{**row, "span": 4} for row in HALVES] + alone, schema_overrides={"job_id": pl.Int64, "span": pl.UInt32}
+    )
+    floors = pl.DataFrame({"device_id": [1], "idle_power_mw": [100_000]}, schema_overrides={"device_id": pl.Int32})
+    looks = [look(1, 60, 60, 0.6), look(2, 60, 60, 0.2), look(1, 120, 60, None), look(2, 120, 60, None)]
+    found = by_span(pieces, holders.drop("piece"), seen(*looks), floors, ERROR)
+    # Floor 6,000 J each piece, half each; bounds: 10 % and 20 % of 24,000 J to either side.
+    assert found.select("span", "holder", "energy_mj", "active_mj", "below_mj", "above_mj", "method").rows() == [
+        (4, "job:1", 36_000_000, 30_000_000, 7_200_000, 7_200_000, "share"),
+        (4, "job:2", 24_000_000, 18_000_000, 7_200_000, 7_200_000, "share"),
+    ]
