@@ -198,6 +198,8 @@ class Holds(dy.Schema):
     """Null = nobody told of an end."""
     job_ended_at = _instant(nullable=True)
     """End of the job by its own record, where there is one."""
+    recorded_at = _instant()
+    """When the store learned of it: a boot that had been seen by then ended nothing that was told of later."""
 
 
 class DeviceShares(dy.Schema):
@@ -234,6 +236,9 @@ class Meters(dy.Schema):
     meter_id = dy.Int32(primary_key=True)
     parent_meter_id = dy.Int32(nullable=True)
     level = dy.String(check=lambda level: level.is_in(["utility", "pdu", "cdu", "node", "other"]))
+    name = dy.String()
+    """As its source names it: redfish, rapl, ac; of several of one node it decides which bills."""
+    covers = dy.String(check=lambda covers: covers.is_in(["it", "part", "cooling", "all"]))
     node_id = dy.Int32(nullable=True)
     wrap_mj = dy.Int64(nullable=True, min=1)
     """Where its counter begins anew; null = it does not, or nobody knows."""
@@ -252,13 +257,18 @@ class MeterPeriods(dy.Schema):
 
 
 class OverheadModels(dy.Schema):
-    """What nodes draw beyond their devices where no meter tells; ``assumed``."""
+    """What a node draws beyond its devices where no meter tells; ``assumed``."""
 
     model_id = dy.Int32(primary_key=True)
-    node_glob = dy.String()
+    node_id = dy.Int32(primary_key=True)
+    """A node whose name the model's glob matches."""
+    precedence = dy.Int32(min=0)
+    """Of several that hold at once the lowest counts: the longest glob."""
     idle_mw = dy.Int64(min=0)
     per_accelerator_active_ppm = dy.Int32(min=0)
     """Parts per million of its devices' energy beside that."""
+    error_ppm = dy.Int32(min=0)
+    """Half of the 90 % interval, relative."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 
@@ -267,10 +277,14 @@ class SharedIt(dy.Schema):
     """Switches, storage and management of the site: by their meter or by a configured power, ``assumed`` then."""
 
     shared_it_id = dy.Int32(primary_key=True)
+    device_id = dy.Int32()
+    """Of kind ``site``: what it is booked on."""
     name = dy.String()
     kind = dy.String()
     power_mw = dy.Int64(nullable=True, min=0)
     meter_id = dy.Int32(nullable=True)
+    error_ppm = dy.Int32(min=0)
+    """Of a configured power: half of the 90 % interval, relative."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 

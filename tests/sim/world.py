@@ -243,6 +243,7 @@ class World:
                 "start_at": _instant(hold.start_us),
                 "end_at": None if lost < weather.lost_end_rate else _instant(hold.end_us),
                 "job_ended_at": None if lost < weather.lost_end_rate and known < 0.5 else _instant(hold.end_us),
+                "recorded_at": _instant(hold.start_us),
             }
             rows.append(row)
             if thin < weather.failing_evidence:

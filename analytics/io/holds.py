@@ -1,0 +1,89 @@
+"""Loads what was told of who held what, and where devices stood: dated rows as they are, nothing summed up over a window.
+
+What a row means beside others (an end nobody told, a count on a node, contradicting evidence) is decided in the model, where a day
+and its hours are known to agree. It reads as far around a window as a silence of a meter reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dataframely as dy
+import psycopg
+
+from analytics.frames import Devices, Holds, Placements
+from analytics.io.references import known
+from analytics.io.rows import fetch_frame
+from ingest.store.pools import uuid_sql
+
+# As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
+DEVICE: Final = """
+(SELECT id, uuid, kind, accelerators,
+        CASE WHEN described_at > %(as_of)s THEN 'unknown' ELSE model END AS model,
+        CASE WHEN described_at > %(as_of)s THEN NULL ELSE parent_device_id END AS parent_device_id,
+        CASE WHEN described_at > %(as_of)s THEN 1 ELSE slice_ratio END AS slice_ratio FROM devices)
+"""
+JOB_KEY: Final = "concat_ws('|', jobs.cluster, jobs.native_id, extract(epoch FROM jobs.started_at)::text)"
+_THERE: Final = """
+FROM placements AS placed JOIN nodes ON nodes.id = placed.node_id
+WHERE nodes.site_id = %(site_id)s AND {known}
+AND placed.valid_from < %(reach_to)s AND (placed.valid_to IS NULL OR placed.valid_to > %(reach_from)s)
+AND (placed.valid_to IS NULL OR placed.valid_to > placed.valid_from)
+""".replace("{known}", known("placed."))
+_PLACEMENTS: Final = (
+    "SELECT placed.device_id, placed.node_id, placed.in_service, placed.asset, placed.valid_from, placed.valid_to"
+    + _THERE
+)
+# A pool is there while somebody holds some of it. Its rows take the origin of their job: 1 is the mildest. Other devices of whose
+# node no epoch is known were imported (2).
+_DEVICES: Final = (
+    """
+SELECT device.id AS device_id, device.uuid, last.node_id, device.model, device.kind, device.accelerators, device.parent_device_id,
+       greatest(1, (device.slice_ratio * 1000000)::integer) AS slice_ppm, NULL::integer AS idle_power_mw, 2::smallint AS origin
+FROM {device} AS device JOIN (SELECT DISTINCT ON (placed.device_id) placed.device_id, placed.node_id {there}
+                              ORDER BY placed.device_id, placed.valid_from DESC) AS last ON last.device_id = device.id
+UNION ALL
+SELECT DISTINCT device.id, device.uuid, NULL::integer, device.model, device.kind, device.accelerators, NULL::integer, 1000000,
+       NULL::integer, 1::smallint
+FROM allocations AS held JOIN sites ON sites.id = held.site_id JOIN devices AS device ON device.uuid = {uuid}
+WHERE held.site_id = %(site_id)s AND held.pool IS NOT NULL AND {known}
+AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_at)s)
+""".replace("{device}", DEVICE)
+    .replace("{there}", _THERE)
+    .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+    .replace("{known}", known("held."))
+)
+_HOLDS: Final = (
+    """
+SELECT held.id AS allocation_id, held.job_id, {job_key} AS job_key, coalesce(held.device_id, pool.id) AS device_id, held.node_id,
+       held.accelerators, greatest(1, (held.share_ratio * 1000000)::integer) AS share_ppm, held.evidence, held.start_at, held.end_at,
+       CASE WHEN held.end_at IS NULL THEN jobs.ended_at END AS job_ended_at, held.recorded_at
+FROM allocations AS held JOIN jobs ON jobs.id = held.job_id JOIN sites ON sites.id = held.site_id
+LEFT JOIN devices AS pool ON held.pool IS NOT NULL AND pool.uuid = {uuid}
+WHERE held.site_id = %(site_id)s AND {known}
+AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)
+""".replace("{job_key}", JOB_KEY)
+    .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+    .replace("{known}", known("held."))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Of a window and as far around it as the reach."""
+
+    devices: dy.DataFrame[Devices]
+    """Boards, MIG instances and nodes that stood in the site, and pools of which something was held in the window."""
+    placements: dy.DataFrame[Placements]
+    holds: dy.DataFrame[Holds]
+
+
+def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any]) -> Held:
+    """Return what the model resolves holdings from; ``scope`` as of :func:`analytics.io.load.load_batch`, in its transaction."""
+    return Held(
+        fetch_frame(connection, _DEVICES, scope, Devices),
+        fetch_frame(connection, _PLACEMENTS, scope, Placements),
+        fetch_frame(connection, _HOLDS, scope, Holds),
+    )
