@@ -48,6 +48,7 @@ from analytics.frames import (
     Tenants,
     UsageHours,
 )
+from analytics.model.authority import measure
 from analytics.model.carbon import emit, factors_of
 from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
 from analytics.model.dated import Dated
@@ -61,10 +62,11 @@ from analytics.model.overhead import share_overhead
 from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
+from analytics.model.sensors import instruments
 from analytics.model.tenancy import bind_hours
 from analytics.model.tenant_minutes import by_tenant
 from analytics.model.tokens import token_lines
-from analytics.model.usage import attribute, measure, quality
+from analytics.model.usage import attribute, quality
 from analytics.policy import Policy
 from analytics.units import MJ_PER_KWH, NANO, US_PER_HOUR
 from analytics.units import from_us as from_us_of
@@ -185,7 +187,7 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     meters = metered.meters
     held = spans(inputs.allocations, until_us=_FOREVER_US)
     holdings = hold(devices, held, from_us, to_us)
-    measured = measure(holdings, meters, held)
+    measured = measure(holdings, meters, held, instruments(devices, policy))
     rows = attribute(measured, holdings)
     rows, negative, unknown = share_overhead(rows, devices)
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
@@ -207,7 +209,7 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     )
     rows = with_method(rows, inputs.allocations, devices)
     pooled = pool_usage(pools, inputs.allocations, from_us, to_us).with_columns(pl.lit(POOL).alias("method"))
-    counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), unknown])
+    counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), unknown], how="diagonal")
     return Shard(pl.concat([rows, pooled], how="diagonal"), found, counted)
 
 

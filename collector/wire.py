@@ -66,7 +66,7 @@ class Stream(StrEnum):
 
 
 class Feed(IntEnum):
-    """Who measured. For one device and hour the lowest number present is authoritative (DESIGN §5)."""
+    """Who measured. For one device and interval the lowest number that spans it is authoritative (DESIGN §5)."""
 
     NATIVE = 1
     DCGM = 2

@@ -56,7 +56,8 @@ class Meter:
     sums: pl.DataFrame
     """Inclusive running sums of :data:`QUANTITIES` over intervals; a column that would be all zero is left out."""
     holes: pl.DataFrame
-    """Intervals that are not covered: device_id, from_us, to_us, delta_mj (0 unless a gap that a counter spans), reason."""
+    """Intervals that are not covered: device_id, from_us, to_us, delta_mj (0 unless a gap that a counter spans), reason, and
+    unbooked_mj: what a counter that began anew shows at their end, if so much can have been drawn in them; else 0."""
     lacking: pl.DataFrame | None
 
     def at(self, cuts: pl.DataFrame, names: Sequence[str] = QUANTITIES) -> pl.DataFrame:
@@ -113,19 +114,34 @@ def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Pol
         .otherwise(0)
         .alias("covered_us"),
     ).collect()
-    at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
-    holes = judged.filter(pl.col("same_device") & (pl.col("verdict") != COVERED)).select(
-        "device_id",
-        at_us.alias("from_us"),
-        (at_us + pl.col("dt_us")).alias("to_us"),
-        "delta_mj",
-        pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
-    )
     sums = judged.select(
         pl.col("delta_mj").cum_sum().alias("energy_mj"), pl.col("covered_us").cum_sum(), *_state_sums(judged)
     )
+    holes = _holes(judged, timeline, keys, limits["max_power_mw"], policy)
     return Meter(
         timeline.feed, timeline.origin, timeline.instrument, keys, judged["key"], present, sums, holes, timeline.lacking
+    )
+
+
+def _holes(
+    judged: pl.DataFrame, timeline: Timeline, keys: KeySpace, max_power_mw: pl.Expr, policy: Policy
+) -> pl.DataFrame:
+    at = judged.select(pl.arg_where(pl.col("same_device") & (pl.col("verdict") != COVERED))).to_series()
+    following = timeline.rows["value"].gather(at.cast(pl.Int64) + 1).alias("then_mj")
+    at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
+    anew = pl.lit(timeline.instrument == "counter") & pl.col("verdict").is_in([COUNTER_RESET, EPOCH_CHANGE])
+    possible = pl.col("then_mj") <= _most_mj(max_power_mw, pl.col("dt_us"), policy)
+    return (
+        judged.select("device_id", "key", "dt_us", "delta_mj", "verdict")[at]
+        .with_columns(following)
+        .select(
+            "device_id",
+            at_us.alias("from_us"),
+            (at_us + pl.col("dt_us")).alias("to_us"),
+            "delta_mj",
+            pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
+            pl.when(anew & possible).then(pl.col("then_mj")).otherwise(0).alias("unbooked_mj"),
+        )
     )
 
 
@@ -162,18 +178,24 @@ def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> p
         .then(NO_DATA)
     )
     if instrument == "counter":
-        # Two readings on either side of a refresh differ by all that was drawn since the one before it, however close they are.
-        # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
-        most_mj = max_power_mw // MW_PER_W * (dt + policy.gaps.refresh_us) // MW_PER_W + 1
         verdict = (
             verdict.when(growth < 0)
             .then(COUNTER_RESET)
-            .when(growth > most_mj)
+            .when(growth > _most_mj(max_power_mw, dt, policy))
             .then(IMPLAUSIBLE)
             .when(dt > pl.col("max_gap_us"))
             .then(GAP)
         )
     return verdict.otherwise(COVERED).cast(pl.Int8)
+
+
+def _most_mj(max_power_mw: pl.Expr, dt_us: pl.Expr, policy: Policy) -> pl.Expr:
+    """Return what a counter can have grown by between two readings.
+
+    On either side of a refresh they differ by all that was drawn since the one before it, however close they are.
+    """
+    # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
+    return max_power_mw // MW_PER_W * (dt_us + policy.gaps.refresh_us) // MW_PER_W + 1
 
 
 def _growth(instrument: Instrument) -> pl.Expr:

@@ -66,7 +66,7 @@ def share_overhead(rows: pl.DataFrame, devices: pl.DataFrame) -> tuple[pl.DataFr
     )
     shared = _shared(balance.filter(pl.col("overhead_mj") >= 0), boards)
     rest = rows.join(nodes, on="device_id", how="anti")
-    merged = pl.concat([rest, shared.select(rest.columns)]).sort("hour_us", "device_id", "holder")
+    merged = pl.concat([rest, shared], how="diagonal").sort("hour_us", "device_id", "holder")
     unknown = sums.join(balance, on=["hour_us", "device_id"], how="anti").select(
         "hour_us",
         "device_id",

@@ -129,18 +129,11 @@ def test_the_counter_wins_over_the_gauge_within_an_hour() -> None:
     assert (row["energy_mj"], row["source"]) == (1_000, "measured")
 
 
-def test_one_feed_is_authoritative_per_device_and_hour() -> None:
-    imported = steady(1, 0, 3600, 999, epoch_id=2)
-    site = Site(readings=[*imported, *steady(1, 0, 1800, 100)], epochs=[epoch(1), epoch(2, feed=4, origin=2)])
-    row = site.usage()["idle"]
-    assert (row["energy_mj"], row["feed"], row["covered_us"]) == (180_000_000, 1, 1_800_000_000)
-
-
-def test_a_later_hour_without_the_first_feed_uses_the_next() -> None:
+def test_time_without_the_first_feed_uses_the_next() -> None:
     imported = steady(1, 0, 7200, 200, epoch_id=2)
     site = Site(readings=[*imported, *steady(1, 0, 1800, 100)], epochs=[epoch(1), epoch(2, feed=4, origin=2)], hours=2)
     assert site.close().usage["feed"].to_list() == [1, 4]
-    assert site.close().usage["energy_mj"].to_list() == [180_000_000, 720_000_000]
+    assert site.close().usage["energy_mj"].to_list() == [180_000_000 + 360_000_000, 720_000_000]
 
 
 def test_a_node_meter_counts_each_of_its_accelerators() -> None:
