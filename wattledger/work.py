@@ -32,6 +32,8 @@ from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
 from analytics.backfill import MinutesBackfill
+from analytics.closing.pool import Pool, StoppedError, memory_of
+from analytics.closing.request import Closing
 from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
@@ -77,19 +79,32 @@ def run_worker(
     sealing = SealingSettings.from_env(os.environ)
     traces = traces_of(os.environ, "wattledger-worker", settings.code_version)
     segments = segments_of(home)
-    worker = Worker(database, settings, home, enforced=enforced, segments=segments, sealing=sealing, traces=traces)
+    stop = threading.Event()
+    pool = Pool(
+        memory_of(os.environ), stop
+    )  # once told to stop it gives up a long hour: the next worker begins it anew
+    worker = Worker(
+        database,
+        settings,
+        home,
+        enforced=enforced,
+        segments=segments,
+        sealing=sealing,
+        traces=traces,
+        closing=pool,
+    )
     try:
         if metrics_at is not None:
             _show(worker.metrics, *metrics_at)
         if once:
             worker.once()
             return
-        stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         step_back()
         worker.run(stop)
     finally:
+        pool.end()
         worker.close()
 
 
@@ -145,7 +160,7 @@ def _now() -> datetime:
 class Worker:
     """Everything one worker process does, and the loop around it. Opens nothing before its first chore."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the root of a process, and each of these is a part of it
         self,
         database: Database,
         settings: WorkerSettings,
@@ -156,8 +171,12 @@ class Worker:
         segments: Segments | None = None,
         sealing: SealingSettings | None = None,
         traces: Traces | None = None,
+        closing: Closing | None = None,
     ) -> None:
-        """Without ``segments`` nothing is sealed, and a sealed hour that is due is left open with an error."""
+        """Without ``segments`` nothing is sealed, and a sealed hour that is due is left open with an error.
+
+        ``closing``: who closes hours; without, it does itself, and no bound holds: for tests.
+        """
         self._database = database
         self._interval_s = settings.interval_s
         self._home = home
@@ -171,7 +190,7 @@ class Worker:
         self._traces = traces
         tracer = None if traces is None else traces.tracer("wattledger.worker")
         ours = replace(settings, session=self._lease.session)
-        self._closer = HourCloser(database, ours, segments, tracer)
+        self._closer = HourCloser(database, ours, segments, tracer, closing)
         self._backfill = MinutesBackfill(database, ours, segments)
         self._sealing = None
         if segments is not None:
@@ -231,6 +250,9 @@ class Worker:
             try:
                 with self.metrics.chore(chore.name):
                     chore.do(self._clock())
+            except StoppedError as stopped:
+                log.info("%s: %s", chore.name, stopped)
+                break
             except Exception:  # the outermost loop of the process: whatever it was, the next time may do
                 failed = True
                 log.exception("%s failed, %s in a row", chore.name, chore.failures + 1)

@@ -17,7 +17,9 @@ BOOKS_UNBALANCED: Final = "books_unbalanced"
 """An hour that would break a law of the books and so was not written; stands until the hour is."""
 ATTEST_DIFFERS: Final = "attest_differs"
 """An hour of which nothing changed came out otherwise from its sealed files than it had from hot rows: a fault of ours."""
-OF_A_CLOSE: Final = (THROTTLING, IDLE_WASTE, OVERLAP, NEGATIVE, BOOKS_UNBALANCED)
+CLOSE_OVER_MEMORY: Final = "close_over_memory"
+"""An hour that ended the process it was closed in, again with few devices at a time; stands until the hour is closed."""
+OF_A_CLOSE: Final = (THROTTLING, IDLE_WASTE, OVERLAP, NEGATIVE, BOOKS_UNBALANCED, CLOSE_OVER_MEMORY)
 """Kinds that a close of their hour finds, and a later close of it may not find again."""
 
 _UPSERT: Final = """
@@ -71,34 +73,32 @@ def withdraw_findings(connection: psycopg.Connection[Any], site_id: int, hour_at
 
 def report_unbalanced(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: BooksError) -> None:
     """Leave a finding on an hour whose books do not balance, one however often it is tried."""
-    connection.execute(
-        _OF_AN_HOUR,
-        {
-            "dedupe_key": f"{BOOKS_UNBALANCED}|{site_id}|{hour_at.isoformat()}",
-            "site_id": site_id,
-            "kind": BOOKS_UNBALANCED,
-            "start_at": hour_at,
-            "end_at": hour_at + timedelta(hours=1),
-            "evidence": Jsonb({"law": type(error).__name__, "message": str(error)}),
-        },
-    )
+    evidence = {"law": type(error).__name__, "message": str(error)}
+    _report(connection, BOOKS_UNBALANCED, site_id, hour_at, evidence)
+
+
+def report_over_memory(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, reason: str) -> None:
+    """Leave a finding on an hour that ends whatever process closes it, one however often it is tried."""
+    _report(connection, CLOSE_OVER_MEMORY, site_id, hour_at, {"message": reason})
 
 
 def report_attest(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime) -> None:
     """Leave a finding on an hour that its sealed files closed otherwise, though nobody told of a change; it stands for somebody to look at."""
+    message = "sealed samples give other books than hot rows gave; the run has the difference"
+    _report(connection, ATTEST_DIFFERS, site_id, hour_at, {"law": "repeatability", "message": message})
+
+
+def _report(
+    connection: psycopg.Connection[Any], kind: str, site_id: int, hour_at: datetime, evidence: dict[str, str]
+) -> None:
     connection.execute(
         _OF_AN_HOUR,
         {
-            "dedupe_key": f"{ATTEST_DIFFERS}|{site_id}|{hour_at.isoformat()}",
+            "dedupe_key": f"{kind}|{site_id}|{hour_at.isoformat()}",
             "site_id": site_id,
-            "kind": ATTEST_DIFFERS,
+            "kind": kind,
             "start_at": hour_at,
             "end_at": hour_at + timedelta(hours=1),
-            "evidence": Jsonb(
-                {
-                    "law": "repeatability",
-                    "message": "sealed samples give other books than hot rows gave; the run has the difference",
-                }
-            ),
+            "evidence": Jsonb(evidence),
         },
     )

@@ -211,12 +211,24 @@ class Bucket:
 class Segments:
     """Files of sealed hours below one root. For several threads."""
 
-    def __init__(self, place: Place, scratch: Path, shown_as: str) -> None:
-        """``scratch``: a folder for files being made; for :class:`Folder` on the same file system."""
+    def __init__(
+        self, place: Place, scratch: Path, shown_as: str, made_of: tuple[str, Path | None] | None = None
+    ) -> None:
+        """``scratch``: a folder for files being made; for :class:`Folder` on the same file system.
+
+        ``made_of``: what :meth:`at` was told, by which another process makes the same; null = they stay in this one.
+        """
         self._place = place
         self._scratch = scratch
         self.shown_as = shown_as
         self._checked: set[tuple[str, int, int, bytes]] = set()
+        self._made_of = made_of
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel to another process as the place it names; what was checked here is checked there anew."""
+        if self._made_of is None:
+            raise TypeError(f"segments in {self.shown_as} were not made by Segments.at, and stay in their process")
+        return Segments.at, self._made_of
 
     @classmethod
     def at(cls, where: str | Path, cache: Path | None = None) -> Segments:
@@ -227,11 +239,11 @@ class Segments:
         text = str(where)
         if "://" not in text:
             root = Path(where)
-            return cls(Folder(root), root / ".unfinished", text)
+            return cls(Folder(root), root / ".unfinished", text, (text, None))
         from obstore.store import from_url  # noqa: PLC0415
 
         copies = Cache(cache or Path("/var/tmp/wattledger-segments"))  # noqa: S108 - only where nobody names another
-        return cls(Bucket(from_url(text), copies), copies.unfinished, text)
+        return cls(Bucket(from_url(text), copies), copies.unfinished, text, (text, cache))
 
     def scratch(self, name: str) -> Path:
         """Return a path for a file to be made; nobody else is given the same."""

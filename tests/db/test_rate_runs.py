@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analytics import jobs
+from analytics.closing import hours
 from analytics.backfill import MinutesBackfill
 from analytics.io.hours import due_hours
 from analytics.io.load_rating import load_rating
@@ -72,7 +72,7 @@ def test_a_corrected_binding_moves_lines_and_no_usage_hour(
     fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = fleet.rows(USAGE)
-    monkeypatch.setattr(jobs, "load_batch", no_readings)
+    monkeypatch.setattr(hours, "load_batch", no_readings)
     tenant_id = rebound(fleet)
 
     done = closer.run(LATER)
@@ -100,7 +100,7 @@ def test_a_corrected_binding_moves_lines_and_no_usage_hour(
 def test_a_corrected_price_and_tariff_rate_the_same_usage_and_its_findings(
     fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "load_batch", no_readings)
+    monkeypatch.setattr(hours, "load_batch", no_readings)
     for table, column in (("prices", "amount"), ("tariffs", "amount_per_kwh")):
         fleet.rows(f"UPDATE {table} SET {column} = {column} * 2 RETURNING 1")
         announce(fleet, table)
@@ -156,7 +156,7 @@ def test_a_holding_told_of_while_a_rating_begins_is_not_taken_for_seen(
             fleet.job("9", NINE + timedelta(minutes=30), HOUR_AT + 2 * HOUR)
         return load_rating(*arguments)
 
-    monkeypatch.setattr(jobs, "load_rating", just_after_a_job_came)
+    monkeypatch.setattr(hours, "load_rating", just_after_a_job_came)
     closer.run(LATER)
 
     assert [row[0] for row in fleet.rows(RUNS, NINE)] == ["close", "close"]

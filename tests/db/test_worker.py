@@ -5,15 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analytics import jobs
+from analytics.closing import hours
 from analytics.errors import BooksError
 from analytics.io.hours import batches, due_hours, hours_at_once
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import HourInputs, HourResult, Metered, Window, close_hours
+from analytics.pipeline import HourResult, Window, reduce_shards
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of
@@ -280,12 +281,12 @@ def test_inputs_as_they_were_known_are_the_same_after_a_later_correction(fleet: 
 def test_an_hour_that_does_not_balance_keeps_no_other_from_closing(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unbalanced(inputs: HourInputs, policy: Policy, metered: Metered | None = None) -> HourResult:
-        if inputs.usage.window.from_at <= HOUR_AT + HOUR < inputs.usage.window.to_at:
+    def unbalanced(window: Window, *others: Any) -> HourResult:
+        if window.from_at <= HOUR_AT + HOUR < window.to_at:
             raise BooksError("the second hour")
-        return close_hours(inputs, policy, metered)
+        return reduce_shards(window, *others)
 
-    monkeypatch.setattr(jobs, "close_hours", unbalanced)
+    monkeypatch.setattr(hours, "reduce_shards", unbalanced)
     fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
 
     done = HourCloser(fleet.database, SETTINGS).run(HOUR_AT + 6 * HOUR)

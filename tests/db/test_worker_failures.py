@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from analytics import jobs
+from analytics.closing import hours
 from analytics.errors import BooksError
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import HourInputs, HourResult, Metered, close_hours
-from analytics.policy import Policy
+from analytics.pipeline import HourResult, reduce_shards
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 from wattledger.home import Home
@@ -112,21 +111,20 @@ def test_an_hour_the_database_refuses_keeps_no_other_hour_of_its_batch_from_clos
 def test_an_hour_that_does_not_balance_leaves_one_finding_until_it_does(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unbalanced(inputs: HourInputs, policy: Policy, metered: Metered | None = None) -> HourResult:
-        del inputs, policy, metered
+    def unbalanced(*_: object) -> HourResult:
         raise BooksError("3 mJ too many")
 
     fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=50))
     closer = HourCloser(fleet.database, SETTINGS)
     found = "SELECT start_at, end_at, evidence, withdrawn_at IS NULL FROM findings WHERE kind = 'books_unbalanced'"
     evidence = {"law": "BooksError", "message": "3 mJ too many"}
-    monkeypatch.setattr(jobs, "close_hours", unbalanced)
+    monkeypatch.setattr(hours, "reduce_shards", unbalanced)
 
     for _ in range(2):
         assert closer.run(LATER).failed == 1
     assert fleet.rows(found) == [(HOUR_AT, HOUR_AT + HOUR, evidence, True)]
 
-    monkeypatch.setattr(jobs, "close_hours", close_hours)
+    monkeypatch.setattr(hours, "reduce_shards", reduce_shards)
     assert closer.run(LATER).closed == 1
     assert fleet.rows(found) == [(HOUR_AT, HOUR_AT + HOUR, evidence, False)]
 

@@ -1,0 +1,190 @@
+"""The processes in which a worker closes hours: spawned when there is something to close, kept, bounded in memory, replaced when they die.
+
+A child that dies takes the hour it was at, never the worker. Its hours are tried again one by one, then with few devices at a
+time; an hour that still dies is told of, and left to its caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from analytics.closing.child import OUT_OF_MEMORY, Broke, End, Gone, serve
+from analytics.closing.request import Died, Done, Task, Told
+from analytics.errors import AnalyticsError, InputError
+from analytics.io.hours import batches
+
+log = logging.getLogger(__name__)
+MEMORY_VARIABLE: Final = "WATTLEDGER_CLOSE_MEMORY_MIB"
+MEMORY_MIB: Final = 1_024
+LEAST_MEMORY_MIB: Final = 256
+"""A child that has done nothing yet has some 150."""
+LOOK_S: Final = 0.2
+"""How often a child's memory is looked at, and whether the worker is to stop."""
+SILENT_S: Final = 900.0
+"""A child that tells nothing for so long is ended: it stands still, or its hour is none that it can do."""
+_FEWER: Final = 10
+"""An hour that ends its child is tried again with so many times fewer devices in memory together."""
+_PAGE_BYTES: Final = 4_096
+_MIB: Final = 1 << 20
+
+
+class ClosingError(AnalyticsError):
+    """A child broke in a way that no hour accounts for; what it was is in the message."""
+
+
+class StoppedError(AnalyticsError):
+    """The worker is to stop: what its child was at is as if it had not begun."""
+
+
+class _DeathError(Exception):
+    """The child ended in the middle of a task."""
+
+
+def memory_of(env: Mapping[str, str]) -> int:
+    """Return how many MiB a closing process may have; raises InputError for what is no number, or too small to start with."""
+    said = env.get(MEMORY_VARIABLE, "")
+    if not said:
+        return MEMORY_MIB
+    if not said.isdecimal() or int(said) < LEAST_MEMORY_MIB:
+        raise InputError(f"{MEMORY_VARIABLE}={said!r} must be a whole number of MiB, at least {LEAST_MEMORY_MIB}")
+    return int(said)
+
+
+class Pool:
+    """One child, kept between tasks. For one thread, but for :meth:`end` and ``stop``."""
+
+    def __init__(
+        self, memory_mib: int = MEMORY_MIB, stop: threading.Event | None = None, silent_s: float = SILENT_S
+    ) -> None:
+        """Nothing is started yet. ``stop``: once set, whatever is being closed is given up."""
+        self.memory_mib = memory_mib
+        self.stop = stop or threading.Event()
+        self._silent_s = silent_s
+        self._context = multiprocessing.get_context("spawn")
+        self._child: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._pid: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, where there is one."""
+        return self._pid
+
+    def close(self, task: Task) -> Iterator[Told]:
+        """Tell of each hour of a task what became of it, trying again those whose child died.
+
+        Raises psycopg.OperationalError where the database is gone, StoppedError, and ClosingError for a fault of the child.
+        """
+        waiting = [task]
+        while waiting:
+            at = waiting.pop(0)
+            left = list(at.batch.hours)
+            try:
+                for told in self._attempt(at):
+                    if isinstance(told, Done):
+                        left.remove(told.hour)
+                    yield told
+            except _DeathError as death:
+                first = at.batch.hours[0]
+                log.warning("closing %s hours of site %s from %s: %s", len(left), first.site_id, first.hour_at, death)
+                if len(at.batch.hours) > 1:
+                    waiting = [replace(at, batch=each) for each in batches(left, 1)] + waiting
+                elif left and at.devices_at_once == task.devices_at_once:
+                    waiting.insert(0, replace(at, devices_at_once=max(1, at.devices_at_once // _FEWER)))
+                elif left:
+                    yield Died(left[0], str(death))
+
+    def end(self) -> None:
+        """End the child, whatever it is in the middle of: what it has not committed never was."""
+        child, pipe = self._child, self._pipe
+        self._child = self._pipe = self._pid = None
+        if child is not None:
+            child.kill()
+            child.join()
+            child.close()
+        if pipe is not None:
+            pipe.close()
+
+    def _attempt(self, task: Task) -> Iterator[Told]:
+        child, pipe = self._started()
+        is_over = False
+        try:
+            pipe.send(task)
+            while True:
+                told = self._heard(child, pipe)
+                if isinstance(told, logging.LogRecord):
+                    logging.getLogger(told.name).handle(told)
+                    continue
+                is_over = isinstance(told, End | Gone | Broke)
+                if isinstance(told, End):
+                    return
+                if isinstance(told, Gone):
+                    raise psycopg.OperationalError(told.message)
+                if isinstance(told, Broke):
+                    raise ClosingError(f"closing failed in its process:\n{told.traceback}")
+                yield told
+        except (EOFError, ConnectionError) as error:
+            raise _DeathError(self._end_of(child)) from error
+        finally:
+            if not is_over:  # also where nobody listens any more: what it would tell next is nobody's answer
+                self.end()
+
+    def _started(self) -> tuple[SpawnProcess, Connection]:
+        if self._child is not None and self._pipe is not None and self._child.is_alive():
+            return self._child, self._pipe
+        self.end()
+        ours, theirs = self._context.Pipe()
+        level = logging.getLogger().getEffectiveLevel()
+        child = self._context.Process(
+            target=serve, args=(theirs, self.memory_mib, level), name="wattledger-closing", daemon=True
+        )
+        child.start()
+        theirs.close()
+        self._child, self._pipe, self._pid = child, ours, child.pid
+        return child, ours
+
+    def _heard(self, child: SpawnProcess, pipe: Connection) -> Any:
+        """Return what the child tells next, looking after it while it tells nothing."""
+        silent_from_s = time.monotonic()
+        while not pipe.poll(LOOK_S):
+            if self.stop.is_set():
+                raise StoppedError("the worker is to stop; the hours at hand are left due")
+            if not child.is_alive():
+                raise EOFError
+            resident_mib = _resident_bytes(child) // _MIB
+            if resident_mib > self.memory_mib:
+                raise _DeathError(f"its process was ended at {resident_mib} MiB, of {self.memory_mib} it may have")
+            if time.monotonic() - silent_from_s > self._silent_s:
+                raise _DeathError(f"its process told nothing for {self._silent_s:g} s and was ended")
+        return pipe.recv()
+
+    def _end_of(self, child: SpawnProcess) -> str:
+        child.join(timeout=5.0)
+        code = child.exitcode
+        self.end()
+        if code == OUT_OF_MEMORY:
+            return f"its process was refused memory beyond the {self.memory_mib} MiB it may have"
+        if code == -signal.SIGABRT:
+            return f"its process aborted, as one does that is refused memory; it may have {self.memory_mib} MiB"
+        if code is not None and code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process ended by itself with {code}"
+
+
+def _resident_bytes(child: SpawnProcess) -> int:
+    try:
+        return int(Path(f"/proc/{child.pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0  # it just ended, which the pipe tells

@@ -1,0 +1,109 @@
+"""What is asked of a process that closes hours, and what it tells while it does: frozen values that travel through a pipe.
+
+It does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final, Protocol
+
+from analytics.io.hours import Batch
+from analytics.io.runs import HourState, Saved
+from analytics.policy import Policy
+from ingest.store.engine import Database
+from ingest.store.segments import Segments
+
+PATIENCE: Final = (
+    "SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', %s, false)"
+)
+"""Of a worker's session, with ``standstill_s`` and ``row_wait_s`` of its settings."""
+DEVICES_AT_ONCE: Final = 2_500
+"""Readings of so many devices are in memory together: an hour of 10 s rows of theirs takes about 0.4 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker may be told; values come from the composition root."""
+
+    code_version: str
+    session: str = "wattledger-worker"
+    """Application name of its database sessions, by which a successor finds them."""
+    currency: str = "USD"
+    policy: Policy = field(default_factory=Policy)
+    interval_s: float = 10.0
+    standstill_s: int = 20
+    """A worker that stands still inside a transaction (stopped, swapped out, its machine gone) holds the row of its hour:
+    after this long the server ends its session. Shorter than the lease, so that whoever takes over finds the row free."""
+    row_wait_s: int = 10
+    """How long to wait for a row another worker holds; then its hour is left for the next round."""
+    hours_per_pass: int = 24
+    """At most so many hours of one site are computed together: fewer passes."""
+    device_hours_per_pass: int = 4_096
+    """And at most so many hours x devices, but always one hour: memory (3,072 at 10 s take about 0.3 GiB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Hours of one site to be closed, or priced while they are open, or rated where no more than that is due."""
+
+    database: Database
+    segments: Segments | None
+    settings: WorkerSettings
+    batch: Batch
+    now: datetime
+    closed_before_at: datetime
+    """Hours that end by then are closed, later ones are the open window."""
+    horizon_xid: str
+    """Of a snapshot from before any of them was looked at: what was written before it is seen by then."""
+    devices_at_once: int = DEVICES_AT_ONCE
+
+    def reading(self, segments: Segments) -> Task:
+        """Return the same with sealed hours read from ``segments``."""
+        return replace(self, segments=segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The hours' books were computed, or their ratings; nothing is written by that."""
+
+    hours: tuple[HourState, ...]
+    began_ns: int
+    """As ``ended_ns`` nanoseconds since 1970."""
+    ended_ns: int
+    is_rating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of one hour, for good: whatever ends the process later does not take it back."""
+
+    hour: HourState
+    saved: Saved | None
+    """Null = it failed, and is left due, or was refused."""
+    began_ns: int
+    ended_ns: int
+    is_closed: bool = False
+    is_rating: bool = False
+    is_refused: bool = False
+    """Its samples are past retention, so its books stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """An hour's process ended before it was done, more than once, also with few devices at a time; it is left due."""
+
+    hour: HourState
+    reason: str
+
+
+Told = Computed | Done | Died
+
+
+class Closing(Protocol):
+    """Whoever closes hours: this process, or others it has."""
+
+    def close(self, task: Task) -> Iterator[Told]:
+        """Tell of each hour of a task what became of it, once; raises psycopg.OperationalError where the database is gone."""
