@@ -49,6 +49,20 @@ def insert_rows(
     connection.execute(psycopg.sql.SQL(_INSERT_FROM[table]).format(columns=names))
 
 
+def insert_posted(connection: psycopg.Connection[Any], rows: pl.DataFrame) -> None:
+    """Insert corrections, with all their columns but the id; a temporary table, as above."""
+    connection.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_corrections (LIKE ledger_corrections) ON COMMIT DELETE ROWS"
+    )
+    connection.execute("ALTER TABLE incoming_corrections DROP COLUMN IF EXISTS id")
+    copy_rows(connection, "incoming_corrections", rows)
+    names = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(name) for name in rows.columns)
+    insert = psycopg.sql.SQL(
+        "INSERT INTO ledger_corrections ({names}) SELECT {names} FROM incoming_corrections ORDER BY ordinal"
+    )
+    connection.execute(insert.format(names=names))
+
+
 def copy_rows(connection: psycopg.Connection[Any], table: str, rows: pl.DataFrame) -> None:
     with connection.cursor() as cursor, cursor.copy(copy_statement(table, rows.columns)) as copy:
         for part in encode(rows):

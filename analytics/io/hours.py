@@ -45,7 +45,9 @@ EXISTS (
     AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({but}))
 """
 _SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
-_RATING_ONLY: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "%(rating)s")
+_RATING_ONLY: Final = "hours.status = 'closed' AND hours.shadow_run_id IS NULL AND NOT " + _UNSEEN.replace(
+    "{but}", "%(rating)s"
+)
 _CANDIDATES: Final = """
 WITH data AS (
     SELECT site_id, hour_at, max(written_xid) AS last_xid
@@ -78,13 +80,15 @@ WITH data AS (
     UNION
     -- Closed of hot rows, and now it and its neighbours are sealed: do the files give the same? Once; then its run names them.
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
-    WHERE hours.status = 'closed' AND hours.hour_at >= %(attest_from)s
+    WHERE hours.status = 'closed' AND hours.shadow_run_id IS NULL AND hours.hour_at >= %(attest_from)s
     AND runs.generation = 0 AND runs.kind <> 'rate' AND runs.inputs IS NOT NULL
     AND runs.method_version = %(formulas)s AND ( -- other formulas give other books, and restate nothing by themselves
         SELECT count(*) FROM hour_catalog AS known WHERE known.site_id = hours.site_id AND known.state = 'sealed' AND known.expired_at IS NULL
         AND known.hour_at BETWEEN hours.hour_at - interval '1 hour' AND hours.hour_at + interval '1 hour') = 3
 )
-SELECT due.site_id, due.hour_at, hours.revision, hours.run_id, hours.status, coalesce({rating_only}, false), coalesce({settled}, false)
+-- Of a frozen hour, what it would be by now: that is what a change is computed against.
+SELECT due.site_id, due.hour_at, coalesce(hours.shadow_revision, hours.revision), coalesce(hours.shadow_run_id, hours.run_id), hours.status,
+       coalesce({rating_only}, false), coalesce({settled}, false)
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
 WHERE due.hour_at < %(now)s
 ORDER BY due.site_id, due.hour_at

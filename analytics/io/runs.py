@@ -74,6 +74,10 @@ class Current:
     usage_revision: int
     inputs_sha256: bytes
     generation: int
+    seen_xid: str
+    line_count: int | None
+    head_sha256: bytes | None
+    frozen_period_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,11 @@ class Made:
     """Against the revision before, where there was a closed one."""
     quality: dict[str, Any] | None = None
     """What was not used or not known, by reason; null = it read no sample."""
+    line_count: int | None = None
+    head_sha256: bytes | None = None
+    """Of the chain of the revision's lines; null = the open window, which has none."""
+    after_period_id: int | None = None
+    """The closed month in which the hour is frozen: the run moved nothing there."""
 
 
 class LostRaceError(Exception):
@@ -101,16 +110,34 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
 
     Raises LostRaceError where that is not what it rested on when the hour was picked.
     """
+    # A month is closed under a lock of the whole table, which waits for whoever saves an hour, and they for it: none slips in between.
+    connection.execute("LOCK TABLE ledger_hours IN ROW EXCLUSIVE MODE")
     row = connection.execute(
         """
-        SELECT hours.run_id, hours.revision, hours.content_sha256, coalesce(runs.usage_revision, hours.revision), runs.inputs_sha256,
-               runs.generation
-        FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+        SELECT runs.id, runs.revision, CASE WHEN hours.shadow_run_id IS NULL THEN hours.content_sha256 ELSE runs.content_sha256 END,
+               coalesce(runs.usage_revision, runs.revision), runs.inputs_sha256, runs.generation, hours.seen_xid::text, runs.line_count,
+               runs.head_sha256, hours.frozen_period_id
+        FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = coalesce(hours.shadow_run_id, hours.run_id)
         WHERE hours.site_id = %s AND hours.hour_at = %s FOR UPDATE OF hours
         """,
         (state.site_id, state.hour_at),
     ).fetchone()
-    current = None if row is None else Current(row[0], row[1], bytes(row[2]), row[3], bytes(row[4]), row[5])
+    current = None
+    if row is not None:
+        run_id, revision, content, usage_revision, inputs, generation, seen_xid, line_count, head, period_id = row
+        head = None if head is None else bytes(head)
+        current = Current(
+            run_id,
+            revision,
+            bytes(content),
+            usage_revision,
+            bytes(inputs),
+            generation,
+            seen_xid,
+            line_count,
+            head,
+            period_id,
+        )
     if (current.run_id if current else None) != state.run_id:
         raise LostRaceError
     return current
@@ -121,10 +148,11 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
     row = connection.execute(
         """
         INSERT INTO ledger_runs (site_id, hour_at, revision, usage_revision, kind, code_version, method_version, policy, as_of_at, snapshot, seen_xid,
-                                 inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality)
+                                 inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality, line_count, head_sha256,
+                                 after_period_id)
         VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(usage_revision)s, %(kind)s, %(code_version)s, %(method_version)s, %(policy)s, %(as_of_at)s,
                 %(snapshot)s, %(seen_xid)s::xid8, %(inputs)s, %(inputs_sha256)s, %(content)s, %(usage)s, %(reason)s, %(generation)s,
-                %(diff)s, %(quality)s) RETURNING id
+                %(diff)s, %(quality)s, %(line_count)s, %(head_sha256)s, %(after_period_id)s) RETURNING id
         """,
         {
             "site_id": state.site_id,
@@ -146,6 +174,9 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
             "generation": run.generation,
             "diff": Jsonb(made.diff) if made.diff is not None else None,
             "quality": Jsonb(made.quality) if made.quality is not None else None,
+            "line_count": made.line_count,
+            "head_sha256": made.head_sha256,
+            "after_period_id": made.after_period_id,
         },
     ).fetchone()
     if row is None:
@@ -163,7 +194,7 @@ def swap(
     content: bytes,
     closed: bool,
 ) -> bool:
-    """Make this run the one that counts, unless another run took its place since the hour was picked."""
+    """Make this run the one that counts, unless another run took its place since the hour was picked. Not of a frozen hour: ``shade``."""
     values = {
         "site_id": state.site_id,
         "hour_at": state.hour_at,
@@ -189,6 +220,51 @@ def swap(
             UPDATE ledger_hours SET revision = %(revision)s, run_id = %(run_id)s, status = %(status)s,
                    seen_xid = %(seen_xid)s::xid8, content_sha256 = %(content)s, closed_at = now()
             WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND run_id = %(expected)s
+            """,
+            values,
+        )
+    return cursor.rowcount == 1
+
+
+def shade(
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    run: Run,
+    *,
+    revision: int,
+    run_id: int,
+    content: bytes,
+    period_id: int,
+) -> bool:
+    """Note what a frozen hour would be by now, unless another run did since the hour was picked; what counts stays.
+
+    An hour that had no books when its month was closed keeps none: it counts revision 0, which has no rows.
+    """
+    values = {
+        "site_id": state.site_id,
+        "hour_at": state.hour_at,
+        "revision": revision,
+        "run_id": run_id,
+        "seen_xid": run.seen_xid,
+        "content": content,
+        "period_id": period_id,
+        "expected": state.run_id,
+    }
+    if state.run_id is None:
+        cursor = connection.execute(
+            """
+            INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256, frozen_period_id, shadow_revision,
+                                      shadow_run_id)
+            VALUES (%(site_id)s, %(hour_at)s, 0, %(run_id)s, 'closed', %(seen_xid)s::xid8, %(content)s, %(period_id)s, %(revision)s, %(run_id)s)
+            ON CONFLICT DO NOTHING
+            """,
+            values,
+        )
+    else:
+        cursor = connection.execute(
+            """
+            UPDATE ledger_hours SET shadow_revision = %(revision)s, shadow_run_id = %(run_id)s, seen_xid = %(seen_xid)s::xid8
+            WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND coalesce(shadow_run_id, run_id) = %(expected)s
             """,
             values,
         )

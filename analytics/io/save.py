@@ -15,6 +15,7 @@ import polars as pl
 import psycopg
 
 from analytics.io.book_rows import bind_jobs, content_of, copy_rows, difference, insert_rows
+from analytics.io.counted import count_lines
 from analytics.io.findings import replace_findings
 from analytics.io.readings import Silences
 from analytics.io.rollups import drop_left_minutes, replace_tenant_minutes
@@ -66,13 +67,17 @@ def _save_in_transaction(
         diff = difference(connection, state, books.lines) if state.status == "closed" else None
         of_usage = content_hash(books.usage)
         made = Made(Kind.CLOSE, revision, revision, content, of_usage, diff, _quality(books.quality))
-        run_id = insert_run(connection, state, run, made)
-        if not swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=closed):
-            raise LostRaceError
+        if closed:
+            count_lines(connection, state, run, current, made, books.lines)
+        else:
+            run_id = insert_run(connection, state, run, made)
+            if not swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=False):
+                raise LostRaceError
         if state.revision == PROVISIONAL:
             connection.execute("SELECT clear_provisional(%s, %s)", (state.site_id, state.hour_at))
         insert_rows(connection, "usage_hours", state, revision, books.usage)
-        insert_rows(connection, "ledger_lines", state, revision, books.lines)
+        if not closed:
+            insert_rows(connection, "ledger_lines", state, revision, books.lines)
         _replace_rollups(connection, state, books)
         replace_findings(connection, state.site_id, state.hour_at, books.findings)
         bind_jobs(connection, state, books.job_tenants)
@@ -94,12 +99,19 @@ def _attest(
             current.content,
             content_hash(books.usage),
             quality=_quality(books.quality),
+            line_count=current.line_count,
+            head_sha256=current.head_sha256,
         )
         run_id = insert_run(connection, state, run, made)
         pin(connection, state, run)
     connection.execute(
-        "UPDATE ledger_hours SET seen_xid = %s::xid8, run_id = %s, closed_at = now() WHERE site_id = %s AND hour_at = %s",
-        (run.seen_xid, run_id, state.site_id, state.hour_at),
+        """
+        UPDATE ledger_hours SET seen_xid = %(seen_xid)s::xid8, closed_at = now(),
+               run_id = CASE WHEN shadow_run_id IS NULL THEN %(run_id)s ELSE run_id END,
+               shadow_run_id = CASE WHEN shadow_run_id IS NOT NULL THEN %(run_id)s END
+        WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s
+        """,
+        {"seen_xid": run.seen_xid, "run_id": run_id, "site_id": state.site_id, "hour_at": state.hour_at},
     )
 
 

@@ -13,8 +13,9 @@ import polars as pl
 import psycopg
 
 from analytics.io.book_rows import bind_jobs, content_of, difference, insert_rows
+from analytics.io.counted import count_lines
 from analytics.io.findings import replace_findings
-from analytics.io.runs import HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, swap
+from analytics.io.runs import HourState, Kind, LostRaceError, Made, Run, Saved, locked
 from analytics.pipeline import content_hash
 
 _FORGET_MINUTES = """
@@ -67,11 +68,8 @@ def _save(connection: psycopg.Connection[Any], state: HourState, books: RatedBoo
     revision = current.revision + 1
     diff = difference(connection, state, books.lines)
     made = Made(Kind.RATE, revision, current.usage_revision, content, content_hash(books.usage), diff)
-    run_id = insert_run(connection, state, run, made)
-    if not swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=True):
-        raise LostRaceError
+    count_lines(connection, state, run, current, made, books.lines)
     insert_rows(connection, "hour_jobs", state, revision, books.job_tenants)
-    insert_rows(connection, "ledger_lines", state, revision, books.lines)
     replace_findings(connection, state.site_id, state.hour_at, books.findings)
     bind_jobs(connection, state, books.job_tenants)
     if is_moved:

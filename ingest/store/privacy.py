@@ -155,7 +155,7 @@ def _replace(conn: sa.Connection, of: sa.Table, columns: Mapping[str, Kind], new
             else:
                 new = sa.func.regexp_replace(new, _pattern(old), rf"\1\2{becomes}", "g")
         values[name] = new
-    if of.name == "ledger_lines":  # whose key spells the columns it is made of
+    if "line_key" in of.c:  # a line's key spells the columns it is made of
         values["line_key"] = sa.func.replace(
             of.c.line_key,
             sa.literal("|api:").concat(of.c.api_key).concat("|"),

@@ -52,6 +52,12 @@ ROWS = {
     "ledger_lines": "(site_id, hour_at, revision, line_key, tenant_id, pool, charge_category, quantity, "
     "quantity_unit, currency, status, source, coverage, origin) "
     f"VALUES (1, '{HOUR}', 2, 'k{{t}}', {{t}}, 'job', 'electricity', 1, 'mJ', 'USD', 'closed', 'measured', 1, 1)",
+    "ledger_corrections": "(site_id, hour_at, posted_hour_at, from_revision, revision, run_id, reason, line_key, tenant_id, pool, "
+    "charge_category, quantity, quantity_unit, currency, source, coverage, origin, ordinal, chain_sha256) "
+    f"VALUES (1, '{HOUR}', '2027-01-01Z', 1, 2, (SELECT min(id) FROM ledger_runs), 'r', 'c{{t}}', {{t}}, 'job', 'electricity', -1, 'mJ', "
+    "'USD', 'measured', 1, 1, {t}, '')",
+    "line_disputes": "(site_id, hour_at, line_sha256, line, tenant_id, currency, opened_by, reason) "
+    f"VALUES (1, '{HOUR}', '', 'l', {{t}}, 'USD', 'ada', 'r')",
     "findings": "(dedupe_key, site_id, kind, tenant_id, start_at, end_at, evidence, confidence, origin) "
     f"VALUES ('{{t}}', 1, 'idle_waste', {{t}}, '{HOUR}', '{HOUR}', '{{{{}}}}', 1, 1)",
     "budgets": "(tenant_id, name, period, time_zone, measure, limit_value, ladder, protect, policy_sha256, policy_line, "
@@ -74,14 +80,14 @@ def filled(db: Database) -> Database:
         admin.execute("INSERT INTO imports (site_id, kind, sha256, scope, file_name) VALUES (1, 'focus', '', '', 'f')")
         for path in PATHS.values():
             admin.execute("INSERT INTO tenants (path) VALUES (%s)", [path])
-        for table, row in ROWS.items():
-            for tenant_id in PATHS:
-                admin.execute(f"INSERT INTO {table} {row.format(t=tenant_id)}".encode())
         admin.execute(
             "INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256, "
             "content_sha256, reason) VALUES (1, %s, 2, 'v', now(), '5', '', '', 'first close')",
             [HOUR],
         )
+        for table, row in ROWS.items():
+            for tenant_id in PATHS:
+                admin.execute(f"INSERT INTO {table} {row.format(t=tenant_id)}".encode())
         admin.execute(
             "INSERT INTO ledger_hours (site_id, hour_at, revision, run_id, status, seen_xid, content_sha256) "
             "VALUES (1, %s, 2, 1, 'closed', '5', '')",
@@ -96,6 +102,11 @@ def api(filled: Database) -> Iterator[sa.Connection]:
     with engine.connect() as connection:
         yield connection
     engine.dispose()
+
+
+def seen(count: int) -> dict[str, int]:
+    """What each table shows where so many tenants are visible: of lines also the corrections."""
+    return dict.fromkeys(API_READS, count) | {"current_ledger_lines": 2 * count}
 
 
 def visible(conn: sa.Connection, table: str) -> int:
@@ -116,20 +127,20 @@ def test_every_tenant_bearing_table_forces_row_level_security(database: Database
 
 
 def test_unset_and_empty_show_nothing_anywhere(api: sa.Connection) -> None:
-    assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 0)
+    assert {table: visible(api, table) for table in API_READS} == seen(0)
     with tenancy.tenant_scope(api, None):
-        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 0)
+        assert {table: visible(api, table) for table in API_READS} == seen(0)
 
 
 def test_the_star_shows_every_row_of_every_table(api: sa.Connection) -> None:
     with tenancy.tenant_scope(api, "*"):
-        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 5)
+        assert {table: visible(api, table) for table in API_READS} == seen(5)
 
 
 def test_a_subtree_shows_itself_and_below_but_not_its_namesake(api: sa.Connection) -> None:
     # acme/research and acme/research/nlp, not acme above it and not acme/research2 beside it.
     with tenancy.tenant_scope(api, "acme/research"):
-        assert {table: visible(api, table) for table in API_READS} == dict.fromkeys(API_READS, 2)
+        assert {table: visible(api, table) for table in API_READS} == seen(2)
         assert api.execute(sa.text("SELECT path FROM tenants ORDER BY path")).scalars().all() == [
             "acme/research",
             "acme/research/nlp",
@@ -179,8 +190,9 @@ def test_an_inner_scope_gives_back_the_outer_one(api: sa.Connection) -> None:
 def test_only_the_revision_that_counts_is_current(filled: Database, api: sa.Connection) -> None:
     with filled.connect("admin") as admin:
         admin.execute("UPDATE ledger_lines SET revision = 1 WHERE tenant_id = 5")
+    lines = views.current_ledger_lines
     with tenancy.tenant_scope(api, "*"):
-        paths = api.execute(sa.select(views.current_ledger_lines.c.tenant_id)).scalars().all()
+        paths = api.execute(sa.select(lines.c.tenant_id).where(lines.c.status == "closed")).scalars().all()
         assert sorted(paths) == [1, 2, 3, 4]
         assert visible(api, "ledger_lines") == 5
 

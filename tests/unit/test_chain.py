@@ -34,7 +34,7 @@ pytestmark = pytest.mark.unit
 START = start_of_hour("fra1", datetime(2026, 10, 1, tzinfo=UTC))
 NAMES = Names({1: "acme/nlp", 2: "globex"}, {7: "owned H100 2.00 USD"}, {3: "it 0.20 USD"})
 NANO = Decimal("0.000000001")
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "tenant_id": pl.Int32,
     "holder_key": pl.String,
     "api_key": pl.String,
@@ -91,7 +91,8 @@ def chained(*lines: dict[str, Any]) -> pl.DataFrame:
 
 def links(stored: pl.DataFrame) -> list[Link]:
     rows = stored.select("ordinal", "chain_sha256", "holder_key").iter_rows()
-    return [Link(*row[:2], text, row[2]) for row, text in zip(rows, canonical(stored, NAMES), strict=True)]
+    texts = canonical(stored, NAMES)
+    return [Link(ordinal, chain, text, holder) for (ordinal, chain, holder), text in zip(rows, texts, strict=True)]
 
 
 def found(stored: pl.DataFrame, before: pl.DataFrame) -> Break | None:

@@ -1,0 +1,148 @@
+"""Closed months: what was frozen with its chain, what was posted later as a correction, and which lines are disputed.
+
+Rows are only ever added. Two exceptions, each once a row: a period that was reopened, a dispute that was resolved.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
+
+from ingest.store.tables.columns import MONEY, column, instant, reference, surrogate_id
+from ingest.store.tables.metadata import metadata
+
+_HOUR = DateTime(timezone=True)
+_MORE = "; the difference, and so of either sign"
+
+ledger_periods = Table(
+    "ledger_periods",
+    metadata,
+    surrogate_id(),
+    column("name", Text, comment="the month, e.g. 2026-10"),
+    column(
+        "site_id",
+        Integer,
+        ForeignKey("sites.id"),
+        nullable=True,
+        comment="surrogate id; null = all sites that have no period of their own",
+    ),
+    column("number", Integer, comment="1 for the first close of this month, then one more after each reopening"),
+    instant("from_at"),
+    instant("to_at"),
+    column("hours", Integer),
+    column("lines", BigInteger),
+    column("corrections", BigInteger, comment="count of corrections of older months that this one holds"),
+    column("checklist", JSONB, comment="what was looked at, with its figures, and what was accepted"),
+    column("totals", JSONB, comment="sums by currency and of energy and carbon, as decimal text"),
+    column("root_sha256", LargeBinary, comment="SHA-256 over the chain of all its hours and corrections"),
+    column("signature", LargeBinary, nullable=True, comment="Ed25519 of the root's text; null = not signed"),
+    column("key_id", Text, nullable=True, comment="first 16 hexadecimal digits of SHA-256 of the public key"),
+    column("closed_by", Text),
+    instant("closed_at", server_default=func.now()),
+    column("reopened_at", _HOUR, nullable=True, comment="instant, UTC; null = it is closed"),
+    column("reopened_by", Text, nullable=True),
+    column("reopen_reason", Text, nullable=True),
+    UniqueConstraint("name", "site_id", "number", postgresql_nulls_not_distinct=True),
+    CheckConstraint("from_at < to_at", name="span"),
+    CheckConstraint("num_nulls(signature, key_id) IN (0, 2)", name="signature"),
+    CheckConstraint("num_nulls(reopened_at, reopened_by, reopen_reason) IN (0, 3)", name="reopened"),
+    comment="A month that was closed: its hours are frozen until it is reopened.",
+)
+
+period_hours = Table(
+    "period_hours",
+    metadata,
+    column("period_id", Integer, ForeignKey("ledger_periods.id"), primary_key=True, autoincrement=False),
+    column("ordinal", Integer, primary_key=True, autoincrement=False, comment="place in the chain, from 1"),
+    reference("site_id", "sites"),
+    column("hour_at", _HOUR),
+    column(
+        "run_id",
+        BigInteger,
+        ForeignKey("ledger_runs.id"),
+        nullable=True,
+        comment="surrogate id: of corrections of this hour that the month holds; null = an hour of the month itself",
+    ),
+    column("revision", Integer, comment="of the lines; of corrections: the revision they lead to"),
+    column("lines", Integer),
+    column("head_sha256", LargeBinary, comment="last link of the chain of its lines"),
+    column("chain_sha256", LargeBinary, comment="SHA-256 over this entry and the link before it"),
+    Index("period_hours_hour_ix", "site_id", "hour_at"),
+    comment="The chain of a closed month: its hours by site and time, then the corrections posted in it.",
+)
+
+ledger_corrections = Table(
+    "ledger_corrections",
+    metadata,
+    surrogate_id(wide=True),
+    reference("site_id", "sites"),
+    column("hour_at", _HOUR, comment="instant, UTC: the frozen hour that would be different today"),
+    column("posted_hour_at", _HOUR, comment="instant, UTC: the hour of the open month that counts it"),
+    column("from_revision", Integer, comment="posted before this; 0 = the hour had no books when its month closed"),
+    column("revision", Integer, comment="what the hour's lines would be by now"),
+    column("run_id", BigInteger, ForeignKey("ledger_runs.id"), comment="surrogate id: what computed them"),
+    column("reason", Text),
+    column("line_key", Text, comment="tenant, holder, model, category, and the run"),
+    reference("tenant_id", "tenants", nullable=True),
+    reference("job_id", "jobs", nullable=True, wide=True),
+    column("api_key", Text, nullable=True),
+    column("pool", Text, comment="as of ledger_lines"),
+    column("device_model", Text, nullable=True),
+    column("charge_category", Text, comment="as of ledger_lines"),
+    column("quantity", BigInteger, comment="whole units of quantity_unit" + _MORE),
+    column("quantity_unit", Text, comment="accelerator-us, mJ, token"),
+    column("energy_mj", BigInteger, nullable=True, comment="millijoules" + _MORE),
+    column("carbon_gco2e", MONEY, nullable=True, comment="grams of CO2 equivalent" + _MORE),
+    column("billed_cost", MONEY, nullable=True, comment="in currency; null = no price is known" + _MORE),
+    column("effective_cost", MONEY, nullable=True, comment="in currency" + _MORE),
+    column("currency", String(3)),
+    column("source", Text, comment="measured, estimated, forecast or assumed"),
+    column("coverage", DOUBLE_PRECISION, comment="0 to 1: of the line as it would be"),
+    column("origin", SmallInteger, comment="collector.wire.Origin"),
+    column("holder_key", Text, nullable=True, comment="who or what by names instead of ids; null = not said"),
+    column("energy_low_mj", BigInteger, nullable=True, comment="millijoules" + _MORE),
+    column("energy_high_mj", BigInteger, nullable=True, comment="millijoules" + _MORE),
+    column("facility_mj", BigInteger, nullable=True, comment="millijoules" + _MORE),
+    column("facility_category", SmallInteger, nullable=True, comment="as of ledger_lines"),
+    column("method", Text, nullable=True, comment="as of ledger_lines"),
+    column("ordinal", Integer, comment="place in the chain of what its run posted, from 1"),
+    column("chain_sha256", LargeBinary, comment="SHA-256 over the correction and the one before it"),
+    column("api_key_seal", LargeBinary, nullable=True, comment="as of ledger_lines"),
+    Index("ledger_corrections_posted_ix", "posted_hour_at"),
+    Index("ledger_corrections_hour_ix", "site_id", "hour_at"),
+    comment="What later changes of a frozen hour come to, line by line, counted in the open month.",
+)
+
+line_disputes = Table(
+    "line_disputes",
+    metadata,
+    surrogate_id(),
+    reference("site_id", "sites"),
+    column("hour_at", _HOUR),
+    column("line_sha256", LargeBinary, comment="link of the line in the chain of its hour, which is what names it"),
+    column("line", Text, comment="the line in words, as it was when it was disputed"),
+    reference("tenant_id", "tenants", nullable=True),
+    column("billed_cost", MONEY, nullable=True, comment="in currency: of the line; null = unpriced"),
+    column("currency", String(3)),
+    column("opened_by", Text),
+    instant("opened_at", server_default=func.now()),
+    column("reason", Text),
+    column("resolved_at", _HOUR, nullable=True, comment="instant, UTC; null = open"),
+    column("resolved_by", Text, nullable=True),
+    column("resolution", Text, nullable=True),
+    Index("line_disputes_hour_ix", "site_id", "hour_at"),
+    CheckConstraint("num_nulls(resolved_at, resolved_by, resolution) IN (0, 3)", name="resolved"),
+    comment="A line of a bill that somebody says is wrong.",
+)
