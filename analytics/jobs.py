@@ -8,9 +8,9 @@ its own, whose memory is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -18,6 +18,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from analytics.closing.hours import Here
 from analytics.closing.request import PATIENCE, Closing, Computed, Died, Done, Task, Told, WorkerSettings
+from analytics.io.awaited import awaited_hours
 from analytics.io.findings import report_over_memory
 from analytics.io.hours import batches, due_hours, forget_changes, hours_at_once, remember_open
 from analytics.io.runs import HourState, Saved
@@ -88,12 +89,18 @@ class HourCloser:
             connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             horizon = _snapshot_xmin(connection)
             lateness = timedelta(microseconds=settings.policy.lateness_us)
-            due = due_hours(connection, now, lateness, attest=self._segments is not None)
+            awaited = awaited_hours(connection, now, settings.policy)
+            due = due_hours(connection, now, lateness, attest=self._segments is not None, awaited=awaited)
             if on_due is not None:
                 on_due(due)
             at_once = hours_at_once(connection, settings.device_hours_per_pass)
-            for batch in batches(due, settings.hours_per_pass, at_once):
-                task = Task(self._database, self._segments, settings, batch, now, now - lateness, horizon)
+            # Apart, since one load has one instant from which on hours are open.
+            open_, over = _parted(due, awaited)
+            for batch in batches(over, settings.hours_per_pass, at_once) + batches(open_, 1):
+                closed_before = now - lateness
+                if batch.hours[0] in open_:
+                    closed_before = min(closed_before, batch.from_at)
+                task = Task(self._database, self._segments, settings, batch, now, closed_before, horizon)
                 for told in self._closing.close(task):
                     self._note(connection, told, round_)
                     if on_hour is not None and isinstance(told, Done) and told.saved is not None:
@@ -120,6 +127,13 @@ class HourCloser:
             }
             self._tracer.start_span("close hour", start_time=told.began_ns, attributes=attributes).end(told.ended_ns)
         _count(round_, told)
+
+
+def _parted(due: Sequence[HourState], awaited: Mapping[int, datetime]) -> tuple[list[HourState], list[HourState]]:
+    """Return the hours that stay open whatever the time, since they or one before them wait for a reading, and all others."""
+    late = datetime.max.replace(tzinfo=UTC)
+    waiting = [hour for hour in due if hour.status != "closed" and hour.hour_at >= awaited.get(hour.site_id, late)]
+    return waiting, [hour for hour in due if hour not in waiting]
 
 
 def _told(hours: Sequence[HourState]) -> dict[str, str | int]:

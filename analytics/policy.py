@@ -25,6 +25,8 @@ class GapPolicy:
     max_gap_us: int = 60 * US_PER_SECOND
     max_gap_cadences: int = 3
     """A gap is longer than the larger of ``max_gap_us`` and this many cadences of its feed."""
+    node_max_gap_us: int = 3 * US_PER_MINUTE
+    """The same of meters of nodes: controllers are asked each half minute or minute, and now and then do not answer."""
     reach_us: int = 48 * US_PER_HOUR
     """Readings further apart are not joined at all. Two days, as long as rows stay hot: within it a silence is energy of
     known size and unknown timing, and the hours it spans are closed again once it ends."""
@@ -117,6 +119,8 @@ class Policy:
     sharing: SharingError = field(default_factory=SharingError)
     lateness_us: int = 15 * US_PER_MINUTE
     """How long after its end an hour waits for late data before it closes."""
+    longest_wait_us: int = 2 * US_PER_HOUR
+    """And at most so long for the next reading of a device that speaks seldom, from which on its last interval is a gap."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gaps.max_gap_us <= self.gaps.reach_us:

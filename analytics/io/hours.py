@@ -75,8 +75,10 @@ WITH data AS (
         AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
     UNION
     -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
-    SELECT site_id, hour_at FROM ledger_hours WHERE status = 'provisional' AND (
-        hour_at + interval '1 hour' > %(now)s - %(at_hand)s OR hour_at + interval '1 hour' <= %(now)s - %(lateness)s)
+    SELECT site_id, hour_at FROM ledger_hours AS hours WHERE status = 'provisional' AND (
+        hour_at + interval '1 hour' > %(now)s - %(at_hand)s OR (hour_at + interval '1 hour' <= %(now)s - %(lateness)s
+        AND NOT EXISTS (SELECT FROM unnest(%(awaited_sites)s::integer[], %(awaited_hours)s::timestamptz[]) AS awaited (site_id, hour_at)
+                        WHERE awaited.site_id = hours.site_id AND awaited.hour_at <= hours.hour_at)))
     UNION
     -- Closed of hot rows, and now it and its neighbours are sealed: do the files give the same? Once; then its run names them.
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
@@ -116,14 +118,20 @@ class Batch:
 
 
 def due_hours(
-    connection: psycopg.Connection[Any], now: datetime, lateness: timedelta = timedelta(0), *, attest: bool = False
+    connection: psycopg.Connection[Any],
+    now: datetime,
+    lateness: timedelta = timedelta(0),
+    *,
+    attest: bool = False,
+    awaited: Mapping[int, datetime] | None = None,
 ) -> list[HourState]:
     """Return every hour up to ``now`` that needs a close, by site and time.
 
     ``attest``: also recent ones that were closed of hot rows and are sealed now, with their neighbours, once.
     An hour of the open window is due while it is at hand, when it is to be closed (``lateness`` after its end), and
-    whenever a change touches it.
+    whenever a change touches it. From the hour on that ``awaited`` names for a site, none is to be closed.
     """
+    waits = awaited or {}
     rows = connection.execute(
         _CANDIDATES,
         {
@@ -136,6 +144,8 @@ def due_hours(
             "formulas": METHOD_VERSION,
             "attest_from": now - ATTESTED_WITHIN if attest else now,
             "lateness": lateness,
+            "awaited_sites": list(waits),
+            "awaited_hours": list(waits.values()),
         },
     ).fetchall()
     return [
