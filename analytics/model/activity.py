@@ -6,17 +6,22 @@ its processes'; a process that is gone by the next look is in none, so a look sp
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from analytics.frames import METHODS
 from analytics.units import PPM, US_PER_MINUTE
+
+Ints = NDArray[np.int64]
 
 PROCESS_UTILIZATION: Final = "process_utilization"
 MPS_THREADS: Final = "mps_threads"
 SLICE_ACTIVITY: Final = "slice_activity"
+_CODES: Final = {name: METHODS.index(name) for name in (PROCESS_UTILIZATION, MPS_THREADS, SLICE_ACTIVITY)}
 _ALONE: Final = "measured"
 """What an agent says where a look found one holder: whatever was worked then, was worked by it."""
 _TOLD_APART: Final = (_ALONE, PROCESS_UTILIZATION, MPS_THREADS)
@@ -54,34 +59,64 @@ def instants(seen: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(edges).unique().sort("device_id", "cut_us")
 
 
-def on_pieces(pieces: pl.DataFrame, holders: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    """Return place, job_id, activity_ppm (mean over the piece, rounded down), seen_method of pieces of which all activity is known.
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """Of each piece and holder, in arrays."""
 
-    ``pieces``: place (its row number), device_id, from_us, to_us; sorted. ``holders``: place, job_id. A job that does not hold a piece has no
-    row in it; null ``job_id`` is everybody who holds nothing of the board.
+    activity_ppm: Ints
+    """Mean over the piece, rounded down; 0 of all where that of some is not known."""
+    method: Ints
+    """How that is known, as a place in ``frames.METHODS``; of no meaning where nobody was active."""
+
+
+def worked(pieces: pl.DataFrame, first: Ints, of_span: pl.DataFrame, seen: pl.DataFrame) -> Worked:
+    """Return the activity of each piece's holders: rows ``first[i]`` and on are piece i by the holders of its span, in their order.
+
+    ``pieces``: span, device_id, from_us, to_us; sorted by device and time. ``of_span``: span, job_id, job; sorted by span, job -1 is
+    everybody who holds nothing. A job that does not hold a piece has no activity in it.
     """
-    pairs = _overlaps(pieces, seen)
-    mine = holders.select("place", "job_id", pl.lit(value=True).alias("holds"))
-    pairs = (
-        pairs.join(mine, on=["place", "job_id"], how="left", maintain_order="left")
-        .filter(pl.col("holds") | pl.col("job_id").is_null())
-        .drop("holds")
-    )
-    by_threads = pl.col("activity_ppm").is_null().any().over("place")
-    unknown = pl.col("activity_ppm").is_null().any().over("place") & pl.col("threads_ppm").is_null().any().over("place")
-    length = pl.col("length_us").first()
-    return (
-        pairs.filter(~unknown)
-        .with_columns(
-            pl.when(by_threads).then("threads_ppm").otherwise("activity_ppm").alias("rate_ppm"),
-            pl.when(by_threads).then(pl.lit(MPS_THREADS)).otherwise("method").alias("method"),
-        )
-        .group_by("place", "job_id", maintain_order=True)
-        .agg(
-            ((pl.col("rate_ppm") * pl.col("overlap_us")).sum() // length).alias("activity_ppm"),
-            pl.col("method").first().alias("seen_method"),
-        )
-    )
+    look, place, overlap_us = _overlaps(pieces, seen)
+    row = _row_of(pieces, first, of_span, seen, look, place)
+    look, place, overlap_us, row = (values[row >= 0] for values in (look, place, overlap_us, row))
+    by_time = seen["activity_ppm"].fill_null(-1).to_numpy()[look]
+    by_threads = seen["threads_ppm"].fill_null(-1).to_numpy()[look]
+    no_time, no_threads = np.zeros(pieces.height, dtype=bool), np.zeros(pieces.height, dtype=bool)
+    no_time[place[by_time < 0]] = True
+    no_threads[place[by_threads < 0]] = True
+    rate = np.where(no_time[place], np.where(no_threads[place], 0, by_threads), by_time)
+    rows = int(first[-1]) + int((of_span["span"] == pieces["span"][-1]).sum())
+    total = np.zeros(rows, dtype=np.int64)
+    np.add.at(total, row, rate * overlap_us)
+    length = (pieces["to_us"] - pieces["from_us"]).to_numpy()
+    many = np.diff(np.append(first, rows))
+    of_look = seen["method"].replace_strict(_CODES, return_dtype=pl.Int64).to_numpy()[look]
+    of_look = np.where(no_time[place], _CODES[MPS_THREADS], of_look)
+    of_piece = np.full(pieces.height, -1, dtype=np.int64)
+    np.maximum.at(of_piece, place, of_look)
+    return Worked(total // np.repeat(length, many), np.repeat(of_piece, many))
+
+
+def _row_of(
+    pieces: pl.DataFrame, first: Ints, of_span: pl.DataFrame, seen: pl.DataFrame, look: Ints, place: Ints
+) -> Ints:
+    """Return the row of each look's job in its piece, -1 where it does not hold the piece."""
+    spans, starts = np.unique(of_span["span"].to_numpy(), return_index=True)
+    jobs = of_span.select(pl.when(pl.col("job") > -2).then(pl.col("job_id").fill_null(-1)).otherwise(-2)).to_series()
+    known = jobs.unique().sort()
+    slot_of_job = known.search_sorted(jobs).to_numpy().astype(np.int64)
+    wanted = seen["job_id"].fill_null(-1)
+    is_known = wanted.is_in(known.implode()).to_numpy()
+    slot_of_look = known.search_sorted(wanted).to_numpy().astype(np.int64)
+    width = len(known) + 1
+    span_of_holder = np.searchsorted(spans, of_span["span"].to_numpy())
+    key_of_holder = span_of_holder * width + slot_of_job
+    order = np.argsort(key_of_holder)
+    span_of_piece = np.searchsorted(spans, pieces["span"].to_numpy())
+    key = span_of_piece[place] * width + slot_of_look[look]
+    found = np.clip(np.searchsorted(key_of_holder[order], key), 0, len(order) - 1)
+    holder = order[found]
+    right = is_known[look] & (key_of_holder[holder] == key)
+    return np.where(right, first[place] + holder - starts[span_of_piece[place]], -1)
 
 
 def _of_processes(shares: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
@@ -210,38 +245,28 @@ def _of_instances(instances: pl.DataFrame, slices: pl.DataFrame, on_slices: pl.D
     )
 
 
-def _overlaps(pieces: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per look and piece of its board that share time, with ``overlap_us`` and the piece's ``length_us``.
+def _overlaps(pieces: pl.DataFrame, seen: pl.DataFrame) -> tuple[Ints, Ints, Ints]:
+    """Return look, piece and time shared (us) of every look and piece of its board that share some.
 
     By two searches: pieces of a board do not overlap, so a look touches consecutive ones. A join on the board would be every pair.
     """
-    seen = seen.filter(pl.col("device_id").is_in(pieces["device_id"].unique().implode()))
-    if seen.is_empty():
-        return seen.with_columns(pl.lit(0, dtype=pl.UInt32).alias("place"), *_times()).clear()
     boards = pieces["device_id"].unique().sort()
     board_of_piece = boards.search_sorted(pieces["device_id"]).to_numpy().astype(np.int64)
     board_of_look = boards.search_sorted(seen["device_id"]).to_numpy().astype(np.int64)
     starts, ends = pieces["from_us"].to_numpy(), pieces["to_us"].to_numpy()
+    from_us, to_us = seen["from_us"].to_numpy(), seen["to_us"].to_numpy()
     first_us, last_us = int(starts.min()), int(ends.max())
     width = last_us - first_us + 2
 
-    def key(board: NDArray[np.int64], at_us: NDArray[np.int64]) -> NDArray[np.int64]:
-        return board * width + np.clip(at_us - first_us, 0, width - 1)
+    def key(board: Ints, at_us: Ints) -> Ints:
+        found: Ints = board * width + np.clip(at_us - first_us, 0, width - 1)
+        return found
 
-    first = np.searchsorted(key(board_of_piece, ends), key(board_of_look, seen["from_us"].to_numpy()), side="right")
-    last = np.searchsorted(key(board_of_piece, starts), key(board_of_look, seen["to_us"].to_numpy()), side="left")
-    count = np.clip(last - first, 0, None)
+    first = np.searchsorted(key(board_of_piece, ends), key(board_of_look, from_us), side="right")
+    last = np.searchsorted(key(board_of_piece, starts), key(board_of_look, to_us), side="left")
+    here = seen["device_id"].is_in(boards.implode()).to_numpy()
+    count = np.where(here, np.clip(last - first, 0, None), 0)
     look = np.repeat(np.arange(seen.height), count)
     place = np.arange(len(look)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    overlap = np.minimum(ends[place], seen["to_us"].to_numpy()[look]) - np.maximum(
-        starts[place], seen["from_us"].to_numpy()[look]
-    )
-    return seen[look].with_columns(
-        pl.Series("place", place, dtype=pl.UInt32),
-        pl.Series("overlap_us", overlap, dtype=pl.Int64),
-        pl.Series("length_us", ends[place] - starts[place], dtype=pl.Int64),
-    )
-
-
-def _times() -> list[pl.Expr]:
-    return [pl.lit(0, dtype=pl.Int64).alias(name) for name in ("overlap_us", "length_us")]
+    overlap_us = np.minimum(ends[place], to_us[look]) - np.maximum(starts[place], from_us[look])
+    return look, place, overlap_us

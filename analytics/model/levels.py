@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 EVEN: Final = 1_000
@@ -26,71 +27,77 @@ _SWEEPS: Final = 40
 _PPM_OF_PART: Final = 100
 _PARTS: Final = 10_000.0
 """Activity is fitted in ten-thousandths, time in milliseconds: their products stay exact in 64 bits over an hour."""
-_BOARD_HOUR: Final = ["device_id", "hour_us"]
 
 
-def levels(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return device_id, hour_us, job_id, level (thousandths of the mean) of each job that was active.
+def levels(pieces: pl.DataFrame, place: Ints, job: Ints, activity_ppm: Ints, active_mj: Ints) -> Ints:
+    """Return of each row the level of its job in its board and hour, in thousandths of the mean; 0 where it was never active there.
 
-    ``rows``: device_id, hour_us, place, job_id, activity_ppm, active_mj (of the whole piece), length_us; all active jobs of each piece.
+    ``pieces``: device_id, hour_us, from_us, to_us; sorted by device and time. Rows are pieces by job: ``place`` the piece, ascending, ``job``
+    a number that orders jobs the same wherever they come from, 0 ``activity_ppm`` leaves a row out. ``active_mj``: of each piece.
     Ridge least squares: the sum over pieces of time x (active power - sum_j level_j x activity_j)^2, plus the prior's.
     """
-    known = rows.select(
-        pl.col("device_id").cast(pl.Int32),
-        "hour_us",
-        "place",
-        "job_id",
-        (pl.col("activity_ppm") // _PPM_OF_PART).alias("part"),
-        (pl.col("length_us") // 1_000).alias("ms"),
-        "active_mj",
-    )
-    jobs = (
-        known.group_by(*_BOARD_HOUR, "job_id")
-        .agg(
-            (pl.col("active_mj") * pl.col("part")).sum().alias("seen"),
-            (pl.col("part") * pl.col("ms")).sum().alias("work"),
+    level = np.zeros(len(place), dtype=np.int64)
+    row = np.flatnonzero(activity_ppm)
+    if not len(row):
+        return level
+    board = _numbered(pieces)
+    place, job, part = place[row], job[row], (activity_ppm[row] // _PPM_OF_PART).astype(np.float64)
+    jobs = int(job.max() - job.min()) + 1
+    keys, unknown = np.unique(board[place] * jobs + job - job.min(), return_inverse=True)
+    board_of = keys // jobs
+    first = np.searchsorted(board_of, np.arange(int(board.max()) + 1))
+    count = np.bincount(board_of, minlength=len(first))
+    ms = ((pieces["to_us"] - pieces["from_us"]).to_numpy() // 1_000).astype(np.float64)
+    work = _sums(unknown, part * ms[place], len(keys))
+    seen = _sums(unknown, part * active_mj[place], len(keys))
+    is_first = np.concatenate([[True], place[1:] != place[:-1]])
+    energy = _sums(board[place[is_first]], active_mj[place[is_first]].astype(np.float64), len(first))
+    offset = np.cumsum(count * count) - count * count
+    both = np.zeros(int((count * count).sum()))
+    at = unknown - first[board[place]]
+    base = offset[board[place]]
+    size = count[board[place]]
+    for apart in range(int(np.bincount(place).max())):
+        same = place[apart:] == place[: len(place) - apart]
+        i, j = np.flatnonzero(same), np.flatnonzero(same) + apart
+        product = part[i] * part[j] * ms[place[i]]
+        both += _sums(base[i] + at[i] * size[i] + at[j], product, len(both))
+        if apart:
+            both += _sums(base[i] + at[j] * size[i] + at[i], product, len(both))
+    fitted = np.zeros(len(keys), dtype=np.int64)
+    for jobs_there in np.unique(count[count > 0]):
+        boards = np.flatnonzero(count == jobs_there)
+        mine = first[boards][:, None] + np.arange(jobs_there)
+        pairs = offset[boards][:, None] + np.arange(jobs_there * jobs_there)
+        fitted[mine] = _fit(
+            both[pairs].reshape(len(boards), jobs_there, jobs_there), seen[mine], work[mine], energy[boards]
         )
-        .sort(*_BOARD_HOUR, "job_id", nulls_last=True)
-        .with_columns(
-            pl.int_range(pl.len()).over(_BOARD_HOUR).alias("number"), pl.len().over(_BOARD_HOUR).alias("count")
-        )
-    )
-    energy = known.unique("place").group_by(_BOARD_HOUR).agg(pl.col("active_mj").sum().alias("active_mj"))
-    jobs = jobs.join(energy, on=_BOARD_HOUR, how="left", maintain_order="left")
-    numbered = known.join(jobs.select(*_BOARD_HOUR, "job_id", "number"), on=[*_BOARD_HOUR, "job_id"], nulls_equal=True)
-    pairs = (
-        numbered.join(numbered.select("place", "part", pl.col("number").alias("other")), on="place")
-        .group_by(*_BOARD_HOUR, "number", "other")
-        .agg((pl.col("part") * pl.col("part_right") * pl.col("ms")).sum().alias("both"))
-    )
-    fitted = [
-        of_size.select(*_BOARD_HOUR, "job_id", pl.Series("level", _fit(of_size, pairs, int(count)), dtype=pl.Int64))
-        for (count,), of_size in jobs.group_by("count")
-    ]
-    return pl.concat([_NO_LEVELS, *fitted])
+    level[row] = fitted[unknown]
+    return level
 
 
-_NO_LEVELS: Final = pl.DataFrame(
-    schema={"device_id": pl.Int32, "hour_us": pl.Int64, "job_id": pl.Int64, "level": pl.Int64}
-)
+def _sums(place: Ints, values: Floats, count: int) -> Floats:
+    """Return the sums of the values of each place, added in their order."""
+    return np.asarray(np.bincount(place, values, count), dtype=np.float64)
 
 
-def _fit(jobs: pl.DataFrame, pairs: pl.DataFrame, count: int) -> NDArray[np.int64]:
-    """Return the levels of all boards with ``count`` jobs, in the order of ``jobs`` (sorted by board, hour and number)."""
-    boards = jobs.filter(pl.col("number") == 0).select(*_BOARD_HOUR).with_row_index("board")
-    mine = pairs.join(boards, on=_BOARD_HOUR)
-    both: Floats = np.zeros((count, count, boards.height))
-    where = (mine["number"].to_numpy(), mine["other"].to_numpy(), mine["board"].to_numpy())
-    both[where] = mine["both"].to_numpy() / (_PARTS * _PARTS)
-    work = jobs["work"].to_numpy().reshape(-1, count).sum(axis=1) / _PARTS
-    mean_w = np.maximum(jobs["active_mj"].to_numpy().reshape(-1, count)[:, 0] / np.maximum(work, 1.0), 1e-9)
-    seen = (jobs["seen"].to_numpy().reshape(-1, count) / _PARTS / mean_w[:, None]).T
-    level: Floats = np.ones((count, boards.height))
+def _numbered(pieces: pl.DataFrame) -> Ints:
+    """Return the number of each piece's board and hour."""
+    changed = pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in ("device_id", "hour_us"))
+    return pieces.select(changed.fill_null(value=False).cum_sum().cast(pl.Int64)).to_series().to_numpy()
+
+
+def _fit(both: Floats, seen: Floats, work: Floats, energy: Floats) -> Ints:
+    """Return the levels of boards (rows) with equally many jobs (columns), by sweeps over the normal equations."""
+    both = np.moveaxis(both, 0, 2) / (_PARTS * _PARTS)
+    mean_w = np.maximum(energy / np.maximum(work.sum(axis=1) / _PARTS, 1.0), 1e-9)
+    wanted = (seen / _PARTS / mean_w[:, None]).T
+    level: Floats = np.ones(wanted.shape)
     for _ in range(_SWEEPS):
-        for job in range(count):
-            rest = seen[job] + _PRIOR_MS
-            for other in range(count):
+        for job in range(len(level)):
+            rest = wanted[job] + _PRIOR_MS
+            for other in range(len(level)):
                 if other != job:
                     rest = rest - both[job, other] * level[other]
             level[job] = np.clip(rest / (both[job, job] + _PRIOR_MS), _LEAST, _MOST)
-    return np.rint(level.T.reshape(-1) * EVEN).astype(np.int64)
+    return np.rint(level.T * EVEN).astype(np.int64)

@@ -11,12 +11,13 @@ import pytest
 from analytics.frames import DeviceShares, InstanceActivity
 from analytics.model import activity
 from analytics.model.levels import levels
-from analytics.model.sharing import by_span, parts, split_shared
+from analytics.model.sharing import parts, split_shared
 from analytics.policy import SharingError
 from tests.fakes.site import HOUR, at, table
 
 pytestmark = pytest.mark.unit
 S = 1_000_000
+KINDS = {"device_id": pl.Int32, "span": pl.UInt32, "job_id": pl.Int64}
 HOUR_US = int(HOUR.timestamp()) * S
 ERROR = SharingError(process_utilization=100_000, slice_activity=50_000, share=200_000, slice=250_000)
 SLICES = {"instance_id": pl.Int32, "whole_ppm": pl.Int64}
@@ -33,11 +34,13 @@ NO_SLICES = (pl.DataFrame(schema=SLICES), pl.DataFrame(schema=ON_SLICES))
 def piece(start: float, end: float, joules: float, covered: float | None = None, number: int = 0) -> dict[str, Any]:
     return {
         "piece": number,
+        "span": number,
         "device_id": 1,
         "hour_us": HOUR_US,
         "from_us": HOUR_US + round(start * S),
         "to_us": HOUR_US + round(end * S),
         "energy_mj": round(joules * 1000),
+        "gap_mj": 0,
         "covered_us": round((end - start if covered is None else covered) * S),
     }
 
@@ -45,7 +48,7 @@ def piece(start: float, end: float, joules: float, covered: float | None = None,
 def holder(job: int | None, weight: int, weights: int, number: int = 0, method: str = "share") -> dict[str, Any]:
     name = "idle" if job is None else f"job:{job}"
     return {
-        "piece": number, "holder": name, "job_id": job, "holder_key": name, "weight": weight, "weights": weights, "method": method,
+        "span": number, "holder": name, "job_id": job, "holder_key": name, "weight": weight, "weights": weights, "method": method,
     }  # fmt: skip
 
 
@@ -80,20 +83,21 @@ def split(
     pieces: list[dict[str, Any]], holders: list[dict[str, Any]], looks: pl.DataFrame, floor_w: float = 100
 ) -> dict[str, tuple[float, float, float, str]]:
     """Energy, bounds (J) and method by holder, over all pieces; each piece's parts sum to it."""
-    floors = pl.DataFrame(
-        {"device_id": [1], "idle_power_mw": [round(floor_w * 1000)]}, schema_overrides={"device_id": pl.Int32}
-    )
-    frame = pl.DataFrame(pieces, schema_overrides={"device_id": pl.Int32})
-    rows = split_shared(frame, pl.DataFrame(holders, schema_overrides={"job_id": pl.Int64}), looks, floors, ERROR)
-    sums = dict(rows.group_by("piece").agg(pl.col("energy_mj").sum()).iter_rows())
-    assert sums == {row["piece"]: row["energy_mj"] for row in pieces}
-    assert rows.select(
-        (pl.col("energy_low_mj") <= pl.col("energy_mj")).all() & (pl.col("energy_mj") <= pl.col("energy_high_mj")).all()
-    ).item()
-    by_holder = rows.group_by("holder").agg(
-        pl.col("energy_mj", "energy_low_mj", "energy_high_mj").sum(), pl.col("method").first()
-    )
-    return {name: (mj / 1000, low / 1000, high / 1000, method) for name, mj, low, high, method in by_holder.iter_rows()}
+    floors = pl.DataFrame({"device_id": [1], "idle_power_mw": [round(floor_w * 1000)]}, schema_overrides=KINDS)
+    frame, named = pl.DataFrame(pieces, schema_overrides=KINDS), pl.DataFrame(holders, schema_overrides=KINDS)
+    rows = split_shared(frame, named, looks, floors, ERROR)
+    sums = dict(rows.group_by("span").agg(pl.col("energy_mj").sum()).iter_rows())
+    assert sums == {row["span"]: row["energy_mj"] - row["gap_mj"] for row in pieces}
+    assert rows.select((pl.col("below_mj") >= 0).all() & (pl.col("above_mj") >= 0).all()).item()
+    return {
+        row["holder"]: (
+            row["energy_mj"] / 1000,
+            (row["energy_mj"] - row["below_mj"]) / 1000,
+            (row["energy_mj"] + row["above_mj"]) / 1000,
+            row["method"],
+        )
+        for row in rows.iter_rows(named=True)
+    }
 
 
 HALVES = [holder(1, 500_000, 1_000_000), holder(2, 500_000, 1_000_000)]
@@ -267,25 +271,40 @@ def test_all_activity_of_an_instance_is_of_those_who_held_it() -> None:
     assert halves.select("job_id", "activity_ppm").rows() == [(1, 250_000), (2, 250_000)]
 
 
+def fitted(turns: list[dict[int, float]], watts: list[float]) -> dict[int, float]:
+    """Levels of one board by job from pieces of 10 s: who is how active in each, and the board's active power."""
+    pieces = pl.DataFrame(
+        {
+            "device_id": [1] * len(turns),
+            "hour_us": [0] * len(turns),
+            "from_us": [n * 10 * S for n in range(len(turns))],
+            "to_us": [(n + 1) * 10 * S for n in range(len(turns))],
+        }
+    )
+    rows = [(n, job, round(ratio * 1_000_000)) for n, turn in enumerate(turns) for job, ratio in sorted(turn.items())]
+    place, job, ppm = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    found = levels(pieces, place, job, ppm, np.array([round(w * 10 * 1000) for w in watts], dtype=np.int64))
+    return {int(number): float(level) for number, level in zip(job, found, strict=True)}
+
+
 def test_levels_tell_who_draws_more_of_two_that_are_equally_busy_by_turns() -> None:
     """Job 1 alone: 300 W active; job 2 alone: 100 W; both: 400 W. Each fully active: levels 1.5 and 0.5 of the mean of 200 W."""
-    rows = [
-        {"device_id": 1, "hour_us": 0, "place": turn, "job_id": job, "activity_ppm": 1_000_000, "active_mj": watts * 10 * 1000, "length_us": 10 * S}
-        for turn in range(120)
-        for job, watts in {0: {1: 300}, 1: {2: 100}, 2: {1: 400, 2: 400}}[turn % 3].items()
-    ]  # fmt: skip
-    found = dict(levels(pl.DataFrame(rows)).sort("job_id").select("job_id", "level").iter_rows())
+    found = fitted([{1: 1}, {2: 1}, {1: 1, 2: 1}] * 40, [300, 100, 400] * 40)
     # The prior of 5 s beside 800 s of each holds them back by less than a hundredth.
     assert found == {1: pytest.approx(1_500, abs=10), 2: pytest.approx(500, abs=10)}
 
 
 def test_levels_of_jobs_that_always_work_together_stay_even() -> None:
-    rows = [
-        {"device_id": 1, "hour_us": 0, "place": turn, "job_id": job, "activity_ppm": 500_000, "active_mj": 1_000_000 * (turn % 2 + 1), "length_us": 10 * S}
-        for turn in range(60)
-        for job in (1, 2)
-    ]  # fmt: skip
-    assert levels(pl.DataFrame(rows))["level"].to_list() == [1_000, 1_000]
+    assert fitted([{1: 0.5, 2: 0.5}] * 60, [100, 200] * 30) == {1: 1_000, 2: 1_000}
+
+
+def test_a_level_is_an_eighth_at_least_and_eight_at_most() -> None:
+    found = fitted([{1: 0.05}, {2: 1}] * 180, [700, 1] * 180)
+    assert found == {1: 8_000, 2: 125}
+
+
+def test_whoever_is_not_active_has_no_level() -> None:
+    assert fitted([{1: 1, 2: 0}] * 3, [100] * 3) == {1: 1_000, 2: 0}
 
 
 def test_what_is_left_over_goes_to_the_largest_remainders_first() -> None:
@@ -303,27 +322,22 @@ def test_parts_are_exact_beyond_64_bits() -> None:
 
 
 def test_no_shared_board_is_no_rows() -> None:
-    empty = pl.DataFrame([piece(0, 60, 1)], schema_overrides={"device_id": pl.Int32}).clear()
-    nobody = pl.DataFrame([holder(1, 1, 1)], schema_overrides={"job_id": pl.Int64}).clear()
+    empty = pl.DataFrame([piece(0, 60, 1)], schema_overrides=KINDS).clear()
+    nobody = pl.DataFrame([holder(1, 1, 1)], schema_overrides=KINDS).clear()
     floors = pl.DataFrame(schema={"device_id": pl.Int32, "idle_power_mw": pl.Int64})
     assert split_shared(empty, nobody, seen(), floors, ERROR).is_empty()
 
 
 def test_a_span_has_the_sum_of_its_pieces_and_the_least_exact_of_their_methods() -> None:
     """Two pieces under one holding, the second of unknown activity: 21,000 + 15,000 J and 9,000 + 15,000 J."""
-    pieces = pl.DataFrame(
-        [piece(0, 60, 30_000), piece(60, 120, 30_000, number=1), piece(120, 180, 9_000, number=2)],
-        schema_overrides={"device_id": pl.Int32},
-    ).with_columns(pl.Series("span", [4, 4, 5], dtype=pl.UInt32), pl.lit(0, dtype=pl.Int64).alias("gap_mj"))
-    alone = [{**holder(3, 1, 1), "span": 5}]
-    holders = pl.DataFrame(
-        [{**row, "span": 4} for row in HALVES] + alone, schema_overrides={"job_id": pl.Int64, "span": pl.UInt32}
-    )
-    floors = pl.DataFrame({"device_id": [1], "idle_power_mw": [100_000]}, schema_overrides={"device_id": pl.Int32})
+    pieces = [piece(0, 60, 30_000), {**piece(60, 120, 30_000), "piece": 1}, piece(120, 180, 9_000, number=2)]
+    holders = [*HALVES, holder(3, 1, 1, number=2)]
+    floors = pl.DataFrame({"device_id": [1], "idle_power_mw": [100_000]}, schema_overrides=KINDS)
     looks = [look(1, 60, 60, 0.6), look(2, 60, 60, 0.2), look(1, 120, 60, None), look(2, 120, 60, None)]
-    found = by_span(pieces, holders.drop("piece"), seen(*looks), floors, ERROR)
+    frame, named = pl.DataFrame(pieces, schema_overrides=KINDS), pl.DataFrame(holders, schema_overrides=KINDS)
+    found = split_shared(frame, named, seen(*looks), floors, ERROR)
     # Floor 6,000 J each piece, half each; bounds: 10 % and 20 % of 24,000 J to either side.
     assert found.select("span", "holder", "energy_mj", "active_mj", "below_mj", "above_mj", "method").rows() == [
-        (4, "job:1", 36_000_000, 30_000_000, 7_200_000, 7_200_000, "share"),
-        (4, "job:2", 24_000_000, 18_000_000, 7_200_000, 7_200_000, "share"),
+        (0, "job:1", 36_000_000, 30_000_000, 7_200_000, 7_200_000, "share"),
+        (0, "job:2", 24_000_000, 18_000_000, 7_200_000, 7_200_000, "share"),
     ]
