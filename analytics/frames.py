@@ -405,6 +405,8 @@ class Intensity(dy.Schema):
 
     intensity_id = dy.Int32(primary_key=True)
     gco2e_per_kwh = _rate()
+    estimated = dy.Bool()
+    """By who publishes it, or because it is of another time: a mean carried forward."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 
@@ -467,8 +469,6 @@ class UsageHours(dy.Schema):
     """Of held_us: out of service."""
     accelerators = dy.Int32(min=1)
     """Of the device, in a pool of the job; 1 where its count changed in the hour: held_us is accelerator-time then."""
-    carbon_gco2e = _money()
-    intensity_id = dy.Int32(nullable=True)
     method = dy.String(nullable=True, check=lambda method: method.is_in(list(METHODS)))
     """Null = closed before it was said."""
     reason = dy.String(nullable=True)

@@ -7,10 +7,9 @@ for any order of rows, any number of threads, any split into shards and any spli
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from fractions import Fraction
 from typing import Final, TypeVar
 
@@ -49,10 +48,11 @@ from analytics.frames import (
     UsageHours,
 )
 from analytics.model.authority import measure
-from analytics.model.carbon import emit, factors_of
+from analytics.model.carbon import emit
 from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
 from analytics.model.dated import Dated
 from analytics.model.energy import Meter, meter
+from analytics.model.facility import HourFactor, factors_of, with_facility
 from analytics.model.findings import idle_waste, instants, overlapping, throttling
 from analytics.model.holding import hold, spans
 from analytics.model.methods import with_method
@@ -221,9 +221,9 @@ def reduce_shards(
     usage = _as_usage(pl.concat([part.usage for part in parts]).sort("hour_us", "device_id", "holder"))
     found = pl.concat([part.findings for part in parts])
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
-    factors = factors_of(hours, references.facility_factors)
+    factors = factors_of(hours, references.facility_factors, to_us_of(window.to_at))
     job_tenants = _job_tenants(usage, references)
-    usage = emit(_tenanted(usage, job_tenants, references), references.intensity, factors)
+    usage = _tenanted(usage, job_tenants, references)
     energy_prices = _energy_prices(hours, references.tariffs, factors)
     counted = _completed(pl.concat([part.quality for part in parts]), Quality, unbooked_mj=None).with_columns(
         pl.col("hour_us").cast(INSTANT).alias("hour_at")
@@ -259,10 +259,9 @@ class Rated:
 
 
 def rate_hours(inputs: RatingInputs) -> Rated:
-    """Map tenants and price usage that was closed before, reading no sample; carbon and energy stay as they are.
+    """Map tenants and price usage that was closed before, reading no sample; energy and who held what stay as they are.
 
-    The result is what closing the hours as a whole would give, as long as nothing else changed: not who held what, no reading,
-    no intensity and no facility factor.
+    The result is what closing the hours as a whole would give, as long as nothing else changed: not who held what, and no reading.
     """
     references, window = inputs.references, inputs.window
     usage = inputs.usage.with_columns(pl.col("hour_at").dt.epoch("us").alias("hour_us"))
@@ -270,7 +269,7 @@ def rate_hours(inputs: RatingInputs) -> Rated:
     job_tenants = _job_tenants(usage, references)
     usage = _tenanted(usage.drop("tenant_id"), job_tenants, references)
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
-    factors = factors_of(hours, references.facility_factors)
+    factors = factors_of(hours, references.facility_factors, to_us_of(window.to_at))
     prices = _energy_prices(hours, references.tariffs, factors)
     findings = _with_price(_with_tenant(found.drop("tenant_id"), usage), prices, references.currency)
     return Rated(
@@ -286,14 +285,13 @@ def _lines(
     usage: pl.DataFrame,
     references: References,
     api_calls: dy.DataFrame[ApiCalls],
-    factors: dict[int, Decimal],
+    factors: Mapping[int, HourFactor],
 ) -> dy.DataFrame[LedgerLines]:
     carriers, gathered = gather(usage, by_category=True), gather(usage, by_category=False)
     calls = api_calls.filter((pl.col("called_at") >= window.from_at) & (pl.col("called_at") < window.to_at))
     lines = pl.concat(
         [
-            _as_lines(gpu_lines(carriers, references.prices, references.currency)),
-            _as_lines(carrier_lines(carriers)),
+            _as_lines(_carried(carriers, references, factors)),
             _as_lines(electricity_lines(gathered, references.tariffs, factors, references.currency)),
             _as_lines(_token_lines(calls, references)),
         ]
@@ -447,6 +445,14 @@ def _completed(rows: pl.DataFrame, schema: type[dy.Schema], **otherwise: int | N
     )
 
 
+def _carried(gathered: pl.DataFrame, references: References, factors: Mapping[int, HourFactor]) -> pl.DataFrame:
+    """Return the lines that energy rides on, with their facility energy and carbon."""
+    owned = gpu_lines(gathered, references.prices, references.currency)
+    lines = pl.concat([owned, carrier_lines(gathered).select(owned.columns)])
+    ties = ["holder_key", "device_model", "charge_category"]
+    return emit(with_facility(lines, factors, group=["hour_us"], ties=ties), references.intensity, factors)
+
+
 def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
     called = _called_by(calls, references.bindings)
     return token_lines(called, references.prices, references.tenants, references.currency)
@@ -454,7 +460,7 @@ def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
 
 def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:
     skipped = {"hour_at", "currency", "status"}
-    lines = _completed(lines, LedgerLines, facility_mj=None, facility_category=None)
+    lines = _completed(lines, LedgerLines, facility_mj=None, facility_category=None, carbon_gco2e=None)
     return lines.select("hour_us", *(name for name in LedgerLines.column_names() if name not in skipped))
 
 
@@ -482,13 +488,13 @@ def _with_price(found: pl.DataFrame, prices: dict[int, Fraction], currency: str)
     )
 
 
-def _energy_prices(hours: list[int], tariffs: pl.DataFrame, factors: dict[int, Decimal]) -> dict[int, Fraction]:
+def _energy_prices(hours: list[int], tariffs: pl.DataFrame, factors: Mapping[int, HourFactor]) -> dict[int, Fraction]:
     found = {}
     dated = Dated(tariffs, "tariff_id")
     for hour in hours:
         row = dated.at(from_us_of(hour))
         if row is not None and row["metering_point"] != "included":
-            per_kwh = Fraction(row["amount_per_kwh"]) * Fraction(metered_factor(row, hour, factors))
+            per_kwh = Fraction(row["amount_per_kwh"]) * metered_factor(row, hour, factors)
             found[hour] = per_kwh * NANO / MJ_PER_KWH
     return found
 

@@ -20,13 +20,13 @@ from collector.wire import Origin
 PLACES: Final = Decimal("1E-15")
 """A call is a small part of a line: its share is rounded, once, to places at which a million calls still add up to it."""
 _JOB_COST: Final = """
-SELECT job_id, currency, sum(billed_cost) AS cost, count(*) FILTER (WHERE billed_cost IS NULL) AS unpriced,
+SELECT job_id, currency, sum(billed_cost) AS cost, sum(carbon_gco2e) AS carbon_gco2e, count(*) FILTER (WHERE billed_cost IS NULL) AS unpriced,
        bool_or(status = 'provisional') AS provisional, array_agg(DISTINCT source) AS sources, array_agg(DISTINCT origin) AS origins
 FROM current_ledger_lines WHERE job_id = ANY (:job_ids) AND site_id = ANY (:site_ids) AND hour_at >= :from_at
 AND (CAST(:to_at AS timestamptz) IS NULL OR hour_at <= :to_at) GROUP BY job_id, currency
 """
 _JOB_ENERGY: Final = """
-SELECT job_id, sum(energy_mj) AS energy_mj, sum(carbon_gco2e) AS carbon_gco2e, sum(covered_us) AS covered_us,
+SELECT job_id, sum(energy_mj) AS energy_mj, sum(covered_us) AS covered_us,
        sum(held_us) AS held_us, array_agg(DISTINCT source) FILTER (WHERE energy_mj IS NOT NULL) AS sources,
        array_agg(DISTINCT origin) AS origins
 FROM current_usage_hours WHERE job_id = ANY (:job_ids) GROUP BY job_id
@@ -82,7 +82,7 @@ def of_work(conn: sa.Connection, work: Work) -> HopFigures:
         cost=_sum(line.cost for line in priced) if len(currencies) == 1 else None,
         currency=currencies[0] if len(currencies) == 1 else None,
         energy_mj=sum(int(row.energy_mj) for row in metered) if metered else None,
-        carbon_gco2e=_sum(row.carbon_gco2e for row in drawn),
+        carbon_gco2e=_sum(line.carbon_gco2e for line in lines),
         coverage=float(sum(int(row.covered_us or 0) for row in drawn) / held_us) if held_us else None,
         unpriced_lines=sum(line.unpriced for line in lines),
         status=None if not lines else "provisional" if any(line.provisional for line in lines) else "closed",

@@ -26,8 +26,8 @@ from analytics.pipeline import RatingInputs, Window
 STORED_USAGE: Final = """
 SELECT used.hour_at, used.device_id, used.holder, used.job_id, used.tenant_id, used.state, used.energy_mj, used.estimated_mj, used.energy_low_mj,
        used.energy_high_mj, used.held_us, used.covered_us, used.active_us, used.idle_us, used.throttled_us,
-       coalesce(used.reserved_us, 0) AS reserved_us, coalesce(used.down_us, 0) AS down_us, used.accelerators, used.carbon_gco2e,
-       used.intensity_id, used.method, used.reason, used.source, used.coverage, used.feed, used.origin,
+       coalesce(used.reserved_us, 0) AS reserved_us, coalesce(used.down_us, 0) AS down_us, used.accelerators, used.method,
+        used.reason, used.source, used.coverage, used.feed, used.origin,
        device.model AS device_model, CASE WHEN job_id IS NULL THEN holder ELSE 'job:' || {job_key} END AS holder_key
 """
 _USAGE: Final = (

@@ -56,7 +56,7 @@ SELECT id AS tariff_id, metering_point, amount_per_kwh, currency, valid_from, va
 FROM tariffs WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
 """  # noqa: S608
 _INTENSITY: Final = f"""
-SELECT id AS intensity_id, gco2e_per_kwh, valid_from, valid_to
+SELECT id AS intensity_id, gco2e_per_kwh, estimated, valid_from, valid_to
 FROM intensity WHERE basis = 'location' AND {KNOWN} AND {HOLDS}
 AND grid_zone = (SELECT grid_zone FROM sites WHERE id = %(site_id)s)
 -- Direct emissions are what an inventory wants; life-cycle values stand in where a zone has no others.

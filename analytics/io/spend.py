@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from analytics.frames import CARRIERS
 from analytics.model.budget import EXACT, NINE_PLACES, Budget, Measure, Spend
 from analytics.model.period import bounds
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
@@ -21,11 +22,12 @@ from collector.wire import Origin
 
 G_PER_KG: Final = 1000
 # What a line counts in each measure, in the store's own exact unit, and how many of those make one of the budget's.
-# Energy and carbon ride on gpu_owned lines only, so nothing is counted twice.
+# Energy and carbon ride on lines of their carriers only, so nothing is counted twice.
+_CARRIES: Final = f"l.charge_category IN {CARRIERS!r}"
 AMOUNT: Final[dict[Measure, tuple[str, str, int]]] = {
     Measure.COST: ("CASE WHEN l.currency = :currency THEN l.billed_cost END", "true", 1),
-    Measure.ENERGY_KWH: ("l.energy_mj", "l.charge_category = 'gpu_owned'", MJ_PER_KWH),
-    Measure.CARBON_KGCO2E: ("l.carbon_gco2e", "l.charge_category = 'gpu_owned'", G_PER_KG),
+    Measure.ENERGY_KWH: ("l.energy_mj", _CARRIES, MJ_PER_KWH),
+    Measure.CARBON_KGCO2E: ("l.carbon_gco2e", _CARRIES, G_PER_KG),
     Measure.ACCELERATOR_HOURS: ("l.quantity", "l.charge_category = 'gpu_owned'", US_PER_HOUR),
     Measure.TOKENS: (
         "CASE WHEN l.quantity_unit = 'token' THEN l.quantity END",

@@ -1,7 +1,7 @@
 """The SQL of statements: lines, time held and waste, each grouped by tenant, job or device.
 
 Every query returns ``key`` and ``tenant``, so that three results of one grouping meet on them. Costs by device are the line's
-cost split by time held (standard rate) or energy (electricity), to the last decimal by largest remainder.
+cost split by time held (standard rate) or energy (electricity), and its carbon split by energy, to the last decimal by largest remainder.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ WITH lines AS MATERIALIZED (
     SELECT row_number() OVER () AS n, l.site_id, l.hour_at, coalesce(l.tenant_id, 0) AS tenant_id,
         coalesce(l.job_id, 0) AS job_id, l.pool, l.device_model, l.charge_category, {tenant} AS tenant,
         trunc(sum(CASE WHEN l.currency = :currency THEN l.billed_cost END) * 1000000000) AS nanos,
+        trunc(sum(l.carbon_gco2e) * 1000000000) AS nanograms,
         {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
         sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
         bit_or(CASE l.source WHEN 'measured' THEN 1 WHEN 'estimated' THEN 2 WHEN 'forecast' THEN 4 ELSE 8 END) AS sources,
@@ -83,23 +84,28 @@ WITH lines AS MATERIALIZED (
 ), weighed AS (
     SELECT l.*, u.uuid, row_number() OVER (PARTITION BY l.n ORDER BY u.uuid) AS part,
         CASE WHEN l.charge_category = 'electricity' AND sum(u.energy_mj) OVER (PARTITION BY l.n) > 0
-             THEN coalesce(u.energy_mj, 0) ELSE u.held_us END AS weight
+             THEN coalesce(u.energy_mj, 0) ELSE u.held_us END AS weight, coalesce(u.energy_mj, 0) AS drawn
     FROM lines AS l LEFT JOIN usage AS u
         ON u.site_id = l.site_id AND u.hour_at = l.hour_at AND u.tenant_id = l.tenant_id AND u.job_id = l.job_id
         AND u.pool = l.pool AND u.model = l.device_model
 ), summed AS (
-    SELECT *, sum(weight) OVER (PARTITION BY n) AS whole FROM weighed
+    SELECT *, sum(weight) OVER (PARTITION BY n) AS whole, sum(drawn) OVER (PARTITION BY n) AS all_drawn FROM weighed
 ), floored AS (
     SELECT *, CASE WHEN whole > 0 THEN div(abs(nanos) * weight, whole) WHEN part = 1 THEN abs(nanos) ELSE 0 END AS base,
-        CASE WHEN whole > 0 THEN mod(abs(nanos) * weight, whole) ELSE 0 END AS rest
+        CASE WHEN whole > 0 THEN mod(abs(nanos) * weight, whole) ELSE 0 END AS rest,
+        CASE WHEN all_drawn > 0 THEN div(nanograms * drawn, all_drawn) WHEN part = 1 THEN nanograms ELSE 0 END AS base_grams,
+        CASE WHEN all_drawn > 0 THEN mod(nanograms * drawn, all_drawn) ELSE 0 END AS rest_grams
     FROM summed
 ), shared AS (
     SELECT *, base + CASE WHEN row_number() OVER (PARTITION BY n ORDER BY rest DESC, uuid)
-                               <= abs(nanos) - sum(base) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion
+                               <= abs(nanos) - sum(base) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion,
+        base_grams + CASE WHEN row_number() OVER (PARTITION BY n ORDER BY rest_grams DESC, uuid)
+                               <= nanograms - sum(base_grams) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion_grams
     FROM floored
 )
 SELECT coalesce(uuid, '(no device)') AS key, tenant, charge_category,
     CAST(sum(sign(nanos) * portion) / 1000000000 AS numeric(38, 9)) AS cost,
+    CAST(sum(portion_grams) FILTER (WHERE nanograms IS NOT NULL) / 1000000000 AS numeric(38, 9)) AS carbon_gco2e,
     sum(unpriced) FILTER (WHERE part = 1) AS unpriced, sum(usage_unknown) FILTER (WHERE part = 1) AS usage_unknown,
     sum(tokens) FILTER (WHERE part = 1) AS tokens,
     array_remove(ARRAY[
@@ -165,7 +171,7 @@ def queries(group_by: str) -> tuple[str, str, str]:
             _WASTE.format(key=keys[2], joins=joins.format(alias="f"), **waste),
         )
     device = {"details": ", d.model", "group": ", d.model", "joins": "JOIN devices AS d ON d.id = u.device_id"}
-    energy = "sum(u.energy_mj) AS energy_mj, sum(u.carbon_gco2e) AS carbon_gco2e,"
+    energy = "sum(u.energy_mj) AS energy_mj,"
     return (
         _DEVICE_LINES.format(
             window=line_window,

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from analytics.frames import NODE_OVERHEAD, SHARED_IT
 from analytics.io import statement_sql
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
 from collector.wire import Origin
@@ -25,6 +26,8 @@ PLATFORM: Final = "(platform)"
 UNMAPPED: Final = "unmapped"
 G_PER_KG: Final = 1000
 DEVICE_WORK_MEM: Final = "64MB"
+_COSTLESS: Final = (None, NODE_OVERHEAD, SHARED_IT)
+"""Lines that carry energy and carbon, and cost what their electricity does."""
 """A day of 1,000 devices sorts in about 15 MB; with the default 4 MB a month took 71 s instead of 18."""
 
 
@@ -209,7 +212,7 @@ def _figures(row: Any) -> Figures:
     category = made.get("charge_category")
     cost = made.get("cost")
     figures = Figures(
-        cost_by_category={category: Decimal(cost)} if category is not None and cost is not None else {},
+        cost_by_category={category: Decimal(cost)} if category not in _COSTLESS and cost is not None else {},
         unpriced_lines=int(made.get("unpriced") or 0),
         usage_unknown_calls=int(made.get("usage_unknown") or 0),
         energy_mj=_whole(made.get("energy_mj")),

@@ -6,7 +6,9 @@ unattributed time stay lines of the platform; nothing is spread to tenants. A pr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 import polars as pl
@@ -14,6 +16,7 @@ import polars as pl
 from analytics.errors import InputError
 from analytics.frames import ELECTRICITY, GPU_OWNED, HOLDER_IDLE, MONEY, PLATFORM_PREFIX, SOURCES
 from analytics.model.dated import Dated
+from analytics.model.facility import IT_ONLY, HourFactor
 from analytics.model.methods import category, least_exact
 from analytics.model.money import Rates, round_and_spread
 from analytics.units import MJ_PER_KWH, US_PER_HOUR, from_us
@@ -41,7 +44,6 @@ def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
             _sum_or_null("energy_mj"),
             _bound("energy_low_mj"),
             _bound("energy_high_mj"),
-            _sum_or_null("carbon_gco2e"),
             pl.col("held_us").sum(),
             pl.col("covered_us").sum(),
             least_exact(pl.col("method")).alias("method"),
@@ -102,7 +104,7 @@ def carrier_lines(gathered: pl.DataFrame) -> pl.DataFrame:
 
 
 def electricity_lines(
-    gathered: pl.DataFrame, tariffs: pl.DataFrame, factors: dict[int, Decimal], currency: str
+    gathered: pl.DataFrame, tariffs: pl.DataFrame, factors: Mapping[int, HourFactor], currency: str
 ) -> pl.DataFrame:
     """Return one ``electricity`` line per row, not gathered by category, with known energy; none in hours where the rent includes it."""
     rates: Rates = {}
@@ -126,15 +128,14 @@ def electricity_lines(
             pl.col("energy_mj").alias("quantity"),
             pl.lit("mJ").alias("quantity_unit"),
             *(pl.lit(None, dtype=pl.Int64).alias(name) for name in ("energy_mj", "energy_low_mj", "energy_high_mj")),
-            pl.lit(None, dtype=MONEY).alias("carbon_gco2e"),
         )
     )
     return _priced(lines, "tariff_id", rates)
 
 
-def metered_factor(tariff: dict[str, Any], hour_us: int, factors: dict[int, Decimal]) -> Decimal:
+def metered_factor(tariff: dict[str, Any], hour_us: int, factors: Mapping[int, HourFactor]) -> Fraction:
     """Return what turns IT energy into the energy this tariff bills; without a facility factor, IT energy only."""
-    return factors.get(hour_us, Decimal(1)) if tariff["metering_point"] == "facility" else Decimal(1)
+    return factors[hour_us].factor if tariff["metering_point"] == "facility" and hour_us in factors else IT_ONLY
 
 
 def check_currency(row: dict[str, Any], kind: str, number: int, currency: str) -> None:

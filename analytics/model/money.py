@@ -16,11 +16,12 @@ from analytics.errors import AmountError, BooksError
 from analytics.frames import MONEY
 from analytics.units import NANO
 
-Rates = dict[tuple[object, ...], tuple[Sequence[Decimal], int]]
+Factor = Decimal | Fraction
+Rates = dict[tuple[object, ...], tuple[Sequence[Factor], int]]
 """Key of a rounding group -> factors and divisor of its total; a group that is missing is unpriced."""
 
 
-def exact_nano(quantity: int, *factors: Decimal, per: int = 1) -> int:
+def exact_nano(quantity: int, *factors: Factor, per: int = 1) -> int:
     """Return quantity x factors / per in billionths, rounded once, half to even (DESIGN §7.9)."""
     value = Fraction(quantity * NANO, per)
     for factor in factors:

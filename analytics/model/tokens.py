@@ -10,7 +10,7 @@ from typing import Final
 
 import polars as pl
 
-from analytics.frames import INSTANT, MONEY
+from analytics.frames import INSTANT
 from analytics.model.cost import check_currency
 from analytics.model.dated import Dated
 from analytics.model.money import Rates, round_and_spread
@@ -69,7 +69,6 @@ def token_lines(calls: pl.DataFrame, prices: pl.DataFrame, tenants: pl.DataFrame
         "quantity_unit",
         *(pl.lit(None, dtype=pl.Int64).alias(name) for name in ("energy_mj", "energy_low_mj", "energy_high_mj")),
         pl.lit(None, dtype=pl.String).alias("method"),
-        pl.lit(None, dtype=MONEY).alias("carbon_gco2e"),
         "billed_cost",
         pl.col("billed_cost").alias("effective_cost"),
         pl.lit("measured").alias("source"),

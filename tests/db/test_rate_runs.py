@@ -22,7 +22,7 @@ SETTINGS = WorkerSettings(code_version="test")
 LATER = HOUR_AT + 6 * HOUR
 NINE = HOUR_AT + HOUR
 RUNS = "SELECT kind, revision, coalesce(usage_revision, revision) FROM ledger_runs WHERE hour_at = %s ORDER BY id"
-USAGE = "SELECT hour_at, revision, device_id, holder, tenant_id, energy_mj, carbon_gco2e FROM usage_hours ORDER BY 1, 2, 3, 4"
+USAGE = "SELECT hour_at, revision, device_id, holder, tenant_id, energy_mj, method FROM usage_hours ORDER BY 1, 2, 3, 4"
 LINES = (
     "SELECT hour_at, tenant_id, pool, charge_category, effective_cost, energy_mj, carbon_gco2e FROM current_ledger_lines "
     "ORDER BY hour_at, charge_category, line_key"
@@ -198,3 +198,35 @@ def test_on_the_way_back_rated_usage_is_written_out(fleet: SmallFleet, closer: H
     assert fleet.rows(current) == shown
     migrate.upgrade(fleet.database.url)
     assert fleet.rows(current) == shown
+
+
+def test_a_corrected_intensity_and_a_facility_factor_rate_the_same_usage(
+    fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 0.1 kWh of the first job: at 400 g/kWh 40 g; at 300 and a facility factor of 1.2 it is 0.12 kWh and 36 g.
+    carried = (
+        "SELECT carbon_gco2e, facility_mj, facility_category FROM current_ledger_lines "
+        "WHERE hour_at = %s AND energy_mj IS NOT NULL"
+    )
+    assert fleet.rows(carried, HOUR_AT) == [(Decimal("40.000000000"), None, None)]
+    usage = fleet.rows(USAGE)
+    monkeypatch.setattr(hours, "load_batch", no_readings)
+    fleet.rows("UPDATE intensity SET superseded_at = now() RETURNING 1")
+    fleet.rows(
+        "INSERT INTO intensity (grid_zone, basis, gco2e_per_kwh, life_cycle, source, valid_from) "
+        "SELECT grid_zone, basis, 300, life_cycle, source, valid_from FROM intensity RETURNING 1"
+    )
+    announce(fleet, "intensity")
+    fleet.rows(
+        "INSERT INTO facility_factors (site_id, factor, category, source, valid_from) VALUES (%s, 1.2, 2, 'test', '2020-01-01Z') "
+        "RETURNING 1",
+        fleet.site_id,
+    )
+    announce(fleet, "facility_factors")
+
+    made = closer.run(LATER)
+
+    assert (made.failed, made.rated) == (0, 2)
+    assert fleet.rows(carried, HOUR_AT) == [(Decimal("36.000000000"), 432_000_000, 2)]
+    assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 1), ("rate", 2, 1)]
+    assert fleet.rows(USAGE) == usage

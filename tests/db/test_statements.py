@@ -188,6 +188,9 @@ def test_a_bill_by_device_splits_each_line_exactly(conn: sa.Connection) -> None:
         "gpu_owned": Decimal("3.5"),
     }
     assert rows["(no device)", "acme/nlp"].cost == Decimal("0.000000007")
+    # 900 g over 1 : 2 kWh; who has none is not said to have 0
+    assert [rows[f"GPU-{n}", "acme/nlp"].carbon_gco2e for n in (0, 1)] == [Decimal(300), Decimal(600)]
+    assert rows["(no device)", "acme/nlp"].carbon_gco2e is None
     assert rows["GPU-1", "(platform)/idle"].energy_mj == KWH_MJ // 10
 
 

@@ -117,7 +117,8 @@ def tariff(tariff_id: int, amount: str, **more: Any) -> dict[str, Any]:
 
 
 def intensity(intensity_id: int, amount: str, **more: Any) -> dict[str, Any]:
-    return {"intensity_id": intensity_id, "gco2e_per_kwh": Decimal(amount), "valid_from": LONG_AGO, **more}
+    usual = {"gco2e_per_kwh": Decimal(amount), "estimated": False, "valid_from": LONG_AGO}
+    return {"intensity_id": intensity_id, **usual, **more}
 
 
 def factor(factor_id: int, amount: str, **more: Any) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def test_energy_of_a_missing_hour_has_no_carbon_and_its_neighbour_has_the_exact_
 
     found = {
         hour: (energy_mj, grams)
-        for hour, energy_mj, grams in stand.rows("SELECT hour_at, energy_mj, carbon_gco2e FROM current_usage_hours")
+        for hour, energy_mj, grams in stand.rows(
+            "SELECT hour_at, sum(energy_mj)::bigint, sum(carbon_gco2e) FROM current_ledger_lines GROUP BY 1"
+        )
     }
     missing, known = found[MISSING_AT], found[MISSING_AT + timedelta(hours=1)]
     assert missing[0] > 900_000_000  # a quarter of a kWh, of which nobody knows the carbon

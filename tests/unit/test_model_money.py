@@ -112,8 +112,25 @@ def test_a_facility_tariff_and_carbon_count_the_facilitys_energy() -> None:
     ).close()
     electricity = result.lines.filter(charge_category="electricity").row(0, named=True)
     assert (electricity["billed_cost"], electricity["quantity"]) == (Decimal("0.15"), 3_600_000_000)
-    assert result.usage["carbon_gco2e"].to_list() == [Decimal(600)]
-    assert result.lines["carbon_gco2e"].sum() == Decimal(600)
+    owned = result.lines.filter(charge_category="gpu_owned").row(0, named=True)
+    assert (owned["carbon_gco2e"], owned["facility_mj"], owned["facility_category"]) == (Decimal(600), 5_400_000_000, 1)
+    assert (electricity["carbon_gco2e"], electricity["facility_mj"]) == (None, None)  # on lines that carry energy only
+
+
+def test_a_factor_that_changes_inside_the_hour_counts_by_time() -> None:
+    # 1 kWh; 1.2 for the first 15 minutes, 1.6 then: 1.5 by time. 400 g/kWh x 1.5 = 600 g; 0.10 x 1.5 = 0.15.
+    factors = [factor(1, "1.2", valid_to=at(900), category=2), factor(2, "1.6", valid_from=at(900), category=1)]
+    tariffs = [tariff(4, "0.10", metering_point="facility")]
+    lines = Site(readings=KW, tariffs=tariffs, factors=factors, intensity=[intensity(3, "400")]).close().lines
+    owned, paid = (lines.filter(charge_category=of).row(0, named=True) for of in ("gpu_owned", "electricity"))
+    assert (owned["facility_mj"], owned["carbon_gco2e"], owned["facility_category"]) == (5_400_000_000, Decimal(600), 1)
+    assert paid["billed_cost"] == Decimal("0.15")
+
+
+def test_carbon_by_an_estimated_intensity_is_estimated_however_well_the_energy_was_metered() -> None:
+    lines = Site(readings=KW, intensity=[intensity(3, "400", estimated=True)]).close().lines
+    told = {row["charge_category"]: (row["source"], row["carbon_gco2e"]) for row in lines.to_dicts()}
+    assert told == {"gpu_owned": ("estimated", Decimal(400)), "electricity": ("measured", None)}
 
 
 def test_a_negative_tariff_is_a_credit() -> None:
@@ -129,7 +146,8 @@ def test_electricity_included_in_the_rent_is_no_line() -> None:
 def test_what_has_no_price_is_unpriced_never_free() -> None:
     result = Site(readings=KW).close()
     assert result.lines["billed_cost"].to_list() == [None, None]
-    assert result.usage["carbon_gco2e"].to_list() == [None]
+    assert result.lines["carbon_gco2e"].to_list() == [None, None]
+    assert result.lines["facility_mj"].to_list() == [None, None]
 
 
 def test_the_price_in_force_at_the_hour_counts() -> None:
@@ -204,4 +222,4 @@ def test_no_float_stands_in_a_line_but_its_coverage() -> None:
     for frame in (result.usage, result.lines):
         floats = [name for name, kind in frame.schema.items() if kind.is_float()]
         assert floats == ["coverage"]
-        assert frame.schema["carbon_gco2e"] == MONEY
+    assert result.lines.schema["carbon_gco2e"] == MONEY

@@ -36,7 +36,7 @@ def test_a_pool_is_never_idle_and_claims_no_energy_and_no_coverage() -> None:
     site = _site(_in_pool(1, 0, 900, 8), readings=steady(1, 0, 3600, 100))
     result = site.close()
     (row,) = result.usage.filter(pl.col("device_id") == 9).to_dicts()
-    assert (row["holder"], row["energy_mj"], row["estimated_mj"], row["carbon_gco2e"]) == ("job:1", None, None, None)
+    assert (row["holder"], row["energy_mj"], row["estimated_mj"], row["method"]) == ("job:1", None, None, "pool")
     assert (row["coverage"], row["covered_us"], row["state"], row["feed"]) == (0.0, 0, "used", None)
     assert result.quality.filter(pl.col("device_id") == 9).is_empty()
     assert result.findings.is_empty()
