@@ -246,6 +246,18 @@ class Meters(dy.Schema):
     """Its error, 90 %, parts per million of what it reads."""
 
 
+class NodeReadings(dy.Schema):
+    """One reading of a meter of a node, any order, repeats allowed."""
+
+    meter_id = dy.Int32()
+    node_id = dy.Int32(nullable=True)
+    """The meter's; null for one that shared IT of the site is metered by."""
+    at = _instant()
+    epoch_id = dy.Int32()
+    energy_mj = dy.Int64(nullable=True)
+    power_mw = dy.Int32(nullable=True)
+
+
 class MeterPeriods(dy.Schema):
     """Energy of a meter over [from_at, to_at)."""
 

@@ -37,17 +37,23 @@ from analytics.frames import (
     Jobs,
     JobTenants,
     LedgerLines,
+    MeterPeriods,
+    Meters,
     NamedUsage,
+    NodeReadings,
+    OverheadModels,
     Placements,
     Prices,
     Quality,
     Rollups,
+    SharedIt,
     Tariffs,
     TenantMinutes,
     Tenants,
     UsageHours,
 )
 from analytics.model.authority import measure
+from analytics.model.beyond import BEYOND, SiteFacts, book_beyond
 from analytics.model.carbon import emit
 from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
 from analytics.model.dated import Dated
@@ -58,7 +64,6 @@ from analytics.model.holding import hold, spans
 from analytics.model.methods import with_method
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
-from analytics.model.overhead import share_overhead
 from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
@@ -107,6 +112,11 @@ class UsageInputs:
     anchors: dy.DataFrame[Anchors] = field(default_factory=Anchors.create_empty)
     device_shares: dy.DataFrame[DeviceShares] = field(default_factory=DeviceShares.create_empty)
     instance_activity: dy.DataFrame[InstanceActivity] = field(default_factory=InstanceActivity.create_empty)
+    node_meters: dy.DataFrame[Meters] = field(default_factory=Meters.create_empty)
+    node_readings: dy.DataFrame[NodeReadings] = field(default_factory=NodeReadings.create_empty)
+    overhead_models: dy.DataFrame[OverheadModels] = field(default_factory=OverheadModels.create_empty)
+    shared_it: dy.DataFrame[SharedIt] = field(default_factory=SharedIt.create_empty)
+    meter_periods: dy.DataFrame[MeterPeriods] = field(default_factory=MeterPeriods.create_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,28 +199,31 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     holdings = hold(devices, held, from_us, to_us)
     measured = measure(holdings, meters, held, instruments(devices, policy))
     rows = attribute(measured, holdings)
-    rows, negative, unknown = share_overhead(rows, devices)
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
-    rows = rows.join(
-        devices.select(
-            "device_id", "accelerators", pl.col("model").alias("device_model"), pl.col("uuid").alias("device_key")
-        ),
-        on="device_id",
-        how="left",
-        maintain_order="left",
+    rows = with_method(rows, inputs.allocations, devices)
+    beyond = book_beyond(rows, measured.pieces, meters, inputs.devices, _facts(inputs), policy, (from_us, to_us))
+    rows, booked = (
+        each.join(
+            inputs.devices.select(
+                "device_id", "accelerators", pl.col("model").alias("device_model"), pl.col("uuid").alias("device_key")
+            ),
+            on="device_id",
+            how="left",
+            maintain_order="left",
+        )
+        for each in (rows, beyond.rows)
     )
     found = pl.concat(
         [
             throttling(rows, holdings.pieces, holdings.holders, policy),
             idle_waste(meters, measured.meter_of, rows, held, devices, policy, to_us),
             overlapping(holdings.overlaps, rows.select("device_id", "hour_us", "origin").unique()),
-            negative,
+            beyond.findings,
         ]
     )
-    rows = with_method(rows, inputs.allocations, devices)
     pooled = pool_usage(pools, inputs.allocations, from_us, to_us).with_columns(pl.lit(POOL).alias("method"))
-    counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), unknown], how="diagonal")
-    return Shard(pl.concat([rows, pooled], how="diagonal"), found, counted)
+    counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), beyond.quality], how="diagonal")
+    return Shard(pl.concat([booked, pooled], how="diagonal"), found, counted)
 
 
 def reduce_shards(
@@ -361,7 +374,19 @@ def _bounds(window: Window) -> tuple[int, int]:
 
 def _devices_and_pools(inputs: UsageInputs) -> tuple[pl.DataFrame, pl.DataFrame]:
     devices = inputs.devices.filter(pl.col("parent_device_id").is_null()).sort("device_id")
-    return devices.filter(pl.col("kind") != POOL), devices.filter(pl.col("kind") == POOL)
+    return devices.filter(~pl.col("kind").is_in([POOL, *BEYOND])), devices.filter(pl.col("kind") == POOL)
+
+
+def _facts(inputs: UsageInputs) -> SiteFacts:
+    return SiteFacts(
+        inputs.node_meters,
+        inputs.node_readings,
+        inputs.overhead_models,
+        inputs.shared_it,
+        inputs.meter_periods,
+        inputs.placements,
+        inputs.epochs,
+    )
 
 
 def _job_tenants(usage: pl.DataFrame, references: References) -> pl.DataFrame:

@@ -36,20 +36,12 @@ def category(method: pl.Expr, otherwise: pl.Expr) -> pl.Expr:
 def with_method(rows: pl.DataFrame, allocations: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
     """Return ``rows`` (hour_us, device_id, job_id, ...) with ``method``: of a job its holdings' of that hour, of the rest all holdings'.
 
-    A node's meter with devices beside it is their overhead, without any it is the node's.
+    Overhead and shared IT say their own.
     """
     if "method" in rows.columns:
         return rows
-    beside = devices.filter(pl.col("kind") != "node")["node_id"].drop_nulls().unique().implode()
-    base = devices.select(
-        "device_id",
-        pl.when(pl.col("kind") != "node")
-        .then(pl.lit("whole"))
-        .when(pl.col("node_id").is_in(beside))
-        .then(pl.lit("overhead"))
-        .otherwise(pl.lit("node_meter"))
-        .alias("base"),
-    )
+    whole = pl.when(pl.col("kind") != "node").then(pl.lit("whole")).otherwise(pl.lit("node_meter"))
+    base = devices.select("device_id", whole.alias("base"))
     start, end = pl.col("start_at").dt.epoch("us"), pl.col("end_at").dt.epoch("us")
     told = (
         rows.select("device_id", "hour_us")
@@ -71,10 +63,7 @@ def with_method(rows: pl.DataFrame, allocations: pl.DataFrame, devices: pl.DataF
         .join(of_all, on=here, how="left", maintain_order="left")
         .with_columns(pl.when(pl.col("job_id").is_null()).then("of_all").otherwise("of_job").alias("held"))
         .with_columns(
-            pl.when(pl.col("base") == "overhead")
-            .then("base")
-            .otherwise(pl.max_horizontal(ranks).replace_strict(dict(enumerate(METHODS)), return_dtype=pl.String))
-            .alias("method")
+            pl.max_horizontal(ranks).replace_strict(dict(enumerate(METHODS)), return_dtype=pl.String).alias("method")
         )
         .drop("base", "of_job", "of_all", "held")
     )

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analytics.model.chassis import NodeMeters, Overhead, book, spans_of
+from analytics.model.overhead import NodeMeters, Overhead, book, spans_of
 from analytics.units import US_PER_HOUR, US_PER_SECOND
 
 pytestmark = pytest.mark.unit
@@ -64,15 +64,14 @@ def _placed(*rows: tuple[int, int, int, int]) -> pl.DataFrame:
     )
 
 
-def _models(*rows: tuple[str, int, int, int, int, int]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [(g, i, p, e, a * US_PER_SECOND, b * US_PER_SECOND) for g, i, p, e, a, b in rows],
-        schema={
-            "node_glob": pl.String, "idle_mw": pl.Int64, "per_accelerator_active_ppm": pl.Int32, "error_ppm": pl.Int32,
-            "from_us": pl.Int64, "to_us": pl.Int64,
-        },
-        orient="row",
-    )  # fmt: skip
+def _models(*rows: tuple[int, int, int, int, int, int]) -> pl.DataFrame:
+    """Precedence, milliwatts, parts per million on top, error, from and to in seconds."""
+    kinds = {
+        "node_id": pl.Int32, "precedence": pl.Int32, "idle_mw": pl.Int64, "per_accelerator_active_ppm": pl.Int32,
+        "error_ppm": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64,
+    }  # fmt: skip
+    told = [(NODE, *said, a * US_PER_SECOND, b * US_PER_SECOND) for *said, a, b in rows]
+    return pl.DataFrame(told, schema=kinds, orient="row")
 
 
 def _overhead(
@@ -102,8 +101,8 @@ def _overhead(
         hours.select("device_id", "hour_us", "energy_mj", "gap_mj", "covered_us", "gap_us", "origin"),
         users,
         pl.DataFrame(
-            [(CHASSIS, NODE, "gpu-01"), (91, 2, "gpu-02")],
-            schema={"device_id": pl.Int32, "node_id": pl.Int32, "node": pl.String},
+            [(CHASSIS, NODE), (91, 2)],
+            schema={"device_id": pl.Int32, "node_id": pl.Int32},
             orient="row",
         ),
         NodeMeters(
@@ -205,7 +204,7 @@ def test_a_node_without_a_meter_is_assumed_by_its_model_with_bounds() -> None:
         {},
         _users((1, "job:1", 540_000_000)),
         named=(),
-        models=_models(("gpu-*", 200_000, 100_000, 300_000, -100, 9999), ("*", 1, 0, 0, -100, 9999)),
+        models=_models((0, 200_000, 100_000, 300_000, -100, 9999), (1, 1, 0, 0, -100, 9999)),
     )
     row = found.rows.row(0, named=True)
     assert (row["holder"], row["energy_mj"], row["estimated_mj"]) == ("job:1", 414_000_000, 414_000_000)
@@ -216,9 +215,16 @@ def test_a_node_without_a_meter_is_assumed_by_its_model_with_bounds() -> None:
 
 def test_a_model_that_begins_at_half_past_counts_from_there() -> None:
     found = _overhead(
-        {1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=_models(("*", 200_000, 0, 0, 1800, 9999))
+        {1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=_models((0, 200_000, 0, 0, 1800, 9999))
     )
     assert _by_holder(found) == {"job:1": 200 * 1_800_000}
+
+
+def test_where_the_nearer_model_ends_the_wider_one_counts() -> None:
+    # 200 W for the first half, then 100 W.
+    models = _models((0, 200_000, 0, 0, -100, 1800), (1, 100_000, 0, 0, -100, 9999))
+    found = _overhead({1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=models)
+    assert _by_holder(found) == {"job:1": 300 * 1_800_000}
 
 
 def test_a_node_of_which_nobody_says_anything_has_no_overhead() -> None:

@@ -1,0 +1,191 @@
+"""What a site uses beyond its accelerators: puts node overhead and shared IT together for the devices of a shard.
+
+Nodes of which nothing more is known than their boards cost nothing here: readings of boards are looked at again only where a node's
+meter and its boards do not both cover an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import dataframely as dy
+import polars as pl
+
+from analytics.frames import (
+    Epochs,
+    MeterPeriods,
+    Meters,
+    NodeReadings,
+    OverheadModels,
+    Placements,
+    SharedIt,
+)
+from analytics.model.energy import Meter
+from analytics.model.findings import SCHEMA
+from analytics.model.node_meters import metered, reader
+from analytics.model.overhead import NodeMeters, Read, book, spans_of
+from analytics.model.readings import KeySpace
+from analytics.model.shared_it import share
+from analytics.policy import Policy
+
+BEYOND: Final = ("chassis", "site")
+"""Kinds of devices that nothing measures by themselves: their rows are made here."""
+_ALWAYS_US: Final = 2**61
+_QUALITY: Final = {
+    "hour_us": pl.Int64,
+    "device_id": pl.Int32,
+    "reason": pl.String,
+    "readings": pl.Int64,
+    "time_us": pl.Int64,
+}
+_STATES: Final = ("energy_mj", "gap_mj", "covered_us", "gap_us")
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFacts:
+    """What is known of a site beside its devices, and of where its devices are."""
+
+    meters: dy.DataFrame[Meters]
+    readings: dy.DataFrame[NodeReadings]
+    models: dy.DataFrame[OverheadModels]
+    shared: dy.DataFrame[SharedIt]
+    periods: dy.DataFrame[MeterPeriods]
+    placements: dy.DataFrame[Placements]
+    epochs: dy.DataFrame[Epochs]
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """``rows``: of the boards and of what is beyond them; ``findings`` and ``quality`` of the latter alone."""
+
+    rows: pl.DataFrame
+    findings: pl.DataFrame
+    quality: pl.DataFrame
+
+
+def book_beyond(
+    rows: pl.DataFrame,
+    pieces: pl.DataFrame,
+    meters: Sequence[Meter],
+    devices: pl.DataFrame,
+    facts: SiteFacts,
+    policy: Policy,
+    window: tuple[int, int],
+) -> Beyond:
+    """Return the usage of the devices with node overhead and shared IT of [from, to).
+
+    ``rows``: attributed usage; ``pieces``: what ``meters`` measured of it. ``devices``: all, those of :data:`BEYOND` among them.
+    A device of kind ``node`` that has boards beside it in an hour is their node's meter then, and not booked by itself.
+    """
+    from_us, to_us = window
+    boards = devices.filter(~pl.col("kind").is_in([*BEYOND, "node"]))
+    nodes = devices.filter(pl.col("kind") == "node").select("device_id", "node_id")
+    chassis = devices.filter(pl.col("kind") == "chassis").select("device_id", "node_id")
+    items = _dated(facts.shared.select("device_id", "power_mw", "meter_id", "error_ppm", "valid_from", "valid_to"))
+    if chassis.is_empty() and nodes.is_empty() and items.is_empty():
+        return Beyond(rows, pl.DataFrame(schema=SCHEMA), pl.DataFrame(schema=_QUALITY))
+    spans = spans_of(_placed(boards, facts.placements), from_us, to_us)
+    stands_for = nodes.join(spans.select("node_id", "hour_us").unique(), on="node_id", how="inner")
+    as_meters = nodes.join(spans, on="node_id", how="semi").join(chassis, on="node_id", how="anti")
+    chassis = pl.concat([chassis, as_meters]).unique("node_id", keep="first", maintain_order=True)
+    keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
+    read_boards = reader(meters)
+    of_nodes = metered(facts.readings, facts.epochs, facts.meters, keys, policy)
+    read_meters = _both(reader(of_nodes), read_boards)
+    told = pl.concat(
+        [
+            facts.meters.filter(pl.col("node_id").is_not_null()).select("meter_id", "node_id", "name", "covers"),
+            as_meters.select(
+                (-pl.col("device_id")).alias("meter_id"),
+                "node_id",
+                pl.lit("import").alias("name"),
+                pl.lit("it").alias("covers"),
+            ),
+        ]
+    )
+    of_boards = rows.join(boards.select("device_id"), on="device_id", how="semi")
+    overhead = book(
+        spans,
+        _board_hours(pieces, boards),
+        of_boards,
+        chassis,
+        NodeMeters(told, read_meters, read_boards),
+        _dated(facts.models).drop("model_id"),
+    )
+    shared, unknown = share(
+        items, _periods(facts.periods), read_meters, facts.readings["meter_id"].unique(), from_us, to_us
+    )
+    rest = rows.join(stands_for.select("device_id", "hour_us"), on=["device_id", "hour_us"], how="anti")
+    more = pl.concat([overhead.rows, shared])
+    times = [
+        pl.lit(0, dtype=pl.Int64).alias(name) for name in rows.columns if _is_time(name) and name not in more.columns
+    ]
+    return Beyond(
+        pl.concat([rest, more.with_columns(times)], how="diagonal").sort("hour_us", "device_id", "holder"),
+        overhead.findings,
+        pl.concat([overhead.quality, unknown]),
+    )
+
+
+def _is_time(name: str) -> bool:
+    return name.endswith("_us") and name != "hour_us"
+
+
+def _placed(boards: pl.DataFrame, placements: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, node_id, from_us, to_us of the boards; where no placement is told of a device, its own row says."""
+    start, end = pl.col("valid_from").dt.epoch("us"), pl.col("valid_to").dt.epoch("us").fill_null(_ALWAYS_US)
+    told = placements.join(boards.select("device_id"), on="device_id", how="semi").select(
+        "device_id", "node_id", start.alias("from_us"), end.alias("to_us")
+    )
+    if "placed_from_at" not in boards.columns:
+        return told
+    rest = boards.join(told, on="device_id", how="anti").filter(pl.col("node_id").is_not_null())
+    since, until = pl.col("placed_from_at").dt.epoch("us"), pl.col("placed_to_at").dt.epoch("us")
+    own = rest.select(
+        "device_id",
+        "node_id",
+        since.fill_null(-_ALWAYS_US).alias("from_us"),
+        until.fill_null(_ALWAYS_US).alias("to_us"),
+    )
+    return pl.concat([told, own])
+
+
+def _board_hours(pieces: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:
+    return (
+        pieces.join(boards.select("device_id"), on="device_id", how="semi")
+        .group_by("device_id", "hour_us")
+        .agg(pl.col(_STATES).sum(), pl.col("origin").max())
+    )
+
+
+def _dated(facts: pl.DataFrame) -> pl.DataFrame:
+    start, end = pl.col("valid_from").dt.epoch("us"), pl.col("valid_to").dt.epoch("us").fill_null(_ALWAYS_US)
+    return facts.with_columns(start.alias("from_us"), end.alias("to_us")).drop("valid_from", "valid_to")
+
+
+def _periods(periods: pl.DataFrame) -> pl.DataFrame:
+    return periods.select(
+        "meter_id",
+        pl.col("from_at").dt.epoch("us").alias("from_us"),
+        pl.col("to_at").dt.epoch("us").alias("to_us"),
+        "energy_mj",
+    )
+
+
+def _both(read_meters: Read, read_boards: Read) -> Read:
+    """Return what reads meters by their id, and devices that stand for a node's meter by their id's negative."""
+
+    def read(asked: pl.DataFrame) -> pl.DataFrame:
+        numbered = asked.with_row_index("asked")
+        of_meters = numbered.filter(pl.col("device_id") >= 0)
+        of_devices = numbered.filter(pl.col("device_id") < 0).with_columns(-pl.col("device_id"))
+        found = [
+            part.select("asked").hstack(reads(part.drop("asked")).drop(asked.columns))
+            for part, reads in ((of_meters, read_meters), (of_devices, read_boards))
+            if part.height or reads is read_meters
+        ]
+        return asked.hstack(pl.concat(found).sort("asked").drop("asked"))
+
+    return read

@@ -1,0 +1,65 @@
+"""Reads meters of nodes, and pieces of boards again, in the one form that overhead is worked out from. It compares nothing.
+
+A controller is asked each half minute or minute, and now and then does not answer: its readings may be further apart than a board's,
+which come every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import polars as pl
+
+from analytics.model.authority import measure
+from analytics.model.energy import Meter, meter
+from analytics.model.holding import Holdings
+from analytics.model.overhead import Read
+from analytics.model.readings import KeySpace, timelines
+from analytics.policy import Policy
+
+ACCELERATORS: Final = 64
+"""What a node's meter may show is bounded by so many accelerators' power: more is a broken counter."""
+_HELD: Final = {"device_id": pl.Int32, "start_us": pl.Int64, "end_us": pl.Int64}
+
+
+def metered(
+    readings: pl.DataFrame, epochs: pl.DataFrame, meters: pl.DataFrame, keys: KeySpace, policy: Policy
+) -> list[Meter]:
+    """Return the meters of node readings, with the meter's id as ``device_id``. ``meters``: meter_id, wrap_mj."""
+    if readings.is_empty():
+        return []
+    absent = {"gpu_util_percent": pl.Int16, "clocks_event_reasons": pl.Int64, "throttled_ns": pl.Int64}
+    readings = readings.select(
+        pl.col("meter_id").alias("device_id"),
+        "at",
+        "epoch_id",
+        "energy_mj",
+        "power_mw",
+        *(pl.lit(None, dtype=kind).alias(name) for name, kind in absent.items()),
+    )
+    patient = replace(policy, gaps=replace(policy.gaps, max_gap_us=policy.gaps.node_max_gap_us))
+    known = meters.select(
+        pl.col("meter_id").alias("device_id"),
+        pl.lit(ACCELERATORS, dtype=pl.Int32).alias("accelerators"),
+        pl.lit(None, dtype=pl.Int32).alias("idle_power_mw"),
+    )
+    lines, _ = timelines(readings, epochs, keys, patient)
+    return [meter(line, known, keys, patient) for line in lines]
+
+
+def reader(meters: Sequence[Meter]) -> Read:
+    """Return what gives the energy of spans by these meters, the one of authority for each."""
+
+    def read(asked: pl.DataFrame) -> pl.DataFrame:
+        pieces = asked.with_row_index("piece").with_columns(pl.lit(value=True).alias("placed"))
+        nobody = pl.DataFrame(schema=_HELD)
+        measured = measure(Holdings(pieces, pl.DataFrame(), pl.DataFrame()), meters, nobody).pieces.sort("piece")
+        return asked.hstack(
+            measured.select(
+                "energy_mj", "gap_mj", "covered_us", (pl.col("gauged_mj") > 0).alias("gauge"), "feed", "origin"
+            )
+        )
+
+    return read
