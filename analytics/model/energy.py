@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from analytics.errors import InputError
+from analytics.model.plain import Int64s, Steps, odd, running_sums, steps
 from analytics.model.readings import Instrument, KeySpace, Timeline
-from analytics.policy import THROTTLE_BITS, Policy
-from analytics.units import MW_PER_W, NS_PER_US, US_PER_SECOND
+from analytics.policy import Policy
+from analytics.units import MW_PER_W
 
 TIMES: Final = (
     "covered_us",
@@ -28,9 +30,6 @@ TIMES: Final = (
     "throttle_counter_us",
 )
 QUANTITIES: Final = ("energy_mj", *TIMES)
-
-_DT: Final = pl.col("key").shift(-1) - pl.col("key")
-"""Microseconds to the next reading, where it is the same device's."""
 
 COVERED, GAP, COUNTER_RESET, EPOCH_CHANGE, IMPLAUSIBLE, NO_DATA = range(6)
 REASONS: Final = {
@@ -94,85 +93,97 @@ def interpolated(delta: pl.Expr, offset_us: pl.Expr, width_us: pl.Expr) -> pl.Ex
 
 def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Policy) -> Meter:
     """Return the meter of one timeline. ``devices``: device_id, accelerators, idle_power_mw; must know every device."""
-    present = timeline.rows["device_id"].rle().struct.field("value")
-    limits = _device_limits(present, devices, policy)
-    same_device = (pl.col("device_id").shift(-1) == pl.col("device_id")).fill_null(value=False)
-    step = timeline.rows.lazy().select(
-        "key",
-        "device_id",
-        same_device.alias("same_device"),
-        _DT.alias("dt_us"),
-        _verdict(timeline.instrument, limits["max_power_mw"], policy).alias("verdict"),
-        _growth(timeline.instrument).alias("delta_mj"),
-        *_state_at_end(timeline.rows, limits["idle_below_mw"], policy),
-    )
-    usable = pl.col("same_device") & pl.col("verdict").is_in([COVERED, GAP])
-    judged = step.with_columns(
-        pl.when(usable).then(pl.col("delta_mj")).otherwise(0).alias("delta_mj"),
-        pl.when(pl.col("same_device") & (pl.col("verdict") == COVERED))
-        .then(pl.col("dt_us"))
-        .otherwise(0)
-        .alias("covered_us"),
-    ).collect()
-    sums = judged.select(
-        pl.col("delta_mj").cum_sum().alias("energy_mj"), pl.col("covered_us").cum_sum(), *_state_sums(judged)
-    )
-    holes = _holes(judged, timeline, keys, limits["max_power_mw"], policy)
+    rows = timeline.rows
+    runs = rows["device_id"].rle().struct.unnest()
+    max_power_mw, idle_below_mw = _limits(runs, devices, policy)
+    found = steps(timeline)
+    judged = _judged(timeline, found, odd(timeline, found, max_power_mw, policy), max_power_mw, policy)
+    at, verdict = judged["row"].to_numpy(), judged["verdict"].to_numpy()
+    energy_mj, covered_us = found.growth * found.is_one, found.dt_us * found.is_one
+    energy_mj[at] = judged["delta_mj"].to_numpy()
+    covered_us[at[verdict != COVERED]] = 0
+    sums = running_sums(rows, energy_mj, covered_us, idle_below_mw, policy)
+    holes = _holes(judged, timeline.instrument, keys, policy)
     return Meter(
-        timeline.feed, timeline.origin, timeline.instrument, keys, judged["key"], present, sums, holes, timeline.lacking
+        timeline.feed,
+        timeline.origin,
+        timeline.instrument,
+        keys,
+        rows["key"],
+        runs["value"],
+        sums,
+        holes,
+        timeline.lacking,
     )
 
 
-def _holes(
-    judged: pl.DataFrame, timeline: Timeline, keys: KeySpace, max_power_mw: pl.Expr, policy: Policy
+def _judged(
+    timeline: Timeline, found: Steps, intervals: Int64s, max_power_mw: Int64s | int, policy: Policy
 ) -> pl.DataFrame:
-    at = judged.select(pl.arg_where(pl.col("same_device") & (pl.col("verdict") != COVERED))).to_series()
-    following = timeline.rows["value"].gather(at.cast(pl.Int64) + 1).alias("then_mj")
-    at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
-    anew = pl.lit(timeline.instrument == "counter") & pl.col("verdict").is_in([COUNTER_RESET, EPOCH_CHANGE])
-    possible = pl.col("then_mj") <= _most_mj(max_power_mw, pl.col("dt_us"), policy)
+    """Return of these intervals row, device_id, key, dt_us, max_power_mw, verdict, delta_mj (0 where its energy does not count) and then_mj."""
+    begin, end = timeline.rows[intervals], timeline.rows[intervals + 1]
+    most = max_power_mw if isinstance(max_power_mw, int) else max_power_mw[intervals]
     return (
-        judged.select("device_id", "key", "dt_us", "delta_mj", "verdict")[at]
-        .with_columns(following)
-        .select(
+        begin.select(
+            pl.Series("row", intervals, dtype=pl.Int64),
             "device_id",
-            at_us.alias("from_us"),
-            (at_us + pl.col("dt_us")).alias("to_us"),
-            "delta_mj",
-            pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
-            pl.when(anew & possible).then(pl.col("then_mj")).otherwise(0).alias("unbooked_mj"),
+            "key",
+            "segment",
+            "max_gap_us",
+            pl.lit(most, dtype=pl.Int64).alias("max_power_mw")
+            if isinstance(most, int)
+            else pl.Series("max_power_mw", most, dtype=pl.Int64),
+            pl.Series("dt_us", found.dt_us[intervals], dtype=pl.Int64),
+            pl.Series("growth", found.growth[intervals], dtype=pl.Int64),
+            end["value"].alias("then_mj"),
+            end["segment"].alias("then_segment"),
+        )
+        .with_columns(_verdict(timeline.instrument, policy).alias("verdict"))
+        .with_columns(
+            pl.when(pl.col("verdict").is_in([COVERED, GAP])).then(pl.col("growth")).otherwise(0).alias("delta_mj")
         )
     )
 
 
-def _device_limits(ids: pl.Series, devices: pl.DataFrame, policy: Policy) -> dict[str, pl.Expr]:
-    """Return per-row expressions of what depends on the device; a literal where all devices agree."""
+def _holes(judged: pl.DataFrame, instrument: Instrument, keys: KeySpace, policy: Policy) -> pl.DataFrame:
+    at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
+    anew = pl.lit(instrument == "counter") & pl.col("verdict").is_in([COUNTER_RESET, EPOCH_CHANGE])
+    return judged.filter(pl.col("verdict") != COVERED).select(
+        "device_id",
+        at_us.alias("from_us"),
+        (at_us + pl.col("dt_us")).alias("to_us"),
+        "delta_mj",
+        pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
+        pl.when(anew & (pl.col("then_mj") <= _most_mj(policy)))
+        .then(pl.col("then_mj"))
+        .otherwise(0)
+        .alias("unbooked_mj"),
+    )
+
+
+def _limits(runs: pl.DataFrame, devices: pl.DataFrame, policy: Policy) -> tuple[Int64s | int, Int64s | int]:
+    """Return max_power_mw and idle_below_mw of each reading's device; one number where all devices agree."""
     floor = pl.coalesce("idle_power_mw", pl.col("accelerators") * policy.idle.default_idle_power_mw)
     table = devices.select(
         "device_id",
         (pl.col("accelerators").cast(pl.Int64) * policy.gaps.max_power_mw).alias("max_power_mw"),
         (floor.cast(pl.Int64) * policy.idle.near_floor_percent // 100).alias("idle_below_mw"),
     )
-    unknown = ids.filter(~ids.is_in(table["device_id"].implode()))
-    if unknown.len():
-        raise InputError(f"readings of devices {sorted(unknown.to_list())[:5]} came without their device rows")
-    limits = {}
-    for name in ("max_power_mw", "idle_below_mw"):
-        values = table[name]
-        limits[name] = (
-            pl.lit(values[0], dtype=pl.Int64)
-            if values.n_unique() == 1
-            else pl.col("device_id").replace_strict(table["device_id"], values, return_dtype=pl.Int64)
-        )
-    return limits
+    here = runs.join(table, left_on="value", right_on="device_id", how="left", maintain_order="left")
+    unknown = here.filter(pl.col("max_power_mw").is_null())
+    if unknown.height:
+        raise InputError(f"readings of devices {sorted(unknown['value'].to_list())[:5]} came without their device rows")
+    of_each = [here[name].to_numpy() for name in ("max_power_mw", "idle_below_mw")]
+    lengths = here["len"].to_numpy()
+    most, idle = (int(each[0]) if (each == each[0]).all() else np.repeat(each, lengths) for each in of_each)
+    return most, idle
 
 
-def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> pl.Expr:
+def _verdict(instrument: Instrument, policy: Policy) -> pl.Expr:
     """Say of each interval whether its energy counts, and if not, why not (first reason that applies)."""
-    dt = _DT
-    growth = pl.col("value").shift(-1) - pl.col("value")
+    dt, growth = pl.col("dt_us"), pl.col("growth")
     verdict = (
-        pl.when(pl.col("segment").shift(-1) != pl.col("segment"))
+        pl.when(pl.col("then_segment") != pl.col("segment"))
         .then(EPOCH_CHANGE)
         .when(dt > (policy.gaps.reach_us if instrument == "counter" else pl.col("max_gap_us")))
         .then(NO_DATA)
@@ -181,7 +192,7 @@ def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> p
         verdict = (
             verdict.when(growth < 0)
             .then(COUNTER_RESET)
-            .when(growth > _most_mj(max_power_mw, dt, policy))
+            .when(growth > _most_mj(policy))
             .then(IMPLAUSIBLE)
             .when(dt > pl.col("max_gap_us"))
             .then(GAP)
@@ -189,72 +200,10 @@ def _verdict(instrument: Instrument, max_power_mw: pl.Expr, policy: Policy) -> p
     return verdict.otherwise(COVERED).cast(pl.Int8)
 
 
-def _most_mj(max_power_mw: pl.Expr, dt_us: pl.Expr, policy: Policy) -> pl.Expr:
+def _most_mj(policy: Policy) -> pl.Expr:
     """Return what a counter can have grown by between two readings.
 
     On either side of a refresh they differ by all that was drawn since the one before it, however close they are.
     """
     # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
-    return max_power_mw // MW_PER_W * (dt_us + policy.gaps.refresh_us) // MW_PER_W + 1
-
-
-def _growth(instrument: Instrument) -> pl.Expr:
-    value, following = pl.col("value"), pl.col("value").shift(-1)
-    if instrument == "counter":
-        return (following - value).fill_null(0)
-    return ((value + following) * _DT // (2 * US_PER_SECOND)).fill_null(0)
-
-
-def _state_at_end(rows: pl.DataFrame, idle_below_mw: pl.Expr, policy: Policy) -> list[pl.Expr]:
-    """What the reading that ends an interval says of it: a row's gauges speak of the span before it.
-
-    An event reading carries no gauges; the periodic row after it speaks for both of its intervals.
-    """
-    soon = (pl.col("device_id").shift(-2) == pl.col("device_id")) & (
-        pl.col("key").shift(-2) - pl.col("key").shift(-1) <= policy.gaps.max_gap_us
-    )
-
-    def ending(name: str) -> pl.Expr:
-        column = pl.col(name)
-        if rows[name].null_count() == 0:
-            return column.shift(-1)
-        return pl.coalesce(column.shift(-1), pl.when(soon).then(column.shift(-2)))
-
-    found = []
-    if rows["gpu_util_percent"].null_count() < rows.height:
-        util = ending("gpu_util_percent")
-        found += [
-            util.is_not_null().alias("known"),
-            (util > 0).fill_null(value=False).alias("active"),
-            ((util == 0) & (ending("power_mw") <= idle_below_mw)).fill_null(value=False).alias("idle"),
-        ]
-        if rows["clocks_event_reasons"].null_count() < rows.height:
-            # An idle board reports power cap too (RTX 2080S at 39 W of 250 W): only work can be slowed.
-            bits = ending("clocks_event_reasons").cast(pl.Int64).and_(THROTTLE_BITS) != 0
-            found.append(((util > 0) & bits).fill_null(value=False).alias("bits"))
-    if rows["throttled_ns"].null_count() < rows.height:
-        violation = (pl.col("throttled_ns").shift(-1) - pl.col("throttled_ns")) // NS_PER_US
-        found.append(pl.when(violation >= 0).then(violation).alias("violation_us"))
-    return found
-
-
-def _state_sums(judged: pl.DataFrame) -> list[pl.Expr]:
-    covered, present = pl.col("covered_us"), set(judged.columns)
-
-    def while_(condition: pl.Expr) -> pl.Expr:
-        return pl.when(condition).then(covered).otherwise(0)
-
-    sums = {f"{name}_us": while_(pl.col(name)) for name in ("known", "active", "idle") if name in present}
-    bits = while_(pl.col("bits")) if "bits" in present else None
-    if "violation_us" in present:
-        violation = pl.col("violation_us")
-        counted = pl.min_horizontal(violation, covered)
-        sums["throttle_counter_us"] = while_(violation.is_not_null())
-        sums["throttled_us"] = (
-            counted.fill_null(0) if bits is None else pl.when(violation.is_null()).then(bits).otherwise(counted)
-        )
-    elif bits is not None:
-        sums["throttled_us"] = bits
-    if bits is not None:
-        sums["throttle_bits_us"] = bits
-    return [total.cum_sum().alias(name) for name, total in sums.items()]
+    return pl.col("max_power_mw") // MW_PER_W * (pl.col("dt_us") + policy.gaps.refresh_us) // MW_PER_W + 1

@@ -1,0 +1,195 @@
+"""Intervals between readings, all at once: how long, how much, in which state. Most are plain, and only the others need rules.
+
+Arrays in, arrays out, one element a reading, of the interval that it begins. Millions of intervals pass through here for each hour
+of a large site, so it is numpy and looks at each column once. Which odd interval counts, and why not, ``energy`` decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from analytics.model.readings import Timeline
+from analytics.policy import THROTTLE_BITS, Policy
+from analytics.units import MW_PER_W, NS_PER_US, US_PER_SECOND
+
+Int64s = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_CHUNK: Final = 1 << 16
+"""Intervals looked at together: what is made of them on the way stays in the processor's cache, which halves the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The intervals of a timeline. The last of each device leads to the next device's first reading, and is none."""
+
+    is_one: Bools
+    """Whether the interval is one device's."""
+    dt_us: Int64s
+    growth: Int64s
+    """Of the value, mJ; of a gauge the trapezoid. Where there is no interval, nothing."""
+
+
+def steps(timeline: Timeline) -> Steps:
+    rows = timeline.rows
+    device, key = rows["device_id"].to_numpy(), rows["key"].to_numpy()
+    value = rows["value"].to_numpy()
+    is_one = np.zeros(len(key), dtype=np.bool_)
+    dt_us = np.zeros(len(key), dtype=np.int64)
+    growth = np.zeros(len(key), dtype=np.int64)
+    np.equal(device[1:], device[:-1], out=is_one[:-1])
+    np.subtract(key[1:], key[:-1], out=dt_us[:-1])
+    if timeline.instrument == "counter":
+        np.subtract(value[1:], value[:-1], out=growth[:-1])
+    else:
+        growth[:-1] = (value[1:] + value[:-1]) * dt_us[:-1] // (2 * US_PER_SECOND)
+    return Steps(is_one, dt_us, growth)
+
+
+def odd(timeline: Timeline, found: Steps, max_power_mw: Int64s | int, policy: Policy) -> Int64s:
+    """Return the indices of intervals of one device that may not be covered; all others are, beyond doubt.
+
+    ``max_power_mw``: of each reading's device, or one for all.
+    """
+    rows = timeline.rows
+    segment, max_gap_us = rows["segment"].to_numpy(), rows["max_gap_us"].to_numpy()
+    doubtful = found.dt_us > np.minimum(max_gap_us, policy.gaps.reach_us)
+    doubtful[:-1] |= segment[1:] != segment[:-1]
+    if timeline.instrument == "counter":
+        doubtful |= found.growth < 0
+        # What is not above this cannot be above what the rules allow, which is more by a refresh.
+        doubtful |= found.growth > max_power_mw // MW_PER_W * found.dt_us // MW_PER_W
+    indices: Int64s = np.flatnonzero(doubtful & found.is_one)
+    return indices
+
+
+def running_sums(
+    rows: pl.DataFrame, energy_mj: Int64s, covered_us: Int64s, idle_below_mw: Int64s | int, policy: Policy
+) -> pl.DataFrame:
+    """Return the inclusive running sums of energy_mj, covered_us and the times in each state; a state nobody tells of is left out.
+
+    ``rows``: as of a timeline. ``energy_mj`` and ``covered_us``: of each interval, 0 where it does not count.
+    """
+    told = _Told.of(rows, policy)
+    intervals = rows.height - 1
+    sums: dict[str, Int64s] = {}
+    for start in range(0, max(intervals, 1), _CHUNK):
+        end = min(start + _CHUNK, intervals)
+        floor = idle_below_mw if isinstance(idle_below_mw, int) else idle_below_mw[start:end]
+        covered = covered_us[start:end]
+        times = _state_times(told, start, end, covered, floor)
+        for name, each in {"energy_mj": energy_mj[start:end], "covered_us": covered, **times}.items():
+            if name not in sums:
+                sums[name] = np.empty(rows.height, dtype=np.int64)
+            running = sums[name]
+            np.cumsum(each, out=running[start:end])
+            if start:
+                running[start:end] += running[start - 1]
+    for running in sums.values():
+        running[intervals:] = running[intervals - 1] if intervals else 0
+    return pl.DataFrame(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """A column as the reading that ends an interval speaks of it."""
+
+    values: Int64s
+    known: Bools | None
+    """Where it says anything; null = everywhere."""
+
+    @classmethod
+    def of(cls, column: pl.Series) -> _Spoken:
+        if column.null_count() == 0:
+            return cls(column.to_numpy(), None)
+        return cls(column.fill_null(0).to_numpy(writable=True), column.is_not_null().to_numpy(writable=True))
+
+    def completed(self, device: Int64s, key: Int64s, soon_us: int) -> _Spoken:
+        """Let the reading after one that carries no gauges (it was taken at an event) speak for it, if it comes soon."""
+        if self.known is None:
+            return self
+        lacks = np.flatnonzero(~self.known[1:-1]) + 1
+        # The interval that ends there must be of the same device as the reading that speaks for it.
+        soon = (device[lacks + 1] == device[lacks - 1]) & (key[lacks + 1] - key[lacks] <= soon_us)
+        lacks = lacks[soon]
+        values, known = self.values[lacks + 1], self.known[lacks + 1]
+        self.values[lacks], self.known[lacks] = values, known
+        return _Spoken(self.values, None if self.known.all() else self.known)
+
+    def at_ends(self, start: int, end: int) -> tuple[Int64s, Bools | None]:
+        """Return what is said at the ends of these intervals."""
+        ends = slice(start + 1, end + 1)
+        return self.values[ends], None if self.known is None else self.known[ends]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What readings tell of states; a column that none of them has is null."""
+
+    util: _Spoken | None
+    power: _Spoken
+    reasons: _Spoken | None
+    throttled: _Spoken | None
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, policy: Policy) -> _Told:
+        device, key = rows["device_id"].to_numpy(), rows["key"].to_numpy()
+
+        def gauge(name: str) -> _Spoken:
+            return _Spoken.of(rows[name]).completed(device, key, policy.gaps.max_gap_us)
+
+        said = {name: rows[name].null_count() < rows.height for name in rows.columns}
+        return cls(
+            gauge("gpu_util_percent") if said["gpu_util_percent"] else None,
+            gauge("power_mw"),
+            gauge("clocks_event_reasons") if said["clocks_event_reasons"] else None,
+            _Spoken.of(rows["throttled_ns"]) if said["throttled_ns"] else None,
+        )
+
+
+def _state_times(
+    told: _Told, start: int, end: int, covered_us: Int64s, idle_below_mw: Int64s | int
+) -> dict[str, Int64s]:
+    """Return the microseconds of each of these intervals in each state."""
+    times: dict[str, Int64s] = {}
+    bits_us: Int64s | None = None
+    if told.util is not None:
+        util, known = told.util.at_ends(start, end)
+        power, powered = told.power.at_ends(start, end)
+        is_active, is_idle = util > 0, (util == 0) & (power <= idle_below_mw)
+        if known is not None:
+            is_active &= known
+            is_idle &= known
+        if powered is not None:
+            is_idle &= powered
+        times["known_us"] = covered_us if known is None else covered_us * known
+        times["active_us"] = covered_us * is_active
+        times["idle_us"] = covered_us * is_idle
+        if told.reasons is not None:
+            reasons, given = told.reasons.at_ends(start, end)
+            # An idle board reports power cap too (RTX 2080S at 39 W of 250 W): only work can be slowed.
+            is_slowed = is_active & ((reasons & THROTTLE_BITS) != 0)
+            bits_us = covered_us * (is_slowed if given is None else is_slowed & given)
+    if told.throttled is not None:
+        violation_us, counted = _violations(told.throttled, start, end)
+        slowed_us = np.minimum(np.maximum(violation_us, 0), covered_us)
+        times["throttle_counter_us"] = covered_us * counted
+        times["throttled_us"] = np.where(counted, slowed_us, 0 if bits_us is None else bits_us)
+    elif bits_us is not None:
+        times["throttled_us"] = bits_us
+    if bits_us is not None:
+        times["throttle_bits_us"] = bits_us
+    return times
+
+
+def _violations(throttled: _Spoken, start: int, end: int) -> tuple[Int64s, Bools]:
+    """Return by how many microseconds the counter of throttling grew in these intervals, and where that is known."""
+    grown_us = (throttled.values[start + 1 : end + 1] - throttled.values[start:end]) // NS_PER_US
+    counted = grown_us >= 0
+    if throttled.known is not None:
+        counted &= throttled.known[start + 1 : end + 1] & throttled.known[start:end]
+    return grown_us, counted
