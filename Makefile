@@ -82,6 +82,11 @@ fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=30
 	WATTLEDGER_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -q --timeout=0 tests/db/test_hostile_*.py || failed=1; \
 	$(BIN)/pytest -q -m slow tests/e2e/test_weather_storm.py || failed=1; exit $$failed
 
+# A minute a core for 60 mutants; all of them are some thousand. ARGS="--only money sharing", ARGS="--most 20": so many of each module.
+.PHONY: mutation
+mutation: $(STAMP) ## small faults put into analytics/model: do its unit tests notice? Score and survivors: build/mutation.json
+	@POLARS_MAX_THREADS=1 $(BIN)/python -m tests.mutation --jobs $(JOBS) $(ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## benchmarks; ONLY=name runs one; results go to build/bench.jsonl
 	@$(BIN)/python -m bench $(ONLY)
