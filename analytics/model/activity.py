@@ -41,22 +41,36 @@ LOOKS: Final = {
 
 
 def looks(
-    shares: pl.DataFrame, instances: pl.DataFrame, held: pl.DataFrame, slices: pl.DataFrame, on_slices: pl.DataFrame
+    shares: pl.DataFrame, instances: pl.DataFrame, held: pl.DataFrame, devices: pl.DataFrame, on_slices: pl.DataFrame
 ) -> pl.DataFrame:
     """Return :data:`LOOKS`, sorted, from what agents saw; the same whatever the window, if ``held`` reaches beyond it.
 
-    ``shares``: ``DeviceShares``; ``instances``: ``InstanceActivity``. ``held``: device_id, job_id, start_us, end_us, of boards.
-    ``slices``: instance_id, whole_ppm (of its board); ``on_slices``: instance_id, job_id, slice_ppm (the job's part of the board by this
-    instance), start_us, end_us.
+    ``shares``: ``DeviceShares``; ``instances``: ``InstanceActivity``; ``devices``: with instances. Of who held what (``Resolved``):
+    ``held``: device_id (boards), job_id, start_us, end_us; ``on_slices``: instance_id, job_id, slice_ppm, start_us, end_us.
     """
+    if shares.is_empty() and instances.is_empty():
+        return pl.DataFrame(schema=LOOKS)
+    slices = devices.filter(pl.col("parent_device_id").is_not_null()).select(
+        pl.col("device_id").alias("instance_id"), pl.col("slice_ppm").cast(pl.Int64).alias("whole_ppm")
+    )
     seen = pl.concat([_of_processes(shares, _joined(held)), _of_instances(instances, slices, on_slices)])
     return seen.sort("device_id", "from_us", "job_id", "to_us", "activity_ppm", nulls_last=True)
 
 
-def instants(seen: pl.DataFrame) -> pl.DataFrame:
-    """Return device_id, cut_us: where pieces of a shared board are cut, so that within each of them activity is one figure."""
+def cuts(seen: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, cut_us: where pieces that several hold are cut, so that within each of them activity is one figure."""
+    several = held.filter(pl.col("weight") != pl.col("weights")).select("device_id", "start_us", "end_us").unique()
     edges = [seen.select("device_id", pl.col(name).alias("cut_us")) for name in ("from_us", "to_us")]
-    return pl.concat(edges).unique().sort("device_id", "cut_us")
+    return (
+        pl.concat(edges)
+        .unique()
+        .sort("cut_us")
+        .join_asof(
+            several.sort("start_us"), left_on="cut_us", right_on="start_us", by="device_id", check_sortedness=False
+        )
+        .filter(pl.col("cut_us") < pl.col("end_us"))
+        .select("device_id", "cut_us")
+    )
 
 
 @dataclass(frozen=True, slots=True)

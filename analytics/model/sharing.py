@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analytics.frames import METHODS, UNATTRIBUTED_NO_JOB
 from analytics.model.activity import Ints, Worked, worked
 from analytics.model.levels import EVEN, levels
-from analytics.policy import SharingError
+from analytics.policy import IdlePolicy, SharingError
 from analytics.units import PPM
 
 Numbers = NDArray[Any]
@@ -73,6 +73,14 @@ def split_shared(
         pl.Series("seen_us", np.where(strange, covered, 0), dtype=pl.Int64),
         pl.Series("method", least, dtype=pl.Int64).replace_strict(dict(enumerate(METHODS)), return_dtype=pl.String),
     ).filter(worth)
+
+
+def at_rest(devices: pl.DataFrame, policy: IdlePolicy) -> pl.DataFrame:
+    """Return device_id, idle_power_mw of each device: its own, or what the policy says of so many accelerators."""
+    assumed = pl.col("accelerators").cast(pl.Int64) * policy.default_idle_power_mw
+    return devices.select(
+        "device_id", pl.coalesce(pl.col("idle_power_mw").cast(pl.Int64), assumed).alias("idle_power_mw")
+    )
 
 
 class _Rows:

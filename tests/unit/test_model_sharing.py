@@ -11,8 +11,8 @@ import pytest
 from analytics.frames import DeviceShares, InstanceActivity
 from analytics.model import activity
 from analytics.model.levels import levels
-from analytics.model.sharing import parts, split_shared
-from analytics.policy import SharingError
+from analytics.model.sharing import at_rest, parts, split_shared
+from analytics.policy import IdlePolicy, SharingError
 from tests.fakes.site import HOUR, at, table
 
 pytestmark = pytest.mark.unit
@@ -20,7 +20,7 @@ S = 1_000_000
 KINDS = {"device_id": pl.Int32, "span": pl.UInt32, "job_id": pl.Int64}
 HOUR_US = int(HOUR.timestamp()) * S
 ERROR = SharingError(process_utilization=100_000, slice_activity=50_000, share=200_000, slice=250_000)
-SLICES = {"instance_id": pl.Int32, "whole_ppm": pl.Int64}
+SLICES = {"device_id": pl.Int32, "parent_device_id": pl.Int32, "slice_ppm": pl.Int32}
 ON_SLICES = {
     "instance_id": pl.Int32,
     "job_id": pl.Int64,
@@ -239,7 +239,7 @@ def on_instances(
         DeviceShares.create_empty(),
         table(InstanceActivity, rows),
         held(*((job, a, b) for _, job, _, a, b in holds)),
-        pl.DataFrame([(n, part * 10**6 // 7) for n, part in slices.items()], schema=SLICES, orient="row"),
+        pl.DataFrame([(n, 1, part * 10**6 // 7) for n, part in slices.items()], schema=SLICES, orient="row"),
         pl.DataFrame(held_by, schema=ON_SLICES, orient="row"),
     )
 
@@ -319,6 +319,31 @@ def test_what_is_left_over_goes_to_the_largest_remainders_first() -> None:
 def test_parts_are_exact_beyond_64_bits() -> None:
     total, weight = np.array([2**61 + 1]), np.array([10**12, 2 * 10**12], dtype=np.int64)
     assert parts(total, weight, np.zeros(2, dtype=np.int64)).tolist() == [768614336404564651, 1537228672809129302]
+
+
+def test_only_what_several_hold_is_cut_at_looks() -> None:
+    """Job 1 alone until 60 s, with job 2 until 120 s, alone again."""
+    parts = [(1, 0, 60, 1, 1), (1, 60, 120, 1, 2), (2, 60, 120, 1, 2), (1, 120, 180, 1, 1)]
+    whose = pl.DataFrame(
+        [(1, job, HOUR_US + a * S, HOUR_US + b * S, weight, weights) for job, a, b, weight, weights in parts],
+        schema={**held().schema, "weight": pl.Int64, "weights": pl.Int64},
+        orient="row",
+    )
+    looks = seen(*(look(1, end, 30, 0.5) for end in (30, 60, 90, 120, 150)), holds=whose)
+    found = activity.cuts(looks, whose)
+    assert sorted((us - HOUR_US) // S for us in found["cut_us"]) == [60, 90]
+
+
+def test_a_device_that_tells_no_floor_has_the_policys_for_each_accelerator() -> None:
+    devices = pl.DataFrame({"device_id": [1, 2], "accelerators": [1, 4], "idle_power_mw": [70_000, None]})
+    assert at_rest(devices, IdlePolicy(default_idle_power_mw=90_000))["idle_power_mw"].to_list() == [70_000, 360_000]
+
+
+def test_energy_of_gaps_is_left_where_it_is() -> None:
+    """Of 30,000 J 12,000 lie in a gap: 18,000 are divided, of which the 30 s that were covered have a floor of 3,000."""
+    gap = {**piece(0, 60, 30_000, covered=30), "gap_mj": 12_000_000}
+    found = split([gap], HALVES, seen(look(1, 60, 60, 0.6), look(2, 60, 60, 0.2)))
+    assert (found["job:1"][0], found["job:2"][0]) == (1_500 + 11_250, 1_500 + 3_750)
 
 
 def test_no_shared_board_is_no_rows() -> None:
