@@ -52,11 +52,13 @@ from analytics.frames import (
     Tenants,
     UsageHours,
 )
+from analytics.model.anchors import insert
 from analytics.model.authority import measure
 from analytics.model.beyond import BEYOND, SiteFacts, book_beyond
 from analytics.model.carbon import emit
 from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
 from analytics.model.dated import Dated
+from analytics.model.edges import alone, split_edges
 from analytics.model.energy import Meter, meter
 from analytics.model.facility import HourFactor, factors_of, with_facility
 from analytics.model.findings import idle_waste, instants, overlapping, throttling
@@ -177,7 +179,8 @@ def read_meters(inputs: UsageInputs, policy: Policy) -> Metered:
     keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
     lines, dropped = timelines(inputs.readings, inputs.epochs, keys, policy)
     devices, _ = _devices_and_pools(inputs)
-    return Metered([meter(line, devices, keys, policy) for line in lines], dropped)
+    lines, rejected = insert(lines, inputs.anchors, devices, keys, policy)
+    return Metered([meter(line, devices, keys, policy) for line in lines], pl.concat([dropped, rejected]))
 
 
 def close_hours(inputs: HourInputs, policy: Policy, metered: Metered | None = None) -> HourResult:
@@ -198,6 +201,7 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     held = spans(inputs.allocations, until_us=_FOREVER_US)
     holdings = hold(devices, held, from_us, to_us)
     measured = measure(holdings, meters, held, instruments(devices, policy))
+    measured = split_edges(measured, alone(holdings), meters, devices, policy)
     rows = attribute(measured, holdings)
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
     rows = with_method(rows, inputs.allocations, devices)

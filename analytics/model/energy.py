@@ -16,9 +16,8 @@ import polars as pl
 
 from analytics.errors import InputError
 from analytics.model.plain import Int64s, Steps, odd, running_sums, steps
-from analytics.model.readings import Instrument, KeySpace, Timeline
+from analytics.model.readings import Instrument, KeySpace, Timeline, most_mj
 from analytics.policy import Policy
-from analytics.units import MW_PER_W
 
 TIMES: Final = (
     "covered_us",
@@ -154,7 +153,7 @@ def _holes(judged: pl.DataFrame, instrument: Instrument, keys: KeySpace, policy:
         (at_us + pl.col("dt_us")).alias("to_us"),
         "delta_mj",
         pl.col("verdict").cast(pl.Int16).replace_strict(REASONS, return_dtype=pl.String).alias("reason"),
-        pl.when(anew & (pl.col("then_mj") <= _most_mj(policy)))
+        pl.when(anew & (pl.col("then_mj") <= most_mj(pl.col("max_power_mw"), pl.col("dt_us"), policy)))
         .then(pl.col("then_mj"))
         .otherwise(0)
         .alias("unbooked_mj"),
@@ -192,18 +191,9 @@ def _verdict(instrument: Instrument, policy: Policy) -> pl.Expr:
         verdict = (
             verdict.when(growth < 0)
             .then(COUNTER_RESET)
-            .when(growth > _most_mj(policy))
+            .when(growth > most_mj(pl.col("max_power_mw"), pl.col("dt_us"), policy))
             .then(IMPLAUSIBLE)
             .when(dt > pl.col("max_gap_us"))
             .then(GAP)
         )
     return verdict.otherwise(COVERED).cast(pl.Int8)
-
-
-def _most_mj(policy: Policy) -> pl.Expr:
-    """Return what a counter can have grown by between two readings.
-
-    On either side of a refresh they differ by all that was drawn since the one before it, however close they are.
-    """
-    # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
-    return pl.col("max_power_mw") // MW_PER_W * (pl.col("dt_us") + policy.gaps.refresh_us) // MW_PER_W + 1

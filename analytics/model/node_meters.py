@@ -16,7 +16,7 @@ from analytics.model.authority import measure
 from analytics.model.energy import Meter, meter
 from analytics.model.holding import Holdings
 from analytics.model.overhead import Read
-from analytics.model.readings import KeySpace, timelines
+from analytics.model.readings import KeySpace, timelines, unwrapped
 from analytics.policy import Policy
 
 ACCELERATORS: Final = 64
@@ -46,7 +46,8 @@ def metered(
         pl.lit(None, dtype=pl.Int32).alias("idle_power_mw"),
     )
     lines, _ = timelines(readings, epochs, keys, patient)
-    return [meter(line, known, keys, patient) for line in lines]
+    wraps = known.select("device_id", "accelerators").hstack(meters.select("wrap_mj"))
+    return [meter(unwrapped(line, wraps, patient), known, keys, patient) for line in lines]
 
 
 def reader(meters: Sequence[Meter]) -> Read:

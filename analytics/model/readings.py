@@ -7,17 +7,19 @@ integrates nothing and attributes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import polars as pl
 
 from analytics.errors import InputError
 from analytics.policy import Policy
-from analytics.units import US_PER_HOUR
+from analytics.units import MW_PER_W, US_PER_HOUR
 
 Instrument = Literal["counter", "gauge"]
 _KEY_LIMIT: Final = 2**62
+_STEADY: Final = 10
+"""A step over a wrap may be at this many times the power of the interval before or after it: more is a counter that began anew."""
 _STATE_COLUMNS: Final = ("power_mw", "gpu_util_percent", "clocks_event_reasons", "throttled_ns")
 _KEPT: Final = ("device_id", "epoch_id", "energy_mj", *_STATE_COLUMNS)
 
@@ -189,3 +191,62 @@ def _timeline(
 
 def _dropped(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
     return rows.select("device_id", "key", pl.lit(reason).alias("reason"))
+
+
+def most_mj(max_power_mw: pl.Expr, dt_us: pl.Expr, policy: Policy) -> pl.Expr:
+    """Return what a counter can have grown by between two readings.
+
+    On either side of a refresh they differ by all that was drawn since the one before it, however close they are.
+    """
+    # Divided before multiplied: 1,024 accelerators for an hour stay inside 64 bits.
+    return max_power_mw // MW_PER_W * (dt_us + policy.gaps.refresh_us) // MW_PER_W + 1
+
+
+def unwrapped(line: Timeline, wraps: pl.DataFrame, policy: Policy) -> Timeline:
+    """Return the timeline with counters going on where they began anew at their known limit. ``wraps``: device_id, wrap_mj, accelerators.
+
+    A fall inside a segment is a wrap if what it would be then is possible, and no more than ten times the power of the interval before
+    it or after it; else it stays a fall: a controller that was started again would otherwise invent a counter's worth of energy.
+    """
+    wraps = wraps.filter(pl.col("wrap_mj").is_not_null())
+    value, key = pl.col("value"), pl.col("key")
+    rows = line.rows.filter(pl.col("device_id").is_in(wraps["device_id"].implode()))
+    of_one = pl.struct("device_id", "segment")
+    same = (of_one == of_one.shift()).fill_null(value=False)
+    falls = same & (value < value.shift())
+    if line.instrument != "counter" or not rows.select(falls.any()).item():
+        return line
+    dt, grown = key.diff().over("device_id"), value.diff().over("device_id")
+    lift = pl.col("grown") + pl.col("wrap_mj")
+    rate = [
+        (
+            pl.col(f"grown:{at}").cast(pl.Int128) * _STEADY * (pl.col("dt") + policy.gaps.refresh_us)
+            >= lift.cast(pl.Int128) * pl.col(f"dt:{at}")
+        )
+        & (pl.col(f"grown:{at}") >= 0)
+        for at in ("before", "after")
+    ]
+    possible = lift.is_between(
+        0, most_mj(pl.col("accelerators").cast(pl.Int64) * policy.gaps.max_power_mw, pl.col("dt"), policy)
+    )
+    beside = pl.col("beside:before") | pl.col("beside:after")
+    steps = rows.select(
+        "key",
+        "device_id",
+        falls.alias("falls"),
+        dt.alias("dt"),
+        grown.alias("grown"),
+        dt.shift(1).alias("dt:before"),
+        grown.shift(1).alias("grown:before"),
+        (same & same.shift(1)).fill_null(value=False).alias("beside:before"),
+        dt.shift(-1).alias("dt:after"),
+        grown.shift(-1).alias("grown:after"),
+        (same & same.shift(-1)).fill_null(value=False).alias("beside:after"),
+    ).join(wraps, on="device_id", how="left", maintain_order="left")
+    known = (pl.col("beside:before") & rate[0]) | (pl.col("beside:after") & rate[1])
+    wrapped = pl.col("falls") & possible & (known | ~beside)
+    lifts = steps.select(
+        "key", pl.when(wrapped).then(pl.col("wrap_mj")).otherwise(0).cum_sum().over("device_id").alias("lift")
+    )
+    lifted = line.rows.join(lifts, on="key", how="left", maintain_order="left")
+    return replace(line, rows=lifted.with_columns(value + pl.col("lift").fill_null(0)).select(line.rows.columns))

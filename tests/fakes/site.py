@@ -16,6 +16,7 @@ import polars as pl
 
 from analytics.frames import (
     Allocations,
+    Anchors,
     ApiCalls,
     Bindings,
     DeviceReadings,
@@ -149,6 +150,7 @@ class Site:
     intensity: Rows = ()
     factors: Rows = ()
     calls: Rows = ()
+    anchors: Rows = ()
     hours: int = 1
     policy: Policy = field(default_factory=Policy)
 
@@ -168,6 +170,7 @@ class Site:
                 table(Epochs, self.epochs),
                 table(DeviceReadings, self.readings),
                 table(Allocations, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
+                anchors=table(Anchors, self.anchors),
             ),
             References(
                 "USD",
