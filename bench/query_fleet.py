@@ -10,6 +10,7 @@ median of several, in turns.
 
 from __future__ import annotations
 
+import math
 import signal
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ import uvicorn
 from analytics.api.app import create_api
 from analytics.io.rollups import energy_by_tenant
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from bench import victoria
 from bench.report import Result
 from bench.stand import Stand, stand
@@ -59,7 +61,9 @@ def run() -> list[Result]:
         folder = Path(name)
         loaded = furnish(on.database, devices, hours)
         segments = Segments.at(folder / "segments")
-        HourCloser(on.database, WorkerSettings(code_version="bench")).run(loaded.end_at + timedelta(hours=2))
+        settings, later = WorkerSettings(code_version="bench"), loaded.end_at + timedelta(hours=2)
+        HourCloser(on.database, settings).run(later)
+        MinutesMaker(on.database, settings).step(later, within_s=math.inf)
         sealer = Sealer(on.database, segments)
         for number in range(hours):
             sealer.seal(hour_of(1, START_AT + number * HOUR))

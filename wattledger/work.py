@@ -7,6 +7,7 @@ failures: one that fails is logged, counted and tried again with a growing, jitt
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -31,13 +32,13 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
-from analytics.backfill import MinutesBackfill
 from analytics.closing.pool import Pool, StoppedError, memory_of
 from analytics.closing.request import Closing
 from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from analytics.model.hostlist import fold
 from ingest.pollers.scrape import serve
 from ingest.store.engine import Database
@@ -57,8 +58,6 @@ ENFORCE_INTERVAL_S: Final = 30.0
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
 SOURCES_INTERVAL_S: Final = 300.0
-MINUTES_INTERVAL_S: Final = 30.0
-"""Of steps of five seconds: a sixth of the worker, while hours of an older version wait for their minutes by tenant."""
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
 _SEALING_ENDS_WITHIN_S: Final = 5.0
@@ -191,7 +190,7 @@ class Worker:
         tracer = None if traces is None else traces.tracer("wattledger.worker")
         ours = replace(settings, session=self._lease.session)
         self._closer = HourCloser(database, ours, segments, tracer, closing)
-        self._backfill = MinutesBackfill(database, ours, segments)
+        self._minutes = MinutesMaker(database, ours, segments, closing=closing)
         self._sealing = None
         if segments is not None:
             plain = Sealing(database, segments, sealing or SealingSettings(), self._lease.session, self._engine)
@@ -207,9 +206,9 @@ class Worker:
         self.chores = (
             Chore("hours", settings.interval_s, self._close_hours),
             Chore("budgets", max(ENFORCE_INTERVAL_S, settings.interval_s), self._enforce),
+            Chore("minutes", settings.interval_s, self._make_minutes),
             Chore("fleet", FLEET_INTERVAL_S, self._listen_to_the_fleet),
             Chore("sources", SOURCES_INTERVAL_S, self._compare_sources),
-            Chore("minutes", MINUTES_INTERVAL_S, self._fill_minutes),
             Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
         )
         log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
@@ -264,6 +263,7 @@ class Worker:
         for chore in self.chores:
             with self.metrics.chore(chore.name):
                 chore.do(self._clock())
+        self._minutes.step(self._clock(), within_s=math.inf)
         if self._sealing is not None:
             self._sealing.once(self._clock())
 
@@ -293,12 +293,10 @@ class Worker:
         kept = self._housekeeper.run(now)
         return kept if kept.made or kept.closed or kept.busy else None
 
-    def _fill_minutes(self, now: datetime) -> object | None:
-        del now  # hours are made as they were known when they were closed
-        done = self._backfill.step()
-        if done is not None:
-            self.metrics.backfilled(done)
-        return f"{done.made} hours have minutes by tenant now, {done.left} have none" if done and done.made else None
+    def _make_minutes(self, now: datetime) -> object | None:
+        done = self._minutes.step(now)
+        self.metrics.minutes(done)
+        return f"made of {done.made} hours, {done.left} are left" if done.made > 1 and done.left else None
 
     def _listen_to_the_fleet(self, now: datetime) -> object | None:
         with self._database.connect("worker", application=self._lease.session) as connection:

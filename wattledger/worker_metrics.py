@@ -15,9 +15,9 @@ from typing import Final
 
 from opentelemetry.metrics import Observation
 
-from analytics.backfill import Backfilled
 from analytics.io.runs import HourState, Saved
 from analytics.jobs import Round
+from analytics.minutes import MinutesMade
 from ingest.exposition import WORK_SECONDS, Meters
 from ingest.store.hours import SiteHour
 from ingest.store.seal import Generation
@@ -64,12 +64,12 @@ class WorkerMetrics:
         )
         self._minutes = meter.create_counter(
             f"{_PREFIX}minutes_made_hours_total",
-            description="Hours whose minutes by tenant were made after their close",
+            description="Hours whose minutes by device and by tenant were made after their books",
         )
         meter.create_observable_gauge(
             f"{_PREFIX}minutes_missing_hours",
             [lambda _: self._without_minutes()],
-            description="Closed hours that have no minutes by tenant yet",
+            description="Hours whose minutes are not yet those of their books",
         )
         self._passes = meter.create_counter(f"{_PREFIX}sealing_passes_total", description="Passes of sealing")
         self._pass_seconds = meter.create_histogram(
@@ -124,8 +124,8 @@ class WorkerMetrics:
             if self._pending is not None:
                 self._pending = {key: self._pending[key] for key in done.unsettled if key in self._pending}
 
-    def backfilled(self, done: Backfilled) -> None:
-        """Count a step of making minutes by tenant of hours that were closed without."""
+    def minutes(self, done: MinutesMade) -> None:
+        """Count a step of making minutes of hours whose books are newer."""
         self._minutes.add(done.made)
         with self._lock:
             self._missing = done.left

@@ -21,7 +21,7 @@ from typing import Final
 import psycopg
 
 from analytics.closing.hours import Here
-from analytics.closing.request import Task
+from analytics.closing.request import MinutesTask, Task
 from ingest.store.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ _SPARE: Final = 1.5
 @dataclass(frozen=True, slots=True)
 class End:
     """The task is done."""
+
+    is_made: bool = True
+    """Of minutes: False = not for now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,20 @@ def serve(pipe: Connection, cap_mib: int, log_level: int) -> None:
     places: dict[str, Segments] = {}
     while True:
         try:
-            task: Task = pipe.recv()
+            task: Task | MinutesTask = pipe.recv()
         except EOFError:
             return
         _do(pipe, task, places)
 
 
-def _do(pipe: Connection, task: Task, places: dict[str, Segments]) -> None:
+def _do(pipe: Connection, task: Task | MinutesTask, places: dict[str, Segments]) -> None:
     if task.segments is not None:  # kept, for the files it has checked
         known = places.setdefault(task.segments.shown_as, task.segments)
         task = task.reading(known)
     try:
+        if isinstance(task, MinutesTask):
+            pipe.send(End(Here().make_minutes(task)))
+            return
         for told in Here().close(task):
             pipe.send(told)
         pipe.send(End())

@@ -15,7 +15,8 @@ from typing import Any
 import polars as pl
 import psycopg
 
-from analytics.closing.request import PATIENCE, Computed, Done, Task, Told
+from analytics.closing.minutes import make_minutes
+from analytics.closing.request import PATIENCE, Computed, Done, MinutesTask, Task, Told
 from analytics.closing.shards import shards
 from analytics.errors import BooksError
 from analytics.io.findings import report_attest, report_unbalanced
@@ -32,10 +33,7 @@ from analytics.pipeline import (
     Window,
     map_devices,
     rate_hours,
-    read_meters,
     reduce_shards,
-    roll_minutes,
-    roll_tenants,
 )
 from ingest.store.segments import SegmentExpiredError
 
@@ -49,8 +47,6 @@ class _Books:
     loaded: Loaded
     window: Window
     result: HourResult
-    rollups: pl.DataFrame
-    tenant_minutes: pl.DataFrame
 
 
 class Here:
@@ -64,6 +60,10 @@ class Here:
             if task.batch.hours[0].is_rating_only and (yield from _rate(connection, task)):
                 return
             yield from _close(connection, task)
+
+    def make_minutes(self, task: MinutesTask) -> bool:
+        """Write an hour's minutes; False, logged, where they cannot be made for now, or other books came."""
+        return make_minutes(task)
 
 
 def _close(connection: psycopg.Connection[Any], task: Task) -> Iterator[Told]:
@@ -101,18 +101,8 @@ def _compute(connection: psycopg.Connection[Any], task: Task) -> _Books:
     loaded = load_batch(
         task.database, connection, batch.site_id, window, policy, settings.currency, segments=task.segments
     )
-    mapped, metered = [], []
-    for part in shards(loaded.inputs.usage, task.devices_at_once):
-        metered.append((part, read_meters(part, policy)))
-        mapped.append(map_devices(part, policy, metered[-1][1]))
-    result = reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls)
-    rolled = [roll_minutes(part, policy, meters) for part, meters in metered]
-    by_tenant = [
-        roll_tenants(part, rollups, result.job_tenants, meters)
-        for (part, meters), rollups in zip(metered, rolled, strict=True)
-    ]
-    minutes = pl.concat(by_tenant).group_by("minute_at", "tenant_id").agg(pl.col("energy_mj").sum())
-    return _Books(loaded, window, result, pl.concat(rolled), minutes.sort("minute_at", "tenant_id"))
+    mapped = [map_devices(part, policy) for part in shards(loaded.inputs.usage, task.devices_at_once)]
+    return _Books(loaded, window, reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls))
 
 
 def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Iterator[Done]:
@@ -201,8 +191,6 @@ def _books_of(at: datetime, books: _Books) -> HourBooks:
         lines=result.lines.filter(result.lines["hour_at"] == at),
         findings=result.findings.filter(result.findings["hour_at"] == at),
         quality=result.quality.filter(result.quality["hour_at"] == at),
-        rollups=books.rollups.filter(pl.col("minute_at").dt.truncate("1h") == at),
-        tenant_minutes=books.tenant_minutes.filter(pl.col("minute_at").dt.truncate("1h") == at),
         job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
     )
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import psycopg
 
 from analytics.closing.child import OUT_OF_MEMORY, Broke, End, Gone, serve
-from analytics.closing.request import Died, Done, Task, Told
+from analytics.closing.request import Died, Done, MinutesTask, Task, Told
 from analytics.errors import AnalyticsError, InputError
 from analytics.io.hours import batches
 
@@ -93,6 +93,8 @@ class Pool:
             left = list(at.batch.hours)
             try:
                 for told in self._attempt(at):
+                    if isinstance(told, End):
+                        break
                     if isinstance(told, Done):
                         left.remove(told.hour)
                     yield told
@@ -106,6 +108,17 @@ class Pool:
                 elif left:
                     yield Died(left[0], str(death))
 
+    def make_minutes(self, task: MinutesTask) -> bool:
+        """Write an hour's minutes; False, logged, where they cannot be made for now, or their process died. Raises as above."""
+        for devices_at_once in (task.devices_at_once, max(1, task.devices_at_once // _FEWER)):
+            try:
+                for told in self._attempt(replace(task, devices_at_once=devices_at_once)):
+                    if isinstance(told, End):
+                        return told.is_made
+            except _DeathError as death:
+                log.warning("site %s, hour %s: no minutes for now: %s", task.hour.site_id, task.hour.hour_at, death)
+        return False
+
     def end(self) -> None:
         """End the child, whatever it is in the middle of: what it has not committed never was."""
         child, pipe = self._child, self._pipe
@@ -117,7 +130,8 @@ class Pool:
         if pipe is not None:
             pipe.close()
 
-    def _attempt(self, task: Task) -> Iterator[Told]:
+    def _attempt(self, task: Task | MinutesTask) -> Iterator[Told | End]:
+        """Yield what the child tells of a task, and at last that it is at its end."""
         child, pipe = self._started()
         is_over = False
         try:
@@ -128,13 +142,13 @@ class Pool:
                     logging.getLogger(told.name).handle(told)
                     continue
                 is_over = isinstance(told, End | Gone | Broke)
-                if isinstance(told, End):
-                    return
                 if isinstance(told, Gone):
                     raise psycopg.OperationalError(told.message)
                 if isinstance(told, Broke):
                     raise ClosingError(f"closing failed in its process:\n{told.traceback}")
                 yield told
+                if is_over:
+                    return
         except (EOFError, ConnectionError) as error:
             raise _DeathError(self._end_of(child)) from error
         finally:

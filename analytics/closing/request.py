@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Protocol
 
+from analytics.io.due_minutes import DueHour
 from analytics.io.hours import Batch
 from analytics.io.runs import HourState, Saved
 from analytics.policy import Policy
@@ -66,6 +67,22 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class MinutesTask:
+    """An hour whose minutes by device and by tenant are to be made."""
+
+    database: Database
+    segments: Segments | None
+    settings: WorkerSettings
+    hour: DueHour
+    now: datetime
+    devices_at_once: int = DEVICES_AT_ONCE
+
+    def reading(self, segments: Segments) -> MinutesTask:
+        """Return the same with sealed hours read from ``segments``."""
+        return replace(self, segments=segments)
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
     """The hours' books were computed, or their ratings; nothing is written by that."""
 
@@ -107,3 +124,6 @@ class Closing(Protocol):
 
     def close(self, task: Task) -> Iterator[Told]:
         """Tell of each hour of a task what became of it, once; raises psycopg.OperationalError where the database is gone."""
+
+    def make_minutes(self, task: MinutesTask) -> bool:
+        """Write an hour's minutes; False, logged, where they cannot be made for now, or other books came. Raises as above."""

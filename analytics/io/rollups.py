@@ -1,4 +1,4 @@
-"""Energy by tenant and step for dashboards, of the minutes that closing an hour writes; and writes those. Never the source of a bill."""
+"""Energy by tenant and step for dashboards, of the minutes of its hours; and writes those by tenant. Never the source of a bill."""
 
 from __future__ import annotations
 
@@ -52,14 +52,6 @@ WITH gone AS (
 INSERT INTO tenant_minutes (site_id, minute_at, tenant_id, energy_mj)
 SELECT %(site_id)s, %(hour_at)s::timestamptz + minute * interval '1 minute', tenant_id, energy_mj
 FROM unnest(%(minutes)s::smallint[], %(tenants)s::integer[], %(energies_mj)s::bigint[]) AS rows (minute, tenant_id, energy_mj)
-"""
-# A device may have gone to another site's books in this hour, whose minutes are its own.
-_DROP_LEFT: Final = """
-DELETE FROM minute_rollups WHERE minute_at >= %(hour_at)s AND minute_at < %(hour_at)s::timestamptz + interval '1 hour'
-AND device_id = ANY (ARRAY(
-    SELECT device_id FROM usage_hours WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s
-    AND device_id <> ALL (%(devices)s::integer[])
-    EXCEPT SELECT device_id FROM current_usage_hours WHERE site_id <> %(site_id)s AND hour_at = %(hour_at)s))
 """
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -144,14 +136,3 @@ def replace_tenant_minutes(
     given["tenants"] = minutes["tenant_id"].to_list()
     given["energies_mj"] = minutes["energy_mj"].to_list()
     connection.execute(_REPLACE, given)
-
-
-def drop_left_minutes(
-    connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, revision: int, devices: Sequence[int]
-) -> None:
-    """Delete an hour's minutes of devices that this revision had and that have none any more; before that revision is cleared.
-
-    ``devices``: those that do have minutes in what takes its place, which replaces theirs.
-    """
-    given = {"site_id": site_id, "hour_at": hour_at, "revision": revision, "devices": list(devices)}
-    connection.execute(_DROP_LEFT, given)

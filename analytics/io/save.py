@@ -14,11 +14,11 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
-from analytics.io.book_rows import bind_jobs, content_of, copy_rows, difference, insert_rows
+from analytics.io.book_rows import bind_jobs, content_of, difference, insert_rows
 from analytics.io.counted import count_lines
+from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
 from analytics.io.readings import Silences
-from analytics.io.rollups import drop_left_minutes, replace_tenant_minutes
 from analytics.io.runs import Current, HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, pin, swap
 from analytics.pipeline import Window, content_hash
 
@@ -34,8 +34,6 @@ class HourBooks:
     lines: pl.DataFrame
     findings: pl.DataFrame
     quality: pl.DataFrame
-    rollups: pl.DataFrame
-    tenant_minutes: pl.DataFrame
     job_tenants: pl.DataFrame
 
 
@@ -55,12 +53,8 @@ def _save_in_transaction(
     content = content_of(books.usage, books.lines, closed=closed)
     with connection.transaction():
         current = locked(connection, state)
-        if state.revision is not None:
-            devices = books.rollups["device_id"].unique().to_list()
-            drop_left_minutes(connection, state.site_id, state.hour_at, state.revision, devices)
         if current is not None and current.content == content:
             _attest(connection, state, books, run, current, closed=closed)
-            _replace_rollups(connection, state, books)  # a late reading may move energy between its minutes
             replace_findings(connection, state.site_id, state.hour_at, books.findings)
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
@@ -78,7 +72,6 @@ def _save_in_transaction(
         insert_rows(connection, "usage_hours", state, revision, books.usage)
         if not closed:
             insert_rows(connection, "ledger_lines", state, revision, books.lines)
-        _replace_rollups(connection, state, books)
         replace_findings(connection, state.site_id, state.hour_at, books.findings)
         bind_jobs(connection, state, books.job_tenants)
         if closed:
@@ -113,6 +106,8 @@ def _attest(
         """,
         {"seen_xid": run.seen_xid, "run_id": run_id, "site_id": state.site_id, "hour_at": state.hour_at},
     )
+    if state.is_settled:  # nothing changed but where its readings lie
+        keep_minutes(connection, state.site_id, state.hour_at, current.run_id)
 
 
 def _next_revision(state: HourState, *, closed: bool) -> int:
@@ -125,21 +120,6 @@ def _quality(counted: pl.DataFrame) -> dict[str, Any]:
     """Return what the close did not use or could not know, by reason; which devices it was their usage hours tell."""
     by_reason = counted.group_by("reason").agg(pl.len().alias("devices"), pl.col("readings", "time_us").sum())
     return {row.pop("reason"): row for row in by_reason.sort("reason").to_dicts()}
-
-
-def _replace_rollups(connection: psycopg.Connection[Any], state: HourState, books: HourBooks) -> None:
-    replace_tenant_minutes(connection, state.site_id, state.hour_at, books.tenant_minutes)
-    rollups = books.rollups
-    if rollups.is_empty():
-        return
-    connection.execute(
-        """
-        DELETE FROM minute_rollups WHERE minute_at >= %(hour_at)s AND minute_at < %(hour_at)s + interval '1 hour'
-        AND device_id = ANY (%(devices)s)
-        """,
-        {"hour_at": state.hour_at, "devices": rollups["device_id"].unique().to_list()},
-    )
-    copy_rows(connection, "minute_rollups", rollups)
 
 
 _REMEMBER_GAP: Final = """

@@ -1,7 +1,7 @@
 """Writes what a rating of one closed hour changed, in one transaction, or nothing: lines, tenants of jobs, findings. No usage hour.
 
 The same compare-and-swap as for a close guards it (``runs``). Minutes by tenant hang on readings, which a rating does not read: where a job
-changed hands they are taken away, and made anew with the other minutes that are missing (``missing_minutes``).
+changed hands they are made anew with the other minutes that are due (``due_minutes``), else they stay.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import psycopg
 
 from analytics.io.book_rows import bind_jobs, content_of, difference, insert_rows
 from analytics.io.counted import count_lines
+from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
 from analytics.io.runs import HourState, Kind, LostRaceError, Made, Run, Saved, locked
 from analytics.pipeline import content_hash
 
-_FORGET_MINUTES = """
-DELETE FROM tenant_minutes WHERE site_id = %(site_id)s
-AND minute_at >= %(hour_at)s AND minute_at < %(hour_at)s::timestamptz + interval '1 hour'
-"""
 _MOVED = """
 SELECT EXISTS (
     SELECT FROM current_usage_hours AS used JOIN unnest(%(jobs)s::bigint[], %(tenants)s::integer[]) AS rated (job_id, tenant_id) USING (job_id)
@@ -72,6 +69,6 @@ def _save(connection: psycopg.Connection[Any], state: HourState, books: RatedBoo
     insert_rows(connection, "hour_jobs", state, revision, books.job_tenants)
     replace_findings(connection, state.site_id, state.hour_at, books.findings)
     bind_jobs(connection, state, books.job_tenants)
-    if is_moved:
-        connection.execute(_FORGET_MINUTES, at)
+    if not is_moved:
+        keep_minutes(connection, state.site_id, state.hour_at, current.run_id)
     return Saved.WRITTEN

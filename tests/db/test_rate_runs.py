@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from analytics.closing import hours
-from analytics.backfill import MinutesBackfill
 from analytics.io.hours import due_hours
 from analytics.io.load_rating import load_rating
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from ingest.store import migrate, tenancy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
@@ -181,12 +181,24 @@ def test_a_tenant_sees_what_was_rated_to_it_and_no_more_what_it_had(fleet: Small
 
 
 def test_minutes_by_tenant_of_a_job_that_changed_hands_are_made_anew(fleet: SmallFleet, closer: HourCloser) -> None:
+    maker = MinutesMaker(fleet.database, SETTINGS)
+    maker.step()
     tenant_id = rebound(fleet)
     closer.run(LATER)
+    fleet.rows("UPDATE minute_rollups SET temp_c = 99 RETURNING 1")
+    assert maker.step().made >= 1
     minutes = "SELECT tenant_id, sum(energy_mj)::bigint FROM tenant_minutes WHERE minute_at < %s GROUP BY 1"
-    assert fleet.rows(minutes, NINE) == []
-    MinutesBackfill(fleet.database, SETTINGS).step()
     assert fleet.rows(minutes, NINE) == [(tenant_id, 360_000_000)]
+    assert fleet.rows("SELECT DISTINCT temp_c FROM minute_rollups") == [(99,)]  # those by device stand
+
+
+def test_a_price_has_no_minute_made_anew(fleet: SmallFleet, closer: HourCloser) -> None:
+    maker = MinutesMaker(fleet.database, SETTINGS)
+    maker.step()
+    fleet.rows("UPDATE prices SET amount = amount * 2 RETURNING 1")
+    announce(fleet, "prices")
+    assert closer.run(LATER).rated == 3
+    assert maker.step().made == 0
 
 
 def test_on_the_way_back_rated_usage_is_written_out(fleet: SmallFleet, closer: HourCloser) -> None:

@@ -1,17 +1,24 @@
-"""Energy by tenant and step, from the minutes that closing an hour writes."""
+"""Energy by tenant and step, from the minutes that are made of its hours."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from analytics.io.rollups import TenantEnergy, energy_by_tenant
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
 
 pytestmark = pytest.mark.db
+
+
+def close(db: Database, now: datetime) -> None:
+    settings = WorkerSettings(code_version="test")
+    HourCloser(db, settings).run(now)
+    MinutesMaker(db, settings).step(now)
 
 
 def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db: Database) -> None:
@@ -23,7 +30,7 @@ def test_minutes_go_to_the_tenant_that_held_the_device_and_the_rest_to_nobody(db
     fleet.rows(
         "UPDATE allocations SET share_ratio = 0.25 WHERE start_at > %s RETURNING 1", HOUR_AT + timedelta(minutes=20)
     )
-    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
+    close(db, HOUR_AT + 3 * HOUR)
 
     with db.connect("worker") as connection:
         by_minute = energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR)
@@ -42,7 +49,7 @@ def test_a_device_held_by_one_job_all_the_time_goes_to_its_tenant(db: Database) 
     fleet = small_fleet(db)
     fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR)
     fleet.job("7", HOUR_AT - HOUR, None)
-    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 4 * HOUR)
+    close(db, HOUR_AT + 4 * HOUR)
     with db.connect("worker") as connection:
         assert energy_by_tenant(connection, HOUR_AT, HOUR_AT + HOUR, step_s=3_600) == [
             TenantEnergy("acme/research/nlp", [360_000_000])
@@ -55,14 +62,13 @@ def test_a_minute_that_changes_hands_is_cut_where_it_does(db: Database) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
     ten = HOUR_AT + timedelta(minutes=10)
     fleet.job("7", ten + timedelta(seconds=15), ten + timedelta(seconds=45))
-    closer = HourCloser(db, WorkerSettings(code_version="test"))
-    closer.run(HOUR_AT + 3 * HOUR)
+    close(db, HOUR_AT + 3 * HOUR)
     with db.connect("worker") as connection:
         minute = energy_by_tenant(connection, ten, ten + timedelta(minutes=1))
         assert minute == [TenantEnergy("acme/research/nlp", [3_000_000]), TenantEnergy(None, [3_000_000])]
 
     fleet.job("8", ten + timedelta(seconds=50), ten + timedelta(minutes=2))
-    closer.run(HOUR_AT + 3 * HOUR)  # the hour is stale: its minutes are replaced with its books
+    close(db, HOUR_AT + 3 * HOUR)  # the hour is stale: its minutes are replaced with its books
 
     with db.connect("worker") as connection:
         rows = energy_by_tenant(connection, ten, ten + timedelta(minutes=2))
@@ -79,7 +85,7 @@ def test_minutes_of_tenants_sum_to_the_minutes_of_devices(db: Database) -> None:
         start_at = HOUR_AT + timedelta(seconds=number * 401, microseconds=333_333)
         fleet.job(str(number), start_at, start_at + timedelta(seconds=397, microseconds=1))
     fleet.rows("UPDATE allocations SET share_ratio = 0.333 WHERE start_at > %s RETURNING 1", HOUR_AT + HOUR / 2)
-    HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
+    close(db, HOUR_AT + 3 * HOUR)
     different = """
         SELECT count(*) FROM (SELECT minute_at, sum(energy_mj) AS energy_mj FROM minute_rollups GROUP BY 1) AS d
         FULL JOIN (SELECT minute_at, sum(energy_mj) AS energy_mj FROM tenant_minutes GROUP BY 1) AS t USING (minute_at)
@@ -104,8 +110,7 @@ def test_steps_that_do_not_fit_the_interval_are_refused(db: Database) -> None:
 def test_minutes_of_a_device_that_left_the_hour_leave_with_it(db: Database) -> None:
     fleet = small_fleet(db)
     fleet.samples(HOUR_AT, HOUR_AT + HOUR)
-    closer = HourCloser(db, WorkerSettings(code_version="test"))
-    closer.run(HOUR_AT + 3 * HOUR)
+    close(db, HOUR_AT + 3 * HOUR)
     assert fleet.rows("SELECT DISTINCT device_id FROM minute_rollups") == [(fleet.device_id,)]
     # Its readings were another's, as a corrected UUID tells.
     ((other,),) = fleet.rows(
@@ -118,7 +123,7 @@ def test_minutes_of_a_device_that_left_the_hour_leave_with_it(db: Database) -> N
     with fleet.admin() as connection:
         fleet.changed("device_samples", HOUR_AT, HOUR_AT + HOUR, connection)
 
-    closer.run(HOUR_AT + 3 * HOUR)
+    close(db, HOUR_AT + 3 * HOUR)
 
     assert fleet.rows("SELECT DISTINCT device_id FROM minute_rollups") == [(other,)]
     assert fleet.rows("SELECT sum(energy_mj)::bigint FROM minute_rollups") == [(360_000_000,)]

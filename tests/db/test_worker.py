@@ -14,6 +14,7 @@ from analytics.errors import BooksError
 from analytics.io.hours import batches, due_hours, hours_at_once
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from analytics.pipeline import HourResult, Window, reduce_shards
 from analytics.policy import Policy
 from ingest.store.engine import Database
@@ -147,7 +148,7 @@ def test_the_open_window_is_provisional_and_replaced_in_place(fleet: SmallFleet)
 
 
 def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> None:
-    from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours  # noqa: PLC0415
+    from analytics.frames import Findings, JobTenants, LedgerLines, Quality, UsageHours  # noqa: PLC0415
     from analytics.io.runs import Saved  # noqa: PLC0415
     from analytics.io.save import HourBooks, save_hour  # noqa: PLC0415
 
@@ -159,8 +160,6 @@ def test_of_two_workers_with_the_same_picture_one_writes(fleet: SmallFleet) -> N
             LedgerLines.create_empty(),
             Findings.create_empty(),
             Quality.create_empty(),
-            Rollups.create_empty(),
-            TenantMinutes.create_empty(),
             JobTenants.create_empty(),
         )
         assert save_hour(connection, state, empty, RUN_BY_HAND, closed=True) is Saved.WRITTEN
@@ -277,9 +276,9 @@ def test_inputs_as_they_were_known_are_the_same_after_a_later_correction(fleet: 
         fleet.rows("UPDATE allocations SET superseded_at = now() RETURNING id")
         again = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD", as_of=first.as_of)
         now = load_batch(fleet.database, connection, fleet.site_id, window, Policy(), "USD")
-    assert first.inputs.usage.allocations["job_id"].to_list() == [job_id]
+    assert first.inputs.usage.holds["job_id"].to_list() == [job_id]
     assert again.read.frames == first.read.frames
-    assert now.inputs.usage.allocations.is_empty()
+    assert now.inputs.usage.holds.is_empty()
 
 
 def test_an_hour_that_does_not_balance_keeps_no_other_from_closing(
@@ -305,13 +304,15 @@ def test_a_late_reading_moves_energy_between_minutes_even_where_its_hour_stays_t
     hole, minute = HOUR_AT + timedelta(minutes=10, seconds=30), HOUR_AT + timedelta(minutes=10)
     fleet.samples(HOUR_AT, hole)
     fleet.samples(hole + timedelta(minutes=1), HOUR_AT + HOUR, start_mj=690 * 100_000)
-    closer = HourCloser(fleet.database, SETTINGS)
+    closer, minutes = HourCloser(fleet.database, SETTINGS), MinutesMaker(fleet.database, SETTINGS)
     closer.run(LATER)
+    minutes.step()
     of_minute = "SELECT energy_mj FROM minute_rollups WHERE minute_at = %s"
     assert fleet.rows(of_minute, minute) == [(6_000_000,)]
     fleet.samples(hole + timedelta(seconds=20), hole + timedelta(seconds=20), start_mj=63_000_000 + 3_600_000)
 
     closer.run(LATER)
+    minutes.step()
 
     # 3 kJ to 8:10:30, 3.6 kJ to 8:10:50, then 10 of the 40 seconds in which 2.4 kJ were used.
     assert fleet.rows(of_minute, minute) == [(7_200_000,)]

@@ -9,7 +9,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from analytics.frames import Findings, JobTenants, LedgerLines, Quality, Rollups, TenantMinutes, UsageHours
+from analytics.frames import Findings, JobTenants, LedgerLines, Quality, UsageHours
 from analytics.io.hours import due_hours
 from analytics.io.lease import Lease
 from analytics.io.runs import Saved
@@ -27,8 +27,6 @@ EMPTY = HourBooks(
     lines=LedgerLines.create_empty(),
     findings=Findings.create_empty(),
     quality=Quality.create_empty(),
-    rollups=Rollups.create_empty(),
-    tenant_minutes=TenantMinutes.create_empty(),
     job_tenants=JobTenants.create_empty(),
 )
 

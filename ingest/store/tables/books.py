@@ -173,6 +173,13 @@ ledger_hours = Table(
         nullable=True,
         comment="surrogate id of the run that wrote that",
     ),
+    column(
+        "minutes_run_id",
+        BigInteger,
+        nullable=True,
+        comment="the run whose minutes by device and by tenant are written; another than run_id, or null = they are to be made",
+    ),
+    Index("ledger_hours_minutes_ix", "hour_at", postgresql_where=text("minutes_run_id IS DISTINCT FROM run_id")),
     CheckConstraint("status IN ('provisional', 'closed')", name="status"),
     comment="Which revision of each ledger hour counts.",
 )

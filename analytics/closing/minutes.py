@@ -1,0 +1,63 @@
+"""Makes the minutes of one hour from what its books were made of, after them: dashboards wait for these, bills do not.
+
+The hour is read as it was known when it was closed, and its jobs' tenants are those of its books: the minutes sum to what was billed.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import polars as pl
+import psycopg
+
+from analytics.closing.request import PATIENCE, MinutesTask
+from analytics.closing.shards import shards
+from analytics.errors import AnalyticsError
+from analytics.io.due_minutes import Minutes, job_tenants, write_minutes
+from analytics.io.load import load_batch
+from analytics.pipeline import Window, read_meters, roll_minutes, roll_tenants
+from ingest.store.segments import SegmentError, SegmentUnreachableError
+
+log = logging.getLogger(__name__)
+
+
+def make_minutes(task: MinutesTask) -> bool:
+    """Write an hour's minutes; False, logged, where they cannot be made for now or other books took the place of its own."""
+    settings, hour = task.settings, task.hour
+    why: object = None
+    with task.database.connect("worker", autocommit=True, application=settings.session) as connection:
+        connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
+        try:
+            return write_minutes(connection, hour, _minutes(connection, task))
+        except (SegmentError, SegmentUnreachableError, AnalyticsError, pl.exceptions.PolarsError) as error:
+            why = error
+        except (psycopg.errors.LockNotAvailable, psycopg.IntegrityError) as error:  # somebody else is at it
+            why = error
+    log.warning("site %s, hour %s: no minutes for now: %s", hour.site_id, hour.hour_at, why)
+    return False
+
+
+def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTask) -> Minutes:
+    settings, hour = task.settings, task.hour
+    end_at = hour.hour_at + timedelta(hours=1)
+    is_open = hour.status != "closed"
+    window = Window(hour.hour_at, min(end_at, task.now) if is_open else end_at, hour.hour_at if is_open else end_at)
+    loaded = load_batch(
+        task.database,
+        connection,
+        hour.site_id,
+        window,
+        settings.policy,
+        settings.currency,
+        as_of=hour.as_of,
+        segments=task.segments,
+    )
+    owners = job_tenants(connection, hour)
+    rolled, by_tenant = [], []
+    for part in shards(loaded.inputs.usage, task.devices_at_once):
+        metered = read_meters(part, settings.policy)
+        rolled.append(roll_minutes(part, settings.policy, metered))
+        by_tenant.append(roll_tenants(part, rolled[-1], owners, metered))
+    minutes = pl.concat(by_tenant).group_by("minute_at", "tenant_id").agg(pl.col("energy_mj").sum())
+    return Minutes(pl.concat(rolled), minutes.sort("minute_at", "tenant_id"))
