@@ -17,6 +17,7 @@ import polars as pl
 import psycopg
 
 from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs
+from analytics.io.anchors import load_anchors
 from analytics.io.manifest import Manifest, manifest
 from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, known, load_references
@@ -173,6 +174,7 @@ def load_batch(
             held = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
             calls = fetch_frame(connection, API_CALLS, scope, ApiCalls)
             devices = Devices.validate(pl.concat([placed, pools]))
+            anchors = load_anchors(connection, scope, devices)
             allocations = Allocations.validate(held.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
             references = load_references(
                 connection,
@@ -192,7 +194,7 @@ def load_batch(
             session = until_read.enter_context(opened)
         readings, silences = load_readings(session, site_id, placed, epochs, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
-    inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations), references, calls)
+    inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations, anchors=anchors), references, calls)
     read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)
     return Loaded(inputs, as_of or Known(seen.at, seen.snapshot), seen.oldest_xid, read, silences, generations)
 
