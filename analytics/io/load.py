@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import dataframely as dy
 import polars as pl
 import psycopg
 
-from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs
+from analytics.frames import Allocations, ApiCalls, Devices, Epochs, Jobs, NodeReadings
 from analytics.io.anchors import load_anchors
 from analytics.io.manifest import Manifest, manifest
+from analytics.io.meters import SiteLoad, load_node_readings, load_site
+from analytics.io.placeholders import ensure
 from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, known, load_references
 from analytics.io.rows import fetch_frame
@@ -155,6 +158,8 @@ def load_batch(
     cannot be read.
     """
     reach = timedelta(microseconds=policy.gaps.reach_us)
+    if as_of is None:
+        ensure(connection, site_id)
     with ExitStack() as until_read:
         with connection.transaction():
             seen = begin_snapshot(connection)
@@ -173,7 +178,8 @@ def load_batch(
             epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
             held = fetch_frame(connection, _ALLOCATIONS, scope, Allocations)
             calls = fetch_frame(connection, API_CALLS, scope, ApiCalls)
-            devices = Devices.validate(pl.concat([placed, pools]))
+            site = load_site(connection, scope, placed["node_id"].drop_nulls().unique().sort().to_list())
+            devices = Devices.validate(pl.concat([placed, pools, site.devices]))
             anchors = load_anchors(connection, scope, devices)
             allocations = Allocations.validate(held.filter(pl.col("device_id").is_in(devices["device_id"].implode())))
             references = load_references(
@@ -193,10 +199,23 @@ def load_batch(
             )
             session = until_read.enter_context(opened)
         readings, silences = load_readings(session, site_id, placed, epochs, window, policy)
+        node_readings = load_node_readings(session, site_id, site, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
-    inputs = HourInputs(UsageInputs(window, devices, epochs, readings, allocations, anchors=anchors), references, calls)
+    more = _beyond(site, node_readings)
+    usage = UsageInputs(window, devices, epochs, readings, allocations, anchors=anchors, **more)
+    inputs = HourInputs(usage, references, calls)
     read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)
     return Loaded(inputs, as_of or Known(seen.at, seen.snapshot), seen.oldest_xid, read, silences, generations)
+
+
+def _beyond(site: SiteLoad, node_readings: dy.DataFrame[NodeReadings]) -> dict[str, Any]:
+    return {
+        "node_meters": site.meters,
+        "node_readings": node_readings,
+        "overhead_models": site.models,
+        "shared_it": site.shared,
+        "meter_periods": site.periods,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from analytics.frames import DeviceReadings, Devices, Epochs
+from analytics.model.overhead import AUTHORITY
 from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import Stream
@@ -42,12 +43,13 @@ _COLUMNS: Final = (
 _NODE_COLUMNS: Final = ("energy_mj", "power_mw")
 _USABLE: Final = {Stream.DEVICE: ("energy_mj", "power_average_mw"), Stream.NODE: ("energy_mj", "power_mw")}
 # Of several meters of a node one bills. A node whose devices report themselves has no device of kind node.
-_METERS: Final = """
-SELECT DISTINCT placed.device_id, meters.id AS meter_id FROM meters
+_METERS: Final = f"""
+SELECT DISTINCT ON (placed.device_id) placed.device_id, meters.id AS meter_id FROM meters
 JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL
 JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node'
-WHERE meters.bills
-"""
+WHERE meters.bills AND meters.name <> 'host' AND meters.covers <> 'part'
+ORDER BY placed.device_id, array_position(ARRAY[{", ".join(f"'{name}'" for name in AUTHORITY)}], meters.name), meters.name, meters.id
+"""  # noqa: S608 (constants)
 
 
 _KEY_LIMIT: Final = 2**62

@@ -320,7 +320,9 @@ def _modelled(hours: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
         hours.join(_in_force(models), on="node_id", how="inner")
         .with_columns((end - start).alias("model_us"))
         .filter((pl.col("model_us") > 0) & (pl.col("running_us") > 0))
-        .with_columns((pl.col("running_us") * pl.col("model_us") // length).alias("time_us"))
+        .with_columns(
+            (pl.col("running_us").cast(pl.Int128) * pl.col("model_us") // length).cast(pl.Int64).alias("time_us")
+        )
     )
     base = pl.col("idle_mw").cast(pl.Int128) * pl.col("time_us") // US_PER_SECOND
     more = (

@@ -213,6 +213,17 @@ def test_a_node_without_a_meter_is_assumed_by_its_model_with_bounds() -> None:
     assert found.quality.is_empty()
 
 
+def test_a_model_holds_for_a_whole_hour_of_a_large_node() -> None:
+    found = _overhead(
+        {board: (1_400, WHOLE) for board in range(1, 17)},
+        {},
+        _users((1, "job:1", 1)),
+        named=(),
+        models=_models((0, 5_000_000, 100_000, 300_000, -9999, 9999)),
+    )
+    assert _by_holder(found) == {"job:1": (5_000 + 16 * 140) * 3_600_000}
+
+
 def test_a_model_that_begins_at_half_past_counts_from_there() -> None:
     found = _overhead(
         {1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=_models((0, 200_000, 0, 0, 1800, 9999))
