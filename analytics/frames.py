@@ -379,6 +379,16 @@ class Tenants(dy.Schema):
     path = dy.String()
 
 
+class TenantMoves(dy.Schema):
+    """A reorganization: what is the tenant's by then is paid by another. Of several in force the last begun counts."""
+
+    move_id = dy.Int32(primary_key=True)
+    tenant_id = dy.Int32()
+    to_tenant_id = dy.Int32()
+    valid_from = _instant()
+    valid_to = _instant(nullable=True)
+
+
 class JobTenants(dy.Schema):
     """Which tenant pays for a job in an hour; null tenant = unmapped."""
 

@@ -49,6 +49,7 @@ from analytics.frames import (
     SharedIt,
     Tariffs,
     TenantMinutes,
+    TenantMoves,
     Tenants,
     UsageHours,
 )
@@ -70,7 +71,7 @@ from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
 from analytics.model.sensors import instruments
-from analytics.model.tenancy import bind_hours
+from analytics.model.tenancy import bind_hours, move
 from analytics.model.tenant_minutes import by_tenant
 from analytics.model.tokens import token_lines
 from analytics.model.usage import attribute, quality
@@ -133,6 +134,7 @@ class References:
     tariffs: dy.DataFrame[Tariffs]
     intensity: dy.DataFrame[Intensity]
     facility_factors: dy.DataFrame[FacilityFactors]
+    tenant_moves: dy.DataFrame[TenantMoves] = field(default_factory=TenantMoves.create_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +407,8 @@ def _job_tenants(usage: pl.DataFrame, references: References) -> pl.DataFrame:
         )
     bound = bind_hours(jobs, hours, "job_id", references.bindings)
     named = jobs.select("job_id", "named_tenant_id")
-    return bound.join(named, on="job_id", how="left", maintain_order="left").with_columns(*_named_first())
+    bound = bound.join(named, on="job_id", how="left", maintain_order="left").with_columns(*_named_first())
+    return move(bound, references.tenant_moves)
 
 
 def _tenanted(usage: pl.DataFrame, job_tenants: pl.DataFrame, references: References) -> pl.DataFrame:
@@ -419,12 +422,12 @@ def _tenanted(usage: pl.DataFrame, job_tenants: pl.DataFrame, references: Refere
     )
 
 
-def _called_by(calls: pl.DataFrame, bindings: pl.DataFrame) -> pl.DataFrame:
+def _called_by(calls: pl.DataFrame, references: References) -> pl.DataFrame:
     hourly = calls.with_columns(pl.col("called_at").dt.truncate("1h").alias("hour_at"))
     keys = hourly.select("api_key").unique()
-    tenants = bind_hours(keys, hourly.select("hour_at", "api_key"), "api_key", bindings)
+    tenants = bind_hours(keys, hourly.select("hour_at", "api_key"), "api_key", references.bindings)
     called = hourly.join(tenants, on=["hour_at", "api_key"], how="left", nulls_equal=True, maintain_order="left")
-    return called.with_columns(*_named_first())
+    return move(called.with_columns(*_named_first()), references.tenant_moves)
 
 
 def _named_first() -> tuple[pl.Expr, pl.Expr]:
@@ -483,7 +486,7 @@ def _carried(gathered: pl.DataFrame, references: References, factors: Mapping[in
 
 
 def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
-    called = _called_by(calls, references.bindings)
+    called = _called_by(calls, references)
     return token_lines(called, references.prices, references.tenants, references.currency)
 
 

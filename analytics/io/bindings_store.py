@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 import psycopg
@@ -14,6 +15,7 @@ from psycopg.rows import dict_row
 from analytics.frames import Bindings
 from analytics.io.bindings import EVER, BindingFile, check
 from analytics.io.rows import fetch_frame
+from analytics.io.tenant_moves import current
 from analytics.model import tenancy
 
 _FIELDS: Final = ", ".join(tenancy.FIELDS)
@@ -107,11 +109,14 @@ def explain_stored(conn: psycopg.Connection[Any], identity: str, now: datetime) 
         "WHERE superseded_at IS NULL"
     )
     bindings = fetch_frame(conn, query, {}, Bindings)
+    moves = current(conn)
     found = []
     for job in jobs:
         at = min(job.pop("started_at"), now)
         why = tenancy.explain(job, bindings, at)
-        found.append(StoredExplanation(job, at, None if why.tenant_id is None else paths[why.tenant_id], why.steps))
+        way = () if why.tenant_id is None else tenancy.follow(why.tenant_id, moves, at)
+        steps = (*why.steps, *(f"{paths[one]} has moved: {paths[other]} pays" for one, other in pairwise(way)))
+        found.append(StoredExplanation(job, at, paths[way[-1]] if way else None, steps))
     return found
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
+from analytics.io.tenant_moves import CURRENT
 from analytics.model.estimate import Rates
-from analytics.model.tenancy import FIELDS, explain
+from analytics.model.tenancy import FIELDS, explain, follow
 from ingest.store.tables import reference
 
 _LAST_DAY = """
@@ -58,6 +59,7 @@ def tenant_of(conn: sa.Connection, subject: Mapping[str, str | None], now: datet
     tenant_id = explain(subject, pl.DataFrame(rows, schema=schema), now).tenant_id
     if tenant_id is None:
         return None
+    tenant_id = follow(tenant_id, [dict(row) for row in conn.execute(sa.text(CURRENT)).mappings()], now)[-1]
     return str(conn.execute(sa.select(tenants.c.path).where(tenants.c.id == tenant_id)).scalar_one())
 
 

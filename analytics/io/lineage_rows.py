@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from analytics.frames import Bindings
 from analytics.io.rows import fetch_frame
+from analytics.io.tenant_moves import CURRENT
 from analytics.model import tenancy
 from ingest.store.call_stage import digest
 
@@ -94,14 +95,15 @@ def outcomes_of(conn: sa.Connection, response_id: str, call: Any | None, owner: 
 def owner(conn: sa.Connection, call: Any) -> Owner:
     """Return who pays for a call, as the books find it: a tenant an import named, else by the bindings of its hour."""
     tenant_id = call.tenant_id if call.binding_id is None else None
+    hour_at = call.called_at.replace(minute=0, second=0, microsecond=0)
     if tenant_id is None:
         driver: psycopg.Connection[Any] | None = conn.connection.driver_connection
         assert driver is not None  # noqa: S101 - a checked-out connection has one
         bindings = fetch_frame(driver, BINDINGS, {}, Bindings)
-        hour_at = call.called_at.replace(minute=0, second=0, microsecond=0)
         tenant_id = tenancy.explain({"api_key": call.api_key}, bindings, hour_at).tenant_id
     if tenant_id is None:
         return Owner(None, None)
+    tenant_id = tenancy.follow(tenant_id, [dict(row) for row in conn.execute(sa.text(CURRENT)).mappings()], hour_at)[-1]
     path = conn.execute(sa.text("SELECT path FROM tenants WHERE id = :id"), {"id": tenant_id}).scalar_one_or_none()
     return Owner(tenant_id, path)
 

@@ -35,6 +35,7 @@ INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
     UNION ALL SELECT recorded_xid::text::bigint FROM shared_it UNION ALL SELECT superseded_xid::text::bigint FROM shared_it
     UNION ALL SELECT recorded_xid::text::bigint FROM tariffs UNION ALL SELECT superseded_xid::text::bigint FROM tariffs
     UNION ALL SELECT recorded_xid::text::bigint FROM tenant_details UNION ALL SELECT superseded_xid::text::bigint FROM tenant_details
+    UNION ALL SELECT recorded_xid::text::bigint FROM tenant_moves UNION ALL SELECT superseded_xid::text::bigint FROM tenant_moves
     UNION ALL SELECT recorded_xid::text::bigint FROM topology UNION ALL SELECT superseded_xid::text::bigint FROM topology
     UNION ALL SELECT split_part(snapshot, ':', 2)::bigint FROM ledger_runs
 ) AS stamps (stamp) HAVING max(stamp) IS NOT NULL;

@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import polars as pl
 
+from analytics.errors import InputError
+
+R = TypeVar("R", bound=Mapping[str, Any])
 FIELDS: Final = ("cluster", "account", "partition", "user_name", "namespace", "label", "api_key", "tag")
 _SEVERAL: Final = frozenset({"label", "tag"})
 """Fields that hold several ``key=value`` joined by commas; a pattern must match one of them whole."""
@@ -99,6 +102,43 @@ def bind_hours(subjects: pl.DataFrame, hours: pl.DataFrame, key: str, bindings: 
     return pl.concat(found).sort("hour_at", key)
 
 
+def move(owned: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
+    """Return ``owned`` (hour_at, tenant_id, ...) with the tenants that pay by the moves in force at each hour's start.
+
+    A move leads on: what went to a tenant that has moved itself by then is paid by whom that moved to. Raises InputError where
+    moves lead in a circle.
+    """
+    if moves.is_empty():
+        return owned
+    rows = moves.sort("valid_from", "move_id").to_dicts()
+    pairs = [
+        (hour_at, tenant, follow(tenant, rows, hour_at)[-1])
+        for hour_at in owned["hour_at"].unique().sort().to_list()
+        for tenant in {row["tenant_id"] for row in _in_force(rows, hour_at)}
+    ]
+    given = pl.DataFrame(
+        pairs,
+        schema={"hour_at": owned.schema["hour_at"], "tenant_id": pl.Int32, "_to": pl.Int32},
+        orient="row",
+    )
+    return (
+        owned.join(given, on=["hour_at", "tenant_id"], how="left", maintain_order="left")
+        .with_columns(pl.coalesce("_to", "tenant_id").alias("tenant_id"))
+        .drop("_to")
+    )
+
+
+def follow(tenant_id: int, moves: Sequence[Mapping[str, Any]], at: datetime) -> tuple[int, ...]:
+    """Return a tenant and whom it moved to by then, one after the other; the last one pays. ``moves``: sorted by begin and id."""
+    leads = {row["tenant_id"]: row["to_tenant_id"] for row in _in_force(moves, at)}
+    way = [tenant_id]
+    while way[-1] in leads:
+        way.append(leads[way[-1]])
+        if way[-1] in way[:-1]:
+            raise InputError(f"moves of tenants {way} lead in a circle at {at}; supersede one of them")
+    return tuple(way)
+
+
 def explain(subject: Mapping[str, str | None], bindings: pl.DataFrame, at: datetime) -> Explanation:
     """Return which rule decides for one job or key, and why each rule before it did not match."""
     steps = []
@@ -128,5 +168,5 @@ def _rules(bindings: pl.DataFrame) -> list[dict[str, Any]]:
     return bindings.sort("position", "binding_id").to_dicts()
 
 
-def _in_force(rules: Sequence[dict[str, Any]], at: datetime) -> list[dict[str, Any]]:
+def _in_force(rules: Sequence[R], at: datetime) -> list[R]:
     return [rule for rule in rules if rule["valid_from"] <= at and (rule["valid_to"] is None or rule["valid_to"] > at)]

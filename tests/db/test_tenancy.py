@@ -46,6 +46,7 @@ ROWS = {
     "accelerators, source, coverage, origin) "
     f"VALUES (1, '{HOUR}', 2, 1, 'job:{{t}}', {{t}}, {{t}}, 'used', 1, 1, 1, 'measured', 1, 1)",
     "hour_jobs": f"(site_id, hour_at, revision, job_id, tenant_id) VALUES (1, '{HOUR}', 2, {{t}}, {{t}})",
+    "tenant_moves": "(tenant_id, to_tenant_id, valid_from) VALUES ({t}, 1, now())",
     "capacity_holds": "(site_id, kind, tenant_id, valid_from) VALUES (1, 'reservation', {t}, now())",
     "idle_policies": "(site_id, policy, tenant_id, fixed_ppm, valid_from) VALUES (1, 'fixed', {t}, 1, now())",
     "tenant_minutes": f"(site_id, minute_at, tenant_id, energy_mj) VALUES (1, '{HOUR}', {{t}}, 1)",

@@ -27,6 +27,7 @@ from analytics.frames import (
     Jobs,
     Prices,
     Tariffs,
+    TenantMoves,
     Tenants,
 )
 from analytics.pipeline import HourInputs, HourResult, References, UsageInputs, Window, close_hours
@@ -101,6 +102,10 @@ def binding(position: int, tenant: int, **more: Any) -> dict[str, Any]:
     return {"binding_id": position, "position": position, "tenant_id": tenant, "valid_from": LONG_AGO, **more}
 
 
+def moved(move_id: int, tenant: int, to: int, seconds: float, **more: Any) -> dict[str, Any]:
+    return {"move_id": move_id, "tenant_id": tenant, "to_tenant_id": to, "valid_from": at(seconds), **more}
+
+
 def price(price_id: int, amount: str, **more: Any) -> dict[str, Any]:
     usual = {
         "provider": "owned",
@@ -149,6 +154,7 @@ class Site:
     tariffs: Rows = ()
     intensity: Rows = ()
     factors: Rows = ()
+    moves: Rows = ()
     calls: Rows = ()
     anchors: Rows = ()
     hours: int = 1
@@ -181,6 +187,7 @@ class Site:
                 table(Tariffs, self.tariffs),
                 table(Intensity, self.intensity),
                 table(FacilityFactors, self.factors),
+                table(TenantMoves, self.moves),
             ),
             table(ApiCalls, self.calls),
         )

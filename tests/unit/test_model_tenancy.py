@@ -2,9 +2,12 @@
 
 from decimal import Decimal
 
+import pytest
+
+from analytics.errors import InputError
 from analytics.frames import Bindings
 from analytics.model.tenancy import explain
-from tests.fakes.site import HOUR, Site, at, binding, call, holds, job, price, steady, table
+from tests.fakes.site import HOUR, Site, at, binding, call, device, holds, job, moved, price, steady, table
 
 FULL = steady(1, 0, 3600, 100)
 
@@ -85,3 +88,35 @@ def test_an_explanation_names_the_field_that_spoke_against_each_rule() -> None:
         "rule 3: matches",
     )
     assert explain({"account": "q"}, rules, HOUR).steps[-1] == "no rule matches: unmapped"
+
+
+def test_what_has_moved_is_paid_by_whom_it_moved_to_from_then_on() -> None:
+    # Tenant 1 moves to 2 at 11:00; tenant 2 moves to 3 at 12:00, and 1 with it. Named outright or bound makes no difference.
+    moves = [moved(1, 1, 2, 3600), moved(2, 2, 3, 7200)]
+    jobs = [job(1, account="a"), job(2, named_tenant_id=1), job(3)]
+    site = Site(
+        readings=[reading for board in (1, 2, 3) for reading in steady(board, 0, 3 * 3600, 100)],
+        devices=[device(1), device(2), device(3)],
+        allocations=[holds(number, number, 0, 3 * 3600) for number in (1, 2, 3)],
+        jobs=jobs,
+        bindings=[binding(1, 1, account="a")],
+        moves=moves,
+        hours=3,
+    )
+    paid = site.close().usage.sort("hour_at").group_by("job_id", maintain_order=True).agg("tenant_id").to_dicts()
+    assert {row["job_id"]: row["tenant_id"] for row in paid} == {1: [1, 2, 3], 2: [1, 2, 3], 3: [None, None, None]}
+    calls = Site(
+        calls=[call("k", 3700, named_tenant_id=1, input_uncached_tokens=1)], devices=[], moves=moves, hours=2
+    ).close()
+    assert calls.lines["tenant_id"].to_list() == [2]
+
+
+def test_moves_that_lead_in_a_circle_are_refused() -> None:
+    site = Site(
+        readings=steady(1, 0, 3600, 100),
+        allocations=[holds(1, 1, 0, 3600)],
+        jobs=[job(1, named_tenant_id=1)],
+        moves=[moved(1, 1, 2, 0), moved(2, 2, 1, 0)],
+    )
+    with pytest.raises(InputError, match="in a circle"):
+        site.close()

@@ -33,6 +33,7 @@ SPEAKING: Final = frozenset(
         "ingest.pollers.errors.WatchError",
         "ingest.store.tenancy.TenantPathError",
         "analytics.io.bindings.BindingsError",
+        "analytics.io.tenant_moves.TenantMoveError",
         "analytics.io.budget_policy.PolicyError",
         "analytics.io.statements.StatementError",
         "analytics.io.gate_reads.SiteError",

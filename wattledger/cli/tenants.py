@@ -12,9 +12,10 @@ import click
 
 from wattledger.cli import EXIT_NO
 from wattledger.cli.access import actor, driver_transaction
+from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, decimal_cell, format_option, print_rows
-from wattledger.cli.parameters import Text, TextFile
+from wattledger.cli.parameters import TenantPath, Text, TextFile
 
 if TYPE_CHECKING:
     from analytics.io.bindings_store import StoredExplanation
@@ -29,6 +30,7 @@ Examples:
   wattledger tenants check bindings.yaml
   wattledger tenants apply bindings.yaml
   wattledger tenants explain 4711
+  wattledger tenants move acme/research/nlp acme/products/nlp --from 2026-10-01
   wattledger tenants unmapped --top 20
 """,
 )
@@ -82,6 +84,46 @@ def apply(ctx: click.Context, file: Text) -> None:
     )
     if done.rules_added or done.rules_superseded:
         click.echo("the worker closes the hours again that these rules reach")
+
+
+@tenants.command(
+    epilog="""\b
+Examples:
+  wattledger tenants move acme/research/nlp acme/products/nlp --from 2026-10-01
+  wattledger tenants move acme/research/nlp acme/products/nlp --undo
+"""
+)
+@click.argument("old", type=TenantPath())
+@click.argument("new", type=TenantPath())
+@click.option(
+    "--from", "from_at", type=Instant(), help="From when on NEW pays, a full hour; past hours are rated again."
+)
+@click.option("--undo", is_flag=True, help="Take the move back: it counts as never made.")
+@click.pass_context
+def move(ctx: click.Context, old: str, new: str, from_at: datetime | None, undo: bool) -> None:
+    """Have tenant NEW pay for what is OLD's, with all that is below it. No path is edited, and bindings stay as they are."""
+    from analytics.io import tenant_moves
+    from ingest.store import audit
+
+    if (from_at is None) != undo:
+        raise click.UsageError("say from when on with --from DATE, or take a move back with --undo")
+    if from_at is not None and (from_at.minute or from_at.second or from_at.microsecond):
+        raise click.UsageError(f"--from {from_at.isoformat()} cuts an hour of the books; give a full UTC hour")
+    now = datetime.now(UTC)
+    with driver_transaction(ctx, "owner") as connection:
+        if from_at is None:
+            done = tenant_moves.take_back(connection, old, new, now)
+        else:
+            done = tenant_moves.move(connection, old, new, from_at, now)
+        if done.tenants_moved:
+            told = {"to": new, "from_at": None if from_at is None else from_at.isoformat(), **asdict(done)}
+            audit.note_on(connection, actor(), "tenants.move_back" if undo else "tenants.move", old, **told)
+    if not done.tenants_moved:
+        click.echo(f"{old} moves to {new} then already")
+        return
+    count = f"{done.tenants_moved} tenant{'s' * (done.tenants_moved != 1)}"
+    click.echo(f"{count} taken back" if undo else f"{count} moved, {done.tenants_added} made")
+    click.echo("the worker rates the hours again that this reaches")
 
 
 @tenants.command(

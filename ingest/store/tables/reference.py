@@ -206,6 +206,16 @@ bindings = Table(
     comment="Ordered, dated rule from what a scheduler or gateway reports to a tenant path.",
 )
 
+tenant_moves = Table(
+    "tenant_moves",
+    metadata,
+    surrogate_id(),
+    reference("tenant_id", "tenants"),
+    reference("to_tenant_id", "tenants"),
+    *dated_twice(),
+    comment="A reorganization: what is a tenant's by then is paid by another. Applied after bindings and tenants named outright.",
+)
+
 prices = Table(
     "prices",
     metadata,
