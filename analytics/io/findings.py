@@ -10,6 +10,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from analytics.errors import BooksError
+from analytics.io.bill_spans import forget_spans
 from analytics.model.findings import IDLE_WASTE, OVERLAP, THROTTLING
 from analytics.model.overhead import NEGATIVE
 
@@ -62,13 +63,19 @@ def replace_findings(
     One that stands as it is is left alone.
     """
     withdraw_findings(connection, site_id, hour_at, keep=findings["dedupe_key"].to_list())
-    if not findings.is_empty():
-        connection.cursor().executemany(_UPSERT, [{**row, "site_id": site_id} for row in findings.to_dicts()])
+    if findings.is_empty():
+        return
+    cursor = connection.cursor()
+    cursor.executemany(_UPSERT, [{**row, "site_id": site_id} for row in findings.to_dicts()])
+    if cursor.rowcount:
+        forget_spans(connection, site_id, hour_at)
 
 
 def withdraw_findings(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, *, keep: list[str]) -> None:
     """Withdraw what closes of this hour found, but for the dedupe keys to ``keep``."""
-    connection.execute(_WITHDRAW, {"site_id": site_id, "hour_at": hour_at, "kinds": list(OF_A_CLOSE), "found": keep})
+    hour = {"site_id": site_id, "hour_at": hour_at, "kinds": list(OF_A_CLOSE), "found": keep}
+    if connection.execute(_WITHDRAW, hour).rowcount:
+        forget_spans(connection, site_id, hour_at)
 
 
 def report_unbalanced(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime, error: BooksError) -> None:

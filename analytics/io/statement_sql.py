@@ -1,4 +1,4 @@
-"""The SQL of statements: lines, time held and waste, each grouped by tenant, job or device.
+"""The SQL of statements: lines, time held and waste, each grouped by tenant (``bill_sql``), job or device.
 
 Every query returns ``key`` and ``tenant``, so that three results of one grouping meet on them. Costs by device are the line's
 cost split by time held (standard rate) or energy (electricity), and its carbon split by energy, to the last decimal by largest remainder.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from analytics.io import bill_sql
+
 DETAILS: Final = ("cluster", "native_id", "started_at", "job_name", "user_name", "model", "node")
 
 # Whose a row is: a tenant, a pool of the platform, or nobody's yet.
@@ -15,7 +17,7 @@ _TENANT: Final = """
     CASE WHEN t.path IS NOT NULL THEN t.path WHEN {pool} IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || {pool} END
 """
 _LINE_TENANT: Final = _TENANT.format(pool="l.pool")
-_USAGE_POOL: Final = "CASE WHEN u.job_id IS NOT NULL THEN 'job' ELSE split_part(u.holder, ':', 1) END"
+_USAGE_POOL: Final = bill_sql.USAGE_POOL
 _USAGE_TENANT: Final = _TENANT.format(pool=f"({_USAGE_POOL})")
 _IN_WINDOW: Final = "{alias}.hour_at >= :from_at AND {alias}.hour_at < :to_at"
 _IN_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
@@ -121,21 +123,12 @@ SELECT count(*) FILTER (WHERE status = 'closed') AS closed, count(*) FILTER (WHE
     max(hour_at) + interval '1 hour' AS as_of_at
 FROM ledger_hours WHERE hour_at >= :from_at AND hour_at < :to_at
 """
-CURRENCIES: Final = """
-SELECT DISTINCT l.currency FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
-WHERE l.hour_at >= :from_at AND l.hour_at < :to_at AND l.billed_cost IS NOT NULL
-    AND (CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))
-ORDER BY l.currency
-"""
-MAPPED: Final = """
-SELECT coalesce(sum(billed_cost), 0) AS used, coalesce(sum(billed_cost) FILTER (WHERE tenant_id IS NOT NULL), 0) AS mapped
-FROM current_ledger_lines
-WHERE hour_at >= :from_at AND hour_at < :to_at AND pool IN ('job', 'api') AND currency = :currency
-"""
 
 
 def queries(group_by: str) -> tuple[str, str, str]:
     """Return the queries of lines, times and waste for one grouping."""
+    if group_by == "tenant":
+        return bill_sql.LINES, bill_sql.TIMES, bill_sql.WASTE
     line = {
         "tenant": _LINE_TENANT,
         "cost": _COST,
@@ -146,13 +139,6 @@ def queries(group_by: str) -> tuple[str, str, str]:
     usage = {"tenant": _USAGE_TENANT, "subtree": _IN_SUBTREE, "window": _IN_WINDOW.format(alias="u"), "energy": ""}
     waste = {"tenant": _TENANT.format(pool="'job'"), "subtree": _IN_SUBTREE}
     line_window = _IN_WINDOW.format(alias="l")
-    plain = {"details": "", "group": "", "joins": ""}
-    if group_by == "tenant":
-        return (
-            _LINES.format(key=_LINE_TENANT, window=line_window, **line, **plain),
-            _TIMES.format(key=_USAGE_TENANT, **usage, **plain),
-            _WASTE.format(key=_TENANT.format(pool="'job'"), joins="", **waste),
-        )
     if group_by == "job":
         job = {"details": _JOB_DETAILS, "group": _JOB_GROUP}
         keys = (

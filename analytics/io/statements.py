@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from analytics.frames import NODE_OVERHEAD, SHARED_IT
-from analytics.io import statement_sql
+from analytics.io import bill_sql, statement_sql
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
 from collector.wire import Origin
 
@@ -184,7 +184,7 @@ def bill(
 def mapped_share(conn: sa.Connection, from_at: datetime, to_at: datetime, currency: str | None) -> Decimal | None:
     """Return the share of used cost (jobs and API calls) that belongs to a tenant, to 6 places, as far as visible."""
     window = {"from_at": from_at, "to_at": to_at, "currency": currency}
-    row = conn.execute(sa.text(statement_sql.MAPPED), window).one()
+    row = conn.execute(sa.text(bill_sql.MAPPED), window).one()
     return None if not row.used else (row.mapped / row.used).quantize(SIX_PLACES, ROUND_HALF_EVEN)
 
 
@@ -218,8 +218,8 @@ def _figures(row: Any) -> Figures:
         energy_mj=_whole(made.get("energy_mj")),
         carbon_gco2e=made.get("carbon_gco2e"),
         tokens=int(made.get("tokens") or 0),
-        sources=frozenset(made.get("sources") or ()),
-        origins=frozenset(Origin(origin) for origin in made.get("origins") or ()),
+        sources=_sources(made),
+        origins=_origins(made),
     )
     if "held_us" in made:
         figures = replace(
@@ -237,6 +237,20 @@ def _figures(row: Any) -> Figures:
             else replace(figures, throttle_waste=waste)
         )
     return figures
+
+
+def _sources(made: Mapping[str, Any]) -> frozenset[str]:
+    bits = int(made.get("source_bits") or 0)
+    return frozenset(made.get("sources") or ()) | {
+        source for place, source in enumerate(bill_sql.SOURCES) if bits >> place & 1
+    }
+
+
+def _origins(made: Mapping[str, Any]) -> frozenset[Origin]:
+    bits = int(made.get("origin_bits") or 0)
+    return frozenset(Origin(origin) for origin in made.get("origins") or ()) | {
+        origin for origin in Origin if bits >> origin & 1
+    }
 
 
 def _details(row: Any) -> dict[str, str | None]:
@@ -270,7 +284,7 @@ def _check_period(from_at: datetime, to_at: datetime) -> None:
 
 
 def _only_currency(conn: sa.Connection, window: Mapping[str, Any]) -> str | None:
-    found = list(conn.execute(sa.text(statement_sql.CURRENCIES), dict(window)).scalars())
+    found = list(conn.execute(sa.text(bill_sql.CURRENCIES), dict(window)).scalars())
     if len(found) > 1:
         raise StatementError(f"the books of this period are in {', '.join(found)}; name one currency")
     return found[0] if found else None

@@ -41,16 +41,16 @@ WORKER = {
     "ledger_periods line_disputes meter_readings meters node_events nodes overhead_models period_hours placements prices queue_entries queue_reasons rejections shared_it sites spans spools store_layout tariffs tenant_details tenant_moves tenants topology",
     "rd": "call_keys late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
-    "rwd": "changes tenant_minutes",
+    "rwd": "bill_spans changes tenant_minutes",
     "rwd u(feeds,path,pinned,retired_at,rows,sha256,size_bytes)": "hour_segments",
     "rwud": "minute_rollups",
     "rwu": "actions call_name_window findings hour_catalog ledger_hours outbox segment_place watermarks",
-    "rw": "agent_commands agent_health audit decisions device_health device_samples device_shares engine_samples fabric_samples "
+    "rw": "agent_commands agent_health audit bill_lines bill_times bill_waste decisions device_health device_samples device_shares engine_samples fabric_samples "
     "devices hour_jobs ledger_corrections ledger_lines ledger_runs node_samples usage_hours",
     "r u(binding_id,tenant_id)": "jobs",
 }
 API = {
-    "r": "actions alembic_version allocations api_calls audit bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours decisions "
+    "r": "actions alembic_version allocations api_calls audit bill_lines bill_spans bill_times bill_waste bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours decisions "
     "devices facility_factors findings hour_jobs idle_policies imported_charges intensity jobs ledger_corrections ledger_hours ledger_lines ledger_periods lineage_datasets lineage_events lineage_runs "
     "meter_readings meters minute_rollups nodes outcomes period_hours placements prices sites spans tariffs tenant_details tenant_minutes tenant_moves tenants usage_hours",
     "r(id,usage_revision)": "ledger_runs",

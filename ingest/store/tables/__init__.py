@@ -1,6 +1,7 @@
 """The schema, declared once. Nothing outside ``ingest.store`` (and ``analytics.io``, its one outside reader) names a table."""
 
 from ingest.store.tables import (
+    bills,
     books,
     call_reports,
     charges,
@@ -19,6 +20,7 @@ from ingest.store.tables import (
 from ingest.store.tables.metadata import metadata
 
 __all__ = [
+    "bills",
     "books",
     "call_reports",
     "charges",

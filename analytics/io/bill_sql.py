@@ -1,0 +1,159 @@
+"""The SQL of bills by tenant: sums of whole days and hours where they are of the revisions that count, lines elsewhere.
+
+Each statement chooses its spans itself, in the snapshot it sums in: a span whose hours have another revision by now is passed
+over, and those hours' lines are read. Corrections of closed months are few, and always read themselves.
+"""
+
+# ruff: noqa: S608 - built of this module's own words
+
+from __future__ import annotations
+
+from typing import Final
+
+SIGNATURE: Final = "string_agg(to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision, ',' ORDER BY hour_at)"
+"""Hours of a span and their revisions, as ``bill_spans.revisions`` holds them."""
+# Bits instead of arrays: they add up without being taken apart.
+SOURCE_BIT: Final = (
+    "CASE {alias}.source WHEN 'measured' THEN 1 WHEN 'estimated' THEN 2 WHEN 'forecast' THEN 4 ELSE 8 END"
+)
+SOURCES: Final = ("measured", "estimated", "forecast", "assumed")
+"""By bit, from the lowest."""
+USAGE_POOL: Final = "CASE WHEN u.job_id IS NOT NULL THEN 'job' ELSE split_part(u.holder, ':', 1) END"
+WASTE_KIND: Final = "CASE WHEN f.kind = 'idle_waste' THEN f.kind ELSE 'throttling' END"
+
+CHOSEN: Final = f"""
+WITH hours AS MATERIALIZED (
+    SELECT site_id, hour_at, revision, status FROM ledger_hours WHERE hour_at >= :from_at AND hour_at < :to_at
+), days AS (
+    SELECT site_id, date_trunc('day', hour_at, 'UTC') AS from_at, {SIGNATURE} AS revisions FROM hours GROUP BY 1, 2
+), whole AS MATERIALIZED (
+    SELECT span.id AS span_id, site_id, span.from_at FROM bill_spans AS span JOIN days USING (site_id, from_at, revisions)
+    WHERE span.to_at = span.from_at + interval '1 day' AND span.from_at >= :from_at AND span.to_at <= :to_at
+), others AS MATERIALIZED (
+    SELECT hours.*, span.id AS span_id FROM hours
+    LEFT JOIN bill_spans AS span ON span.site_id = hours.site_id AND span.from_at = hours.hour_at
+        AND span.to_at = hours.hour_at + interval '1 hour' AND hours.status = 'closed'
+        AND span.revisions = to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision
+    LEFT JOIN whole ON whole.site_id = hours.site_id AND whole.from_at = date_trunc('day', hour_at, 'UTC')
+    WHERE whole.span_id IS NULL
+), chosen AS MATERIALIZED (
+    SELECT span_id FROM whole UNION ALL SELECT span_id FROM others WHERE span_id IS NOT NULL
+), plain AS MATERIALIZED (
+    SELECT site_id, hour_at, revision FROM others WHERE span_id IS NULL
+)
+"""
+# What a line comes to, of the lines themselves.
+_OF_LINE: Final = f"""
+    l.tenant_id, l.pool, l.charge_category, l.currency, (l.quantity_unit <> 'request')::integer::bigint AS lines,
+    (l.quantity_unit <> 'request' AND l.billed_cost IS NULL)::integer::bigint AS unpriced_lines,
+    CASE WHEN l.quantity_unit = 'request' THEN l.quantity END AS usage_unknown_calls, l.billed_cost, l.effective_cost, l.energy_mj,
+    l.facility_mj, l.carbon_gco2e, CASE WHEN l.quantity_unit = 'token' THEN l.quantity END AS tokens,
+    {SOURCE_BIT.format(alias="l")} AS sources, 1 << l.origin AS origins
+"""
+_LINES: Final = f"""
+    SELECT tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost, effective_cost, energy_mj,
+           facility_mj, carbon_gco2e, tokens, sources::integer, origins::integer
+    FROM bill_lines JOIN chosen USING (span_id)
+    UNION ALL
+    SELECT {_OF_LINE} FROM plain JOIN ledger_lines AS l USING (site_id, hour_at, revision)
+    UNION ALL
+    SELECT {_OF_LINE} FROM ledger_corrections AS l WHERE l.posted_hour_at >= :from_at AND l.posted_hour_at < :to_at
+"""
+_OF_USAGE: Final = f"""
+    {USAGE_POOL} AS pool, u.held_us * u.accelerators AS held_us, u.covered_us * u.accelerators AS covered_us,
+    CASE WHEN u.job_id IS NOT NULL THEN u.active_us * u.accelerators END AS active_us,
+    CASE WHEN u.job_id IS NOT NULL THEN u.idle_us * u.accelerators END AS idle_us, u.throttled_us * u.accelerators AS throttled_us
+"""
+# As current_usage_hours has it, with the hours first: through the view PostgreSQL would read the whole period to find them.
+_USAGE: Final = f"""
+    SELECT u.tenant_id, {_OF_USAGE} FROM plain JOIN usage_hours AS u USING (site_id, hour_at, revision)
+    UNION ALL
+    SELECT rated.tenant_id, {_OF_USAGE} FROM plain JOIN ledger_hours AS hour USING (site_id, hour_at)
+    JOIN ledger_runs AS run ON run.id = hour.run_id AND run.usage_revision IS NOT NULL
+    JOIN usage_hours AS u ON u.site_id = plain.site_id AND u.hour_at = plain.hour_at AND u.revision = run.usage_revision
+    LEFT JOIN hour_jobs AS rated ON rated.site_id = plain.site_id AND rated.hour_at = plain.hour_at
+        AND rated.revision = plain.revision AND rated.job_id = u.job_id
+    WHERE u.job_id IS NULL OR rated.job_id IS NOT NULL
+"""
+_TIMES: Final = f"""
+    SELECT tenant_id, pool, held_us, covered_us, active_us, idle_us, throttled_us FROM bill_times JOIN chosen USING (span_id)
+    UNION ALL
+    {_USAGE}
+"""
+_OF_FINDING: Final = "f.kind IN ('idle_waste', 'throttling') AND f.withdrawn_at IS NULL AND f.currency IS NOT NULL"
+_WASTE: Final = f"""
+    SELECT tenant_id, kind, currency, avoidable_cash FROM bill_waste JOIN chosen USING (span_id)
+    UNION ALL
+    SELECT f.tenant_id, {WASTE_KIND}, f.currency, f.avoidable_cash FROM plain JOIN findings AS f
+        ON f.site_id = plain.site_id AND f.start_at >= plain.hour_at AND f.start_at < plain.hour_at + interval '1 hour'
+    WHERE {_OF_FINDING}
+"""
+# Whose a row is: a tenant, a pool of the platform, or nobody's yet.
+_TENANT: Final = """
+    CASE WHEN t.path IS NOT NULL THEN t.path WHEN {pool} IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || {pool} END
+"""
+_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
+
+LINES: Final = f"""
+{CHOSEN}, rows AS ({_LINES})
+SELECT {_TENANT.format(pool="l.pool")} AS key, {_TENANT.format(pool="l.pool")} AS tenant, l.charge_category,
+    sum(l.billed_cost) FILTER (WHERE l.currency = :currency) AS cost,
+    sum(CASE WHEN l.currency = :currency THEN l.unpriced_lines ELSE l.lines END) AS unpriced,
+    sum(l.usage_unknown_calls) AS usage_unknown, sum(l.energy_mj) AS energy_mj, sum(l.carbon_gco2e) AS carbon_gco2e,
+    sum(l.tokens) AS tokens, bit_or(l.sources) AS source_bits, bit_or(l.origins) AS origin_bits
+FROM rows AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
+WHERE {_SUBTREE} GROUP BY 1, 2, 3
+"""
+TIMES: Final = f"""
+{CHOSEN}, rows AS ({_TIMES})
+SELECT {_TENANT.format(pool="u.pool")} AS key, {_TENANT.format(pool="u.pool")} AS tenant, sum(u.held_us) AS held_us,
+    sum(u.covered_us) AS covered_us, sum(u.active_us) AS active_us, sum(u.idle_us) AS idle_us, sum(u.throttled_us) AS throttled_us
+FROM rows AS u LEFT JOIN tenants AS t ON t.id = u.tenant_id
+WHERE {_SUBTREE} GROUP BY 1, 2
+"""
+WASTE: Final = f"""
+{CHOSEN}, rows AS ({_WASTE})
+SELECT {_TENANT.format(pool="'job'")} AS key, {_TENANT.format(pool="'job'")} AS tenant, f.kind, sum(f.avoidable_cash) AS waste
+FROM rows AS f LEFT JOIN tenants AS t ON t.id = f.tenant_id
+WHERE f.currency = :currency AND {_SUBTREE} GROUP BY 1, 2, 3
+"""
+CURRENCIES: Final = f"""
+{CHOSEN}, rows AS ({_LINES})
+SELECT DISTINCT l.currency FROM rows AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
+WHERE l.billed_cost IS NOT NULL AND {_SUBTREE} ORDER BY l.currency
+"""
+MAPPED: Final = f"""
+{CHOSEN}, rows AS ({_LINES})
+SELECT coalesce(sum(billed_cost), 0) AS used, coalesce(sum(billed_cost) FILTER (WHERE tenant_id IS NOT NULL), 0) AS mapped
+FROM rows WHERE pool IN ('job', 'api') AND currency = :currency
+"""
+
+# How a span is made, once the hours it is of are locked.
+_PLAIN: Final = """
+WITH plain AS MATERIALIZED (
+    SELECT site_id, hour_at, revision FROM ledger_hours
+    WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
+)
+"""
+BUILD_LINES: Final = f"""
+{_PLAIN}
+INSERT INTO bill_lines (span_id, tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost,
+                        effective_cost, energy_mj, facility_mj, carbon_gco2e, tokens, sources, origins)
+SELECT %(span_id)s, tenant_id, pool, charge_category, currency, sum(lines), sum(unpriced_lines), coalesce(sum(usage_unknown_calls), 0),
+       sum(billed_cost), sum(effective_cost), sum(energy_mj), sum(facility_mj), sum(carbon_gco2e), sum(tokens), bit_or(sources),
+       bit_or(origins)
+FROM (SELECT {_OF_LINE} FROM plain JOIN ledger_lines AS l USING (site_id, hour_at, revision)) AS rows
+GROUP BY tenant_id, pool, charge_category, currency
+"""
+BUILD_TIMES: Final = f"""
+{_PLAIN}
+INSERT INTO bill_times (span_id, tenant_id, pool, held_us, covered_us, active_us, idle_us, throttled_us)
+SELECT %(span_id)s, tenant_id, pool, sum(held_us), sum(covered_us), sum(active_us), sum(idle_us), sum(throttled_us)
+FROM ({_USAGE}) AS rows GROUP BY tenant_id, pool
+"""
+BUILD_WASTE: Final = f"""
+INSERT INTO bill_waste (span_id, tenant_id, kind, currency, avoidable_cash)
+SELECT %(span_id)s, f.tenant_id, {WASTE_KIND}, f.currency, sum(f.avoidable_cash) FROM findings AS f
+WHERE {_OF_FINDING} AND f.site_id = %(site_id)s AND f.start_at >= %(from_at)s AND f.start_at < %(to_at)s AND f.avoidable_cash IS NOT NULL
+GROUP BY 2, 3, 4
+"""
