@@ -29,14 +29,15 @@ _MOST: Final = 2**62
 def split_shared(
     pieces: pl.DataFrame, holders: pl.DataFrame, seen: pl.DataFrame, floors: pl.DataFrame, error: SharingError
 ) -> pl.DataFrame:
-    """Return span, holder, job_id, holder_key, energy_mj, active_mj (of it), below_mj, above_mj, seen_us, method.
+    """Return span, holder, job_id, holder_key, energy_mj, active_mj, below_mj, above_mj, seen_us, method.
 
     ``pieces``: piece, span, device_id, hour_us, from_us, to_us, energy_mj, gap_mj, covered_us. ``holders``: span, holder, job_id, holder_key,
     weight, weights, method; spans whose holder has it alone are left out. ``seen``: ``activity.LOOKS``. ``floors``: device_id, idle_power_mw.
 
     Of a piece, without gaps: floor = min(E, idle power x covered time) goes by weight; E - floor by activity x the job's level (``levels``).
     Where activity is not known of all, or nobody was active, that goes by weight too, and ``method`` is the allocation's. Active processes
-    that hold nothing are ``unattributed:no_job``, with ``seen_us`` the time there was. 90 % bounds lie ``below_mj`` and ``above_mj`` off:
+    that hold nothing are ``unattributed:no_job``, with ``seen_us`` the time there was. ``active_mj`` is the energy of pieces that had an active
+    part: whoever has a part of them, or none, has it by estimate. 90 % bounds lie ``below_mj`` and ``above_mj`` off:
     the method's error of the board's active energy, between 0 and E of each piece, in whole millijoules outwards. ``method`` is the least
     exact of the pieces'. Rows are sorted by span and holder_key. Source: DESIGN §7.6.
     """
@@ -47,13 +48,13 @@ def split_shared(
     rows = _Rows(mine, of_span)
     floor_mj, active_mj = _floor_and_active(mine, floors)
     found = worked(rows.frame, rows.first, of_span, seen)
-    energy_mj, of_active, known = _parts(rows, floor_mj, active_mj, found)
+    energy_mj, known = _parts(rows, floor_mj, active_mj, found)
     method = np.where(known, found.method, _codes(of_span["method"])[rows.of])
     wide = _error_mj(method, active_mj[rows.place], error)
     whole_mj = (floor_mj + active_mj)[rows.place]
     sums = {
         "energy_mj": energy_mj,
-        "active_mj": of_active,
+        "active_mj": np.where(active_mj[rows.place] > 0, energy_mj, 0),
         "below_mj": energy_mj - np.maximum(energy_mj - wide, 0),
         "above_mj": np.minimum(energy_mj + wide, whole_mj) - energy_mj,
     }
@@ -101,14 +102,14 @@ class _Rows:
         self.job: Ints = of_span["job"].to_numpy()[self.of]
 
 
-def _parts(rows: _Rows, floor_mj: Ints, active_mj: Ints, found: Worked) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Return of each row its energy, its part of the active energy, and whether that went by activity."""
+def _parts(rows: _Rows, floor_mj: Ints, active_mj: Ints, found: Worked) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return of each row its energy, and whether that went by activity."""
     whole = rows.frame.select(pl.col("covered_us") == pl.col("to_us") - pl.col("from_us")).to_series().to_numpy()
     level = levels(rows.frame, rows.place, rows.job, np.where(whole[rows.place], found.activity_ppm, 0), active_mj)
     work = found.activity_ppm * np.where(level > 0, level, EVEN)
     known = added(work, rows.place, len(floor_mj))[rows.place] > 0
     of_active = parts(active_mj, np.where(known, work, rows.weight), rows.place)
-    return parts(floor_mj, rows.weight, rows.place) + of_active, of_active, known
+    return parts(floor_mj, rows.weight, rows.place) + of_active, known
 
 
 def parts(total: Ints, weight: Ints, place: Ints) -> Ints:

