@@ -20,6 +20,7 @@ from wattledger.errors import NotReadyError
 from wattledger.home import Home
 
 SEGMENTS_VARIABLE: Final = "WATTLEDGER_SEGMENTS"
+BILLING_ZONE_VARIABLE: Final = "WATTLEDGER_BILLING_ZONE"
 
 
 def code_version() -> str:
@@ -51,6 +52,12 @@ def ready_database(home: Home, env: Mapping[str, str] | None = None) -> Database
             "run `wattledger migrate`"
         )
     return database
+
+
+def billing_zone(env: Mapping[str, str] | None = None) -> str:
+    """Return the IANA zone whose months are billed: WATTLEDGER_BILLING_ZONE, else UTC. Whether it can be is ``analytics.model.month``'s."""
+    environment = os.environ if env is None else env
+    return environment.get(BILLING_ZONE_VARIABLE) or "UTC"
 
 
 def segments_of(home: Home, env: Mapping[str, str] | None = None) -> Segments:

@@ -55,6 +55,7 @@ def insert_posted(connection: psycopg.Connection[Any], rows: pl.DataFrame) -> No
         "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_corrections (LIKE ledger_corrections) ON COMMIT DELETE ROWS"
     )
     connection.execute("ALTER TABLE incoming_corrections DROP COLUMN IF EXISTS id")
+    connection.execute("TRUNCATE incoming_corrections")  # several hours may be posted in one transaction
     copy_rows(connection, "incoming_corrections", rows)
     names = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(name) for name in rows.columns)
     insert = psycopg.sql.SQL(

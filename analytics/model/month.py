@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from analytics.errors import InputError
+from analytics.errors import CloseError
 
 _NAME: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _HOUR: Final = timedelta(hours=1)
@@ -26,15 +26,15 @@ class Month:
 def month(name: str, zone: str = "UTC") -> Month:
     """Return a month of a billing zone.
 
-    Raises InputError for what is no month, an unknown zone, or one whose month begins inside an hour: an hour is the grain of the books.
+    Raises CloseError for what is no month, an unknown zone, or one whose month begins inside an hour: an hour is the grain of the books.
     """
     found = _NAME.fullmatch(name)
     if found is None:
-        raise InputError(f"{name!r} is no month; write it like 2026-10")
+        raise CloseError(f"{name!r} is no month; write it like 2026-10")
     try:
         local = ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError):
-        raise InputError(
+        raise CloseError(
             f"WATTLEDGER_BILLING_ZONE={zone}: there is no such time zone; write it like Europe/Berlin"
         ) from None
     first = date(int(found[1]), int(found[2]), 1)
@@ -44,7 +44,7 @@ def month(name: str, zone: str = "UTC") -> Month:
     )
     for at in (from_at, to_at):
         if at - datetime.min.replace(tzinfo=UTC) != (at - datetime.min.replace(tzinfo=UTC)) // _HOUR * _HOUR:
-            raise InputError(
+            raise CloseError(
                 f"WATTLEDGER_BILLING_ZONE={zone}: its month {name} begins or ends inside an hour ({at:%H:%M} UTC), and books are kept by "
                 "full UTC hours; name a zone that is whole hours off UTC"
             )

@@ -1,20 +1,27 @@
-"""`wattledger audit log`: who did what to this installation. It only reads; no command changes or deletes the audit."""
+"""`wattledger audit`: who did what to this installation, and whether the books are as they were written. It only reads."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from wattledger.cli import EXIT_NO, EXIT_UNANSWERED, chosen_home
 from wattledger.cli.access import transaction
+from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
-from wattledger.cli.parameters import Duration
+from wattledger.cli.parameters import Duration, Text, TextFile
 
 if TYPE_CHECKING:
+    from analytics.io.verify_period import Verified
     from ingest.store.audit import Act
+
+_LOOK_BACK: Final = timedelta(days=31)
 
 
 @click.group(
@@ -23,10 +30,11 @@ if TYPE_CHECKING:
 Examples:
   wattledger audit log
   wattledger audit log --action token --since 30d --format csv
+  wattledger audit verify --period 2026-10 --export close-2026-10.json --public-key close.key.pub
 """,
 )
 def audit() -> None:
-    """Who did what to this installation."""
+    """Who did what to this installation, and whether the books are as they were written."""
 
 
 @audit.command(
@@ -63,6 +71,98 @@ def log(
     if format_ == "csv":  # a cell that programs can read again
         rows = [row | {"detail": json.dumps(row["detail"])} for row in rows]
     print_rows(rows, shown, format_)
+
+
+@audit.command(
+    epilog="""\b
+Examples:
+  wattledger audit verify
+  wattledger audit verify --period 2026-10
+  wattledger audit verify --period 2026-10 --export close-2026-10.json --public-key close.key.pub
+  wattledger audit verify --from 2026-01-01 --to 2026-11-01 --site fra1 --format json
+
+\b
+Exit code: 0 all is as it was written, 1 something is not, 2 there was nothing to verify.
+"""
+)
+@click.option("--period", metavar="MONTH", help="A month, e.g. 2026-10: its hours, its chain and its root.")
+@click.option("--from", "from_at", type=Instant(), help="Start. Default: 31 days before the end.")
+@click.option("--to", "to_at", type=Instant(), help="End, exclusive. Default: now.")
+@click.option("--site", help="Only this site.")
+@click.option(
+    "--export",
+    "export_file",
+    type=TextFile(),
+    help="The month's document, as `close` wrote it: is it what is on record?",
+)
+@click.option(
+    "--public-key",
+    "key_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Whose signature the document must bear: KEY.pub.",
+)
+@format_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    period: str | None,
+    from_at: datetime | None,
+    to_at: datetime | None,
+    site: str | None,
+    export_file: Text | None,
+    key_file: Path | None,
+    format_: Format,
+) -> None:
+    """Compute every chain again from the stored lines, add them up, and name what was altered, dropped, moved or invented."""
+    from analytics.io.period_document import parsed
+    from analytics.io.signing import read_public_key
+    from analytics.io.verify_period import verify as verified
+    from analytics.model.month import month
+    from wattledger.runtime import billing_zone, ready_database
+
+    if key_file is not None and export_file is None:
+        raise click.UsageError("--public-key needs --export: the signature is of that document")
+    if period is not None and (from_at is not None or to_at is not None):
+        raise click.UsageError("--period names the span; leave --from and --to away")
+    document = None if export_file is None else parsed(export_file.content, export_file.name)
+    if document is not None and period is None and from_at is None and to_at is None:
+        period = str(document["period"]["name"])
+    key = None if key_file is None else read_public_key(key_file)
+    if period is not None:
+        of = month(period, billing_zone())
+        first, last = of.from_at, of.to_at
+    else:
+        last = to_at or datetime.now(UTC)
+        first = from_at or last - _LOOK_BACK
+    database = ready_database(chosen_home(ctx))
+    with database.connect("worker", autocommit=True, application="wattledger-cli") as connection:
+        found = verified(connection, from_at=first, to_at=last, site=site, name=period, document=document, key=key)
+    rows = [
+        {"site": each.site, "hour_at": each.hour_at, "kind": each.kind, "what": each.what} for each in found.problems
+    ]
+    notes = list(_told(found, signed=key is not None))
+    shown = (
+        Shown("site", "site"),
+        Shown("hour_at", "hour (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}"),
+        Shown("kind", "what happened"),
+        Shown("what", "where"),
+    )
+    print_rows(rows, shown, format_, notes=notes)
+    if rows:
+        ctx.exit(EXIT_NO)
+    if not found.hours and not found.periods:
+        ctx.exit(EXIT_UNANSWERED)
+
+
+def _told(found: Verified, *, signed: bool) -> Iterator[str]:
+    verdict = "all as they were written" if not found.problems else f"{len(found.problems)} faults"
+    yield f"{found.hours} hours, {found.lines} lines: {verdict}"
+    for name, number, root in found.periods:
+        yield f"{name} number {number}: root {root}" + (", signature good" if signed and not found.problems else "")
+    if found.unchained:
+        yield f"{found.unchained} lines are of before chains were kept: nothing can be said of them"
+    if found.forgotten:
+        yield f"{found.forgotten} lines had a person's name replaced; the chain holds its hash, which nobody can open any more"
 
 
 def _row(act: Act) -> dict[str, Any]:

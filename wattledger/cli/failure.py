@@ -32,6 +32,7 @@ SPEAKING: Final = frozenset(
         "ingest.importers.errors.ImportFileError",
         "ingest.pollers.errors.WatchError",
         "ingest.store.tenancy.TenantPathError",
+        "analytics.errors.CloseError",
         "analytics.io.bindings.BindingsError",
         "analytics.io.tenant_moves.TenantMoveError",
         "analytics.io.budget_policy.PolicyError",

@@ -1,0 +1,361 @@
+"""Closes months and opens them again: hours are frozen, chained into one root, and what they came to is made a document.
+
+Each is one transaction under a lock that no save of an hour can pass. A stop of the checklist stops it unless it was accepted by name. What is
+frozen is never written again; what changes later is ``corrections``' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from psycopg.types.json import Jsonb
+
+from analytics.errors import AnalyticsError, CloseError
+from analytics.io.checklist import Item, Scope, Verdict, checklist
+from analytics.io.corrections import post
+from analytics.io.period_document import ALL_SITES, Entry, document, links_of, message_of
+from analytics.io.period_hours import (
+    chain_old_hours,
+    entries_on_record,
+    entries_within,
+    moved_lines,
+    moved_since,
+    totals,
+)
+from analytics.io.signing import Signed, sign
+from analytics.io.verify import Problem, hours_between, look_at
+from analytics.model.chain import instant_text
+from analytics.model.month import Month
+from ingest.store.audit import note_on
+
+__all__ = ["Closed", "NotReadyError", "Period", "close_month", "find", "listed", "look", "reopen"]
+_LOCK: Final = "LOCK TABLE ledger_hours IN SHARE ROW EXCLUSIVE MODE"
+_PATIENCE: Final = "SET LOCAL lock_timeout = '60s'"
+_COLUMNS: Final = """
+SELECT period.id, period.name, sites.name, period.site_id, period.number, period.from_at, period.to_at, period.hours, period.lines,
+       period.corrections, period.checklist, period.totals, period.root_sha256, period.signature, period.key_id, period.closed_by,
+       period.closed_at, period.reopened_at, period.reopened_by, period.reopen_reason
+FROM ledger_periods AS period LEFT JOIN sites ON sites.id = period.site_id
+"""
+_SITES: Final = """
+SELECT id, name FROM sites WHERE (%(site)s::text IS NULL OR name = %(site)s) AND NOT EXISTS (
+    SELECT FROM ledger_periods AS own WHERE own.reopened_at IS NULL AND own.from_at < %(to_at)s AND own.to_at > %(from_at)s
+    AND (own.site_id = sites.id OR (own.site_id IS NULL AND %(site)s::text IS NOT NULL))) ORDER BY name
+"""
+_INSERT: Final = """
+INSERT INTO ledger_periods (name, site_id, number, from_at, to_at, hours, lines, corrections, checklist, totals, root_sha256, signature, key_id,
+                            closed_by, closed_at)
+VALUES (%(name)s, %(site_id)s, %(number)s, %(from_at)s, %(to_at)s, %(hours)s, %(lines)s, %(corrections)s, %(checklist)s, %(totals)s, %(root)s,
+        %(signature)s, %(key_id)s, %(closed_by)s, %(closed_at)s) RETURNING id
+"""
+_UNFREEZE: Final = """
+UPDATE ledger_hours AS hours SET frozen_period_id = NULL, shadow_revision = NULL, shadow_run_id = NULL,
+       revision = coalesce(hours.shadow_revision, hours.revision), run_id = coalesce(hours.shadow_run_id, hours.run_id),
+       content_sha256 = coalesce(runs.content_sha256, hours.content_sha256)
+FROM ledger_hours AS own LEFT JOIN ledger_runs AS runs ON runs.id = own.shadow_run_id
+WHERE own.site_id = hours.site_id AND own.hour_at = hours.hour_at AND hours.frozen_period_id = %s
+"""
+
+
+class NotReadyError(AnalyticsError):
+    """A month is not closed as it stands; ``items`` say what stops it."""
+
+    def __init__(self, name: str, items: Sequence[Item]) -> None:
+        stops = [item.name for item in items if item.verdict is Verdict.STOP]
+        super().__init__(f"{name} is not closed: {', '.join(stops)}; settle them, or accept each with --accept")
+        self.items = tuple(items)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A month that was closed, as it is on record. ``site`` None: all sites without a period of their own."""
+
+    period_id: int
+    name: str
+    site: str | None
+    site_id: int | None
+    number: int
+    from_at: datetime
+    to_at: datetime
+    hours: int
+    lines: int
+    corrections: int
+    checklist: list[dict[str, Any]]
+    totals: dict[str, Any]
+    root_sha256: bytes
+    signature: bytes | None
+    key_id: str | None
+    closed_by: str
+    closed_at: datetime
+    reopened_at: datetime | None
+    reopened_by: str | None
+    reopen_reason: str | None
+
+    @property
+    def status(self) -> str:
+        return "closed" if self.reopened_at is None else "reopened"
+
+    def head(self, moved: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the document says before its hours."""
+        return _head(
+            (self.name, self.site, self.number, self.from_at, self.to_at),
+            self.closed_by,
+            self.closed_at,
+            self.totals,
+            self.checklist,
+            moved,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What closing made. ``document``: to be kept outside the database."""
+
+    period: Period
+    document: dict[str, Any]
+    items: tuple[Item, ...]
+
+
+def listed(connection: psycopg.Connection[Any], name: str | None = None) -> list[Period]:
+    """Return periods, the newest first."""
+    query = f"{_COLUMNS} WHERE %(name)s::text IS NULL OR period.name = %(name)s ORDER BY period.from_at DESC, period.id DESC"
+    return [_period(row) for row in connection.execute(query.encode(), {"name": name})]
+
+
+def find(connection: psycopg.Connection[Any], name: str, site: str | None) -> Period | None:
+    """Return the newest period of a month; None where it was never closed."""
+    query = f"{_COLUMNS} WHERE period.name = %(name)s AND sites.name IS NOT DISTINCT FROM %(site)s ORDER BY period.number DESC LIMIT 1"
+    row = connection.execute(query.encode(), {"name": name, "site": site}).fetchone()
+    return None if row is None else _period(row)
+
+
+def look(
+    connection: psycopg.Connection[Any], month: Month, site: str | None, *, now: datetime, lateness: timedelta
+) -> list[Item]:
+    """Return the checklist of a month, changing nothing; raises CloseError where there is nothing to close."""
+    sites = _sites(connection, month, site)
+    return checklist(connection, Scope(month, [number for number, _ in sites], now, lateness))
+
+
+def close_month(
+    connection: psycopg.Connection[Any],
+    month: Month,
+    site: str | None,
+    *,
+    now: datetime,
+    lateness: timedelta,
+    by: str,
+    accepted: Collection[str] = (),
+    key: Ed25519PrivateKey | None = None,
+) -> Closed:
+    """Freeze a month; ``connection``: the owner's, in no transaction. ``accepted``: stops of the checklist that are no reason to wait.
+
+    Raises NotReadyError where another stop is left, CloseError where the month is closed already or a name is none of the checklist's.
+    """
+    with connection.transaction():
+        connection.execute(_PATIENCE)
+        connection.execute(_LOCK)
+        sites = _sites(connection, month, site)
+        site_ids = [number for number, _ in sites]
+        chain_old_hours(connection, month, site_ids)
+        items = checklist(connection, Scope(month, site_ids, now, lateness))
+        items.append(_chains(connection, month, [name for _, name in sites]))
+        unknown = sorted(set(accepted) - {item.name for item in items})
+        if unknown:
+            raise CloseError(f"--accept {unknown[0]}: the checklist has {', '.join(item.name for item in items)}")
+        if "chains" in accepted:
+            raise CloseError(
+                "--accept chains: lines that are not what was written are never closed; see `wattledger audit verify`"
+            )
+        if any(item.verdict is Verdict.STOP and item.name not in accepted for item in items):
+            raise NotReadyError(month.name, items)
+        before = find(connection, month.name, site)
+        number = 1 if before is None else before.number + 1
+        told = [item.as_json() | ({"accepted_by": by} if item.name in accepted else {}) for item in items]
+        entries, references = entries_within(connection, month, site_ids)
+        moved = [] if before is None else moved_lines(connection, before.period_id, site_ids, month)
+        sums = totals(connection, month, site_ids)
+        head = _head((month.name, site, number, month.from_at, month.to_at), by, now, sums, told, moved)
+        links = links_of(head, entries)
+        root = links[-1]
+        signed = None if key is None else sign(key, message_of(head["period"], root.hex()))
+        values = {
+            "name": month.name,
+            "site_id": site_ids[0] if site else None,
+            "number": number,
+            "from_at": month.from_at,
+            "to_at": month.to_at,
+            "checklist": Jsonb(told),
+            "totals": Jsonb(sums),
+            "root": root,
+            "closed_by": by,
+            "closed_at": now,
+        }
+        period_id = _insert(connection, values, entries, signed)
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO period_hours (period_id, ordinal, site_id, hour_at, run_id, revision, lines, head_sha256, chain_sha256) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    (period_id, place, *reference, entry.lines, entry.head, link)
+                    for place, (entry, reference, link) in enumerate(
+                        zip(entries, references, links[:-1], strict=True), start=1
+                    )
+                ],
+            )
+        connection.execute(
+            "UPDATE ledger_hours SET frozen_period_id = %s WHERE site_id = ANY (%s) AND hour_at >= %s AND hour_at < %s",
+            [period_id, site_ids, month.from_at, month.to_at],
+        )
+        note_on(
+            connection,
+            by,
+            "close.month",
+            f"period/{month.name}",
+            site=site,
+            number=number,
+            root=root.hex(),
+            accepted=sorted(accepted),
+        )
+        period = find(connection, month.name, site)
+        if period is None:
+            raise AssertionError("the period that was just inserted is not there")
+        return Closed(period, document(head, entries, root, signed), tuple(items))
+
+
+def reopen(
+    connection: psycopg.Connection[Any], name: str, site: str | None, *, by: str, reason: str, now: datetime
+) -> Period:
+    """Unfreeze a month's hours: what they would be by now counts from then on, and what was posted for them is taken back.
+
+    ``connection``: the owner's, in no transaction. Raises CloseError where the month is not closed.
+    """
+    with connection.transaction():
+        connection.execute(_PATIENCE)
+        connection.execute(_LOCK)
+        period = find(connection, name, site)
+        if period is None or period.reopened_at is not None:
+            raise CloseError(f"{name} is not closed{f' for {site}' if site else ''}; see `wattledger close list`")
+        shadows = connection.execute(
+            "SELECT site_id, hour_at, shadow_revision, revision, shadow_run_id FROM ledger_hours "
+            "WHERE frozen_period_id = %s AND shadow_run_id IS NOT NULL ORDER BY site_id, hour_at",
+            [period.period_id],
+        ).fetchall()
+        # While the month still is closed, so that it is taken back where it was posted, or in the first month after that.
+        for site_id, hour_at, shadow, revision, run_id in shadows:
+            post(connection, site_id, hour_at, shadow, revision, run_id, f"{name} was reopened: {reason}")
+        connection.execute(_UNFREEZE, [period.period_id])
+        connection.execute(
+            "UPDATE ledger_periods SET reopened_at = %s, reopened_by = %s, reopen_reason = %s WHERE id = %s",
+            [now, by, reason, period.period_id],
+        )
+        note_on(
+            connection,
+            by,
+            "close.reopen",
+            f"period/{name}",
+            site=site,
+            number=period.number,
+            reason=reason,
+            hours_changed=len(shadows),
+        )
+        found = find(connection, name, site)
+        if found is None:
+            raise AssertionError("a period that was there is gone")
+        return found
+
+
+def exported(connection: psycopg.Connection[Any], period: Period, public_pem: str | None = None) -> dict[str, Any]:
+    """Return the document of a period once more, from what is on record."""
+    head = period.head(moved_since(connection, period.period_id))
+    signed = None
+    if period.signature is not None and period.key_id is not None:
+        signed = Signed(period.signature, period.key_id, public_pem or "")
+    return document(head, entries_on_record(connection, period.period_id), period.root_sha256, signed)
+
+
+def _sites(connection: psycopg.Connection[Any], month: Month, site: str | None) -> list[tuple[int, str]]:
+    given = {"site": site, "from_at": month.from_at, "to_at": month.to_at}
+    found = [(int(number), str(name)) for number, name in connection.execute(_SITES, given)]
+    closed = find(connection, month.name, site)
+    if closed is not None and closed.reopened_at is None:
+        raise CloseError(
+            f"{month.name} is closed already, as number {closed.number} on {closed.closed_at:%Y-%m-%d} by {closed.closed_by}; "
+            "reopen it first if it has to change"
+        )
+    if not found:
+        raise CloseError(
+            f"there is no site {site} to close {month.name} for"
+            if site
+            else "there is no site yet whose month could be closed"
+        )
+    return found
+
+
+def _chains(connection: psycopg.Connection[Any], month: Month, sites: Sequence[str]) -> Item:
+    problems: list[Problem] = []
+    lines = 0
+    for hour in hours_between(connection, month.from_at, month.to_at):
+        if hour.site in sites:
+            looked = look_at(connection, hour)
+            lines += looked.lines
+            problems += looked.problems
+    figures = {"lines": lines, "problems": len(problems)}
+    if problems:
+        first = problems[0]
+        said = f"{len(problems)} faults; the first: {first.site} {first.hour_at:%Y-%m-%d %H:%M}: {first.kind}, {first.what}"
+        return Item("chains", Verdict.STOP, said, figures)
+    return Item("chains", Verdict.OK, f"{lines} lines are as they were written and add up", figures)
+
+
+def _head(
+    named: tuple[str, str | None, int, datetime, datetime],
+    by: str,
+    at: datetime,
+    sums: dict[str, Any],
+    told: list[dict[str, Any]],
+    moved: list[dict[str, Any]],
+) -> dict[str, Any]:
+    name, site, number, from_at, to_at = named
+    return {
+        "period": {
+            "name": name,
+            "site": site or ALL_SITES,
+            "number": number,
+            "from": instant_text(from_at),
+            "to": instant_text(to_at),
+        },
+        "closed_by": by,
+        "closed_at": instant_text(at),
+        "totals": sums,
+        "checklist": told,
+        "moved": moved,
+    }
+
+
+def _insert(
+    connection: psycopg.Connection[Any], values: dict[str, Any], entries: list[Entry], signed: Signed | None
+) -> int:
+    hours = [entry for entry in entries if entry.reason is None]
+    counted = {
+        "hours": len(hours),
+        "lines": sum(entry.lines for entry in hours),
+        "corrections": sum(entry.lines for entry in entries if entry.reason is not None),
+        "signature": None if signed is None else signed.signature,
+        "key_id": None if signed is None else signed.key_id,
+    }
+    row = connection.execute(_INSERT, values | counted).fetchone()
+    if row is None:
+        raise psycopg.DataError("INSERT INTO ledger_periods returned no id")
+    return int(row[0])
+
+
+def _period(row: Sequence[Any]) -> Period:
+    values: Any = [bytes(value) if isinstance(value, memoryview) else value for value in row]
+    values = [value.astimezone(UTC) if isinstance(value, datetime) else value for value in values]
+    return Period(*values)
