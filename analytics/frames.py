@@ -513,6 +513,14 @@ class UsageHours(dy.Schema):
         return _bounded()
 
     @dy.rule()
+    def bounds_where_estimated(cls) -> pl.Expr:  # noqa: N805
+        """Where something was estimated or assumed, and nowhere else; hours of before methods were said had none."""
+        guessed = (pl.col("estimated_mj") > 0).fill_null(value=False) | (
+            (pl.col("source") == "assumed") & pl.col("energy_mj").is_not_null()
+        )
+        return pl.col("method").is_null() | (pl.col("energy_low_mj").is_not_null() == guessed)
+
+    @dy.rule()
     def states_are_part_of_held(cls) -> pl.Expr:  # noqa: N805
         return pl.col("reserved_us") + pl.col("down_us") <= pl.col("held_us")
 
