@@ -132,13 +132,13 @@ class Placements(dy.Schema):
 
 
 class Devices(dy.Schema):
-    """One device of the site in the window, at its last placement in it; a pool has no node and no placement."""
+    """One device that stood in the site in the window or within the reach around it, or a pool that something was held of."""
 
     device_id = dy.Int32(primary_key=True)
     uuid = dy.String()
     """Vendor UUID. Ties of rounding are ordered by it: ids are the database's own and differ in one that was rebuilt."""
     node_id = dy.Int32(nullable=True)
-    """Null for a pool and shared IT only."""
+    """The last it stood in, around a moving window: ``Placements`` say where it was when. Null for a pool and shared IT only."""
     model = dy.String()
     kind = dy.String(check=lambda kind: kind.is_in(["gpu", "mig", "node", "chassis", "site", "pool"]))
     """``chassis``: what a node draws beyond its devices; ``site``: shared IT of the site, in no node."""
@@ -150,31 +150,8 @@ class Devices(dy.Schema):
     """Of a pool always 1: how many it has nobody knows, each holder brings its own count."""
     idle_power_mw = dy.Int32(nullable=True)
     """Power of the whole device at rest, where known; null = the policy's default per accelerator."""
-    placed_from_at = _instant(nullable=True)
-    placed_to_at = _instant(nullable=True)
     origin = dy.Int16(min=1, max=4)
     """Marks rows of hours of which neither a reading near them nor an epoch of the node tells."""
-
-
-class Allocations(dy.Schema):
-    """A job holds a device, or a share of it, during [start, end).
-
-    (node, count) is already resolved to devices, and a MIG instance to its slice of the board.
-    """
-
-    allocation_id = dy.Int64()
-    device_id = dy.Int32()
-    job_id = dy.Int64()
-    job_key = dy.String()
-    """Cluster, native id and start of the job, by which ties of rounding are ordered, as by a device's UUID."""
-    share_ppm = dy.Int32(nullable=True, min=1, max=1_000_000)
-    """Parts per million of the device; null = the whole device."""
-    method = dy.String(check=lambda method: method.is_in(list(METHODS)))
-    """How the share is known."""
-    accelerators = dy.Int32(min=1)
-    """Held by this allocation; what a pool's time is multiplied by, and of no effect on other devices."""
-    start_at = _instant()
-    end_at = _instant(nullable=True)
 
 
 class Holds(dy.Schema):

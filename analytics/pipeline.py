@@ -18,10 +18,7 @@ import polars as pl
 
 from analytics.errors import InputError
 from analytics.frames import (
-    HOLDER_IDLE,
     INSTANT,
-    UNATTRIBUTED_PREFIX,
-    Allocations,
     Anchors,
     ApiCalls,
     Bindings,
@@ -53,6 +50,7 @@ from analytics.frames import (
     Tenants,
     UsageHours,
 )
+from analytics.model import states
 from analytics.model.anchors import insert
 from analytics.model.authority import measure
 from analytics.model.beyond import BEYOND, SiteFacts, book_beyond
@@ -62,9 +60,8 @@ from analytics.model.dated import Dated
 from analytics.model.edges import alone, split_edges
 from analytics.model.energy import Meter, meter
 from analytics.model.facility import HourFactor, factors_of, with_facility
-from analytics.model.findings import idle_waste, instants, overlapping, throttling
-from analytics.model.holding import hold, spans
-from analytics.model.methods import with_method
+from analytics.model.findings import contradictions, idle_waste, instants, throttling
+from analytics.model.holding import hold, resolve
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
 from analytics.model.pools import POOL, pool_usage
@@ -82,8 +79,6 @@ from analytics.units import to_us as to_us_of
 
 S = TypeVar("S", bound=dy.Schema)
 _PLAIN: Final = (pl.Int16, pl.Int32, pl.Int64, pl.Float64, INSTANT)
-_FOREVER_US: Final = 2**61
-"""The end of an allocation that nobody has seen end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +97,15 @@ class UsageInputs:
 
     ``readings``: all rows of these devices in [from - policy.margin_us, to + policy.margin_us) and, where the margin
     holds none with a counter (or a gauge), the nearest before and after, up to ``policy.gaps.reach_us`` away. More rows
-    never change the result. ``allocations``: all that touch [from - reach, to + reach).
+    never change the result. ``holds`` and ``placements``: all that touch [from - reach, to + reach).
     """
 
     window: Window
     devices: dy.DataFrame[Devices]
     epochs: dy.DataFrame[Epochs]
     readings: dy.DataFrame[DeviceReadings]
-    allocations: dy.DataFrame[Allocations]
-    placements: dy.DataFrame[Placements] = field(default_factory=Placements.create_empty)
-    holds: dy.DataFrame[Holds] = field(default_factory=Holds.create_empty)
+    placements: dy.DataFrame[Placements]
+    holds: dy.DataFrame[Holds]
     anchors: dy.DataFrame[Anchors] = field(default_factory=Anchors.create_empty)
     device_shares: dy.DataFrame[DeviceShares] = field(default_factory=DeviceShares.create_empty)
     instance_activity: dy.DataFrame[InstanceActivity] = field(default_factory=InstanceActivity.create_empty)
@@ -200,13 +194,13 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     devices, pools = _devices_and_pools(inputs)
     metered = metered or read_meters(inputs, policy)
     meters = metered.meters
-    held = spans(inputs.allocations, until_us=_FOREVER_US)
-    holdings = hold(devices, held, from_us, to_us)
+    resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    held = resolved.held
+    holdings = hold(devices, inputs.placements, held, from_us, to_us)
     measured = measure(holdings, meters, held, instruments(devices, policy))
     measured = split_edges(measured, alone(holdings), meters, devices, policy)
     rows = attribute(measured, holdings)
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
-    rows = with_method(rows, inputs.allocations, devices)
     beyond = book_beyond(rows, measured.pieces, meters, inputs.devices, _facts(inputs), policy, (from_us, to_us))
     rows, booked = (
         each.join(
@@ -223,11 +217,13 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
         [
             throttling(rows, holdings.pieces, holdings.holders, policy),
             idle_waste(meters, measured.meter_of, rows, held, devices, policy, to_us),
-            overlapping(holdings.overlaps, rows.select("device_id", "hour_us", "origin").unique()),
+            contradictions(
+                resolved, holdings.pieces, rows.select("device_id", "hour_us", "origin").unique(), from_us, to_us
+            ),
             beyond.findings,
         ]
     )
-    pooled = pool_usage(pools, inputs.allocations, from_us, to_us).with_columns(pl.lit(POOL).alias("method"))
+    pooled = pool_usage(pools, inputs.holds, from_us, to_us).with_columns(pl.lit(POOL).alias("method"))
     counted = pl.concat([quality(measured, metered.dropped, from_us, to_us), beyond.quality], how="diagonal")
     return Shard(pl.concat([booked, pooled], how="diagonal"), found, counted)
 
@@ -337,12 +333,17 @@ def roll_minutes(inputs: UsageInputs, policy: Policy, metered: Metered | None = 
 
 
 def roll_tenants(
-    inputs: UsageInputs, rollups: dy.DataFrame[Rollups], job_tenants: dy.DataFrame[JobTenants], metered: Metered
+    inputs: UsageInputs,
+    rollups: dy.DataFrame[Rollups],
+    job_tenants: dy.DataFrame[JobTenants],
+    metered: Metered,
+    policy: Policy,
 ) -> dy.DataFrame[TenantMinutes]:
     """Return the energy of each tenant and minute of the window, for dashboards: the rollups by who held the devices."""
     from_us, to_us = _bounds(inputs.window)
     devices, _ = _devices_and_pools(inputs)
-    holdings = hold(devices, spans(inputs.allocations, until_us=_FOREVER_US), from_us, to_us)
+    resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    holdings = hold(devices, inputs.placements, resolved.held, from_us, to_us)
     rows = by_tenant(rollups, metered.meters, holdings, job_tenants, from_us, to_us)
     return _checked(TenantMinutes, rows, "minute_at", "tenant_id")
 
@@ -440,30 +441,18 @@ def _named_first() -> tuple[pl.Expr, pl.Expr]:
 
 
 def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:
-    job, held, idle = pl.col("job_id").is_not_null(), pl.col("held_us"), pl.col("idle_us")
     known = pl.col("known_us") > 0
-    seen = pl.col("covered_us") > 0
-    state = (
-        pl.when(job & known & (idle * 2 > held))
-        .then(pl.lit("allocated_idle"))
-        .when((pl.col("holder") == HOLDER_IDLE) & (seen | pl.col("energy_mj").is_not_null()))
-        .then(pl.lit("available"))
-        .when(pl.col("holder") == HOLDER_IDLE)
-        .then(pl.lit("down"))
-        .otherwise(pl.lit("used"))
-    )
     estimated = pl.when(pl.col("estimated_mj") > 0).then(pl.lit("estimated")).otherwise(pl.lit("measured"))
-    nobodys = pl.col("holder").str.strip_prefix(UNATTRIBUTED_PREFIX)
     usage = _completed(
         usage, UsageHours, source=None, reason=None, energy_low_mj=None, energy_high_mj=None, reserved_us=0, down_us=0
     )
-    states = [pl.when(known).then(pl.col(name)).alias(name) for name in ("active_us", "idle_us", "throttled_us")]
+    times = [pl.when(known).then(pl.col(name)).alias(name) for name in ("active_us", "idle_us", "throttled_us")]
+    usage = usage.with_columns(states.word().alias("state"))
     return usage.with_columns(
-        state.alias("state"),
         pl.coalesce("source", estimated).alias("source"),
-        pl.coalesce("reason", pl.when(nobodys != pl.col("holder")).then(nobodys)).alias("reason"),
+        pl.coalesce("reason", states.reason()).alias("reason"),
         coverage("covered_us", "held_us"),
-        *states,
+        *times,
     )
 
 

@@ -58,6 +58,6 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
     for part in shards(loaded.inputs.usage, task.devices_at_once):
         metered = read_meters(part, settings.policy)
         rolled.append(roll_minutes(part, settings.policy, metered))
-        by_tenant.append(roll_tenants(part, rolled[-1], owners, metered))
+        by_tenant.append(roll_tenants(part, rolled[-1], owners, metered, settings.policy))
     minutes = pl.concat(by_tenant).group_by("minute_at", "tenant_id").agg(pl.col("energy_mj").sum())
     return Minutes(pl.concat(rolled), minutes.sort("minute_at", "tenant_id"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import dataframely as dy
+import polars as pl
 import psycopg
 
 from analytics.frames import Devices, Holds, Placements
@@ -58,7 +59,7 @@ AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_a
 _HOLDS: Final = (
     """
 SELECT held.id AS allocation_id, held.job_id, {job_key} AS job_key, coalesce(held.device_id, pool.id) AS device_id, held.node_id,
-       held.accelerators, greatest(1, (held.share_ratio * 1000000)::integer) AS share_ppm, held.evidence, held.start_at, held.end_at,
+       held.accelerators, (held.share_ratio * 1000000)::integer AS share_ppm, held.evidence, held.start_at, held.end_at,
        CASE WHEN held.end_at IS NULL THEN jobs.ended_at END AS job_ended_at, held.recorded_at
 FROM allocations AS held JOIN jobs ON jobs.id = held.job_id JOIN sites ON sites.id = held.site_id
 LEFT JOIN devices AS pool ON held.pool IS NOT NULL AND pool.uuid = {uuid}
@@ -77,7 +78,15 @@ class Held:
     devices: dy.DataFrame[Devices]
     """Boards, MIG instances and nodes that stood in the site, and pools of which something was held in the window."""
     placements: dy.DataFrame[Placements]
+    """By instances too."""
     holds: dy.DataFrame[Holds]
+
+    @property
+    def metered(self) -> dy.DataFrame[Devices]:
+        """Devices of which there may be readings that books are made of: no pool, and no part of a board."""
+        return Devices.validate(
+            self.devices.filter((pl.col("kind") != "pool") & pl.col("parent_device_id").is_null()), cast=False
+        )
 
 
 def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any]) -> Held:

@@ -14,8 +14,9 @@ import psycopg
 
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
 from analytics.io.findings import BOOKS_UNBALANCED, OF_A_CLOSE
+from analytics.io.holds import DEVICE, JOB_KEY
 from analytics.io.hours import still_rating_only
-from analytics.io.load import API_CALLS, DEVICE, JOB_KEY, JOBS, begin_snapshot
+from analytics.io.load import API_CALLS, JOBS, begin_snapshot
 from analytics.io.manifest import Manifest, rating_manifest
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame

@@ -28,7 +28,6 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "instance_activity": ("device_id", "instance_id", "at", "span_us"),
     "devices": ("device_id",),
     "epochs": ("epoch_id",),
-    "allocations": ("allocation_id", "device_id"),
     "jobs": ("job_id",),
     "bindings": ("binding_id",),
     "tenants": ("tenant_id",),

@@ -14,12 +14,18 @@ import polars as pl
 
 from analytics.frames import INSTANT
 from analytics.model.energy import Meter
+from analytics.model.holding import Resolved
 from analytics.policy import Policy
 from analytics.units import US_PER_HOUR
 
 THROTTLING: Final = "throttling"
 IDLE_WASTE: Final = "idle_waste"
 OVERLAP: Final = "overlapping_allocations"
+CONFLICT: Final = "evidence_conflict"
+TOO_MANY: Final = "count_exceeds_devices"
+NO_END: Final = "allocation_without_end"
+_NOTHING_HEARD: Final = pl.lit(2, dtype=pl.Int16)
+"""Imported: the origin of a node of which nothing but an import ever told."""
 SCHEMA: Final = {
     "hour_us": pl.Int64,
     "kind": pl.String,
@@ -53,7 +59,7 @@ def throttling(usage: pl.DataFrame, pieces: pl.DataFrame, holders: pl.DataFrame,
         return pl.DataFrame(schema=SCHEMA)
     when = (
         holders.filter(pl.col("job_id").is_not_null())
-        .join(pieces, on="piece", how="inner")
+        .join(pieces, on="span", how="inner")
         .group_by("hour_us", "device_id", "job_id")
         .agg(pl.col("from_us").min().alias("start_us"), pl.col("to_us").max().alias("end_us"))
     )
@@ -108,20 +114,99 @@ def idle_waste(
     return pl.concat(found).sort("hour_us", "device_id", "start_us")
 
 
-def overlapping(overlaps: pl.DataFrame, origins: pl.DataFrame) -> pl.DataFrame:
-    """Return a finding per piece that several jobs claim as a whole. ``origins``: device_id, hour_us, origin."""
-    if overlaps.is_empty():
-        return pl.DataFrame(schema=SCHEMA)
-    rows = overlaps.join(origins, on=["device_id", "hour_us"], how="left", maintain_order="left").with_columns(
-        pl.col("from_us").alias("start_us"),
-        pl.col("to_us").alias("end_us"),
+def contradictions(
+    resolved: Resolved, pieces: pl.DataFrame, origins: pl.DataFrame, from_us: int, to_us: int
+) -> pl.DataFrame:
+    """Return a finding per hour of what was told of holdings and cannot be so, or was not told: :class:`Resolved`.
+
+    Several jobs on one device (overlapping: nobody has it; contradicting: the better evidence has it), counts beyond what a node has,
+    and holdings without an end, in the hour of the end that was taken. ``origins``: device_id, hour_us, origin.
+    """
+    contests = resolved.contests.select(
+        pl.col("kind").replace_strict({"overlap": OVERLAP, "conflict": CONFLICT}, return_dtype=pl.String).alias("kind"),
+        "device_id",
+        pl.lit(None, dtype=pl.Int32).alias("node_id"),
         pl.lit(None, dtype=pl.Int64).alias("job_id"),
-        pl.lit(None, dtype=pl.Int64).alias("waste_energy_mj"),
-        pl.lit(None, dtype=pl.Int64).alias("capacity_freed_us"),
-        pl.lit(1.0).alias("confidence"),
+        "from_us",
+        "to_us",
+        pl.Series(
+            "evidence",
+            [
+                to_json(jobs=jobs) if kind == "overlap" else to_json(jobs=jobs, evidence=said)
+                for kind, jobs, said in resolved.contests.select("kind", "jobs", "evidence").iter_rows()
+            ],
+            dtype=pl.String,
+        ),
     )
-    evidence = [to_json(jobs=jobs) for jobs in rows["jobs"].to_list()]
-    return _shaped(rows, OVERLAP, evidence)
+    too_many = resolved.too_many.select(
+        pl.lit(TOO_MANY).alias("kind"),
+        pl.lit(None, dtype=pl.Int32).alias("device_id"),
+        "node_id",
+        pl.lit(None, dtype=pl.Int64).alias("job_id"),
+        "from_us",
+        "to_us",
+        pl.Series(
+            "evidence",
+            [
+                to_json(**row)
+                for row in resolved.too_many.select("node_id", "jobs", "wanted", "free").iter_rows(named=True)
+            ],
+            dtype=pl.String,
+        ),
+    )
+    last_hour = (pl.col("end_us") - 1) // US_PER_HOUR * US_PER_HOUR
+    ended = resolved.unended.filter((pl.col("end_us") > from_us) & (pl.col("end_us") <= to_us))
+    unended = ended.select(
+        pl.lit(NO_END).alias("kind"),
+        "device_id",
+        "node_id",
+        "job_id",
+        pl.max_horizontal("start_us", last_hour).alias("from_us"),
+        pl.col("end_us").alias("to_us"),
+        pl.Series("evidence", [to_json(ended_by=why) for why in ended["ended_by"].to_list()], dtype=pl.String),
+    )
+    told = pl.concat([contests, too_many, unended]).filter((pl.col("from_us") < to_us) & (pl.col("to_us") > from_us))
+    if told.is_empty():
+        return pl.DataFrame(schema=SCHEMA)
+    return _by_hour(told, pieces, origins, from_us, to_us)
+
+
+def _by_hour(told: pl.DataFrame, pieces: pl.DataFrame, origins: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
+    first = pl.max_horizontal("from_us", pl.lit(from_us, dtype=pl.Int64))
+    last = pl.min_horizontal("to_us", pl.lit(to_us, dtype=pl.Int64))
+    hours = (
+        told.with_columns(first.alias("from_us"), last.alias("to_us"))
+        .with_columns(
+            pl.int_ranges(
+                pl.col("from_us") // US_PER_HOUR, (pl.col("to_us") - 1) // US_PER_HOUR + 1, dtype=pl.Int64
+            ).alias("hour")
+        )
+        .explode("hour", empty_as_null=False)
+        .with_columns((pl.col("hour") * US_PER_HOUR).alias("hour_us"))
+        .with_columns(
+            pl.max_horizontal("from_us", "hour_us").alias("start_us"),
+            pl.min_horizontal("to_us", pl.col("hour_us") + US_PER_HOUR).alias("end_us"),
+        )
+    )
+    # What is said of a node is of its devices' kind of data: the least real of it.
+    of_node = (
+        pieces.select("device_id", "hour_us", "node_id")
+        .unique()
+        .join(origins, on=["device_id", "hour_us"], how="inner")
+        .group_by("node_id", "hour_us")
+        .agg(pl.col("origin").max().alias("node_origin"))
+    )
+    rows = (
+        hours.join(origins, on=["device_id", "hour_us"], how="left")
+        .join(of_node, on=["node_id", "hour_us"], how="left")
+        .with_columns(
+            pl.coalesce("origin", "node_origin", _NOTHING_HEARD).cast(pl.Int16).alias("origin"),
+            pl.lit(None, dtype=pl.Int64).alias("waste_energy_mj"),
+            pl.lit(None, dtype=pl.Int64).alias("capacity_freed_us"),
+            pl.lit(1.0).alias("confidence"),
+        )
+    )
+    return rows.select(*SCHEMA).cast(SCHEMA).sort("hour_us", "kind", "device_id", "start_us", "job_id")  # type: ignore[arg-type]
 
 
 def _idle_runs(meter: Meter, devices: pl.Series) -> pl.DataFrame:
@@ -151,7 +236,7 @@ def _idle_of(
     meter: Meter, hours: pl.DataFrame, held: pl.DataFrame, devices: pl.DataFrame, policy: Policy, to_us: int
 ) -> pl.DataFrame:
     runs = _idle_runs(meter, hours["device_id"].unique())
-    crowd = held.filter(pl.col("share_ppm").is_null())
+    crowd = held.filter((pl.col("weight") == pl.col("weights")) & pl.col("job_id").is_not_null())
     start, end = pl.max_horizontal("run_from_us", "start_us"), pl.min_horizontal("run_to_us", "end_us")
     episodes = (
         runs.join(crowd, on="device_id", how="inner")

@@ -1,17 +1,50 @@
-"""Who held what when: allocations x devices x hours become disjoint pieces of each device, and holders of each piece.
+"""Who held what when: what was told of holdings becomes disjoint pieces of each device, and the holders of each piece.
 
-Time only: no energy, no tenants. A piece is cut wherever an hour, an allocation or a placement begins or ends, so every
-quantity of a device and hour is the sum over its pieces.
+Time only: no energy, no tenants. Decisions look at all that was told and at no window, so that a day and its hours agree; a
+piece is cut wherever an hour, a holding or a placement begins or ends, so every quantity of a device and hour is the sum over
+its pieces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import polars as pl
 
-from analytics.frames import HOLDER_IDLE, HOLDER_JOB_PREFIX, UNATTRIBUTED_OVERLAP
+from analytics.frames import HOLDER_IDLE
+from analytics.model.claims import FOREVER_US, boots, ended, on_devices, on_nodes, stays
+from analytics.model.contests import settle
+from analytics.model.states import declared_cuts, stand
+from analytics.policy import Policy
 from analytics.units import PPM, US_PER_HOUR
+
+CUTS: Final = {"device_id": pl.Int32, "cut_us": pl.Int64}
+INSTANCES: Final = {
+    "instance_id": pl.Int32,
+    "job_id": pl.Int64,
+    "slice_ppm": pl.Int64,
+    "start_us": pl.Int64,
+    "end_us": pl.Int64,
+}
+_POOL: Final = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Who had which board, decided once for all hours."""
+
+    held: pl.DataFrame
+    """``contests.HELD``."""
+    contests: pl.DataFrame
+    """``contests.CONTESTS``: where two claim one device."""
+    too_many: pl.DataFrame
+    """``claims.COUNTS``: where counts pass what a node has."""
+    unended: pl.DataFrame
+    """device_id, node_id, job_id, start_us, end_us, ended_by: holdings whose end nobody told, with the one taken."""
+    instances: pl.DataFrame
+    """:data:`INSTANCES`: who held MIG instances; ``slice_ppm`` is the job's part of the board by this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,106 +52,139 @@ class Holdings:
     """Pieces of devices and who held them."""
 
     pieces: pl.DataFrame
-    """piece, device_id, hour_us, from_us, to_us, placed; sorted by device and time."""
+    """piece, span, device_id, hour_us, from_us, to_us, segment, node_id, in_service, standing, declared; sorted by device and time.
+
+    A span is what follows each other in one hour under one holding, in one place and state: pieces of one span have the same
+    holders. ``segment`` is null and the holder ``idle`` where nobody had the device; ``node_id`` is null where it stood in no node;
+    ``standing`` and ``declared`` as of ``states.stand``.
+    """
     holders: pl.DataFrame
-    """piece, holder, job_id, holder_key, weight, weights: the holder's part of the piece is weight / weights.
+    """span, holder, job_id, holder_key, weight, weights, method: the holder's part of the span is weight / weights.
 
     ``holder_key`` is the holder by names instead of ids: what leftovers are ordered by.
     """
-    overlaps: pl.DataFrame
-    """device_id, hour_us, from_us, to_us, jobs: pieces that several jobs claim as a whole."""
 
 
-def spans(allocations: pl.DataFrame, until_us: int) -> pl.DataFrame:
-    """Return device_id, job_id, job_key, share_ppm, start_us, end_us; an open allocation runs to ``until_us``, empty ones vanish."""
-    end_us = pl.col("end_at").dt.epoch("us").fill_null(until_us)
-    return allocations.select(
-        "device_id",
+def resolve(
+    holds: pl.DataFrame, placements: pl.DataFrame, devices: pl.DataFrame, epochs: pl.DataFrame, policy: Policy
+) -> Resolved:
+    """Return who had what, of all that was told: ``Holds``, ``Placements``, ``Devices`` with instances, ``Epochs`` of the nodes.
+
+    Pools are not looked at: nobody knows which devices they mean. Rules and their order: docs/methodology.md §3.
+    """
+    pools = devices.filter(pl.col("kind") == _POOL).select("device_id")
+    placed = holds.join(pools, on="device_id", how="anti")
+    known = ended(placed, stays(placements), boots(epochs))
+    claims = on_devices(known, devices)
+    counted, too_many = on_nodes(known, claims, devices, placements)
+    every = pl.concat([claims, counted])
+    held, contests = settle(every, policy.holding.handover_us)
+    instances = every.filter(pl.col("leaf_id") != pl.col("board_id")).select(
+        pl.col("leaf_id").alias("instance_id"),
         "job_id",
-        "job_key",
-        "share_ppm",
-        pl.col("start_at").dt.epoch("us").alias("start_us"),
-        end_us.alias("end_us"),
-    ).filter(pl.col("start_us") < pl.col("end_us"))
+        (pl.col("num").cast(pl.Int128) * PPM // pl.col("den")).cast(pl.Int64).alias("slice_ppm"),
+        "start_us",
+        "end_us",
+    )
+    unended = known.filter(pl.col("ended_by").is_not_null()).select(
+        "device_id", "node_id", "job_id", "start_us", "end_us", "ended_by"
+    )
+    return Resolved(held, contests, too_many, unended, instances)
 
 
-def hold(devices: pl.DataFrame, held: pl.DataFrame, from_us: int, to_us: int) -> Holdings:
-    """Return the pieces of every device over [from, to) and their holders. ``held``: as of :func:`spans`."""
-    inside = held.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))
-    pieces = _pieces(devices, inside, from_us, to_us)
-    claims = _claims(pieces, inside)
-    counted = claims.group_by("piece").agg(
-        pl.len().alias("jobs"),
-        pl.col("share_ppm").is_null().sum().alias("wholes"),
-        pl.col("share_ppm").sum().alias("shares"),
+def hold(
+    devices: pl.DataFrame,
+    placements: pl.DataFrame,
+    held: pl.DataFrame,
+    from_us: int,
+    to_us: int,
+    cuts: Sequence[pl.DataFrame] = (),
+    assets: pl.DataFrame | None = None,
+    capacity: pl.DataFrame | None = None,
+) -> Holdings:
+    """Return the pieces of every device over [from, to) and their holders.
+
+    ``held``: of :class:`Resolved`. ``cuts``: :data:`CUTS`, where pieces are cut beside: whatever changes there, holders do not.
+    ``assets`` (``Assets``) and ``capacity`` (``CapacityHolds``): what is declared of devices; without them they stand by placement.
+    """
+    stretches = held.unique("segment", keep="first", maintain_order=True).select(
+        "segment", "device_id", "start_us", "end_us"
     )
-    contested = counted.filter((pl.col("jobs") > 1) & (pl.col("wholes") > 0))
-    free = pieces.join(counted, on="piece", how="anti").select("piece")
-    partly = counted.filter((pl.col("wholes") == 0) & (pl.col("shares") < PPM))
-    jobs = claims.join(contested, on="piece", how="anti").join(counted, on="piece", how="left", maintain_order="left")
-    weights = pl.max_horizontal(pl.col("shares").cast(pl.Int64), pl.lit(PPM, dtype=pl.Int64))
-    whole = pl.col("share_ppm").is_null()
-    holders = pl.concat(
-        [
-            jobs.select(
-                "piece",
-                (HOLDER_JOB_PREFIX + pl.col("job_id").cast(pl.String)).alias("holder"),
-                "job_id",
-                (HOLDER_JOB_PREFIX + pl.col("job_key")).alias("holder_key"),
-                pl.when(whole).then(PPM).otherwise(pl.col("share_ppm")).cast(pl.Int64).alias("weight"),
-                pl.when(whole).then(PPM).otherwise(weights).cast(pl.Int64).alias("weights"),
-            ),
-            _not_a_job(partly, HOLDER_IDLE, PPM - pl.col("shares")),
-            _not_a_job(free, HOLDER_IDLE, pl.lit(PPM)),
-            _not_a_job(contested, UNATTRIBUTED_OVERLAP, pl.lit(PPM)),
-        ]
-    ).sort("piece", "holder")
-    overlaps = (
-        pieces.join(claims.join(contested, on="piece", how="semi"), on="piece", how="inner")
-        .group_by("piece", "device_id", "hour_us", "from_us", "to_us")
-        .agg(pl.col("job_id").sort().alias("jobs"))
-        .sort("piece")
+    inside = stretches.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))
+    where = placements.select(
+        "device_id",
+        pl.col("valid_from").dt.epoch("us").alias("from_us"),
+        pl.col("valid_to").dt.epoch("us").fill_null(FOREVER_US).alias("until_us"),
+        "node_id",
+        "in_service",
+    ).sort("device_id", "from_us")
+    edges = [
+        *(inside.select("device_id", pl.col(name).alias("cut_us")) for name in ("start_us", "end_us")),
+        *(where.select("device_id", pl.col(name).alias("cut_us")) for name in ("from_us", "until_us")),
+        *(cut.select("device_id", "cut_us") for cut in cuts),
+        declared_cuts(placements, assets, capacity),
+    ]
+    pieces = _cut(devices, pl.concat(edges), from_us, to_us)
+    pieces = _at(pieces, where, {"node_id": pl.Int32, "in_service": pl.Boolean})
+    pieces = _at(
+        pieces,
+        inside.rename({"start_us": "from_us", "end_us": "until_us"}).sort("device_id", "from_us"),
+        {"segment": pl.Int64},
     )
-    return Holdings(pieces, holders, overlaps.drop("piece"))
+    pieces = _spans(stand(pieces, assets, capacity))
+    spans = pieces.unique("span", keep="first", maintain_order=True).select("span", "segment")
+    parts = held.drop("device_id", "start_us", "end_us")
+    free = spans.filter(pl.col("segment").is_null()).select(
+        "span",
+        pl.lit(HOLDER_IDLE).alias("holder"),
+        pl.lit(None, dtype=pl.Int64).alias("job_id"),
+        pl.lit(HOLDER_IDLE).alias("holder_key"),
+        pl.lit(1, dtype=pl.Int64).alias("weight"),
+        pl.lit(1, dtype=pl.Int64).alias("weights"),
+        pl.lit("whole").alias("method"),
+    )
+    holders = pl.concat([spans.join(parts, on="segment", how="inner").drop("segment"), free])
+    metered_whole = pieces.join(devices.filter(pl.col("kind") == "node"), on="device_id", how="semi")["span"].unique()
+    of_node = pl.col("span").is_in(metered_whole.implode()) & (pl.col("method") == "whole")
+    told = pl.when(of_node).then(pl.lit("node_meter")).otherwise("method").alias("method")
+    return Holdings(pieces, holders.with_columns(told).sort("span", "holder_key", "holder"))
 
 
 def whole_holder(gaps: pl.DataFrame, held: pl.DataFrame) -> pl.Series:
     """Return for each gap (device_id, from_us, to_us) whether jobs held the device unchanged throughout it.
 
     DESIGN §7.1: only then does the gap's energy go to them; an idle device whose agent was silent proves nothing.
+    ``held``: device_id, start_us, end_us, as of :class:`Resolved`: disjoint on a device, each as long as nothing changes.
     """
-    touching = (
-        gaps.with_row_index("gap")
-        .join(held, on="device_id", how="left", maintain_order="left")
-        .with_columns(
-            ((pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us")))
-            .fill_null(value=False)
-            .alias("touches"),
-            ((pl.col("start_us") <= pl.col("from_us")) & (pl.col("end_us") >= pl.col("to_us")))
-            .fill_null(value=False)
-            .alias("spans"),
+    stretches = held.select("device_id", "start_us", "end_us").unique()
+    around = (
+        gaps.select(pl.col("device_id").cast(pl.Int32), "from_us", "to_us")
+        .with_row_index("gap")
+        .sort("from_us")
+        .join_asof(
+            stretches.sort("start_us"),
+            left_on="from_us",
+            right_on="start_us",
+            by="device_id",
+            check_sortedness=False,
         )
-        .group_by("gap", maintain_order=True)
-        .agg((pl.col("touches").any() & (pl.col("spans") == pl.col("touches")).all()).alias("held"))
         .sort("gap")
     )
-    return touching["held"]
+    return (around["end_us"] >= around["to_us"]).fill_null(value=False).alias("held")
 
 
-def _pieces(devices: pl.DataFrame, held: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
+def _cut(devices: pl.DataFrame, inner: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
+    """Return device_id, hour_us, from_us, to_us: every device over the window, cut at hours and at ``inner`` (device_id, cut_us)."""
     first = from_us // US_PER_HOUR * US_PER_HOUR
-    edges = pl.DataFrame({"cut_us": [*range(first, to_us, US_PER_HOUR), to_us]}, schema={"cut_us": pl.Int64})
-    placed_from, placed_to = pl.col("placed_from_at").dt.epoch("us"), pl.col("placed_to_at").dt.epoch("us")
-    moves = [devices.select("device_id", bound.alias("cut_us")).drop_nulls() for bound in (placed_from, placed_to)]
-    ends = [held.select("device_id", pl.col(name).alias("cut_us")) for name in ("start_us", "end_us")]
-    inner = pl.concat([*ends, *moves]).filter(
-        pl.col("cut_us").is_between(from_us, to_us) & pl.col("device_id").is_in(devices["device_id"].implode())
-    )
-    cuts = pl.concat([devices.select("device_id").join(edges, how="cross"), inner]).unique().sort("device_id", "cut_us")
-    same = pl.col("device_id").shift(-1) == pl.col("device_id")
-    placed = devices.select("device_id", placed_from.alias("placed_from_us"), placed_to.alias("placed_to_us"))
+    hours = pl.DataFrame({"cut_us": [*range(first, to_us, US_PER_HOUR), to_us]}, schema={"cut_us": pl.Int64})
+    ids = devices.select(pl.col("device_id").cast(pl.Int32))
+    mine = inner.filter((pl.col("cut_us") > from_us) & (pl.col("cut_us") < to_us)).join(ids, on="device_id", how="semi")
+    cuts = pl.concat([ids.join(hours, how="cross"), mine]).unique().sort("device_id", "cut_us")
     return (
-        cuts.with_columns(pl.col("cut_us").shift(-1).alias("to_us"), same.alias("same"))
+        cuts.with_columns(
+            pl.col("cut_us").shift(-1).alias("to_us"),
+            (pl.col("device_id").shift(-1) == pl.col("device_id")).alias("same"),
+        )
         .filter(pl.col("same"))
         .select(
             "device_id",
@@ -126,41 +192,32 @@ def _pieces(devices: pl.DataFrame, held: pl.DataFrame, from_us: int, to_us: int)
             pl.col("cut_us").alias("from_us"),
             "to_us",
         )
-        .join(placed, on="device_id", how="left", maintain_order="left")
-        .with_columns(
-            (
-                (pl.col("from_us") >= pl.col("placed_from_us")).fill_null(value=True)
-                & (pl.col("to_us") <= pl.col("placed_to_us")).fill_null(value=True)
-            ).alias("placed")
-        )
-        .drop("placed_from_us", "placed_to_us")
-        .with_row_index("piece")
     )
 
 
-def _claims(pieces: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
-    """One row per piece and job; several shares of one job add up, a whole among them is a whole."""
-    share = pl.when(pl.col("share_ppm").is_null().any()).then(None)
-    return (
-        pieces.select("piece", "device_id", "from_us", "to_us")
-        .join(held, on="device_id", how="inner")
-        .filter((pl.col("start_us") <= pl.col("from_us")) & (pl.col("end_us") >= pl.col("to_us")))
-        .group_by("piece", "job_id")
-        .agg(
-            share.otherwise(pl.min_horizontal(pl.col("share_ppm").sum(), pl.lit(PPM)))
-            .cast(pl.Int64)
-            .alias("share_ppm"),
-            pl.col("job_key").first(),
-        )
+def _at(pieces: pl.DataFrame, stretches: pl.DataFrame, names: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """Return ``pieces`` with ``names`` of the stretch (device_id, from_us, until_us) each lies in, null where it lies in none.
+
+    Stretches of one device are disjoint, and pieces are cut at their ends.
+    """
+    found = pieces.select("device_id", "from_us", "to_us").join_asof(
+        stretches.select("device_id", "from_us", "until_us", *names),
+        on="from_us",
+        by="device_id",
+        check_sortedness=False,  # both are sorted by device and time
+    )
+    inside = (pl.col("to_us") <= pl.col("until_us")).fill_null(value=False)
+    return pieces.hstack(
+        found.select(pl.when(inside).then(name).cast(kind).alias(name) for name, kind in names.items())
     )
 
 
-def _not_a_job(pieces: pl.DataFrame, holder: str, weight: pl.Expr) -> pl.DataFrame:
-    return pieces.select(
-        "piece",
-        pl.lit(holder).alias("holder"),
-        pl.lit(None, dtype=pl.Int64).alias("job_id"),
-        pl.lit(holder).alias("holder_key"),
-        weight.cast(pl.Int64).alias("weight"),
-        pl.lit(PPM, dtype=pl.Int64).alias("weights"),
+def _spans(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return ``pieces`` numbered, and their runs within an hour, a segment and a place."""
+    alike = pl.all_horizontal(
+        pl.col(name).eq_missing(pl.col(name).shift(1))
+        for name in ("device_id", "hour_us", "segment", "node_id", "standing", "declared")
+    )
+    return pieces.with_row_index("piece").select(
+        "piece", (~alike.fill_null(value=False)).cum_sum().cast(pl.UInt32).alias("span"), pl.exclude("piece")
     )

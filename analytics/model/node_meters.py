@@ -56,7 +56,7 @@ def reader(meters: Sequence[Meter]) -> Read:
     def read(asked: pl.DataFrame) -> pl.DataFrame:
         pieces = asked.with_row_index("piece").with_columns(pl.lit(value=True).alias("placed"))
         nobody = pl.DataFrame(schema=_HELD)
-        measured = measure(Holdings(pieces, pl.DataFrame(), pl.DataFrame()), meters, nobody).pieces.sort("piece")
+        measured = measure(Holdings(pieces, pl.DataFrame()), meters, nobody).pieces.sort("piece")
         return asked.hstack(
             measured.select(
                 "energy_mj", "gap_mj", "covered_us", (pl.col("gauged_mj") > 0).alias("gauge"), "feed", "origin"

@@ -26,7 +26,8 @@ def pool_usage(pools: pl.DataFrame, allocations: pl.DataFrame, from_us: int, to_
     is 1 and ``held_us`` their sum of time x count, so that the product is exact either way.
     """
     start = pl.max_horizontal(pl.col("start_at").dt.epoch("us"), from_us)
-    end = pl.min_horizontal(pl.col("end_at").dt.epoch("us"), to_us)
+    # Who has ended holds nothing more, whether or not the scheduler said so of this holding.
+    end = pl.min_horizontal(pl.coalesce("end_at", "job_ended_at").dt.epoch("us"), to_us)
     pieces = (
         allocations.join(pools.select("device_id"), on="device_id", how="semi")
         .select("device_id", "job_id", "job_key", "accelerators", start.alias("start_us"), end.alias("end_us"))

@@ -10,7 +10,7 @@ from typing import Final
 
 import polars as pl
 
-from analytics.frames import HOLDER_IDLE
+from analytics.frames import HOLDER_IDLE, UNATTRIBUTED_PREFIX
 from analytics.model.claims import FOREVER_US
 
 AVAILABLE, RESERVED, DOWN = "available", "reserved_unused", "down"
@@ -21,15 +21,17 @@ SILENT: Final = "no_telemetry"
 _DOWN_KINDS: Final = ("maintenance", "stranded")
 
 
-def cuts(pieces_of: pl.DataFrame, assets: pl.DataFrame, capacity: pl.DataFrame) -> pl.DataFrame:
-    """Return device_id, cut_us: where what was declared of devices changes. ``pieces_of``: ``Placements``."""
-    if assets.is_empty() and capacity.is_empty():
+def declared_cuts(placements: pl.DataFrame, assets: pl.DataFrame | None, capacity: pl.DataFrame | None) -> pl.DataFrame:
+    """Return device_id, cut_us: where what is declared of devices changes, placements apart."""
+    dated = [(assets, "capitalized_at", "disposed_at"), (capacity, "valid_from", "valid_to")]
+    told = [_dated(rows, start, end) for rows, start, end in dated if rows is not None and rows.height]
+    if not told:
         return pl.DataFrame(schema={"device_id": pl.Int32, "cut_us": pl.Int64})
-    rows = pl.concat([_dated(assets, "capitalized_at", "disposed_at"), _dated(capacity, "valid_from", "valid_to")])
+    rows = pl.concat(told)
     edges = pl.concat(
         [rows.select("device_id", "node_id", pl.col(name).alias("cut_us")) for name in ("from_us", "until_us")]
     )
-    there = pieces_of.select("device_id", "node_id").unique()
+    there = placements.select("device_id", "node_id").unique()
     own = edges.filter(pl.col("device_id").is_not_null()).select("device_id", "cut_us")
     of_node = edges.filter(pl.col("device_id").is_null()).drop("device_id").join(there, on="node_id", how="inner")
     everywhere = edges.filter(pl.col("device_id").is_null() & pl.col("node_id").is_null())
@@ -37,18 +39,19 @@ def cuts(pieces_of: pl.DataFrame, assets: pl.DataFrame, capacity: pl.DataFrame) 
     return pl.concat([own, of_node.select("device_id", "cut_us"), of_site]).unique()
 
 
-def stand(pieces: pl.DataFrame, assets: pl.DataFrame, capacity: pl.DataFrame) -> pl.DataFrame:
+def stand(pieces: pl.DataFrame, assets: pl.DataFrame | None, capacity: pl.DataFrame | None) -> pl.DataFrame:
     """Return ``pieces`` with ``standing`` (what is declared of the time if nobody holds it; null = not on the books) and ``declared``.
 
-    ``pieces``: as of ``holding.hold``, cut at :func:`cuts`. ``declared`` is the reason, null where nothing is declared. Down
+    ``pieces``: device_id, from_us, to_us, node_id, in_service, cut at :func:`declared_cuts`. ``declared`` is the reason, null where nothing is declared. Down
     stands before reserved: a reservation of a broken board is not kept.
     """
     on_books = pl.col("node_id").is_not_null()
-    if not assets.is_empty():
+    pieces = pieces.with_row_index("piece")
+    if assets is not None and assets.height:
         pieces, on_books = _owned(pieces, assets)
     kept = pl.lit(value=False)
     declared = pl.lit(None, dtype=pl.String)
-    if not capacity.is_empty():
+    if capacity is not None and capacity.height:
         pieces = _kept(pieces, capacity)
         kept, declared = pl.col("reserved").fill_null(value=False), pl.col("kept_down")
     why = (
@@ -64,7 +67,7 @@ def stand(pieces: pl.DataFrame, assets: pl.DataFrame, capacity: pl.DataFrame) ->
     return pieces.with_columns(
         pl.when(on_books).then(standing).alias("standing"),
         pl.when(on_books).then(pl.coalesce(why, pl.when(kept).then(pl.lit("reservation")))).alias("declared"),
-    ).drop("owned", "owned_node", "has_asset", "node_has_asset", "reserved", "kept_down", strict=False)
+    ).drop("piece", "owned", "owned_node", "has_asset", "node_has_asset", "reserved", "kept_down", strict=False)
 
 
 def times(holder: pl.Expr, standing: pl.Expr, time_us: pl.Expr, dark_us: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
@@ -101,6 +104,20 @@ def word() -> pl.Expr:
         .when(pl.col("holder") == HOLDER_IDLE)
         .then(idle)
         .otherwise(pl.lit("used"))
+    )
+
+
+def reason() -> pl.Expr:
+    """Return why a usage row's time is nobody's, or its state what it is; null = plain. Of rows with state, holder and declared."""
+    nobodys = pl.col("holder").str.strip_prefix(UNATTRIBUTED_PREFIX)
+    odd = (pl.col("holder") == HOLDER_IDLE) & (pl.col("state") != AVAILABLE)
+    silent = pl.when(pl.col("state") == DOWN).then(pl.lit(SILENT))
+    return (
+        pl.when(nobodys != pl.col("holder"))
+        .then(nobodys)
+        .when(odd)
+        .then(pl.coalesce("declared", silent))
+        .otherwise(pl.lit(None, dtype=pl.String))
     )
 
 

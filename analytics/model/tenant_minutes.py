@@ -45,12 +45,12 @@ def by_tenant(
         pl.concat([plain, fine])
         .sort("device_id", "at_us")
         .join_asof(
-            pieces.select("device_id", "piece", "hour_us", pl.col("from_us").alias("at_us")),
+            pieces.select("device_id", "piece", "span", "hour_us", pl.col("from_us").alias("at_us")),
             on="at_us",
             by="device_id",
             check_sortedness=False,  # sorted by device and time just now, and pieces are so by their declaration
         )
-        .join(holdings.holders, on="piece", how="inner")
+        .join(holdings.holders, on="span", how="inner")
     )
     is_whole = pl.col("weight") == pl.col("weights")
     shared = spread(

@@ -5,6 +5,7 @@ Which meter speaks for a piece is settled before (``authority.py``). Knows no te
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
@@ -14,44 +15,64 @@ from analytics.frames import HOLDER_IDLE, UNATTRIBUTED_GAP
 from analytics.model.authority import DEVICE_HOUR, Measured
 from analytics.model.energy import QUANTITIES
 from analytics.model.holding import Holdings
+from analytics.model.methods import least_exact
 from analytics.model.money import spread
+from analytics.model.sharing import split_shared
+from analytics.model.states import times
+from analytics.policy import SharingError
 from analytics.units import US_PER_HOUR
 
 _SPLIT: Final = (
-    "metered_mj", "kept_mj", "gauged_mj", "edged_mj", "below_mj", "above_mj", "hole_us", "kept_us",
+    "metered_mj", "kept_mj", "gauged_mj", "edged_mj", "below_mj", "above_mj", "gap_us", "dark_us", "kept_us",
     "covered_us", "known_us", "active_us", "idle_us", "throttled_us", "throttle_bits_us", "throttle_counter_us",
 )  # fmt: skip
+_SPAN: Final = ("hour_us", "device_id", "standing", "declared")
 
 
-def attribute(measured: Measured, holdings: Holdings) -> pl.DataFrame:
-    """Return rows by hour_us, device_id, holder, job_id, holder_key with summed quantities; raise if they do not sum to the meter."""
-    pieces = measured.pieces.with_columns(
-        (pl.col("energy_mj") - pl.col("gap_mj")).alias("metered_mj"),
-        (pl.col("to_us") - pl.col("from_us") - pl.col("covered_us")).alias("hole_us"),
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the energy of shared boards is divided by, beside what their holders are entitled to."""
+
+    seen: pl.DataFrame
+    """``activity.LOOKS``."""
+    floors: pl.DataFrame
+    """device_id, idle_power_mw of every device."""
+    error: SharingError
+
+
+def attribute(measured: Measured, holdings: Holdings, activity: Activity | None = None) -> pl.DataFrame:
+    """Return rows by hour_us, device_id, holder, job_id, holder_key with summed quantities; raise if they do not sum to the meter.
+
+    Times and energies of a span are its holders' by their weights, energy of what several hold by who was active (``sharing``), where
+    ``activity`` is given. Also each row's ``reserved_us``, ``down_us``, ``declared`` (the state's reason) and ``method``.
+    """
+    spans = _spans(measured.pieces)
+    parts = spans.join(holdings.holders, on="span", how="inner", maintain_order="left")
+    on_books = pl.col("standing").is_not_null() | (pl.col("holder") != HOLDER_IDLE)
+    parts = parts.filter(on_books | (pl.col("covered_us") + pl.col("gap_us") > 0)).with_columns(
+        pl.lit(0, dtype=pl.Int64).alias(name) for name in ("worked_mj", "seen_us")
     )
-    parts = pieces.join(holdings.holders, on="piece", how="inner", maintain_order="left")
-    parts = parts.filter(
-        pl.col("placed") | (pl.col("holder") != HOLDER_IDLE) | (pl.col("covered_us") + pl.col("gap_us") > 0)
-    )
-    whole = parts.filter(pl.col("weight") == pl.col("weights"))
-    shared = parts.filter(pl.col("weight") != pl.col("weights"))
-    for name in _SPLIT:
-        shared = spread(shared, group=["piece"], weight="weight", ties=["holder_key"], total=name, into=name)
+    is_whole = pl.col("weight") == pl.col("weights")
+    shared = _shared(parts.filter(~is_whole), measured, holdings, activity)
+    parts = pl.concat([parts.filter(is_whole), shared.select(parts.columns)])
     # Split one by one, parts of estimates may pass parts of the whole by the last millijoule.
-    estimated = pl.min_horizontal(pl.col("gauged_mj") + pl.col("edged_mj"), "metered_mj") + pl.col("kept_mj")
-    rows = (
-        pl.concat([whole, shared.select(whole.columns)])
-        .group_by("hour_us", "device_id", "holder", "job_id", "holder_key")
-        .agg(
-            (pl.col("metered_mj") + pl.col("kept_mj")).sum().alias("energy_mj"),
-            estimated.sum().alias("estimated_mj"),
-            pl.col("below_mj", "above_mj").sum(),
-            (pl.col("covered_us") + pl.col("hole_us")).sum().alias("held_us"),
-            (pl.col("covered_us") + pl.col("kept_us")).sum().alias("spanned_us"),
-            *(pl.col(name).sum() for name in QUANTITIES if name != "energy_mj"),
-            pl.col("feed").min(),
-            pl.col("origin").max(),
-        )
+    guessed = pl.col("gauged_mj") + pl.col("edged_mj") + pl.col("worked_mj")
+    estimated = pl.min_horizontal(guessed, "metered_mj") + pl.col("kept_mj")
+    time_us = pl.col("covered_us") + pl.col("gap_us") + pl.col("dark_us")
+    reserved, down = times(pl.col("holder"), pl.col("standing"), time_us, pl.col("dark_us"))
+    rows = parts.group_by("hour_us", "device_id", "holder", "job_id", "holder_key").agg(
+        (pl.col("metered_mj") + pl.col("kept_mj")).sum().alias("energy_mj"),
+        estimated.sum().alias("estimated_mj"),
+        pl.col("below_mj", "above_mj").sum(),
+        time_us.sum().alias("held_us"),
+        (pl.col("covered_us") + pl.col("kept_us") + pl.col("seen_us")).sum().alias("spanned_us"),
+        *(pl.col(name).sum() for name in QUANTITIES if name != "energy_mj"),
+        reserved.sum().alias("reserved_us"),
+        down.sum().alias("down_us"),
+        pl.col("declared").min(),
+        least_exact(pl.col("method")).alias("method"),
+        pl.col("feed").min(),
+        pl.col("origin").max(),
     )
     rows = pl.concat([rows, _lost_in_gaps(measured.pieces).select(rows.columns)]).sort("hour_us", "device_id", "holder")
     _check_balance(rows, measured.pieces)
@@ -62,6 +83,53 @@ def attribute(measured: Measured, holdings: Holdings) -> pl.DataFrame:
         pl.when(guessed).then(pl.col("energy_mj") + pl.col("above_mj")).alias("energy_high_mj"),
         *(pl.when(spanned).then(pl.col(name)).alias(name) for name in ("energy_mj", "estimated_mj")),
     ).drop("below_mj", "above_mj")
+
+
+def _spans(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces' quantities by span: whatever is divided by weight alone is divided once, not at every look."""
+    summed = [name for name in _SPLIT if name not in ("metered_mj", "dark_us")]
+    length = pl.col("to_us") - pl.col("from_us")
+    return pieces.group_by("span", *_SPAN, maintain_order=True).agg(
+        (pl.col("energy_mj") - pl.col("gap_mj")).sum().alias("metered_mj"),
+        (length - pl.col("covered_us") - pl.col("gap_us")).sum().alias("dark_us"),
+        pl.col(summed).sum(),
+        pl.col("feed").min(),
+        pl.col("origin").max(),
+    )
+
+
+def _shared(parts: pl.DataFrame, measured: Measured, holdings: Holdings, activity: Activity | None) -> pl.DataFrame:
+    """Return ``parts`` of spans that several hold with every quantity divided; energy by activity where that is known."""
+    if parts.is_empty():
+        return parts
+    for name in _SPLIT:
+        parts = spread(parts, group=["span"], weight="weight", ties=["holder_key"], total=name, into=name)
+    if activity is None:
+        return parts
+    by_work = split_shared(measured.pieces, holdings.holders, activity.seen, activity.floors, activity.error).select(
+        "span",
+        "holder",
+        "job_id",
+        "holder_key",
+        pl.col("energy_mj").alias("metered_mj"),
+        pl.col("active_mj").alias("worked_mj"),
+        pl.col("below_mj").alias("work_below_mj"),
+        pl.col("above_mj").alias("work_above_mj"),
+        "seen_us",
+        "method",
+    )
+    own = by_work.drop("holder", "job_id", "seen_us")
+    known = parts.drop("metered_mj", "worked_mj", "method").join(
+        own, on=["span", "holder_key"], how="left", maintain_order="left"
+    )
+    strangers = by_work.join(parts.select("span", "holder_key"), on=["span", "holder_key"], how="anti")
+    of_span = parts.unique("span", keep="first", maintain_order=True).select("span", *_SPAN, "feed", "origin")
+    added = strangers.join(of_span, on="span", how="inner")
+    both = pl.concat([known, added], how="diagonal").with_columns(
+        (pl.col("below_mj").fill_null(0) + pl.col("work_below_mj")).alias("below_mj"),
+        (pl.col("above_mj").fill_null(0) + pl.col("work_above_mj")).alias("above_mj"),
+    )
+    return both.with_columns(pl.col(*_SPLIT, "worked_mj", "seen_us").fill_null(0))
 
 
 def quality(measured: Measured, dropped: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
@@ -75,8 +143,12 @@ def quality(measured: Measured, dropped: pl.DataFrame, from_us: int, to_us: int)
     holes = measured.holes.select(*DEVICE_HOUR, "reason", none.alias("readings"), "time_us", "unbooked_mj")
     known = holes.group_by(DEVICE_HOUR).agg(pl.col("time_us").sum().alias("explained_us"))
     length = pl.col("to_us") - pl.col("from_us")
+    on_books = pl.any_horizontal(pl.col("standing", "segment").is_not_null()) | (
+        pl.col("covered_us") + pl.col("gap_us") > 0
+    )
     silent = (
-        measured.pieces.group_by(DEVICE_HOUR)
+        measured.pieces.filter(on_books)
+        .group_by(DEVICE_HOUR)
         .agg((length - pl.col("covered_us")).sum().alias("open_us"))
         .join(known, on=DEVICE_HOUR, how="left")
         .select(
@@ -96,7 +168,8 @@ def _lost_in_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
     """Return the energy of gaps that no job held throughout: known energy, unknown cause, no time of its own."""
     lost = pl.col("gap_mj") - pl.col("kept_mj")
     nothing = [
-        pl.lit(0, dtype=pl.Int64).alias(name) for name in ("held_us", *(q for q in QUANTITIES if q != "energy_mj"))
+        pl.lit(0, dtype=pl.Int64).alias(name)
+        for name in ("held_us", "reserved_us", "down_us", *(q for q in QUANTITIES if q != "energy_mj"))
     ]
     return (
         pieces.filter(pl.col("gap_us") > pl.col("kept_us"))
@@ -114,6 +187,8 @@ def _lost_in_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
             pl.lit(UNATTRIBUTED_GAP).alias("holder_key"),
             pl.lit(None, dtype=pl.Int64).alias("job_id"),
             pl.col("energy_mj").alias("estimated_mj"),
+            pl.lit(None, dtype=pl.String).alias("declared"),
+            pl.lit("whole").alias("method"),
             *nothing,
         )
     )

@@ -64,9 +64,9 @@ def test_a_holding_that_is_committed_while_a_run_reads_is_seen_by_none_of_its_qu
         run = loaded(fleet)
         slow.commit()
 
-    assert run.inputs.usage.allocations.height == 0
-    assert loaded(fleet, run.as_of).inputs.usage.allocations.height == 0
-    assert loaded(fleet).inputs.usage.allocations.height == 1
+    assert run.inputs.usage.holds.height == 0
+    assert loaded(fleet, run.as_of).inputs.usage.holds.height == 0
+    assert loaded(fleet).inputs.usage.holds.height == 1
 
 
 def test_a_restored_database_goes_on_counting_so_that_old_runs_see_nothing_new(fleet: SmallFleet) -> None:

@@ -15,7 +15,6 @@ import dataframely as dy
 import polars as pl
 
 from analytics.frames import (
-    Allocations,
     Anchors,
     ApiCalls,
     Bindings,
@@ -23,8 +22,10 @@ from analytics.frames import (
     Devices,
     Epochs,
     FacilityFactors,
+    Holds,
     Intensity,
     Jobs,
+    Placements,
     Prices,
     Tariffs,
     TenantMoves,
@@ -87,11 +88,18 @@ def holds(job: int, device_id: int, start: float, end: float | None, share: floa
         "device_id": device_id,
         "job_id": job,
         "share_ppm": None if share is None else round(share * 1_000_000),
-        "method": "whole" if share is None else "share",
+        "evidence": "cgroup",
         "accelerators": 1,
         "start_at": at(start),
         "end_at": None if end is None else at(end),
+        "recorded_at": at(start),
     }
+
+
+def placed(device_id: int, start: float | None = None, end: float | None = None, **more: Any) -> dict[str, Any]:
+    """Return a stretch of a device in a node, since ever and for ever where nothing is said."""
+    dates = {"valid_from": LONG_AGO if start is None else at(start), "valid_to": None if end is None else at(end)}
+    return {"device_id": device_id, "node_id": 1, "in_service": True, **dates, **more}
 
 
 def job(job_id: int, **more: Any) -> dict[str, Any]:
@@ -146,6 +154,8 @@ class Site:
     readings: Rows = ()
     allocations: Rows = ()
     devices: Rows = (device(),)
+    placements: Rows | None = None
+    """None: each device has always been in the node it names."""
     epochs: Rows = (epoch(),)
     tenants: Rows = ()
     jobs: Rows = ()
@@ -175,7 +185,8 @@ class Site:
                 table(Devices, self.devices),
                 table(Epochs, self.epochs),
                 table(DeviceReadings, self.readings),
-                table(Allocations, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
+                table(Placements, self._placements()),
+                table(Holds, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
                 anchors=table(Anchors, self.anchors),
             ),
             References(
@@ -191,6 +202,13 @@ class Site:
             ),
             table(ApiCalls, self.calls),
         )
+
+    def _placements(self) -> list[Mapping[str, Any]]:
+        if self.placements is not None:
+            return list(self.placements)
+        return [
+            placed(row["device_id"], node_id=row["node_id"]) for row in self.devices if row.get("node_id") is not None
+        ]
 
     def close(self, window: Window | None = None) -> HourResult:
         return close_hours(self.inputs(window), self.policy)

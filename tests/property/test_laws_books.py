@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.frames import Allocations, DeviceReadings, Devices, Epochs, NamedUsage
+from analytics.frames import DeviceReadings, Devices, Epochs, Holds, NamedUsage, Placements
 from analytics.pipeline import (
     HourInputs,
     HourResult,
@@ -325,7 +325,7 @@ def test_usage_rated_again_gives_the_lines_that_closing_under_the_new_rates_give
         tariffs=[tariff(3, str(POWER_PRICE + more))],
     )
     inputs = other.inputs()
-    keys = inputs.usage.allocations.select("job_id", ("job:" + pl.col("job_key")).alias("holder_key")).unique()
+    keys = inputs.usage.holds.select("job_id", ("job:" + pl.col("job_key")).alias("holder_key")).unique()
     models = inputs.usage.devices.select("device_id", pl.col("model").alias("device_model"))
     stored = before.usage.join(models, on="device_id").join(keys, on="job_id", how="left")
     named = NamedUsage.validate(stored.with_columns(pl.coalesce("holder_key", "holder").alias("holder_key")))
@@ -379,7 +379,8 @@ def _of_node(inputs: HourInputs, node: int) -> UsageInputs:
         devices=Devices.validate(devices),
         epochs=Epochs.validate(usage.epochs.filter(pl.col("node_id") == node)),
         readings=DeviceReadings.validate(usage.readings.filter(mine)),
-        allocations=Allocations.validate(usage.allocations.filter(mine)),
+        placements=Placements.validate(usage.placements.filter(mine)),
+        holds=Holds.validate(usage.holds.filter(mine)),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from analytics.frames import INSTANT, Allocations, DeviceReadings
+from analytics.frames import INSTANT, DeviceReadings, Holds
 from analytics.units import PPM, from_us, to_us
 from collector.wire import Feed, Origin
 from tests.fakes.site import HOUR, LONG_AGO
@@ -261,13 +261,12 @@ class World:
 
     def _allocations(self) -> list[dict[str, Any]]:
         """Return the holds as today's model reads them: resolved to boards, ends that nobody told open, good evidence only."""
-        kinds = Allocations.create_empty().schema
+        kinds = Holds.create_empty().schema
         told = self._holds().filter(pl.col("evidence") == "cgroup").sort("allocation_id")
         rows = []
         for hold, row in zip(self.holds, told.iter_rows(named=True), strict=True):
             share = None if hold.weight_den == 1 else hold.weight_num * PPM // hold.weight_den
-            method = "slice" if hold.instance else "whole" if share is None else "share"
-            whole = {**row, "device_id": hold.board, "share_ppm": share, "method": method}
+            whole = {**row, "device_id": hold.board, "share_ppm": share}
             rows.append({name: whole[name] for name in kinds})
         return rows
 

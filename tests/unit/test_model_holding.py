@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from analytics.frames import Devices, Epochs, Holds, Placements
-from analytics.model.held import Resolved, hold, resolve, whole_holder
+from analytics.model.holding import Resolved, hold, resolve, whole_holder
 from analytics.policy import Policy
 from analytics.units import US_PER_SECOND, to_us
 from tests.fakes.site import HOUR, LONG_AGO, Rows, at, device, epoch, table

@@ -12,16 +12,23 @@ from tests.fakes.site import Site, device, holds, price, steady
 
 def test_a_row_tells_the_least_exact_of_its_holdings_and_what_nobody_held_tells_of_all() -> None:
     site = Site(
-        readings=steady(1, 0, 3600, 100) + steady(2, 0, 3600, 100),
-        devices=[device(1), device(2)],
+        readings=steady(1, 0, 3600, 100) + steady(2, 0, 3600, 100) + steady(3, 0, 3600, 100),
+        devices=[device(1), device(2), device(3)],
         allocations=[
-            {**holds(1, 1, 0, 1800, 0.5), "method": "slice"},
-            {**holds(1, 1, 1800, 3600, 0.5), "method": "count"},
-            holds(2, 2, 0, 600),
+            holds(1, 1, 0, 1800, 0.5),
+            # One of the two that nobody holds by name.
+            {**holds(1, 1, 1800, 3600), "device_id": None, "node_id": 1, "evidence": "sacct"},
+            holds(2, 2, 0, 3600),
         ],
     )
     told = {(row["device_id"], row["holder"]): row["method"] for row in site.close().usage.to_dicts()}
-    assert told == {(1, "job:1"): "count", (1, "idle"): "count", (2, "job:2"): "whole", (2, "idle"): "whole"}
+    assert told == {
+        (1, "job:1"): "count",
+        (1, "idle"): "count",
+        (2, "job:2"): "whole",
+        (3, "job:1"): "count",
+        (3, "idle"): "count",
+    }
 
 
 def test_a_holding_of_another_hour_says_nothing_of_this_one() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from analytics.pipeline import Window
-from tests.fakes.site import HOUR, Site, at, device, holds, reading, steady
+from tests.fakes.site import HOUR, Site, at, device, holds, placed, reading, steady
 
 FULL = steady(1, 0, 3600, 100)
 
@@ -26,8 +26,9 @@ def test_three_equal_shares_split_by_largest_remainder_and_sum_to_the_meter() ->
     readings = [reading(1, 0, 0), reading(1, 10, 0.010)]
     third = 0.333333
     rows = Site(readings=readings, allocations=[holds(j, 1, 0, 10, third) for j in (1, 2, 3)]).usage()
-    # 10 mJ x 0.333333 = 3.33333 each, 0.00001 idle: floors 3, 3, 3, 0; the last goes to the first of the largest remainders.
-    assert {h: r["energy_mj"] for h, r in rows.items()} == {"job:1": 4, "job:2": 3, "job:3": 3, "idle": 0}
+    # 10 mJ / 3: 3 each, and the last goes to the first of equal remainders. Nobody is idle until the jobs end, unmetered then.
+    assert {h: r["energy_mj"] for h, r in rows.items()} == {"job:1": 4, "job:2": 3, "job:3": 3, "idle": None}
+    assert rows["idle"]["held_us"] == 3_590_000_000
     assert sum(row["held_us"] for row in rows.values()) == 3_600_000_000
 
 
@@ -73,7 +74,7 @@ def test_uncovered_edges_of_a_job_are_coverage_not_invented_energy() -> None:
 
 
 def test_a_device_placed_mid_hour_is_on_the_books_from_then() -> None:
-    row = Site(devices=[device(placed_from_at=at(1800))]).usage()["idle"]
+    row = Site(placements=[placed(1, 1800)]).usage()["idle"]
     assert (row["held_us"], row["state"]) == (1_800_000_000, "down")
 
 
