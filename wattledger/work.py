@@ -34,6 +34,7 @@ from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
 from analytics.closing.pool import Pool, StoppedError, memory_of
 from analytics.closing.request import Closing
+from analytics.io.bill_spans import sum_spans
 from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
@@ -58,6 +59,9 @@ ENFORCE_INTERVAL_S: Final = 30.0
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
 SOURCES_INTERVAL_S: Final = 300.0
+BILLS_INTERVAL_S: Final = 30.0
+BILLS_STEP_S: Final = 5.0
+"""An hour is summed once it is closed, a day once it is over; after an upgrade there are years of them."""
 _LONGEST_PAUSE_S: Final = 60.0
 LEASE: Final = timedelta(seconds=30)
 _SEALING_ENDS_WITHIN_S: Final = 5.0
@@ -209,6 +213,7 @@ class Worker:
             Chore("minutes", settings.interval_s, self._make_minutes),
             Chore("fleet", FLEET_INTERVAL_S, self._listen_to_the_fleet),
             Chore("sources", SOURCES_INTERVAL_S, self._compare_sources),
+            Chore("bills", BILLS_INTERVAL_S, self._sum_bills),
             Chore("housekeeping", HOUSEKEEPING_INTERVAL_S, self._keep_house),
         )
         log.info("budgets %s", "act on jobs where they are armed" if enforced else "are a dry run: not --enforced")
@@ -297,6 +302,12 @@ class Worker:
         done = self._minutes.step(now)
         self.metrics.minutes(done)
         return f"made of {done.made} hours, {done.left} are left" if done.made > 1 and done.left else None
+
+    def _sum_bills(self, now: datetime) -> object | None:
+        del now  # which hours are closed the books say
+        with self._database.connect("worker", autocommit=True, application=self._lease.session) as connection:
+            done = sum_spans(connection, for_s=BILLS_STEP_S)
+        return f"{done.made} days or hours summed for bills, {done.left} to go" if done.left else None
 
     def _listen_to_the_fleet(self, now: datetime) -> object | None:
         with self._database.connect("worker", application=self._lease.session) as connection:

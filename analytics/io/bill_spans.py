@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import psycopg
@@ -77,7 +77,7 @@ def forget_spans(connection: psycopg.Connection[Any], site_id: int, hour_at: dat
     """Drop the sums an hour is in: something changed that its revision does not tell, its findings."""
     connection.execute(
         "DELETE FROM bill_spans WHERE site_id = %(site_id)s AND from_at IN (%(hour_at)s, %(day_at)s)",
-        {"site_id": site_id, "hour_at": hour_at, "day_at": hour_at.replace(hour=0)},
+        {"site_id": site_id, "hour_at": hour_at, "day_at": hour_at.astimezone(UTC).replace(hour=0)},
     )
 
 
