@@ -44,6 +44,7 @@ One per format:
   wattledger import intensity electricitymaps.csv --zone DE
   wattledger import prices litellm.csv --valid-from 2026-01-01
   wattledger import facility-factors pue.csv --site berlin-1
+  wattledger import meters utility.csv --site berlin-1 --meter grid --level utility
   wattledger import topology /etc/slurm/topology.conf --site berlin-1
 \b
 See what would happen first, and what a file's columns are taken for:
@@ -56,7 +57,7 @@ taken, 1: some rows were refused and are listed with their line, 2: the file cou
 """,
 )
 def import_() -> None:
-    """Take in node power, jobs, LLM logs, what providers charge, tariffs, intensity and prices from files; list them."""
+    """Take in node and site power, jobs, LLM logs, what providers charge, tariffs, intensity and prices from files; list them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`import focus`, `import litellm`, and what came of them: files, invoices, sums of charges, charges beside calls.
+"""`import meters`, `import focus`, `import litellm`, and what came of them: files, invoices, sums of charges, charges beside calls.
 
 The group of all imports as the command line loads it. Exit codes as there; `invoices` leaves with 1 where a stated total differs.
 """
@@ -6,7 +6,7 @@ The group of all imports as the command line loads it. Exit codes as there; `inv
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from wattledger.cli import EXIT_NO, chosen_home
 from wattledger.cli.bill import Instant
 from wattledger.cli.imports import Asked, carry_out, import_, takes_file
 from wattledger.cli.output import Format, Shown, format_option, print_rows
-from wattledger.cli.parameters import Pair, TenantPath
+from wattledger.cli.parameters import Duration, Kwh, Pair, Percent, TenantPath
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,6 +26,53 @@ if TYPE_CHECKING:
     from ingest.importers.report import ImportReport, ProgressCallback
 
 __all__ = ["import_"]
+
+
+@import_.command(
+    epilog="""\b
+Examples:
+  wattledger import meters utility.csv --site berlin-1 --meter grid --level utility --error 0.5
+  wattledger import meters pdus.csv --site berlin-1 --level pdu --parent grid --step 1h
+  wattledger import meters register.csv --meter pdu-a --map register=total --unit register=kWh --wrap 1000000
+\b
+A row is the energy of a period (start, to or --step, energy) or a register at an instant (at, register).
+Columns meter, level, parent and covers say what the options would. Readings of nodes come by `import node-power`.
+"""
+)
+@takes_file
+@click.option("--meter", help="Name of the meter where the file has no such column.")
+@click.option("--level", type=click.Choice(["utility", "pdu", "cdu", "other"]), help="Of meters that are new.")
+@click.option("--parent", help="Meter that feeds them.")
+@click.option(
+    "--covers",
+    type=click.Choice(["it", "part", "cooling", "all"]),
+    help="What is behind them. A new utility covers all, others it.",
+)
+@click.option(
+    "--error", "error_percent", type=Percent(), metavar="PERCENT", help="90 % of readings are this near: 0.5."
+)
+@click.option("--wrap", "wrap_kwh", type=Kwh(), metavar="KWH", help="Where a register begins anew at 0.")
+@click.option(
+    "--step", type=Duration(), default="15m", show_default=True, help="How long a row with a start only lasts."
+)
+def meters(
+    asked: Asked,
+    meter: str | None,
+    level: str | None,
+    parent: str | None,
+    covers: str | None,
+    error_percent: int | None,
+    wrap_kwh: int | None,
+    step: timedelta,
+) -> None:
+    """What meters above the nodes showed: utility, PDU, CDU; to be compared with the books (`wattledger meters gap`)."""
+    from ingest.importers.meter_readings import MeterOptions, import_meters
+
+    def run(conn: sa.Connection, source: Source, site: str, progress: ProgressCallback) -> ImportReport:
+        options = MeterOptions(site, meter, level, parent, covers, error_percent, wrap_kwh, step)
+        return import_meters(conn, source, options, dry_run=asked.dry_run, progress=progress)
+
+    carry_out(asked, run)
 
 
 @import_.command(

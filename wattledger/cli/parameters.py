@@ -1,4 +1,4 @@
-"""Kinds of parameters that several commands take: text files, tenant paths, durations, pairs. A bad one is a usage error."""
+"""Kinds of parameters that several commands take: text files, tenant paths, durations, pairs, amounts. A bad one is a usage error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 STDIN: Final = "-"
 MAX_TEXT_BYTES: Final = 4 << 20
+_MJ_PER_KWH: Final = 3_600_000_000
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -85,6 +86,35 @@ class Pair(click.ParamType[tuple[str, str]]):
         if not (ours.strip() and equals and theirs.strip()):
             self.fail(f"{value!r} must look like ours=theirs, e.g. start=init_start_ms", param, ctx)
         return ours.strip(), theirs.strip()
+
+
+class Percent(click.ParamType[int]):
+    """A percentage as parts per million: 0.5 is 5,000."""
+
+    name = "percent"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,4}))?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no percentage; write it like 2 or 0.5", param, ctx)
+        return int(match[1]) * 10_000 + int((match[2] or "").ljust(4, "0"))
+
+
+class Kwh(click.ParamType[int]):
+    """Energy in kWh as whole millijoules."""
+
+    name = "kwh"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,9})(?:\.(\d{1,9}))?", str(value))
+        if match is None or not int(match[1] + (match[2] or "")):
+            self.fail(f"{value!r} is no energy above 0 in kWh; write it like 1000000 or 4294.967296", param, ctx)
+        billionths = int(match[1]) * 10**9 + int((match[2] or "").ljust(9, "0"))
+        return billionths * _MJ_PER_KWH // 10**9
 
 
 def _head(path: Path) -> bytes:
