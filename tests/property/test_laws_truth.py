@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from typing import Final
 
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics.frames import DeviceReadings
 from analytics.pipeline import content_hash
 from analytics.policy import Policy
-from analytics.units import US_PER_HOUR
+from analytics.units import US_PER_HOUR, to_us
 from tests.sim.observed import Observed
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec
 from tests.sim.world import START_US, World
@@ -196,3 +199,86 @@ def test_with_everything_mixed_hours_closed_one_by_one_are_the_same_bytes_and_al
         parts = pl.concat([getattr(result, name) for result in alone])
         assert content_hash(parts) == content_hash(getattr(together, name)), name
     assert together.usage["origin"].unique().to_list() == together.lines["origin"].unique().to_list() == [4]
+
+
+def _told(seen: Observed, board: int, feed: int) -> list[tuple[int, int, int]]:
+    ids = [row["epoch_id"] for row in seen.epochs if row["feed"] == feed]
+    mine = seen.readings.filter((pl.col("device_id") == board) & pl.col("epoch_id").is_in(ids)).sort("at")
+    return mine.select(pl.col("at").dt.epoch("us") - START_US, pl.col("epoch_id").cast(pl.Int64), "energy_mj").rows()
+
+
+def _hidden(seen: Observed, board: int, first: int, last: int) -> Observed:
+    """The same, of an agent that read this board in [first, last) alone."""
+    native = [row["epoch_id"] for row in seen.epochs if row["feed"] == 1]
+    at = pl.col("at").dt.epoch("us") - START_US
+    unseen = (pl.col("device_id") == board) & pl.col("epoch_id").is_in(native) & ~at.is_between(first, last - 1)
+    return replace(seen, readings=DeviceReadings.validate(seen.readings.filter(~unseen)))
+
+
+@LAW
+@given(specs(EVERYTHING), st.integers(-900, 7200), st.integers(0, 8000), st.floats(0, 3))
+def test_where_an_agent_comes_late_or_leaves_early_the_second_feed_counts_and_inside_its_time_never(
+    spec: WorldSpec, comes_s: int, stays_s: int, jitter: float
+) -> None:
+    """Two feeds of one counter, silences, reloads in them, moves: by intervals, each device-hour to the millijoule."""
+    board = 1
+    seen = World(spec).sample(Sampling(jitter_s=jitter, event_delay_s=0.2, refresh_s=0.1))
+    seen = _hidden(seen, board, comes_s * 1_000_000, (comes_s + stays_s) * 1_000_000)
+    booked = _device_hours(seen)
+    native, dcgm = _told(seen, board, 1), _told(seen, board, 2)
+    for hour in range(HOURS):
+        first, last = hour * US_PER_HOUR, (hour + 1) * US_PER_HOUR
+        if native:
+            came, left = (min(max(at, first), last) for at in (native[0][0], native[-1][0]))
+            expected = _counted(native, first, last) + _counted(dcgm, first, came) + _counted(dcgm, left, last)
+        else:
+            expected = _counted(dcgm, first, last)
+        assert booked[board, hour] == expected
+
+
+@LAW
+@given(specs(Weather(two_feeds=True)).filter(lambda spec: spec.sharing is None))
+def test_a_job_whose_hooks_read_the_counter_is_billed_its_true_energy(spec: WorldSpec) -> None:
+    """No reading at its beginning or end, two feeds at cadences of their own: the anchors alone make it exact."""
+    world = World(spec)
+    seen = world.sample(Sampling(jitter_s=0, exact_at_events=False, hook_anchors=True))
+    result = seen.site(anchors=seen.anchors.to_dicts()).close()
+    billed = dict(result.usage.group_by("holder").agg(pl.col("energy_mj").sum()).iter_rows())
+    for holder in world.truth.holders:
+        assert billed.get(holder, 0) == world.truth.energy_mj(0, HOURS * US_PER_HOUR, holder=holder)
+    assert result.quality.filter(reason="anchor_rejected").is_empty()
+
+
+@LAW
+@given(spec=specs(EVERYTHING), exact=st.booleans())
+def test_no_figure_is_silent_and_what_is_estimated_says_between_what_it_lies(*, spec: WorldSpec, exact: bool) -> None:
+    """Law 2: source, coverage and origin on each row; bounds where something is estimated and nowhere else, around the energy."""
+    result = World(spec).sample(Sampling(exact_at_events=exact, event_delay_s=0.2, refresh_s=0.1)).site().close()
+    for row in result.usage.iter_rows(named=True):
+        guessed = (row["estimated_mj"] or 0) > 0
+        assert row["source"] == "estimated" or not guessed
+        assert row["source"] in {"measured", "estimated", "assumed"}
+        assert 0 <= row["coverage"] <= 1
+        assert row["origin"] == 4
+        bounds = (row["energy_low_mj"], row["energy_high_mj"])
+        assert (None not in bounds) == (guessed or (row["source"] == "assumed" and row["energy_mj"] is not None))
+        assert None in bounds or bounds[0] <= row["energy_mj"] <= bounds[1]
+    energies = ("energy_mj", "energy_low_mj", "energy_high_mj")
+    usage = result.usage.with_columns(pl.coalesce(name, "energy_mj").fill_null(0).alias(name) for name in energies)
+    told = result.lines.filter(pl.col("energy_mj").is_not_null())
+    lines = told.with_columns(pl.coalesce(name, "energy_mj").alias(name) for name in energies)
+    assert usage.select(pl.col(energies).sum()).row(0) == lines.select(pl.col(energies).sum()).row(0)
+
+
+@LAW
+@given(spec=specs(Weather(silence_s=1_500)), exact=st.booleans())
+def test_the_true_energy_of_a_silent_hour_lies_inside_its_bounds(*, spec: WorldSpec, exact: bool) -> None:
+    world = World(spec)
+    usage = world.sample(Sampling(jitter_s=0, exact_at_events=exact)).site().close().usage
+    for (board, hour_at), rows in usage.partition_by("device_id", "hour_at", as_dict=True).items():
+        assert isinstance(board, int)
+        assert isinstance(hour_at, datetime)
+        first = to_us(hour_at) - START_US
+        true = world.truth.energy_mj(first, first + US_PER_HOUR, device=board)
+        low, high = (rows.select(pl.coalesce(f"energy_{end}_mj", "energy_mj").sum()).item() for end in ("low", "high"))
+        assert low <= true <= high
