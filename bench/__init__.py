@@ -16,6 +16,7 @@ BENCHES: Final = {
     "history": "bench.history",
     "attribution.day": "bench.attribution",
     "attribution.short": "bench.short_jobs",
+    "bill.month": "bench.bill",
     "agent.cost": "bench.agent_cost",
 }
 """Name to module; each module has ``run() -> list[bench.report.Result]`` and is imported only when it runs."""

@@ -11,14 +11,11 @@ median of several, in turns.
 from __future__ import annotations
 
 import math
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -27,29 +24,24 @@ import httpx
 import orjson
 import polars as pl
 import psycopg
-import uvicorn
 
-from analytics.api.app import create_api
 from analytics.io.rollups import energy_by_tenant
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
 from bench import victoria
+from bench.api import api
 from bench.report import Result
 from bench.stand import Stand, stand
 from bench.trace_fleet import METRICS
 from bench.trace_stand import HOUR, START_AT, TraceStand, furnish, size_of
-from ingest.store import tokens
-from ingest.store.engine import Database
 from ingest.store.samples import samples
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import Segments
-from ingest.store.tokens import Scope
 
 TARGET_RATIO: Final = 1.0
 RAW_TARGET_MS: Final = 150.0
 _ROUNDS: Final = 7
 _MINUTE_US: Final = 60_000_000
-_START_TIMEOUT_S: Final = 60.0
 _QUERY: Final = "sum by (tenant) (increase(energy_mj[1m]))"
 Answer = dict[tuple[int, str], int]
 """Millijoules by (start of the minute in Unix seconds, tenant)."""
@@ -70,7 +62,7 @@ def run() -> list[Result]:
         with on.database.connect("admin", autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
             connection.execute("CHECKPOINT")
-        with _api(on) as client:
+        with api(on) as client:
             route = _Way(lambda: _asked_of_us(client, loaded))
         function, raw = _function(loaded), _raw(loaded, segments)
         for way in (function, raw):
@@ -78,7 +70,7 @@ def run() -> list[Result]:
                 raise RuntimeError("ours disagree: " + _difference(route.answer, way.answer))
         _cool(on, folder / "segments", function, raw)
         on.restart(victoria.forget_pages)
-        with _api(on) as client:
+        with api(on) as client:
             route.ask = lambda: _asked_of_us(client, loaded)
             route.chill()
             peer, detail = _peer(loaded, folder / "victoria", route, function, raw)
@@ -235,46 +227,3 @@ def _asked(server: victoria.Victoria, loaded: TraceStand) -> Answer:
 def _difference(left: Answer, right: Answer) -> str:
     wrong = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
     return f"{len(wrong)} of {len(left)} and {len(right)}, first {wrong[:3]}"
-
-
-@contextmanager
-def _api(on: Stand) -> Iterator[httpx.Client]:
-    """Run the API in a process of its own; yield a client with a token for all tenants."""
-    engine = on.database.create_engine("admin")
-    with engine.begin() as conn:
-        secret = tokens.create(conn, "bench", [Scope.READ], actor="bench", tenant_path="*").secret
-    engine.dispose()
-    process = subprocess.Popen([sys.executable, "-m", "bench.query_fleet", str(on.socket_dir), str(on.port)])
-    headers = {"Authorization": f"Bearer {secret}"}
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{on.port}", headers=headers, timeout=60) as client:
-            _await(client, process)
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def _await(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        try:
-            client.get("/openapi.json")
-        except httpx.TransportError:
-            if time.monotonic() > deadline or process.poll() is not None:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-if __name__ == "__main__":
-    uvicorn.run(
-        create_api(Database.on_socket(Path(sys.argv[1]))),
-        host="127.0.0.1",
-        port=int(sys.argv[2]),
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-        log_level="warning",
-    )
