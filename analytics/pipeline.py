@@ -29,6 +29,7 @@ from analytics.frames import (
     FacilityFactors,
     Findings,
     Holds,
+    IdlePolicies,
     InstanceActivity,
     Intensity,
     Jobs,
@@ -62,6 +63,7 @@ from analytics.model.energy import Meter, meter
 from analytics.model.facility import HourFactor, factors_of, with_facility
 from analytics.model.findings import contradictions, idle_waste, instants, throttling
 from analytics.model.holding import hold, resolve
+from analytics.model.idle import spread_lines
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
 from analytics.model.pools import POOL, pool_usage
@@ -129,6 +131,7 @@ class References:
     intensity: dy.DataFrame[Intensity]
     facility_factors: dy.DataFrame[FacilityFactors]
     tenant_moves: dy.DataFrame[TenantMoves] = field(default_factory=TenantMoves.create_empty)
+    idle_policies: dy.DataFrame[IdlePolicies] = field(default_factory=IdlePolicies.create_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +314,10 @@ def _lines(
             _as_lines(_token_lines(calls, references)),
         ]
     )
+    if references.idle_policies.height:
+        used = gathered.filter(pl.col("pool") == "job").select("hour_us", "tenant_id", "accelerator_us", "energy_mj")
+        spread = spread_lines(lines, used, references.idle_policies, references.tenants)
+        lines = pl.concat([lines, spread], how="diagonal")
     status = pl.when(pl.col("hour_us") + US_PER_HOUR <= to_us_of(window.closed_before_at))
     lines = lines.with_columns(
         status.then(pl.lit("closed")).otherwise(pl.lit("provisional")).alias("status"),

@@ -22,8 +22,13 @@ MOST_TENANTS: Final = 15
 OTHER: Final = "all others"
 NOBODY: Final = "no tenant"
 AREAS: Final = ("#0f766e", "#5aa9a1", "#2f5d8a", "#8fb3d9", "#7a5ea8", "#b9a4d6", "#6b7a89", "#b6c0ca", "#d5dbe1")
-CATEGORY_NAMES: Final = {"gpu_owned": "own GPUs", "electricity": "electricity", "api_tokens": "API tokens"}
-CATEGORY_COLORS: Final = ("#0f766e", "#d9a441", "#2f5d8a")
+CATEGORY_NAMES: Final = {
+    "gpu_owned": "own GPUs",
+    "electricity": "electricity",
+    "api_tokens": "API tokens",
+    "idle_spread": "part of idle GPUs",
+}
+CATEGORY_COLORS: Final = ("#0f766e", "#d9a441", "#2f5d8a", "#8895a3")
 WASTE_COLORS: Final = ("#8895a3", "#c2552d")
 BAR_HEIGHT_PX: Final = 26
 FRAME_HEIGHT_PX: Final = 105

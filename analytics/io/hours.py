@@ -23,7 +23,17 @@ DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls
 """Kinds of change that bring an hour into the books."""
 AT_HAND: Final = timedelta(minutes=1)
 """How long after its end an hour is still priced anew without a change, so that its last seconds are in the open window."""
-RATING_KINDS: Final = ("prices", "tariffs", "bindings", "api_calls", "intensity", "facility_factors", "tenants")
+RATING_KINDS: Final = (
+    "prices",
+    "tariffs",
+    "bindings",
+    "api_calls",
+    "intensity",
+    "facility_factors",
+    "tenants",
+    "idle_policies",
+    "sites",
+)
 """Kinds of change that move who pays, how much, or what an energy stands for, and leave usage hours as they are."""
 OUTSIDE_THE_BOOKS: Final = (
     "fabric_samples",

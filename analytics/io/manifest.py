@@ -32,6 +32,7 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "bindings": ("binding_id",),
     "tenants": ("tenant_id",),
     "tenant_moves": ("move_id",),
+    "idle_policies": ("policy_id",),
     "prices": ("price_id",),
     "tariffs": ("tariff_id",),
     "intensity": ("intensity_id",),

@@ -17,7 +17,8 @@ import psycopg
 from analytics.errors import AnalyticsError
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
 from analytics.io.book_rows import content_of
-from analytics.io.load import API_CALLS, DEVICE, JOB_KEY, JOBS, load_batch
+from analytics.io.holds import DEVICE, JOB_KEY
+from analytics.io.load import API_CALLS, JOBS, load_batch
 from analytics.io.load_rating import STORED_USAGE
 from analytics.io.manifest import Manifest, rating_manifest, readings_sha256
 from analytics.io.references import Known, load_references

@@ -14,7 +14,17 @@ from typing import Any, Final, LiteralString
 import dataframely as dy
 import psycopg
 
-from analytics.frames import Bindings, FacilityFactors, Intensity, Jobs, Prices, Tariffs, TenantMoves, Tenants
+from analytics.frames import (
+    Bindings,
+    FacilityFactors,
+    IdlePolicies,
+    Intensity,
+    Jobs,
+    Prices,
+    Tariffs,
+    TenantMoves,
+    Tenants,
+)
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import References
 from ingest.store.samples import FileRead
@@ -74,6 +84,10 @@ SELECT id AS binding_id, position, tenant_id, cluster, account, partition, user_
        valid_from, valid_to
 FROM bindings WHERE {KNOWN} AND {HOLDS}
 """  # noqa: S608
+_IDLE: Final = f"""
+SELECT id AS policy_id, policy, basis, tenant_id, fixed_ppm, valid_from, valid_to
+FROM idle_policies WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
+"""  # noqa: S608
 MOVES: Final = "SELECT id AS move_id, tenant_id, to_tenant_id, valid_from, valid_to FROM tenant_moves"
 _MOVES: Final = f"{MOVES} WHERE {KNOWN} AND {HOLDS}"
 
@@ -100,4 +114,5 @@ def load_references(
         intensity=fetch_frame(connection, _INTENSITY, scope, Intensity),
         facility_factors=fetch_frame(connection, _FACTORS, scope, FacilityFactors),
         tenant_moves=fetch_frame(connection, _MOVES, scope, TenantMoves),
+        idle_policies=fetch_frame(connection, _IDLE, scope, IdlePolicies),
     )

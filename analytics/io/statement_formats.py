@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from analytics.io.statements import Bill, BillRow, Figures
 
-CATEGORIES: Final = ("gpu_owned", "electricity", "api_tokens")
+CATEGORIES: Final = ("gpu_owned", "electricity", "api_tokens", "idle_spread")
 
 
 def as_dict(bill: Bill) -> dict[str, Any]:

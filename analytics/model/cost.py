@@ -34,7 +34,6 @@ def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
     """
     carrier = category(pl.col("method"), pl.lit(GPU_OWNED)).alias("charge_category")
     who = [*_WHO, "charge_category"] if by_category else _WHO
-    source = pl.col("source").replace_strict(_RANK, return_dtype=pl.Int64).max()
     return (
         (usage.with_columns(carrier) if by_category else usage)
         .group_by(who)
@@ -47,7 +46,7 @@ def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
             pl.col("held_us").sum(),
             pl.col("covered_us").sum(),
             least_exact(pl.col("method")).alias("method"),
-            source.replace_strict(dict(enumerate(SOURCES)), return_dtype=pl.String).alias("source"),
+            least_sure(pl.col("source")).alias("source"),
             pl.col("origin").max(),
         )
         .with_columns(
@@ -149,6 +148,12 @@ def coverage(covered: str, held: str) -> pl.Expr:
     """Return covered / held as a ratio, 0 where nothing is held. The only float of the books; no money meets it."""
     ratio = pl.col(covered).cast(pl.Float64) / pl.col(held).cast(pl.Float64)
     return pl.when(pl.col(held) > 0).then(ratio).otherwise(0.0).alias("coverage")
+
+
+def least_sure(source: pl.Expr) -> pl.Expr:
+    """Return the least sure of a group's sources."""
+    rank = source.replace_strict(_RANK, return_dtype=pl.Int64).max()
+    return rank.replace_strict(dict(enumerate(SOURCES)), return_dtype=pl.String)
 
 
 def line_key(price: str) -> pl.Expr:

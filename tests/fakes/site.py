@@ -23,6 +23,7 @@ from analytics.frames import (
     Epochs,
     FacilityFactors,
     Holds,
+    IdlePolicies,
     Intensity,
     Jobs,
     Placements,
@@ -165,6 +166,7 @@ class Site:
     intensity: Rows = ()
     factors: Rows = ()
     moves: Rows = ()
+    idle: Rows = ()
     calls: Rows = ()
     anchors: Rows = ()
     hours: int = 1
@@ -199,6 +201,7 @@ class Site:
                 table(Intensity, self.intensity),
                 table(FacilityFactors, self.factors),
                 table(TenantMoves, self.moves),
+                table(IdlePolicies, self.idle),
             ),
             table(ApiCalls, self.calls),
         )

@@ -134,7 +134,7 @@ def test_a_category_nobody_named_is_still_drawn() -> None:
     chart = tenant_chart(
         [BillRow("a", Figures.of(figures() | {"cost_by_category": {"storage": "3"}}))], Measure.COST, "EUR"
     )
-    assert [(value["part"], value["position"]) for value in drawn(chart)] == [("storage", 3)]
+    assert [(value["part"], value["position"]) for value in drawn(chart)] == [("storage", 4)]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from wattledger.cli.access import actor, transaction
+from wattledger.cli.access import actor, driver_transaction, transaction
+from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
 
@@ -19,10 +22,11 @@ from wattledger.cli.output import Format, Shown, format_option, print_rows
 Examples:
   wattledger sites list
   wattledger sites set berlin-1 --time-zone Europe/Berlin --grid-zone DE
+  wattledger sites idle berlin-1 proportional --from 2026-11-01
 """,
 )
 def sites() -> None:
-    """List sites, and set the zones their tariffs and carbon intensities come from."""
+    """List sites, set the zones their tariffs and carbon intensities come from, and say who pays for idle accelerators."""
 
 
 @sites.command("list", epilog="\b\nExample:\n  wattledger sites list --format json")
@@ -81,3 +85,62 @@ def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | 
         )
     set_to = {"time zone": time_zone, "grid zone": grid_zone}
     click.echo(f"{name}: " + (", ".join(f"{what} {zone}" for what, zone in set_to.items() if zone) or "nothing to set"))
+
+
+@sites.command(
+    epilog="""\b
+Examples:
+  wattledger sites idle berlin-1 proportional --from 2026-11-01
+  wattledger sites idle berlin-1 proportional --by energy --from 2026-11-01
+  wattledger sites idle berlin-1 fixed --part acme/research=60% --part acme/products=25% --from 2026-11-01
+  wattledger sites idle berlin-1 keep --from 2026-12-01
+"""
+)
+@click.argument("name")
+@click.argument("policy", type=click.Choice(["keep", "proportional", "fixed"]))
+@click.option(
+    "--from", "from_at", type=Instant(), required=True, help="From when on, a full hour; past hours are rated again."
+)
+@click.option(
+    "--by",
+    "basis",
+    type=click.Choice(["time", "energy"]),
+    default="time",
+    show_default=True,
+    help="Of a proportional one.",
+)
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="TENANT=PERCENT%",
+    help="Of a fixed one; what no tenant has stays with the platform.",
+)
+@click.pass_context
+def idle(ctx: click.Context, name: str, policy: Any, from_at: datetime, basis: Any, parts: tuple[str, ...]) -> None:
+    """Say who carries what idle accelerators of a site cost: the platform, or tenants by use or by fixed parts, on lines of their own."""
+    from analytics.io.idle_policies import set_policy
+    from ingest.store import audit
+
+    if from_at.minute or from_at.second or from_at.microsecond:
+        raise click.UsageError(f"--from {from_at.isoformat()} cuts an hour of the books; give a full UTC hour")
+    told = dict(_part(each) for each in parts)
+    with driver_transaction(ctx, "owner") as connection:
+        is_new = set_policy(connection, name, policy, from_at, datetime.now(UTC), basis=basis, parts=told)
+        if is_new:
+            detail = {"policy": policy, "basis": basis, "parts": told, "from_at": from_at.isoformat()}
+            audit.note_on(connection, actor(), "sites.idle", f"site/{name}", **detail)
+    click.echo(f"{name}: {policy} from {from_at.isoformat()}" + ("" if is_new else " already"))
+
+
+def _part(text: str) -> tuple[str, int]:
+    path, _, amount = text.rpartition("=")
+    try:
+        ppm = Decimal(amount.removesuffix("%")) * 10_000 if path and amount.endswith("%") else Decimal("NaN")
+    except InvalidOperation:
+        ppm = Decimal("NaN")
+    if not ppm.is_finite() or ppm != int(ppm) or not 0 < ppm <= 1_000_000:
+        raise click.BadParameter(
+            f"{text!r} is no part; write it like acme/research=12.5%, to four places", param_hint="--part"
+        )
+    return path, int(ppm)
