@@ -1,19 +1,23 @@
-"""The `sites` command: what a site is called, on whose clock and grid it stands."""
+"""The `sites` commands: what a site is called, on whose clock and grid it stands, and what no device tells of it."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
+from wattledger.cli import EXIT_NO
 from wattledger.cli.access import actor, driver_transaction, transaction
-from wattledger.cli.bill import Instant
 from wattledger.cli.listing import Listing
 from wattledger.cli.output import Format, Shown, format_option, print_rows
+from wattledger.cli.parameters import Text, TextFile
+
+if TYPE_CHECKING:
+    from analytics.io.site_facts import SiteFactsError
 
 
 @click.group(
@@ -22,11 +26,11 @@ from wattledger.cli.output import Format, Shown, format_option, print_rows
 Examples:
   wattledger sites list
   wattledger sites set berlin-1 --time-zone Europe/Berlin --grid-zone DE
-  wattledger sites idle berlin-1 proportional --from 2026-11-01
+  wattledger sites apply site.yaml
 """,
 )
 def sites() -> None:
-    """List sites, set the zones their tariffs and carbon intensities come from, and say who pays for idle accelerators."""
+    """List sites, set the zones their tariffs and carbon intensities come from, and say what no device tells of them."""
 
 
 @sites.command("list", epilog="\b\nExample:\n  wattledger sites list --format json")
@@ -90,57 +94,70 @@ def set_(ctx: click.Context, name: str, time_zone: str | None, grid_zone: str | 
 @sites.command(
     epilog="""\b
 Examples:
-  wattledger sites idle berlin-1 proportional --from 2026-11-01
-  wattledger sites idle berlin-1 proportional --by energy --from 2026-11-01
-  wattledger sites idle berlin-1 fixed --part acme/research=60% --part acme/products=25% --from 2026-11-01
-  wattledger sites idle berlin-1 keep --from 2026-12-01
+  wattledger sites check site.yaml
+  git show HEAD:site.yaml | wattledger sites check -
 """
 )
-@click.argument("name")
-@click.argument("policy", type=click.Choice(["keep", "proportional", "fixed"]))
-@click.option(
-    "--from", "from_at", type=Instant(), required=True, help="From when on, a full hour; past hours are rated again."
-)
-@click.option(
-    "--by",
-    "basis",
-    type=click.Choice(["time", "energy"]),
-    default="time",
-    show_default=True,
-    help="Of a proportional one.",
-)
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    metavar="TENANT=PERCENT%",
-    help="Of a fixed one; what no tenant has stays with the platform.",
-)
+@click.argument("file", type=TextFile())
 @click.pass_context
-def idle(ctx: click.Context, name: str, policy: Any, from_at: datetime, basis: Any, parts: tuple[str, ...]) -> None:
-    """Say who carries what idle accelerators of a site cost: the platform, or tenants by use or by fixed parts, on lines of their own."""
-    from analytics.io.idle_policies import set_policy
+def check(ctx: click.Context, file: Text) -> None:
+    """Check a file of site facts without touching anything. Exit code 1 when it has faults; all are listed with their line."""
+    from analytics.io.site_facts import SiteFactsError
+    from analytics.io.site_facts import check as checked
+
+    try:
+        found = checked(file.content)
+    except SiteFactsError as error:
+        _list_faults(ctx, file, error)
+    else:
+        told = ", ".join(f"{len(facts)} of {name}" for name, facts in found.sections.items())
+        click.echo(f"{file.name}: valid, {told or 'nothing in it'}")
+
+
+@sites.command(
+    epilog="""\b
+Examples:
+  wattledger sites apply site.yaml
+  wattledger sites apply site.yaml --site berlin-1
+\b
+Sections: meters (which bills, what hangs on what), overhead (of nodes without a meter), shared_it (switches, storage),
+capacity (reserved, under maintenance, stranded), assets, idle (who carries it). deploy/examples/site.yaml shows each.
+"""
+)
+@click.argument("file", type=TextFile())
+@click.option("--site", help="Where the file does not say it.")
+@click.pass_context
+def apply(ctx: click.Context, file: Text, site: str | None) -> None:
+    """Make a file's sections what holds of a site. Facts it does not have any more are superseded, never deleted."""
+    from analytics.io import site_facts_store
+    from analytics.io.site_facts import SiteFactsError
+    from analytics.io.site_facts import check as checked
     from ingest.store import audit
 
-    if from_at.minute or from_at.second or from_at.microsecond:
-        raise click.UsageError(f"--from {from_at.isoformat()} cuts an hour of the books; give a full UTC hour")
-    told = dict(_part(each) for each in parts)
-    with driver_transaction(ctx, "owner") as connection:
-        is_new = set_policy(connection, name, policy, from_at, datetime.now(UTC), basis=basis, parts=told)
-        if is_new:
-            detail = {"policy": policy, "basis": basis, "parts": told, "from_at": from_at.isoformat()}
-            audit.note_on(connection, actor(), "sites.idle", f"site/{name}", **detail)
-    click.echo(f"{name}: {policy} from {from_at.isoformat()}" + ("" if is_new else " already"))
-
-
-def _part(text: str) -> tuple[str, int]:
-    path, _, amount = text.rpartition("=")
     try:
-        ppm = Decimal(amount.removesuffix("%")) * 10_000 if path and amount.endswith("%") else Decimal("NaN")
-    except InvalidOperation:
-        ppm = Decimal("NaN")
-    if not ppm.is_finite() or ppm != int(ppm) or not 0 < ppm <= 1_000_000:
-        raise click.BadParameter(
-            f"{text!r} is no part; write it like acme/research=12.5%, to four places", param_hint="--part"
-        )
-    return path, int(ppm)
+        facts = checked(file.content)
+        chosen = site or facts.site
+        if chosen is None:
+            raise click.UsageError("say of which site: `site: NAME` in the file, or --site NAME")
+        with driver_transaction(ctx, "owner") as connection:
+            done = site_facts_store.apply(connection, facts, chosen, datetime.now(UTC))
+            if any(asdict(done).values()):
+                sha256 = hashlib.sha256(file.content.encode()).hexdigest()
+                audit.note_on(connection, actor(), "sites.apply", f"site/{chosen}", sha256=sha256, **asdict(done))
+    except SiteFactsError as error:
+        _list_faults(ctx, file, error)
+        return
+    if not any(asdict(done).values()):
+        click.echo(f"{file.name}: nothing new, this holds of {chosen} already")
+        return
+    click.echo(
+        f"{file.name}: {done.added} facts added, {done.superseded} superseded, {done.meters_described} meters described; "
+        "the worker closes the hours again that these reach"
+    )
+
+
+def _list_faults(ctx: click.Context, file: Text, error: SiteFactsError) -> None:
+    for fault in error.faults:
+        click.echo(f"{file.name}: {fault}", err=True)
+    click.echo(f"{len(error.faults)} faults" if len(error.faults) > 1 else "1 fault", err=True)
+    ctx.exit(EXIT_NO)
