@@ -40,8 +40,8 @@ INSERT INTO facility_factors (site_id, factor, category, source, valid_from) VAL
 """
 
 
-def furnish(database: Database, fleet: Fleet, files: SealedFleet) -> None:
-    """Write down who is there, who holds what, what it costs, and where the sealed hours lie."""
+def furnish(database: Database, fleet: Fleet) -> None:
+    """Write down who is there, who holds what, and what it costs; nobody has read anything yet."""
     spec = fleet.spec
     early = spec.start_at - timedelta(days=2)
     words = {
@@ -61,9 +61,17 @@ def furnish(database: Database, fleet: Fleet, files: SealedFleet) -> None:
         _copy(connection, "placements", _placed_instances(fleet, early))
         _copy(connection, "jobs", _jobs(fleet))
         _copy(connection, "allocations", _allocations(fleet))
-        _catalog(connection, files)
+        for table in ("sites", "nodes", "devices", "epochs", "meters", "tenants", "jobs"):  # ids were given, not drawn
+            connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}".encode())  # noqa: S608
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
+
+
+def seal(database: Database, files: SealedFleet) -> None:
+    """Tell the catalog of the sealed hours."""
+    with database.connect("admin", autocommit=True) as connection:
+        _catalog(connection, files)
+        connection.execute("ANALYZE hour_catalog, hour_segments")
 
 
 def announce(database: Database, from_at: datetime, to_at: datetime) -> None:

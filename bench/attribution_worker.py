@@ -7,18 +7,22 @@ one line out (what the round did, and how long it took from the first read to th
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
+from analytics.closing.pool import Pool, memory_of
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
 
 
 def main(socket_dir: Path, segments: Path) -> None:
-    closer = HourCloser(Database.on_socket(socket_dir), WorkerSettings(code_version="bench"), Segments.at(segments))
+    pool = Pool(memory_of(os.environ))
+    settings = WorkerSettings(code_version="bench")
+    closer = HourCloser(Database.on_socket(socket_dir), settings, Segments.at(segments), closing=pool)
     _tell({"ready": True})
     for line in sys.stdin:
         began_s = time.perf_counter()
@@ -26,6 +30,7 @@ def main(socket_dir: Path, segments: Path) -> None:
         seconds = time.perf_counter() - began_s
         counted = {name: getattr(done, name) for name in ("closed", "restated", "provisional", "unchanged", "failed")}
         _tell(counted | {"lost_races": done.lost_races, "seconds": seconds})
+    pool.end()
 
 
 def _tell(facts: dict[str, object]) -> None:
