@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +16,6 @@ from analytics.model.budget import Budget, Measure
 from analytics.model.period import Period
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
-from tests.fakes.terminal import Terminal
 
 pytestmark = pytest.mark.db
 NINE = HOUR_AT + HOUR
@@ -27,13 +26,6 @@ SPREAD = (
     "WHERE charge_category = 'idle_spread' AND hour_at < '2026-11-01 10:00Z' ORDER BY hour_at, path"
 )
 COSTS = "SELECT sum(billed_cost) FROM current_ledger_lines GROUP BY hour_at ORDER BY hour_at"
-
-
-@pytest.fixture
-def terminal(
-    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Terminal:
-    return Terminal.on(db, tmp_path / "home", monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -51,13 +43,11 @@ def closer(fleet: SmallFleet) -> HourCloser:
 
 
 def test_spread_idle_is_on_the_bill_and_in_no_budgets_own_spend(
-    fleet: SmallFleet, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fleet.rows(COSTS)
     monkeypatch.setattr(hours, "load_batch", _no_readings)
-    told = terminal.run("sites", "idle", "s1", "proportional", "--from", HOUR_AT.isoformat())
-    assert (told.exit_code, told.out) == (0, f"s1: proportional from {HOUR_AT.isoformat()}\n")
-    assert terminal.run("sites", "idle", "s1", "proportional", "--from", HOUR_AT.isoformat()).out.endswith("already\n")
+    policy(fleet, "proportional", HOUR_AT, basis="time")
 
     assert closer(fleet).run(LATER).rated == 1
 
@@ -85,39 +75,29 @@ def test_spread_idle_is_on_the_bill_and_in_no_budgets_own_spend(
     engine.dispose()
 
 
-def test_a_policy_is_ended_by_the_next_one_and_corrected_by_one_of_its_instant(
-    fleet: SmallFleet, terminal: Terminal
-) -> None:
-    start = HOUR_AT.isoformat()
-    terminal.run("sites", "idle", "s1", "fixed", "--part", f"{NLP}=25%", "--from", start)
+def test_a_policy_counts_from_its_hour_on_and_a_fixed_part_is_carried_whoever_worked(fleet: SmallFleet) -> None:
+    policy(fleet, "fixed", HOUR_AT, tenant_id=fleet.tenant_id, fixed_ppm=250_000)
     closer(fleet).run(LATER)
-    # 25 % of 1.01, and of 2.02 where nobody used anything: a fixed part is carried all the same.
+    # 25 % of 1.01, and of 2.02 where nobody used anything.
     assert [row[2] for row in fleet.rows(SPREAD)] == [
         Decimal("0.2525"),
         Decimal("-0.2525"),
         Decimal("0.505"),
         Decimal("-0.505"),
     ]
-    terminal.run("sites", "idle", "s1", "keep", "--from", NINE.isoformat())
+    policy(fleet, "keep", NINE)
     closer(fleet).run(LATER)
     assert [row[0] for row in fleet.rows(SPREAD)] == [HOUR_AT, HOUR_AT]
-    terminal.run("sites", "idle", "s1", "keep", "--from", start)
-    closer(fleet).run(LATER)
-    assert fleet.rows(SPREAD) == []
 
 
-def test_what_cannot_be_is_refused(fleet: SmallFleet, terminal: Terminal) -> None:
-    at = ("--from", HOUR_AT.isoformat())
-    for words, why in (
-        (("nowhere", "keep", *at), "there is no site 'nowhere'"),
-        (("s1", "fixed", *at), "names the part of each tenant"),
-        (("s1", "fixed", "--part", "nobody=5%", *at), "there is no tenant nobody"),
-        (("s1", "fixed", "--part", f"{NLP}=5", *at), "is no part"),
-        (("s1", "fixed", "--part", f"{NLP}=60%", "--part", "acme=50%", *at), "cannot pass the whole"),
-    ):
-        refused = terminal.run("sites", "idle", *words)
-        assert (refused.exit_code, why in refused.err) == (2, True)
-    assert fleet.rows("SELECT count(*) FROM idle_policies") == [(0,)]
+def policy(fleet: SmallFleet, name: str, from_at: datetime, **more: Any) -> None:
+    row = {"site_id": fleet.site_id, "policy": name, "valid_from": from_at, **more}
+    with fleet.admin() as connection:
+        connection.execute(
+            f"INSERT INTO idle_policies ({', '.join(row)}) VALUES ({', '.join(['%s'] * len(row))})".encode(),
+            list(row.values()),
+        )
+        fleet.changed("idle_policies", from_at, LATER, connection)
 
 
 def _no_readings(*_: object, **__: object) -> None:

@@ -35,7 +35,6 @@ SPEAKING: Final = frozenset(
         "analytics.errors.CloseError",
         "analytics.io.bindings.BindingsError",
         "analytics.io.tenant_moves.TenantMoveError",
-        "analytics.io.idle_policies.IdlePolicyError",
         "analytics.io.budget_policy.PolicyError",
         "analytics.io.statements.StatementError",
         "analytics.io.gate_reads.SiteError",
