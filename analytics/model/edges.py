@@ -32,13 +32,8 @@ _INTERVAL: Final = ["interval", "hour_us"]
 
 def alone(holdings: Holdings) -> pl.DataFrame:
     """Return piece, holder_key of the pieces that one holder had as a whole."""
-    whole = holdings.holders.filter(pl.col("weight") == pl.col("weights"))
-    by = "span" if "span" in whole.columns else "piece"
-    return (
-        holdings.pieces.select("piece", *({by} - {"piece"}))
-        .join(whole.select(by, "holder_key"), on=by)
-        .select("piece", "holder_key")
-    )
+    whole = holdings.holders.filter(pl.col("weight") == pl.col("weights")).select("span", "holder_key")
+    return holdings.pieces.select("piece", "span").join(whole, on="span").select("piece", "holder_key")
 
 
 def split_edges(

@@ -25,7 +25,9 @@ def test_exact_readings_leave_no_error_and_every_figure_says_that_it_is_simulate
     assert all("simulated" in result.target for result in results)
     by_name = {result.name.removeprefix("attribution.short."): result.value for result in results}
     assert by_name["exact.5_30s"] == by_name["exact.30_300s"] == 0
-    assert 0 < by_name["late.30_300s"] < by_name["readings_only.30_300s"]
+    assert 0 < by_name["late.30_300s"] < 0.1
+    # Steady power on both sides of an edge is all that dividing an interval by levels assumes.
+    assert by_name["readings_only.30_300s"] < 0.001
 
 
 def test_jobs_that_do_not_fit_are_no_benchmark() -> None:
