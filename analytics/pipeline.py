@@ -21,7 +21,9 @@ from analytics.frames import (
     INSTANT,
     Anchors,
     ApiCalls,
+    Assets,
     Bindings,
+    CapacityHolds,
     DeviceReadings,
     Devices,
     DeviceShares,
@@ -108,6 +110,8 @@ class UsageInputs:
     readings: dy.DataFrame[DeviceReadings]
     placements: dy.DataFrame[Placements]
     holds: dy.DataFrame[Holds]
+    capacity_holds: dy.DataFrame[CapacityHolds] = field(default_factory=CapacityHolds.create_empty)
+    assets: dy.DataFrame[Assets] = field(default_factory=Assets.create_empty)
     anchors: dy.DataFrame[Anchors] = field(default_factory=Anchors.create_empty)
     device_shares: dy.DataFrame[DeviceShares] = field(default_factory=DeviceShares.create_empty)
     instance_activity: dy.DataFrame[InstanceActivity] = field(default_factory=InstanceActivity.create_empty)
@@ -199,11 +203,12 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     meters = metered.meters
     resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
     held = resolved.held
-    holdings = hold(devices, inputs.placements, held, from_us, to_us)
+    declared = {"assets": inputs.assets, "capacity": inputs.capacity_holds}
+    holdings = hold(devices, inputs.placements, held, from_us, to_us, **declared)
     measured = measure(holdings, meters, held, instruments(devices, policy))
     measured = split_edges(measured, alone(holdings), meters, devices, policy)
     rows = attribute(measured, holdings)
-    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
+    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, inputs.placements, policy.gaps.reach_us)
     beyond = book_beyond(rows, measured.pieces, meters, inputs.devices, _facts(inputs), policy, (from_us, to_us))
     rows, booked = (
         each.join(
@@ -335,7 +340,7 @@ def roll_minutes(inputs: UsageInputs, policy: Policy, metered: Metered | None = 
     rows = by_minute(inputs.readings, meters, devices, from_us, to_us).with_columns(
         (pl.col("minute_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us")
     )
-    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, policy.gaps.reach_us)
+    rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, inputs.placements, policy.gaps.reach_us)
     return _checked(Rollups, rows, "minute_at", "device_id")
 
 

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from analytics.errors import BooksError
 from analytics.io.bill_spans import forget_spans
-from analytics.model.findings import IDLE_WASTE, OVERLAP, THROTTLING
+from analytics.model.findings import CONFLICT, IDLE_WASTE, NO_END, OVERLAP, THROTTLING, TOO_MANY
 from analytics.model.overhead import NEGATIVE
 
 BOOKS_UNBALANCED: Final = "books_unbalanced"
@@ -20,7 +20,9 @@ ATTEST_DIFFERS: Final = "attest_differs"
 """An hour of which nothing changed came out otherwise from its sealed files than it had from hot rows: a fault of ours."""
 CLOSE_OVER_MEMORY: Final = "close_over_memory"
 """An hour that ended the process it was closed in, again with few devices at a time; stands until the hour is closed."""
-OF_A_CLOSE: Final = (THROTTLING, IDLE_WASTE, OVERLAP, NEGATIVE, BOOKS_UNBALANCED, CLOSE_OVER_MEMORY)
+OF_A_CLOSE: Final = (
+    THROTTLING, IDLE_WASTE, OVERLAP, CONFLICT, TOO_MANY, NO_END, NEGATIVE, BOOKS_UNBALANCED, CLOSE_OVER_MEMORY,
+)  # fmt: skip
 """Kinds that a close of their hour finds, and a later close of it may not find again."""
 
 _UPSERT: Final = """

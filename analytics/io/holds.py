@@ -14,7 +14,7 @@ import dataframely as dy
 import polars as pl
 import psycopg
 
-from analytics.frames import Devices, Holds, Placements
+from analytics.frames import Assets, CapacityHolds, Devices, Holds, Placements
 from analytics.io.references import known
 from analytics.io.rows import fetch_frame
 from ingest.store.pools import uuid_sql
@@ -71,6 +71,20 @@ AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(rea
 )
 
 
+_CAPACITY: Final = """
+SELECT id AS hold_id, node_id, device_id, kind, tenant_id, valid_from, valid_to FROM capacity_holds
+WHERE site_id = %(site_id)s AND {known} AND valid_from < %(to_at)s AND (valid_to IS NULL OR valid_to > %(from_at)s)
+""".replace("{known}", known())
+# An asset is this device's, or this node's, while its row holds. Of a device that stood in the site, or last did.
+_ASSETS: Final = """
+SELECT assets.asset, assets.device_id, assets.node_id, greatest(assets.capitalized_at, assets.valid_from) AS capitalized_at,
+       least(assets.disposed_at, assets.valid_to) AS disposed_at
+FROM assets WHERE {known} AND (node_id IN (SELECT id FROM nodes WHERE site_id = %(site_id)s)
+                               OR device_id IN (SELECT placed.device_id {there}))
+AND greatest(capitalized_at, valid_from) < coalesce(least(disposed_at, valid_to), 'infinity')
+""".replace("{known}", known("assets.")).replace("{there}", _THERE)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Of a window and as far around it as the reach."""
@@ -80,6 +94,9 @@ class Held:
     placements: dy.DataFrame[Placements]
     """By instances too."""
     holds: dy.DataFrame[Holds]
+    capacity_holds: dy.DataFrame[CapacityHolds]
+    """Of the window."""
+    assets: dy.DataFrame[Assets]
 
     @property
     def metered(self) -> dy.DataFrame[Devices]:
@@ -95,4 +112,6 @@ def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any]) ->
         fetch_frame(connection, _DEVICES, scope, Devices),
         fetch_frame(connection, _PLACEMENTS, scope, Placements),
         fetch_frame(connection, _HOLDS, scope, Holds),
+        fetch_frame(connection, _CAPACITY, scope, CapacityHolds),
+        fetch_frame(connection, _ASSETS, scope, Assets),
     )

@@ -121,7 +121,7 @@ def load_batch(
         node_readings = load_node_readings(session, site_id, site, window, policy)
         generations = session.generations(window.from_at, window.to_at, site_id)
     devices = Devices.validate(pl.concat([held.devices, site.devices]))
-    more = _beyond(site, node_readings)
+    more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
     usage = UsageInputs(window, devices, epochs, readings, held.placements, held.holds, anchors=anchors, **more)
     inputs = HourInputs(usage, references, calls)
     read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)

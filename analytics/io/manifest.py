@@ -23,6 +23,8 @@ _READ_APART: Final = frozenset({"window", "readings"})
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "placements": ("device_id", "valid_from"),
     "holds": ("allocation_id",),
+    "capacity_holds": ("hold_id",),
+    "assets": ("asset", "device_id", "node_id", "capitalized_at"),
     "anchors": ("device_id", "at", "energy_mj"),
     "device_shares": ("device_id", "at", "job_id", "method", "sm_util_ppm", "share_ppm", "memory_used_bytes"),
     "instance_activity": ("device_id", "instance_id", "at", "span_us"),

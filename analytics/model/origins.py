@@ -15,7 +15,12 @@ _HOUR = ["device_id", "hour_us"]
 
 
 def fill_origin(
-    rows: pl.DataFrame, readings: pl.DataFrame, epochs: pl.DataFrame, devices: pl.DataFrame, reach_us: int
+    rows: pl.DataFrame,
+    readings: pl.DataFrame,
+    epochs: pl.DataFrame,
+    devices: pl.DataFrame,
+    placements: pl.DataFrame,
+    reach_us: int,
 ) -> pl.DataFrame:
     """Return ``rows`` (device_id, hour_us, origin) with no origin left null.
 
@@ -35,7 +40,7 @@ def fill_origin(
     after = asked.join_asof(
         said, left_on="last_us", right_on="at_us", by="device_id", strategy="forward", check_sortedness=False
     ).filter(pl.col("at_us") < hour + US_PER_HOUR + reach_us)
-    placed = asked.join(devices.select("device_id", "node_id", "origin"), on="device_id", how="left")
+    placed = _placed(asked, placements).join(devices.select("device_id", "origin"), on="device_id", how="left")
     epoch_before = placed.drop("origin").join_asof(
         seen, left_on="last_us", right_on="at_us", by="node_id", strategy="backward", check_sortedness=False
     )
@@ -47,6 +52,14 @@ def fill_origin(
         .with_columns(pl.coalesce("origin", "own").alias("origin"))
         .drop("own")
     )
+
+
+def _placed(asked: pl.DataFrame, placements: pl.DataFrame) -> pl.DataFrame:
+    """Return ``asked`` with node_id: where the device stood last before the hour's end, null where it had stood nowhere yet."""
+    stood = placements.select("device_id", pl.col("valid_from").dt.epoch("us").alias("at_us"), "node_id").sort("at_us")
+    return asked.join_asof(
+        stood, left_on="last_us", right_on="at_us", by="device_id", strategy="backward", check_sortedness=False
+    ).drop("at_us")
 
 
 def _said(asked: pl.DataFrame, readings: pl.DataFrame, epochs: pl.DataFrame) -> pl.DataFrame:

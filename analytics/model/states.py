@@ -127,8 +127,8 @@ def device_states(usage: pl.DataFrame) -> pl.DataFrame:
     ``usage``: ``UsageHours``. They sum to the device's held_us of the hour, exactly; shared devices' holders are added up.
     """
     idle, held = pl.col("holder") == HOLDER_IDLE, pl.col("held_us")
-    asleep = pl.when(pl.col("job_id").is_not_null()).then(pl.min_horizontal("idle_us", "held_us")).otherwise(0)
-    asleep = asleep.fill_null(0)
+    known = pl.min_horizontal(pl.col("idle_us").fill_null(0), held)
+    asleep = pl.when(pl.col("job_id").is_not_null()).then(known).otherwise(0)
     return (
         usage.group_by("hour_at", "device_id")
         .agg(

@@ -17,7 +17,9 @@ import polars as pl
 from analytics.frames import (
     Anchors,
     ApiCalls,
+    Assets,
     Bindings,
+    CapacityHolds,
     DeviceReadings,
     Devices,
     Epochs,
@@ -157,6 +159,8 @@ class Site:
     devices: Rows = (device(),)
     placements: Rows | None = None
     """None: each device has always been in the node it names."""
+    capacity: Rows = ()
+    assets: Rows = ()
     epochs: Rows = (epoch(),)
     tenants: Rows = ()
     jobs: Rows = ()
@@ -190,6 +194,8 @@ class Site:
                 table(Placements, self._placements()),
                 table(Holds, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
                 anchors=table(Anchors, self.anchors),
+                capacity_holds=table(CapacityHolds, self.capacity),
+                assets=table(Assets, self.assets),
             ),
             References(
                 "USD",
