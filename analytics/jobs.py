@@ -20,7 +20,7 @@ from analytics.closing.hours import Here
 from analytics.closing.request import PATIENCE, Closing, Computed, Died, Done, Task, Told, WorkerSettings
 from analytics.io.awaited import awaited_hours
 from analytics.io.findings import report_over_memory
-from analytics.io.hours import batches, due_hours, forget_changes, hours_at_once, remember_open
+from analytics.io.hours import batches, due_hours, forget_changes, remember_open
 from analytics.io.runs import HourState, Saved
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
@@ -93,14 +93,14 @@ class HourCloser:
             due = due_hours(connection, now, lateness, attest=self._segments is not None, awaited=awaited)
             if on_due is not None:
                 on_due(due)
-            at_once = hours_at_once(connection, settings.device_hours_per_pass)
             # Apart, since one load has one instant from which on hours are open.
             open_, over = _parted(due, awaited)
-            for batch in batches(over, settings.hours_per_pass, at_once) + batches(open_, 1):
+            for batch in batches(over, settings.hours_per_pass) + batches(open_, 1):
                 closed_before = now - lateness
                 if batch.hours[0] in open_:
                     closed_before = min(closed_before, batch.from_at)
-                task = Task(self._database, self._segments, settings, batch, now, closed_before, horizon)
+                at_once = max(1, settings.device_hours_per_pass // len(batch.hours))
+                task = Task(self._database, self._segments, settings, batch, now, closed_before, horizon, at_once)
                 for told in self._closing.close(task):
                     self._note(connection, told, round_)
                     if on_hour is not None and isinstance(told, Done) and told.saved is not None:

@@ -84,4 +84,6 @@ class MinutesMaker:
         return MinutesMade(made, len(left), sum(key in self._put_off for key in left))
 
     def _make(self, hour: DueHour, now: datetime) -> bool:
-        return self._closing.make_minutes(MinutesTask(self._database, self._segments, self._settings, hour, now))
+        settings = self._settings
+        task = MinutesTask(self._database, self._segments, settings, hour, now, settings.device_hours_per_pass)
+        return self._closing.make_minutes(task)

@@ -17,11 +17,10 @@ import psycopg
 
 from analytics.closing.minutes import make_minutes
 from analytics.closing.request import PATIENCE, Computed, Done, MinutesTask, Task, Told
-from analytics.closing.shards import shards
 from analytics.errors import BooksError
 from analytics.io.findings import report_attest, report_unbalanced
 from analytics.io.hours import batches, remember_open, settle
-from analytics.io.load import Loaded, load_batch
+from analytics.io.load import Loaded, begin_batch
 from analytics.io.load_rating import load_rating
 from analytics.io.runs import HourState, Run, Saved
 from analytics.io.save import HourBooks, remember_silences, save_hour
@@ -98,10 +97,12 @@ def _compute(connection: psycopg.Connection[Any], task: Task) -> _Books:
     settings, batch = task.settings, task.batch
     window = Window(batch.from_at, min(batch.to_at, task.now), task.closed_before_at)
     policy = settings.policy
-    loaded = load_batch(
+    begun = begin_batch(
         task.database, connection, batch.site_id, window, policy, settings.currency, segments=task.segments
     )
-    mapped = [map_devices(part, policy) for part in shards(loaded.inputs.usage, task.devices_at_once)]
+    with begun as batch_of:
+        mapped = [map_devices(part, policy) for part in batch_of.shards(task.devices_at_once)]
+        loaded = batch_of.end()
     return _Books(loaded, window, reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls))
 
 

@@ -12,10 +12,9 @@ import polars as pl
 import psycopg
 
 from analytics.closing.request import PATIENCE, MinutesTask
-from analytics.closing.shards import shards
 from analytics.errors import AnalyticsError
 from analytics.io.due_minutes import Minutes, job_tenants, write_minutes
-from analytics.io.load import load_batch
+from analytics.io.load import begin_batch
 from analytics.pipeline import Window, read_meters, roll_minutes, roll_tenants
 from ingest.store.segments import SegmentError, SegmentUnreachableError
 
@@ -43,7 +42,7 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
     end_at = hour.hour_at + timedelta(hours=1)
     is_open = hour.status != "closed"
     window = Window(hour.hour_at, min(end_at, task.now) if is_open else end_at, hour.hour_at if is_open else end_at)
-    loaded = load_batch(
+    begun = begin_batch(
         task.database,
         connection,
         hour.site_id,
@@ -55,9 +54,10 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
     )
     owners = job_tenants(connection, hour)
     rolled, by_tenant = [], []
-    for part in shards(loaded.inputs.usage, task.devices_at_once):
-        metered = read_meters(part, settings.policy)
-        rolled.append(roll_minutes(part, settings.policy, metered))
-        by_tenant.append(roll_tenants(part, rolled[-1], owners, metered, settings.policy))
+    with begun as hour_of:
+        for part in hour_of.shards(task.devices_at_once):
+            metered = read_meters(part, settings.policy)
+            rolled.append(roll_minutes(part, settings.policy, metered))
+            by_tenant.append(roll_tenants(part, rolled[-1], owners, metered, settings.policy))
     minutes = pl.concat(by_tenant).group_by("minute_at", "tenant_id").agg(pl.col("energy_mj").sum())
     return Minutes(pl.concat(rolled), minutes.sort("minute_at", "tenant_id"))

@@ -21,8 +21,6 @@ PATIENCE: Final = (
     "SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', %s, false)"
 )
 """Of a worker's session, with ``standstill_s`` and ``row_wait_s`` of its settings."""
-DEVICES_AT_ONCE: Final = 2_500
-"""Readings of so many devices are in memory together: an hour of 10 s rows of theirs takes about 0.4 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,9 @@ class WorkerSettings:
     row_wait_s: int = 10
     """How long to wait for a row another worker holds; then its hour is left for the next round."""
     hours_per_pass: int = 24
-    """At most so many hours of one site are computed together: fewer passes."""
+    """At most so many hours of one site are computed together: each sealed file is read once, and not three times."""
     device_hours_per_pass: int = 4_096
-    """And at most so many hours x devices, but always one hour: memory (3,072 at 10 s take about 0.3 GiB)."""
+    """Readings of at most so many devices x hours are in memory together (3,072 at 10 s take about 0.3 GiB), but always one node's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,8 @@ class Task:
     """Hours that end by then are closed, later ones are the open window."""
     horizon_xid: str
     """Of a snapshot from before any of them was looked at: what was written before it is seen by then."""
-    devices_at_once: int = DEVICES_AT_ONCE
+    devices_at_once: int
+    """Readings of so many devices are in memory together."""
 
     def reading(self, segments: Segments) -> Task:
         """Return the same with sealed hours read from ``segments``."""
@@ -75,7 +74,7 @@ class MinutesTask:
     settings: WorkerSettings
     hour: DueHour
     now: datetime
-    devices_at_once: int = DEVICES_AT_ONCE
+    devices_at_once: int
 
     def reading(self, segments: Segments) -> MinutesTask:
         """Return the same with sealed hours read from ``segments``."""

@@ -179,23 +179,8 @@ def still_rating_only(connection: psycopg.Connection[Any], hours: Sequence[HourS
     return row is not None and bool(row[0])
 
 
-def hours_at_once(connection: psycopg.Connection[Any], device_hours: int) -> dict[int, int]:
-    """Return for each site with devices how many of its hours are computed together: memory grows with devices x hours.
-
-    At least one; an hour is not cut.
-    """
-    rows = connection.execute(
-        """
-        SELECT nodes.site_id, count(*) FROM placements JOIN nodes ON nodes.id = placements.node_id
-        WHERE placements.superseded_at IS NULL AND placements.valid_to IS NULL GROUP BY nodes.site_id
-        """
-    ).fetchall()
-    return {site_id: max(1, device_hours // devices) for site_id, devices in rows}
-
-
-def batches(hours: Sequence[HourState], most: int, most_of: Mapping[int, int] | None = None) -> list[Batch]:
-    """Group hours (sorted by site and time) into runs of consecutive hours, at most ``most`` each, and ``most_of`` a site."""
-    limits = most_of or {}
+def batches(hours: Sequence[HourState], most: int) -> list[Batch]:
+    """Group hours (sorted by site and time) into runs of consecutive hours, at most ``most`` each."""
     groups: list[list[HourState]] = []
     for hour in hours:
         group = groups[-1] if groups else None
@@ -204,7 +189,7 @@ def batches(hours: Sequence[HourState], most: int, most_of: Mapping[int, int] | 
             and group[-1].site_id == hour.site_id
             and group[-1].hour_at + timedelta(hours=1) == hour.hour_at
             and group[-1].is_rating_only == hour.is_rating_only
-            and len(group) < min(most, limits.get(hour.site_id, most))
+            and len(group) < most
         ):
             group.append(hour)
         else:

@@ -7,9 +7,9 @@ read as it was told (``holds.py``) and resolved in the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -17,10 +17,10 @@ import dataframely as dy
 import polars as pl
 import psycopg
 
-from analytics.frames import ApiCalls, Devices, Epochs, Jobs, NodeReadings
+from analytics.frames import ApiCalls, DeviceReadings, Devices, Epochs, Jobs, NodeReadings
 from analytics.io.anchors import load_anchors
 from analytics.io.holds import load_holds
-from analytics.io.manifest import Manifest, manifest
+from analytics.io.manifest import Manifest, ReadingsDigest, manifest
 from analytics.io.meters import SiteLoad, load_node_readings, load_site
 from analytics.io.placeholders import ensure
 from analytics.io.readings import Silences, load_readings
@@ -28,6 +28,7 @@ from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
 from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
+from analytics.shards import ALL_DEVICES, shards
 from ingest.store.engine import Database
 from ingest.store.pinned import pinned_session
 from ingest.store.samples import SampleSession, sample_session
@@ -64,7 +65,59 @@ class Loaded:
     """Of the hours of the window that were read from segments."""
 
 
-def load_batch(
+@dataclass
+class Begun:
+    """Hours of which all but their readings is loaded; those are read of some devices at a time, in the same snapshot."""
+
+    inputs: HourInputs
+    """Without readings."""
+    as_of: Known
+    seen_xid: str
+    session: SampleSession
+    site_id: int
+    metered: dy.DataFrame[Devices]
+    """Devices that have readings of their own."""
+    policy: Policy
+    digests: ReadingsDigest = field(default_factory=ReadingsDigest)
+    silences: list[Silences] = field(default_factory=list)
+    _not_digested: list[pl.DataFrame] = field(default_factory=list)
+
+    def shards(self, devices_at_once: int, *, digested: bool = False) -> Iterator[UsageInputs]:
+        """Yield the inputs of some devices after the other with their readings; all of it is to be gone through, once.
+
+        Books do not depend on ``devices_at_once``; memory does. ``digested``: ``digests`` is to have all readings, from wherever.
+        """
+        for part in shards(self.inputs.usage, devices_at_once):
+            devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
+            readings, silences = self._readings(devices)
+            self.silences.append(silences)
+            if digested or self.session.rows_outside:
+                self.digests.add(readings)
+            else:
+                self._not_digested.append(devices)
+            yield replace(part, readings=readings)
+
+    def end(self) -> Loaded:
+        """Return what the shards were made of, once all of them were gone through: ``inputs`` without readings."""
+        window = self.inputs.usage.window
+        if (
+            self.session.rows_outside
+        ):  # only a later shard had some: rare, so that hours that are sealed as a whole hash no reading
+            for devices in self._not_digested:
+                self.digests.add(self._readings(devices)[0])
+        digest = self.digests.sha256() if self.session.rows_outside else None
+        read = manifest(self.inputs, self.session.files_read, self.session.rows_outside, digest)
+        generations = self.session.generations(window.from_at, window.to_at, self.site_id)
+        return Loaded(self.inputs, self.as_of, self.seen_xid, read, Silences.of_all(self.silences), generations)
+
+    def _readings(self, devices: pl.DataFrame) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
+        usage = self.inputs.usage
+        cast = Devices.cast(devices)
+        return load_readings(self.session, self.site_id, cast, usage.epochs, usage.window, self.policy)
+
+
+@contextmanager
+def begin_batch(
     database: Database,
     connection: psycopg.Connection[Any],
     site_id: int,
@@ -74,12 +127,9 @@ def load_batch(
     *,
     as_of: Known | None = None,
     segments: Segments | None = None,
-) -> Loaded:
-    """Return everything the model needs for the window, as known to the run ``as_of`` (now by default).
-
-    ``connection`` is in no transaction. Sealed hours are read from ``segments``; raises SegmentError where one is needed that
-    cannot be read.
-    """
+) -> Iterator[Begun]:
+    """Give what :func:`load_batch` returns, its readings still to be read, for a block."""
+    ours = connection.info.parameter_status("application_name") or "wattledger"
     reach = timedelta(microseconds=policy.gaps.reach_us)
     if as_of is None:
         ensure(connection, site_id)
@@ -112,20 +162,19 @@ def load_batch(
             )
             # Readings take long, and a transaction of this session must not stand open for long without a statement.
             opened: AbstractContextManager[SampleSession] = (
-                sample_session(database, segments, snapshot=seen.exported)
+                sample_session(database, segments, snapshot=seen.exported, application=ours)
                 if then.files is None
                 else pinned_session(database, segments, site_id, then.files)
             )
             session = until_read.enter_context(opened)
-        readings, silences = load_readings(session, site_id, held.metered, epochs, window, policy)
         node_readings = load_node_readings(session, site_id, site, window, policy)
-        generations = session.generations(window.from_at, window.to_at, site_id)
-    devices = Devices.validate(pl.concat([held.devices, site.devices]))
-    more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
-    usage = UsageInputs(window, devices, epochs, readings, held.placements, held.holds, anchors=anchors, **more)
-    inputs = HourInputs(usage, references, calls)
-    read = manifest(inputs, session.files_read, rows_outside=session.rows_outside)
-    return Loaded(inputs, as_of or Known(seen.at, seen.snapshot), seen.oldest_xid, read, silences, generations)
+        devices = Devices.validate(pl.concat([held.devices, site.devices]))
+        more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
+        none_yet = DeviceReadings.create_empty()
+        usage = UsageInputs(window, devices, epochs, none_yet, held.placements, held.holds, anchors=anchors, **more)
+        inputs = HourInputs(usage, references, calls)
+        known_as = as_of or Known(seen.at, seen.snapshot)
+        yield Begun(inputs, known_as, seen.oldest_xid, session, site_id, held.metered, policy)
 
 
 def _beyond(site: SiteLoad, node_readings: dy.DataFrame[NodeReadings]) -> dict[str, Any]:
@@ -136,6 +185,29 @@ def _beyond(site: SiteLoad, node_readings: dy.DataFrame[NodeReadings]) -> dict[s
         "shared_it": site.shared,
         "meter_periods": site.periods,
     }
+
+
+def load_batch(
+    database: Database,
+    connection: psycopg.Connection[Any],
+    site_id: int,
+    window: Window,
+    policy: Policy,
+    currency: str,
+    *,
+    as_of: Known | None = None,
+    segments: Segments | None = None,
+) -> Loaded:
+    """Return everything the model needs for the window, as known to the run ``as_of`` (now by default).
+
+    ``connection`` is in no transaction. Sealed hours are read from ``segments``; raises SegmentError where one is needed that
+    cannot be read.
+    """
+    opened = begin_batch(database, connection, site_id, window, policy, currency, as_of=as_of, segments=segments)
+    with opened as begun:
+        (everything,) = begun.shards(ALL_DEVICES)
+        loaded = begun.end()
+    return replace(loaded, inputs=replace(loaded.inputs, usage=everything))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ import json
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from analytics.pipeline import HourInputs, RatingInputs, References, UsageInputs, content_hash
@@ -75,8 +77,11 @@ class Manifest:
         return hashlib.sha256(text.encode()).digest()
 
 
-def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int) -> Manifest:
-    """Return what these inputs are made of; ``files`` were read for their readings, and so many rows outside of them."""
+def manifest(inputs: HourInputs, files: Iterable[FileRead], rows_outside: int, readings_sha256: str | None) -> Manifest:
+    """Return what these inputs are made of; ``files`` were read for their readings, and so many rows outside of them.
+
+    ``readings_sha256``: of all readings; null only where no row was outside. Those of ``inputs`` are not looked at.
+    """
     window, references = inputs.usage.window, inputs.references
     frames: dict[str, pl.DataFrame] = {
         **_frames_of(inputs.usage),
@@ -86,8 +91,7 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], *, rows_outside: int
     return Manifest(
         window=(window.from_at.isoformat(), window.to_at.isoformat()),
         files=tuple(sorted(files)),
-        # In the order they were loaded in, which is fixed.
-        outside=(rows_outside, readings_sha256(inputs)) if rows_outside else None,
+        outside=(rows_outside, readings_sha256) if readings_sha256 is not None else None,
         frames=_told(frames),
         currency=references.currency,
     )
@@ -120,6 +124,42 @@ def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
     return told
 
 
+class ReadingsDigest:
+    """Hashes readings of some devices after the other: the same whichever are added together, and in which order."""
+
+    def __init__(self) -> None:
+        self._of_device: dict[int, bytes] = {}
+
+    def add(self, readings: pl.DataFrame) -> None:
+        """Take in all readings of some devices, in order of device, time and values; each device once."""
+        if readings.is_empty():
+            return
+        devices = readings["device_id"].to_numpy()
+        edges = [0, *(np.flatnonzero(devices[1:] != devices[:-1]) + 1).tolist(), len(devices)]
+        columns = []
+        for name in readings.columns:
+            column = readings[name]
+            columns.append(column.to_physical().fill_null(0).rechunk().to_numpy())
+            if column.null_count():
+                columns.append(column.is_null().cast(pl.UInt8).rechunk().to_numpy())
+            else:  # a shard of other devices may have some
+                columns.append(np.zeros(len(devices), dtype=np.uint8))
+        for first, after in pairwise(edges):
+            digest = hashlib.sha256()
+            for values in columns:
+                digest.update(values[first:after].data)
+            self._of_device[int(devices[first])] = digest.digest()
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of what was added, as hexadecimal."""
+        whole = hashlib.sha256()
+        for device_id in sorted(self._of_device):
+            whole.update(self._of_device[device_id])
+        return whole.hexdigest()
+
+
 def readings_sha256(inputs: HourInputs) -> str:
     """Return the SHA-256 of the readings: equal from wherever they were read."""
-    return content_hash(inputs.usage.readings).hex()
+    digest = ReadingsDigest()
+    digest.add(inputs.usage.readings)
+    return digest.sha256()

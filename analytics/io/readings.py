@@ -7,7 +7,7 @@ node's device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -76,6 +76,16 @@ class Silences:
     """Earliest last reading before the window of a device that was silent at its start; null = none was."""
     after_at: datetime | None = None
     """Latest first reading after the window of a device that was silent at its end; null = none was."""
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Silences]) -> Silences:
+        """Return those of several devices' parts."""
+        listed = list(parts)
+        return cls(
+            tuple(sorted((gap for part in listed for gap in part.ended), key=lambda gap: gap.device_id)),
+            min((part.before_at for part in listed if part.before_at is not None), default=None),
+            max((part.after_at for part in listed if part.after_at is not None), default=None),
+        )
 
 
 def load_readings(

@@ -18,18 +18,20 @@ from analytics.errors import AnalyticsError
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
 from analytics.io.book_rows import content_of
 from analytics.io.holds import DEVICE, JOB_KEY
-from analytics.io.load import API_CALLS, JOBS, load_batch
+from analytics.io.load import API_CALLS, JOBS, begin_batch
 from analytics.io.load_rating import STORED_USAGE
-from analytics.io.manifest import Manifest, rating_manifest, readings_sha256
+from analytics.io.manifest import Manifest, rating_manifest
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import RatingInputs, Window, close_hours, content_hash, rate_hours
+from analytics.pipeline import RatingInputs, Window, content_hash, map_devices, rate_hours, reduce_shards
 from analytics.policy import Policy, policy_of
 from analytics.version import METHOD_VERSION
 from ingest.store.engine import Database
 from ingest.store.samples import FileRead
 from ingest.store.segments import SegmentError, Segments, SegmentUnreachableError
 
+_DEVICE_HOURS_AT_ONCE: Final = 4_096
+"""Readings in memory together, as of a close."""
 _RUNS: Final = """
 SELECT DISTINCT ON (sites.name, runs.hour_at) sites.name, runs.id FROM ledger_runs AS runs JOIN sites ON sites.id = runs.site_id
 WHERE runs.revision > 0 AND runs.finished_at <= %(as_of)s AND runs.hour_at >= %(from_at)s AND runs.hour_at < %(to_at)s
@@ -178,7 +180,7 @@ def _of_samples(
         )
     window = Window(first, last, min(last, run.hour_at + timedelta(hours=1)))
     try:
-        loaded = load_batch(
+        begun = begin_batch(
             database,
             connection,
             run.site_id,
@@ -188,13 +190,14 @@ def _of_samples(
             as_of=replace(run.known, files=files),
             segments=segments,
         )
-    except (SegmentError, SegmentUnreachableError) as error:
-        return str(error)
-    if outside is not None and readings_sha256(loaded.inputs) != outside[1]:
-        return "it read rows before they were sealed, and what lies there now is not the same"
-    try:
-        result = close_hours(loaded.inputs, policy)
-    except AnalyticsError as error:
+        with begun as batch:
+            at_once = max(1, _DEVICE_HOURS_AT_ONCE // max(1, (last - first) // timedelta(hours=1)))
+            mapped = [map_devices(part, policy) for part in batch.shards(at_once, digested=outside is not None)]
+            loaded = batch.end()
+        if outside is not None and batch.digests.sha256() != outside[1]:
+            return "it read rows before they were sealed, and what lies there now is not the same"
+        result = reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls)
+    except (SegmentError, SegmentUnreachableError, AnalyticsError) as error:
         return str(error)
     of_hour = pl.col("hour_at") == run.hour_at
     return result.usage.filter(of_hour), result.lines.filter(of_hour), _changed(inputs, loaded.read)

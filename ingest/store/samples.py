@@ -230,14 +230,19 @@ class SampleSession:
 
 @contextmanager
 def sample_session(
-    database: Database, segments: Segments | None = None, role: Role = "worker", snapshot: str | None = None
+    database: Database,
+    segments: Segments | None = None,
+    role: Role = "worker",
+    snapshot: str | None = None,
+    application: str = "wattledger",
 ) -> Iterator[SampleSession]:
     """Open a session: everything read through it, segments included, is of one moment.
 
     ``snapshot``: that of another session, which exported it and is still in that transaction; it may end once this is open.
+    ``application``: its name, by which a successor of a worker that stands still finds it.
     Without ``segments`` a sealed hour with rows is refused with SegmentError.
     """
-    with command_session(database, role) as session:
+    with command_session(database, role, application) as session:
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         if snapshot is not None:
             session.run(f"SET TRANSACTION SNAPSHOT '{snapshot}'")

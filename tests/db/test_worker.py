@@ -11,7 +11,7 @@ import pytest
 
 from analytics.closing import hours
 from analytics.errors import BooksError
-from analytics.io.hours import batches, due_hours, hours_at_once
+from analytics.io.hours import batches, due_hours
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
@@ -20,6 +20,7 @@ from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import SegmentError, Segments
+from tests.db.independent_energy import INDEPENDENT
 from tests.db.ledger_fixture import HOUR, HOUR_AT, RUN_BY_HAND, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
@@ -27,24 +28,6 @@ pytestmark = pytest.mark.db
 SETTINGS = WorkerSettings(code_version="test")
 LATER = HOUR_AT + timedelta(hours=3)
 KWH_MJ = 3_600_000_000
-
-INDEPENDENT = """
--- Law 1 asked of the raw samples alone: last minus first counter per epoch, the hour's edges by the interpolated counter.
-WITH reading AS (
-    SELECT device_id, epoch_id, at, energy_mj,
-           lead(at) OVER w AS next_at, lead(energy_mj) OVER w AS next_mj
-    FROM device_samples WINDOW w AS (PARTITION BY device_id, epoch_id ORDER BY at)
-), step AS (
-    SELECT *, greatest(at, %(hour)s) AS lo, least(next_at, %(hour)s + interval '1 hour') AS hi FROM reading
-    WHERE next_mj >= energy_mj AND next_at > %(hour)s AND at < %(hour)s + interval '1 hour'
-)
-SELECT device_id, sum(
-    floor((next_mj - energy_mj)::numeric * (extract(epoch FROM hi - at) * 1000000)::bigint
-          / (extract(epoch FROM next_at - at) * 1000000)::bigint)
-  - floor((next_mj - energy_mj)::numeric * (extract(epoch FROM lo - at) * 1000000)::bigint
-          / (extract(epoch FROM next_at - at) * 1000000)::bigint))::bigint
-FROM step GROUP BY device_id ORDER BY device_id
-"""
 
 
 @pytest.fixture
@@ -365,14 +348,44 @@ def test_a_sealed_hour_without_its_segments_is_refused_rather_than_closed_withou
         load_batch(fleet.database, connection, fleet.site_id, window, SETTINGS.policy, "USD")
 
 
-def test_how_many_hours_are_computed_together_depends_on_how_many_devices_the_site_has(fleet: SmallFleet) -> None:
+def test_hours_are_computed_together_as_long_as_they_follow_one_another(fleet: SmallFleet) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + 3 * HOUR)
-    fleet.job("7", HOUR_AT, HOUR_AT + timedelta(minutes=90))
     with fleet.database.connect("worker") as connection:
         due = due_hours(connection, LATER)
-        (devices,) = fleet.rows("SELECT count(*) FROM placements WHERE valid_to IS NULL AND superseded_at IS NULL")
-        assert hours_at_once(connection, 2 * devices[0]) == {fleet.site_id: 2}
-        assert hours_at_once(connection, 1) == {fleet.site_id: 1}, "an hour is never cut"
-        assert [len(batch.hours) for batch in batches(due, 24, {fleet.site_id: 2})] == [2, 1]
-        assert [len(batch.hours) for batch in batches(due, 1, {fleet.site_id: 2})] == [1, 1, 1]
-        assert [len(batch.hours) for batch in batches(due, 24, {})] == [3]
+    assert [len(batch.hours) for batch in batches(due, 24)] == [3]
+    assert [len(batch.hours) for batch in batches(due, 2)] == [2, 1]
+    assert [len(batch.hours) for batch in batches([due[0], due[2]], 24)] == [1, 1]
+
+
+def test_books_and_what_a_run_says_it_read_do_not_depend_on_what_is_in_memory_together(
+    fleet: SmallFleet, tmp_path: Path
+) -> None:
+    # Five more nodes with a board each, two of them silent since before; the first hour sealed, the next one hot.
+    fleet.samples(HOUR_AT, HOUR_AT + 2 * HOUR)
+    for number in range(2, 7):
+        fleet.rows(
+            "WITH node AS (INSERT INTO nodes (site_id, name) VALUES (%s, %s) RETURNING id), "
+            "board AS (INSERT INTO devices (uuid, vendor, model, kind) VALUES (%s, 'nvidia', 'H100', 'gpu') RETURNING id), "
+            "epoch AS (INSERT INTO epochs (node_id, boot_id, driver_epoch, feed, origin, cadence_us, agent_version) "
+            "SELECT id, 'b', 0, 1, 1, 10000000, 'test' FROM node RETURNING id), "
+            "placed AS (INSERT INTO placements (device_id, node_id, valid_from) SELECT board.id, node.id, %s FROM board, node) "
+            "INSERT INTO device_samples SELECT (jsonb_populate_record(said, jsonb_build_object('device_id', board.id, "
+            "'epoch_id', epoch.id))).* FROM device_samples AS said, board, epoch WHERE extract(minute FROM at) <> %s RETURNING 1",
+            fleet.site_id,
+            f"n{number}",
+            f"GPU-{number}",
+            HOUR_AT,
+            number,
+        )
+    segments = Segments.at(tmp_path)
+    Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
+    told = []
+    for device_hours in (4_096, 2):
+        with fleet.admin() as connection:
+            connection.execute("TRUNCATE ledger_hours, ledger_runs, usage_hours, hour_jobs, ledger_lines CASCADE")
+            fleet.changed("device_samples", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
+        settings = WorkerSettings(code_version="test", device_hours_per_pass=device_hours)
+        assert HourCloser(fleet.database, settings, segments).run(LATER).closed == 2
+        told.append(fleet.rows("SELECT hour_at, content_sha256, inputs FROM ledger_runs ORDER BY 1"))
+    assert told[0] == told[1]
+    assert told[0][0][2]["outside"][0] > 6 * 300
