@@ -89,6 +89,8 @@ def upgrade() -> None:
         op.execute(
             f"CREATE TRIGGER forget_salt BEFORE UPDATE OF api_key ON {table} FOR EACH ROW EXECUTE FUNCTION forget_salt()"
         )
+    # Why a line of a reopened month moved is told to whoever may close it.
+    op.execute(f"GRANT SELECT (site_id, hour_at, kind, revision, reason) ON ledger_runs TO {API}")
     op.execute(LINES)
     op.execute(
         "COMMENT ON VIEW current_ledger_lines IS "
@@ -100,6 +102,7 @@ def downgrade() -> None:
     op.execute(AS_BEFORE)
     op.execute("DROP VIEW current_ledger_lines")
     op.execute("DROP TRIGGER forget_salt ON ledger_lines")
+    op.execute(f"REVOKE SELECT (site_id, hour_at, kind, revision, reason) ON ledger_runs FROM {API}")  # noqa: S608 (constants)
     for table in ("line_disputes", "ledger_corrections", "period_hours"):
         op.drop_table(table)
     op.execute("DROP FUNCTION forget_salt()")

@@ -49,6 +49,25 @@ class RowModel(FiguresModel):
     tenant: str | None
 
 
+class CorrectionModel(BaseModel):
+    """What later changes of hours of a closed month come to, counted in this bill: differences, of either sign."""
+
+    tenant: str
+    category: str
+    reason: str
+    first_at: str
+    last_at: str
+    lines: int
+    cost: str | None
+    energy_mj: int | None
+    carbon_gco2e: str | None
+
+
+class DisputedModel(BaseModel):
+    lines: int
+    cost: str
+
+
 class BillModel(BaseModel):
     """``mapped_share_ratio`` is of the whole deployment: how much of what was used some binding gave to a tenant."""
 
@@ -61,6 +80,8 @@ class BillModel(BaseModel):
     books_as_of_at: str | None
     mapped_share_ratio: str | None
     total: FiguresModel
+    corrections: list[CorrectionModel]
+    disputed: DisputedModel
     rows: list[RowModel]
     rollups: list[RowModel]
     next_cursor: str | None
@@ -94,6 +115,8 @@ class BillModel(BaseModel):
                         "sources": ["measured"],
                         "origins": ["live"],
                     },
+                    "corrections": [],
+                    "disputed": {"lines": 0, "cost": "0"},
                     "rows": [],
                     "rollups": [],
                     "next_cursor": None,

@@ -90,10 +90,17 @@ class Service:
             yield conn
 
     @contextmanager
-    def _transaction(self, path: str | None) -> Iterator[sa.Connection]:
+    def writing(self, principal: Principal | None) -> Iterator[sa.Connection]:
+        """Yield a connection that may add rows of the token's subtree, or of all (None), where the role may at all."""
+        with self._transaction(ALL_TENANTS if principal is None else principal.token.tenant_path, writes=True) as conn:
+            yield conn
+
+    @contextmanager
+    def _transaction(self, path: str | None, *, writes: bool = False) -> Iterator[sa.Connection]:
         with self.engine.begin() as conn:
             timeout_ms = round(self.settings.statement_timeout_s * 1000)
-            conn.execute(sa.text("SET TRANSACTION READ ONLY"))
+            if not writes:
+                conn.execute(sa.text("SET TRANSACTION READ ONLY"))
             conn.execute(sa.text(f"SET LOCAL statement_timeout = {timeout_ms}"))
             with tenant_scope(conn, path):
                 yield conn
@@ -119,6 +126,16 @@ def auditor(request: Request, api: Api) -> Principal:
     return api.principal(request, Scope.AUDIT)
 
 
+def approver(request: Request, api: Api) -> Principal:
+    return api.principal(request, Scope.APPROVE)
+
+
+def closer(request: Request, api: Api) -> Principal:
+    return api.principal(request, Scope.CLOSE)
+
+
+Approver = Annotated[Principal, Depends(approver)]
+Closer = Annotated[Principal, Depends(closer)]
 Reader = Annotated[Principal, Depends(reader)]
 Gatekeeper = Annotated[Principal, Depends(gatekeeper)]
 Auditor = Annotated[Principal, Depends(auditor)]

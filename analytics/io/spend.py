@@ -54,6 +54,11 @@ WITH subtree AS MATERIALIZED (
     FROM hours AS h JOIN ledger_lines AS l
         ON l.site_id = h.site_id AND l.hour_at = h.hour_at AND l.revision IN (h.revision, h.first_revision)
     WHERE l.tenant_id IN (SELECT id FROM subtree) AND {relevant}
+    UNION ALL
+    -- Corrections of closed months count in the month they are posted in, and are never a tenant's own doing.
+    SELECT l.site_id, l.posted_hour_at, l.origin, {amount}, true, false, l.quantity, l.quantity_unit = 'request', false
+    FROM ledger_corrections AS l WHERE l.posted_hour_at >= :from_at AND l.posted_hour_at < :to_at
+    AND l.tenant_id IN (SELECT id FROM subtree) AND {relevant}
 ), by_hour AS (
     SELECT site_id, hour_at,
         coalesce(sum(amount) FILTER (WHERE is_now), 0) AS total,

@@ -29,6 +29,21 @@ def as_dict(bill: Bill) -> dict[str, Any]:
         "books_as_of_at": None if bill.as_of_at is None else rfc3339(bill.as_of_at),
         "mapped_share_ratio": text(bill.mapped_share),
         "total": figures_dict(bill.total),
+        "corrections": [
+            {
+                "tenant": each.tenant,
+                "category": each.category,
+                "reason": each.reason,
+                "first_at": rfc3339(each.first_at),
+                "last_at": rfc3339(each.last_at),
+                "lines": each.lines,
+                "cost": text(each.cost),
+                "energy_mj": each.energy_mj,
+                "carbon_gco2e": text(each.carbon_gco2e),
+            }
+            for each in bill.corrections
+        ],
+        "disputed": {"lines": bill.disputed.lines, "cost": text(bill.disputed.cost)},
         "rows": [row_dict(row) for row in bill.rows],
         "rollups": [row_dict(row) for row in bill.rollups],
     }

@@ -112,6 +112,14 @@ def _notes(bill: Bill) -> list[str]:
         notes.append(f"{_count(total.unpriced_lines, 'line')} {has} no {price}: the cost is at least what stands here")
     if total.usage_unknown_calls:
         notes.append(f"{_count(total.usage_unknown_calls, 'API call')} told no token counts: their cost is unknown")
+    for each in bill.corrections:
+        span = f"{each.first_at:%Y-%m-%d %H:%M} to {each.last_at:%Y-%m-%d %H:%M}"
+        cost = "unpriced" if each.cost is None else f"{each.cost:+,.6f} {bill.currency}"
+        notes.append(f"in it, a correction of {span}: {each.tenant}, {each.category}, {cost} ({each.reason})")
+    if bill.disputed.lines:
+        notes.append(
+            f"{_count(bill.disputed.lines, 'line')} of it worth {bill.disputed.cost:,.2f} {bill.currency} disputed"
+        )
     return notes
 
 

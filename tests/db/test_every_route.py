@@ -25,6 +25,7 @@ from ingest.store.engine import Database
 from ingest.store.scopes import OF_A_SITE, OF_A_SUBTREE, Scope
 from ingest.store.tables import books as book_tables
 from ingest.store.tables import control, lineage, reference, work
+from ingest.store.tables import periods as period_tables
 from tests.fakes.books import KWH_MJ, MODEL, Books, usage
 from tests.fakes.serving import serving
 from wattledger.service import create_service
@@ -32,6 +33,7 @@ from wattledger.service import create_service
 pytestmark = pytest.mark.db
 
 THIS_HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+HOUR_OF_LINES = f"{THIS_HOUR - timedelta(hours=2):%Y-%m-%dT%H:00Z}"
 FROM, TO = (THIS_HOUR - timedelta(hours=3)).isoformat(), THIS_HOUR.isoformat()
 POLICY = """\
 version: 1
@@ -104,9 +106,22 @@ ROUTES: dict[tuple[str, str], list[Asked]] = {
         asked(Scope.GATE, json=GATE | {"account": "{account}", "user_name": "{user}", "site": "lab"}),
     ],
     ("GET", "/v1/audit"): [asked(Scope.AUDIT)],
+    ("GET", "/v1/periods"): [asked(Scope.READ)],
+    ("GET", "/v1/periods/{name}"): [asked(Scope.CLOSE, path={"name": "2026-10"})],
+    ("GET", "/v1/lines"): [
+        asked(Scope.READ, query={"hour": "{hour}"}),
+        asked(Scope.READ, query={"hour": "{hour}", "tenant": "{tenant}"}),
+    ],
+    ("GET", "/v1/disputes"): [asked(Scope.READ), asked(Scope.READ, query={"resolved": "true"})],
+    ("POST", "/v1/disputes"): [asked(Scope.APPROVE, json={"line": "{line}", "reason": "wrong"})],
+    ("POST", "/v1/disputes/{number}/resolution"): [
+        asked(Scope.CLOSE, path={"number": "99"}, json={"resolution": "right"})
+    ],
 }
 THE_OTHER = {"tenant": "victim/owls", "account": "owl-account", "response": "secret-response", "user": "nightjar"}
+THE_OTHER |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'ab' * 6}"}
 NOBODY = {"tenant": "nobody/known", "account": "some-account", "response": "other-response", "user": "sombody"}
+NOBODY |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'00' * 6}"}
 CASES = [(*key, each) for key, ways in ROUTES.items() for each in ways]
 NAMED = [f"{method} {path} {number}" for number, (method, path, _) in enumerate(CASES)]
 
@@ -195,6 +210,20 @@ def fill(conn: sa.Connection) -> int:
             usage(job_id=own, tenant_id=ours, devices={made.device_ids[1]: KWH_MJ}, cost="1"),
         ],
     )
+    link = sa.text(
+        "UPDATE ledger_lines SET chain_sha256 = decode(repeat(:digits, 32), 'hex') "
+        "WHERE line_key = (SELECT min(line_key) FROM ledger_lines WHERE tenant_id = :tenant)"
+    )
+    conn.execute(link, {"digits": "ab", "tenant": owls})
+    conn.execute(link, {"digits": "cd", "tenant": ours})
+    owls_dispute = {
+        "site_id": made.site_id,
+        "hour_at": THIS_HOUR - timedelta(hours=2),
+        "line_sha256": b"\xef",
+        "line": "victim/owls",
+    }
+    said = {"opened_by": "nightjar", "reason": "owl-wrong", "currency": "USD", "tenant_id": owls}
+    conn.execute(sa.insert(period_tables.line_disputes).values(**owls_dispute, **said))
     minutes = {"site_id": made.site_id, "minute_at": THIS_HOUR - timedelta(minutes=70), "energy_mj": 61_616_100}
     conn.execute(sa.insert(book_tables.tenant_minutes).values(**minutes, tenant_id=owls))
     early = THIS_HOUR - timedelta(days=9)
@@ -296,7 +325,9 @@ def test_a_tenant_is_told_of_another_what_it_is_told_of_one_that_is_not_there(
     # The table is worth something: whom it belongs to, and who covers all, are shown what the neighbour is not.
     whole = world.ask(method, path, how, f"Bearer {world.secret(scope, '*')}", THE_OTHER)
     assert whole.status_code == 200, whole.text
-    assert scope is Scope.GATE or path == "/v1/fleet/power" or any(word in whole.text for word in SECRETS)
+    assert (
+        scope is Scope.GATE or path in {"/v1/fleet/power", "/v1/periods"} or any(word in whole.text for word in SECRETS)
+    )
 
 
 def test_the_page_says_of_each_scope_whether_a_route_asks_for_it() -> None:
