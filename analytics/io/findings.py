@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from analytics.errors import BooksError
 from analytics.io.bill_spans import forget_spans
+from analytics.io.book_rows import copy_rows
 from analytics.model.findings import CONFLICT, IDLE_WASTE, NO_END, OVERLAP, THROTTLING, TOO_MANY
 from analytics.model.overhead import NEGATIVE
 
@@ -25,12 +26,17 @@ OF_A_CLOSE: Final = (
 )  # fmt: skip
 """Kinds that a close of their hour finds, and a later close of it may not find again."""
 
+_INCOMING: Final = """
+CREATE TEMPORARY TABLE IF NOT EXISTS incoming_findings (
+    dedupe_key text, kind text, device_id integer, job_id bigint, tenant_id integer, start_at timestamptz, end_at timestamptz,
+    evidence text, waste_energy_mj bigint, avoidable_cash numeric, capacity_freed_us bigint, currency text,
+    confidence double precision, origin smallint) ON COMMIT DELETE ROWS
+"""
 _UPSERT: Final = """
 INSERT INTO findings (dedupe_key, site_id, kind, device_id, job_id, tenant_id, start_at, end_at, evidence,
                       waste_energy_mj, avoidable_cash, capacity_freed_us, currency, confidence, origin)
-VALUES (%(dedupe_key)s, %(site_id)s, %(kind)s, %(device_id)s, %(job_id)s, %(tenant_id)s, %(start_at)s,
-        %(end_at)s, %(evidence)s::jsonb, %(waste_energy_mj)s, %(avoidable_cash)s, %(capacity_freed_us)s,
-        %(currency)s, %(confidence)s, %(origin)s)
+SELECT dedupe_key, %(site_id)s, kind, device_id, job_id, tenant_id, start_at, end_at, evidence::jsonb,
+       waste_energy_mj, avoidable_cash, capacity_freed_us, currency, confidence, origin FROM incoming_findings
 ON CONFLICT (dedupe_key) DO UPDATE SET
     tenant_id = excluded.tenant_id, end_at = excluded.end_at, evidence = excluded.evidence,
     waste_energy_mj = excluded.waste_energy_mj, avoidable_cash = excluded.avoidable_cash,
@@ -67,9 +73,12 @@ def replace_findings(
     withdraw_findings(connection, site_id, hour_at, keep=findings["dedupe_key"].to_list())
     if findings.is_empty():
         return
-    cursor = connection.cursor()
-    cursor.executemany(_UPSERT, [{**row, "site_id": site_id} for row in findings.to_dicts()])
-    if cursor.rowcount:
+    with connection.transaction():
+        # One statement for all: a site of 10,000 boards finds thousands in an hour, mostly the same as before.
+        connection.execute(_INCOMING)
+        copy_rows(connection, "incoming_findings", findings.drop("hour_at"))
+        changed = connection.execute(_UPSERT, {"site_id": site_id}).rowcount
+    if changed:
         forget_spans(connection, site_id, hour_at)
 
 
