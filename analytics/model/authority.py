@@ -55,20 +55,10 @@ def measure(
     ``held``: device_id, start_us, end_us of what jobs hold, far enough around the pieces to judge a gap. ``instruments``: as of
     :func:`sensors.instruments`; without it nothing is said of how far an estimate may be off.
     """
-    asked = holdings.pieces.select(
-        "piece",
-        *DEVICE_HOUR,
-        "from_us",
-        "to_us",
-        pl.lit(_SILENT).alias("open"),
-        # From when on nobody of more authority has told anything, within the hour.
-        pl.col("hour_us").alias("since_us"),
-        pl.lit(0, dtype=pl.Int64).alias("unbooked_mj"),
-    )
+    asked = ask(holdings.pieces)
     taken, holes = [], []
     for index, meter in enumerate(meters):
-        mine = _may_ask(asked, meter)
-        able = asked if mine is None else asked.filter(mine)
+        able, others = may_tell(asked, meter)
         if able.is_empty():
             continue
         read = _read(able, meter, held, instruments)
@@ -77,9 +67,8 @@ def measure(
         if took.height:
             taken.append(took.with_columns(pl.lit(index, dtype=pl.Int32).alias("meter")))
             holes.append(_gap_time(took))
-        short = read.filter(spans < pl.col("to_us") - pl.col("from_us")).select(_ASKED)
-        rest = _left_open(short, meter)
-        asked = rest if mine is None else pl.concat([asked.filter(~mine), rest])
+        short = read.filter(spans < pl.col("to_us") - pl.col("from_us"))
+        asked = pl.concat([others, left_open(short.select(_ASKED), meter)])
     holes.append(_time(asked.filter(pl.col("open") != _SILENT), "open"))
     parts = pl.concat(taken) if taken else _NOTHING.clone()
     return Measured(
@@ -90,8 +79,22 @@ def measure(
     )
 
 
-def _may_ask(asked: pl.DataFrame, meter: Meter) -> pl.Series | None:
-    """Say of each row whether the meter may be asked of it; None = of all."""
+def ask(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return pieces (piece, device_id, hour_us, from_us, to_us) as nobody has told anything of them yet."""
+    return pieces.select(
+        "piece",
+        *DEVICE_HOUR,
+        "from_us",
+        "to_us",
+        pl.lit(_SILENT).alias("open"),
+        # From when on nobody of more authority has told anything, within the hour.
+        pl.col("hour_us").alias("since_us"),
+        pl.lit(0, dtype=pl.Int64).alias("unbooked_mj"),
+    )
+
+
+def may_tell(asked: pl.DataFrame, meter: Meter) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows that the meter may be asked of, and the others."""
     may = asked["device_id"].is_in(meter.devices.implode())
     if meter.instrument == "counter" and meter.feed != IMPORT_FEED:
         may &= asked["open"] == _SILENT
@@ -103,15 +106,24 @@ def _may_ask(asked: pl.DataFrame, meter: Meter) -> pl.Series | None:
             maintain_order="left",
         )
         may &= hours["lacks"].fill_null(value=False)
-    return None if may.all() else may
+    return (asked, asked.clear()) if may.all() else (asked.filter(may), asked.filter(~may))
+
+
+def grown(pieces: pl.DataFrame, meter: Meter, names: Sequence[str]) -> pl.DataFrame:
+    """Return by how much the meter's quantities grew in each piece (device_id, from_us, to_us).
+
+    Where one piece follows the other in order, the end of one is the beginning of the other and is read once.
+    """
+    start = meter.at(pieces.select("device_id", pl.col("from_us").alias("at_us")), names)
+    follows = (pl.col("device_id").shift(-1) == pl.col("device_id")) & (pl.col("from_us").shift(-1) == pl.col("to_us"))
+    alone = pieces.select(pl.arg_where(~follows.fill_null(value=False))).to_series()
+    end = meter.at(pieces[alone].select("device_id", pl.col("to_us").alias("at_us")), names)
+    return pl.DataFrame([start[name].shift(-1, fill_value=0).scatter(alone, end[name]) - start[name] for name in names])
 
 
 def _read(asked: pl.DataFrame, meter: Meter, held: pl.DataFrame, instruments: pl.DataFrame | None) -> pl.DataFrame:
-    start = meter.at(asked.select("device_id", pl.col("from_us").alias("at_us")))
-    end = meter.at(asked.select("device_id", pl.col("to_us").alias("at_us")))
-    grown = pl.select(end[name] - start[name] for name in QUANTITIES)
     gauge = meter.instrument == "gauge"
-    read = _with_gaps(asked.hstack(grown), meter, held, instruments).with_columns(
+    read = _with_gaps(asked.hstack(grown(asked, meter, QUANTITIES)), meter, held, instruments).with_columns(
         pl.lit(meter.feed, dtype=pl.Int16).alias("feed"),
         pl.lit(meter.origin, dtype=pl.Int16).alias("origin"),
         (pl.col("energy_mj") if gauge else pl.lit(0, dtype=pl.Int64)).alias("gauged_mj"),
@@ -189,8 +201,8 @@ def _with_bounds(parts: pl.DataFrame, instruments: pl.DataFrame | None) -> pl.Da
     )
 
 
-def _left_open(short: pl.DataFrame, meter: Meter) -> pl.DataFrame:
-    """Return what the meter does not span of these rows, cut at the edges of its holes, each with the reason."""
+def left_open(short: pl.DataFrame, meter: Meter) -> pl.DataFrame:
+    """Return what the meter does not span of these rows of :func:`ask`, cut at the edges of its holes, each with the reason."""
     if short.is_empty():
         return short
     ids = short["device_id"].unique().sort()

@@ -8,6 +8,7 @@ from typing import Final
 import polars as pl
 
 from analytics.frames import INSTANT
+from analytics.model.authority import ask, grown, left_open, may_tell
 from analytics.model.energy import Meter
 from analytics.units import US_PER_HOUR, US_PER_MINUTE
 
@@ -51,29 +52,37 @@ def minute_marks(devices: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFram
 def between_marks(meters: Sequence[Meter], left: pl.DataFrame) -> pl.DataFrame:
     """Return device_id, at_us, energy_mj, covered_us, throttled_us, origin of each interval a meter spans, by its start.
 
-    ``left``: device_id and at_us where intervals begin and end, sorted. Of each hour the first meter that spans part of it tells.
+    ``left``: device_id and at_us where intervals begin and end, sorted, an interval inside one hour. Which meter tells of what is as
+    in the books (``authority``).
     """
-    found = []
-    done = pl.DataFrame(schema={"device_id": pl.Int32, "hour_us": pl.Int64})
-    for meter in meters:
-        # Every mark is the end of one interval and the start of the next: read each once.
-        marks = meter.at(left, _NAMES)
-        last = pl.col("device_id") != pl.col("device_id").shift(-1)
-        rows = (
-            left.hstack(marks.select(pl.col(name).shift(-1) - pl.col(name) for name in _NAMES))
-            .filter(~last.fill_null(value=True))
-            .with_columns((pl.col("at_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"))
+    same = pl.col("device_id").shift(-1) == pl.col("device_id")
+    intervals = (
+        left.select(
+            "device_id",
+            (pl.col("at_us") // US_PER_HOUR * US_PER_HOUR).alias("hour_us"),
+            pl.col("at_us").alias("from_us"),
+            pl.col("at_us").shift(-1).alias("to_us"),
+            same.alias("same"),
         )
+        .filter("same")
+        .with_row_index("piece")
+    )
+    asked, found = ask(intervals), []
+    for meter in meters:
+        able, others = may_tell(asked, meter)
+        if able.is_empty():
+            continue
+        read = able.hstack(grown(able, meter, _NAMES))
         spanned = (pl.col("covered_us") > 0) | (pl.col("energy_mj") > 0)
-        mine = rows.filter(spanned).select("device_id", "hour_us").unique()
-        if meter.lacking is not None:
-            mine = mine.join(meter.lacking, on=["device_id", "hour_us"], how="semi")
-        mine = mine.join(done, on=["device_id", "hour_us"], how="anti")
-        taken = rows.join(mine, on=["device_id", "hour_us"], how="semi")
-        found.append(taken.filter(spanned).with_columns(pl.lit(meter.origin, dtype=pl.Int16).alias("origin")))
-        done = pl.concat([done, mine])
+        found.append(read.filter(spanned).with_columns(pl.lit(meter.origin, dtype=pl.Int16).alias("origin")))
+        short = read.filter(pl.col("covered_us") < pl.col("to_us") - pl.col("from_us"))
+        asked = pl.concat([others, left_open(short.select(able.columns), meter)])
     columns = {"energy_mj": pl.Int64, "covered_us": pl.Int64, "throttled_us": pl.Int64, "origin": pl.Int16}
     if not found:
         return pl.DataFrame(schema={"device_id": pl.Int32, "at_us": pl.Int64, **columns})
+    told = pl.concat(found)
+    if told["piece"].n_unique() < told.height:
+        told = told.group_by("piece", "device_id").agg(pl.col(_NAMES).sum(), pl.col("origin").max())
     throttled = pl.when(pl.col("known_us") > 0).then(pl.col("throttled_us")).alias("throttled_us")
-    return pl.concat(found).with_columns(throttled).select("device_id", "at_us", *columns)
+    began = intervals.select("piece", pl.col("from_us").alias("at_us"))
+    return told.join(began, on="piece").with_columns(throttled).select("device_id", "at_us", *columns)

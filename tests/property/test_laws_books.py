@@ -26,6 +26,7 @@ from analytics.pipeline import (
     map_devices,
     rate_hours,
     reduce_shards,
+    roll_minutes,
 )
 from analytics.policy import Policy
 from analytics.units import US_PER_HOUR, US_PER_SECOND, to_us
@@ -217,6 +218,19 @@ def test_lines_add_up_to_the_exact_cost_and_carbon_of_their_group(site: Site) ->
         )
         assert lines["energy_mj"].sum() == energy
         assert lines["facility_mj"].sum() == round(Fraction(energy) * Fraction(FACTOR))
+
+
+@LAW
+@given(sites())
+def test_minutes_of_a_device_hour_sum_to_its_books(site: Site) -> None:
+    """Whoever of several instruments told of which part of the hour."""
+    minutes = roll_minutes(site.inputs().usage, site.policy).select(
+        "device_id", pl.col("minute_at").dt.truncate("1h").alias("hour_at"), "energy_mj"
+    )
+    hour = ["device_id", "hour_at"]
+    booked = site.close().usage.filter(pl.col("device_id") < 9).group_by(hour).agg(pl.col("energy_mj").sum())
+    both = booked.join(minutes.group_by(hour).agg(pl.col("energy_mj").sum().alias("minutes_mj")), on=hour, how="left")
+    assert both["minutes_mj"].fill_null(0).to_list() == both["energy_mj"].to_list()
 
 
 @LAW

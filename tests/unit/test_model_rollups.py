@@ -37,3 +37,13 @@ def test_rollups_take_the_authoritative_feed() -> None:
     site = Site(readings=two, epochs=[epoch(1), epoch(2, feed=4, origin=2)])
     assert _minutes(site)["energy_mj"].to_list() == [6_000_000]
     assert _minutes(site)["origin"].to_list() == [1]
+
+
+def test_minutes_that_the_first_feed_left_open_are_the_next_ones() -> None:
+    # The agent until 90 s at 100 W, DCGM throughout at 200 W: the second minute has half of each.
+    two = [*steady(1, 0, 90, 100), *steady(1, 0, 180, 200, step=30, epoch_id=2)]
+    site = Site(readings=two, epochs=[epoch(1), epoch(2, feed=2, origin=3)])
+    rows = _minutes(site)
+    assert rows["energy_mj"].to_list() == [6_000_000, 3_000_000 + 6_000_000, 12_000_000]
+    assert rows["covered_us"].to_list() == [60_000_000] * 3
+    assert rows["origin"].to_list() == [1, 3, 3]
