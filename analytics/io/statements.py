@@ -6,6 +6,7 @@ connection may see decides what a bill holds: as the api role inside ``tenant_sc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from analytics.frames import NODE_OVERHEAD, SHARED_IT
 from analytics.io import bill_sql, statement_sql
+from analytics.io.bill_reads import currencies, priced_in, share_mapped, tenant_lines
 from analytics.io.statement_notes import Correction, Disputed, corrections, disputed
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
 from collector.wire import Origin
@@ -158,15 +160,18 @@ def bill(
     """
     _check_period(from_at, to_at)
     window: dict[str, Any] = {"from_at": from_at, "to_at": to_at, "path": tenant}
-    currency = currency or _only_currency(conn, window)
+    lines = tenant_lines(conn, window)
+    currency = currency or _only_currency(currencies(lines))
     window["currency"] = currency
     groups: dict[tuple[str, str | None], Figures] = {}
     details: dict[tuple[str, str | None], dict[str, str | None]] = {}
+    answers: list[Iterable[Mapping[str, Any]]] = [priced_in(lines, currency)] if group_by is GroupBy.TENANT else []
     for query, part in _questions(conn, group_by, window):
-        for row in conn.execute(sa.text(query), part):
-            key = (row.key, row.tenant)
-            groups[key] = groups.get(key, Figures()) + _figures(row)
-            details.setdefault(key, {}).update(_details(row))
+        answers.append(dict(row._mapping) for row in conn.execute(sa.text(query), part))  # noqa: SLF001 - its public name
+    for row in itertools.chain(*answers):
+        key = (row["key"], row["tenant"])
+        groups[key] = groups.get(key, Figures()) + _figures(row)
+        details.setdefault(key, {}).update({name: row[name] for name in statement_sql.DETAILS if name in row})
     rows = tuple(BillRow(key[0], key[1], groups[key], details[key]) for key in sorted(groups, key=_order))
     total = sum((row.figures for row in rows), Figures())
     status = conn.execute(sa.text(statement_sql.STATUS), window).one()
@@ -178,7 +183,7 @@ def bill(
         rows=rows,
         rollups=_rolled_up(rows) if group_by is GroupBy.TENANT else (),
         total=total,
-        mapped_share=mapped_share(conn, from_at, to_at, currency),
+        mapped_share=share_mapped(lines if tenant is None else tenant_lines(conn, window | {"path": None}), currency),
         status="provisional" if status.provisional else "closed",
         hours_closed=status.closed,
         as_of_at=status.as_of_at,
@@ -189,9 +194,7 @@ def bill(
 
 def mapped_share(conn: sa.Connection, from_at: datetime, to_at: datetime, currency: str | None) -> Decimal | None:
     """Return the share of used cost (jobs and API calls) that belongs to a tenant, to 6 places, as far as visible."""
-    window = {"from_at": from_at, "to_at": to_at, "currency": currency}
-    row = conn.execute(sa.text(bill_sql.MAPPED), window).one()
-    return None if not row.used else (row.mapped / row.used).quantize(SIX_PLACES, ROUND_HALF_EVEN)
+    return share_mapped(tenant_lines(conn, {"from_at": from_at, "to_at": to_at, "path": None}), currency)
 
 
 def _questions(
@@ -199,9 +202,9 @@ def _questions(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each query of a grouping with its window; the split by device day by day, so that its sorts stay in memory."""
     lines, times, waste = statement_sql.queries(group_by.value)
-    if group_by is not GroupBy.DEVICE:
+    if group_by is GroupBy.JOB:
         yield lines, window
-    else:
+    elif group_by is GroupBy.DEVICE:
         conn.execute(sa.text(f"SELECT set_config('work_mem', '{DEVICE_WORK_MEM}', true)"))
         at = window["from_at"]
         while at < window["to_at"]:
@@ -212,9 +215,8 @@ def _questions(
     yield waste, window
 
 
-def _figures(row: Any) -> Figures:
+def _figures(made: Mapping[str, Any]) -> Figures:
     """Turn one row of any of the three queries into figures; what a query does not ask is absent."""
-    made = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for a row as a mapping
     category = made.get("charge_category")
     cost = made.get("cost")
     figures = Figures(
@@ -259,11 +261,6 @@ def _origins(made: Mapping[str, Any]) -> frozenset[Origin]:
     }
 
 
-def _details(row: Any) -> dict[str, str | None]:
-    made = row._mapping  # noqa: SLF001
-    return {name: made[name] for name in statement_sql.DETAILS if name in made}
-
-
 def _rolled_up(rows: Iterable[BillRow]) -> tuple[BillRow, ...]:
     sums: dict[str, Figures] = {}
     for row in rows:
@@ -289,8 +286,7 @@ def _check_period(from_at: datetime, to_at: datetime) -> None:
         raise StatementError(f"the period ends at {to_at.isoformat()}, not after it begins at {from_at.isoformat()}")
 
 
-def _only_currency(conn: sa.Connection, window: Mapping[str, Any]) -> str | None:
-    found = list(conn.execute(sa.text(bill_sql.CURRENCIES), dict(window)).scalars())
+def _only_currency(found: list[str]) -> str | None:
     if len(found) > 1:
         raise StatementError(f"the books of this period are in {', '.join(found)}; name one currency")
     return found[0] if found else None
