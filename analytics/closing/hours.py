@@ -182,6 +182,8 @@ def _reason(hour: HourState, *, closed: bool) -> str:
         return "open window"
     if hour.status != "closed":
         return "first close"
+    if hour.asked is not None:
+        return f"restated: {hour.asked}"
     return "sealed samples" if hour.is_settled else "changed inputs"
 
 

@@ -14,7 +14,7 @@ import psycopg
 
 from analytics.io.book_rows import insert_rows
 from analytics.io.corrections import post
-from analytics.io.hours import OUTSIDE_THE_BOOKS, REACH
+from analytics.io.hours import OUTSIDE_THE_BOOKS, REACH, RESTATE
 from analytics.io.line_names import chain_lines
 from analytics.io.runs import Current, HourState, LostRaceError, Made, Run, insert_run, shade, swap
 
@@ -76,7 +76,7 @@ def _with_kinds(connection: psycopg.Connection[Any], state: HourState, run: Run,
         "hour_at": state.hour_at,
         "seen_xid": current.seen_xid,
         "reach": REACH,
-        "outside": list(OUTSIDE_THE_BOOKS),
+        "outside": [*OUTSIDE_THE_BOOKS, RESTATE],  # whose reason the run has already
     }
     kinds = [kind for (kind,) in connection.execute(_KINDS, given)]
     return f"{run.reason}: {', '.join(kinds)}" if kinds else run.reason

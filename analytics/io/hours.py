@@ -45,20 +45,29 @@ OUTSIDE_THE_BOOKS: Final = (
     "agent_health",
 )
 """Kinds of change that move no figure of a bill."""
+RESTATE: Final = "restate"
+"""Kind of change by which somebody asks for hours to be computed again: these and no neighbour."""
 
 ATTESTED_WITHIN: Final = timedelta(days=3)
 """How old an hour may be that is computed once more when it is sealed: later it was, or a version before closed it."""
+_REACH: Final = f"CASE changes.kind WHEN '{RESTATE}' THEN interval '0' ELSE %(reach)s END"
 _UNSEEN: Final = """
 EXISTS (
     SELECT FROM changes WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
     AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({but}))
-"""
+""".replace("{reach}", _REACH)
 _SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
 _RATING_ONLY: Final = "hours.status = 'closed' AND hours.shadow_run_id IS NULL AND NOT " + _UNSEEN.replace(
     "{but}", "%(rating)s"
 )
-_CANDIDATES: Final = """
+_ASKED: Final = f"""
+(SELECT note FROM changes WHERE kind = '{RESTATE}' AND (changes.site_id = hours.site_id OR changes.site_id IS NULL) AND hours.status = 'closed'
+ AND changes.from_at <= hours.hour_at AND changes.to_at > hours.hour_at AND changes.written_xid >= hours.seen_xid
+ ORDER BY changes.id DESC LIMIT 1)
+"""  # noqa: S608 (a constant of this module)
+_CANDIDATES: Final = (
+    """
 WITH data AS (
     SELECT site_id, hour_at, max(written_xid) AS last_xid
     FROM changes, LATERAL generate_series(
@@ -81,7 +90,7 @@ WITH data AS (
     UNION
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
         ON (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-        AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+        AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
         AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
     UNION
     -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
@@ -100,11 +109,15 @@ WITH data AS (
 )
 -- Of a frozen hour, what it would be by now: that is what a change is computed against.
 SELECT due.site_id, due.hour_at, coalesce(hours.shadow_revision, hours.revision), coalesce(hours.shadow_run_id, hours.run_id), hours.status,
-       coalesce({rating_only}, false), coalesce({settled}, false)
+       coalesce({rating_only}, false), coalesce({settled}, false), {asked}
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
 WHERE due.hour_at < %(now)s
 ORDER BY due.site_id, due.hour_at
-""".replace("{rating_only}", _RATING_ONLY).replace("{settled}", _SETTLED)
+""".replace("{rating_only}", _RATING_ONLY)
+    .replace("{settled}", _SETTLED)
+    .replace("{asked}", _ASKED)
+    .replace("{reach}", _REACH)
+)
 _STILL: Final = """
 SELECT coalesce(bool_and({rating_only}), false) AND count(*) = cardinality(%(hours)s::timestamptz[]) FROM ledger_hours AS hours
 WHERE site_id = %(site_id)s AND hour_at = ANY (%(hours)s)
@@ -159,8 +172,8 @@ def due_hours(
         },
     ).fetchall()
     return [
-        HourState(site_id, hour_at, revision, run_id, status, is_rated and not is_settled, is_settled)
-        for site_id, hour_at, revision, run_id, status, is_rated, is_settled in rows
+        HourState(site_id, hour_at, revision, run_id, status, is_rated and not is_settled, is_settled, asked)
+        for site_id, hour_at, revision, run_id, status, is_rated, is_settled, asked in rows
     ]
 
 
@@ -226,18 +239,18 @@ DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
 AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
     SELECT FROM ledger_hours AS hours
     WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
     AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
     AND changes.kind <> ALL (%(outside)s)
 ) AND NOT EXISTS (
     SELECT FROM unnest(%(unsettled_sites)s::integer[], %(unsettled_hours)s::timestamptz[]) AS hours (site_id, hour_at)
     WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + %(reach)s AND changes.to_at > hours.hour_at - %(reach)s
+    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
 ) AND NOT (kind = ANY (%(data_kinds)s) AND EXISTS (
     SELECT FROM generate_series(date_trunc('hour', from_at, 'UTC'), to_at - interval '1 microsecond', interval '1 hour') AS wanted(hour_at)
     WHERE NOT EXISTS (SELECT FROM ledger_hours AS hours WHERE hours.site_id = changes.site_id AND hours.hour_at = wanted.hour_at)
 ))
-"""
+""".replace("{reach}", _REACH)
 
 
 def forget_changes(

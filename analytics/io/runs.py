@@ -48,6 +48,8 @@ class HourState:
     """Closed, and of what it was computed from only prices, bindings or API calls changed since."""
     is_settled: bool = False
     """Closed of hot rows, and nothing changed since: it is computed once more to see that its sealed files give the same."""
+    asked: str | None = None
+    """Why somebody asked for it to be computed again; null = nobody did."""
 
 
 @dataclass(frozen=True, slots=True)

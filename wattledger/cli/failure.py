@@ -34,6 +34,7 @@ SPEAKING: Final = frozenset(
         "ingest.store.tenancy.TenantPathError",
         "analytics.errors.CloseError",
         "analytics.io.bindings.BindingsError",
+        "analytics.io.restate.RestateError",
         "analytics.io.tenant_moves.TenantMoveError",
         "analytics.io.budget_policy.PolicyError",
         "analytics.io.statements.StatementError",
