@@ -220,7 +220,11 @@ def _with_rest(rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.with_columns(pl.max_horizontal("weights", sums).alias("weights"), sums.alias("taken"))
     rest = (
         rows.filter(pl.col("taken") < pl.col("weights"))
-        .unique("segment", keep="first", maintain_order=True)
+        .group_by("segment")
+        .agg(
+            pl.col("device_id", "start_us", "end_us", "weights", "taken").first(),
+            least_exact(pl.col("method")).alias("method"),
+        )
         .with_columns(
             pl.lit(HOLDER_IDLE).alias("holder"),
             pl.lit(None, dtype=pl.Int64).alias("job_id"),
@@ -228,7 +232,7 @@ def _with_rest(rows: pl.DataFrame) -> pl.DataFrame:
             (pl.col("weights") - pl.col("taken")).alias("weight"),
         )
     )
-    return pl.concat([rows, rest]).drop("taken")
+    return pl.concat([rows, rest.select(rows.columns)]).drop("taken")
 
 
 def _in_one_piece(rows: pl.DataFrame) -> pl.DataFrame:

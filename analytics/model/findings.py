@@ -188,25 +188,28 @@ def _by_hour(told: pl.DataFrame, pieces: pl.DataFrame, origins: pl.DataFrame, fr
             pl.min_horizontal("to_us", pl.col("hour_us") + US_PER_HOUR).alias("end_us"),
         )
     )
-    # What is said of a node is of its devices' kind of data: the least real of it.
+    # What is said of a node is told with its first device, and is of its devices' kind of data: the least real of it.
     of_node = (
         pieces.select("device_id", "hour_us", "node_id")
         .unique()
         .join(origins, on=["device_id", "hour_us"], how="inner")
         .group_by("node_id", "hour_us")
-        .agg(pl.col("origin").max().alias("node_origin"))
+        .agg(pl.col("origin").max().alias("node_origin"), pl.col("device_id").min().alias("node_device_id"))
     )
     rows = (
         hours.join(origins, on=["device_id", "hour_us"], how="left")
         .join(of_node, on=["node_id", "hour_us"], how="left")
         .with_columns(
             pl.coalesce("origin", "node_origin", _NOTHING_HEARD).cast(pl.Int16).alias("origin"),
+            pl.coalesce("device_id", "node_device_id").alias("device_id"),
             pl.lit(None, dtype=pl.Int64).alias("waste_energy_mj"),
             pl.lit(None, dtype=pl.Int64).alias("capacity_freed_us"),
             pl.lit(1.0).alias("confidence"),
         )
     )
-    return rows.select(*SCHEMA).cast(SCHEMA).sort("hour_us", "kind", "device_id", "start_us", "job_id")  # type: ignore[arg-type]
+    identity = ["hour_us", "kind", "device_id", "start_us", "job_id"]
+    shaped = rows.select(*SCHEMA).cast(SCHEMA).sort(*identity, "end_us", "evidence")  # type: ignore[arg-type]
+    return shaped.unique(identity, keep="last", maintain_order=True)
 
 
 def _idle_runs(meter: Meter, devices: pl.Series) -> pl.DataFrame:
