@@ -270,7 +270,8 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
         ordered = rows
         if (steps < 0).any():
             order = np.argsort(key, kind="stable")
-            ordered, steps = rows[order], np.diff(key[order])
+            # In one piece and by 32 bits: rows taken out of many chunks by 64 took nine times as long.
+            ordered, steps = rows.rechunk()[pl.Series(order, dtype=pl.UInt32)], np.diff(key[order])
         repeated = bool((steps == 0).any())
     if not repeated:
         return ordered

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from analytics.errors import InputError
-from analytics.model.plain import Int64s, Steps, odd, running_sums, steps
+from analytics.model.plain import Int64s, Place, Steps, odd, running_sums, steps
 from analytics.model.readings import Instrument, KeySpace, Timeline, most_mj
 from analytics.policy import Policy
 
@@ -63,26 +63,12 @@ class Meter:
 
         Before a device's first reading and after its last nothing grows, so differences are right everywhere.
         """
-        key = cuts.select(self.keys.key(pl.col("device_id"), pl.col("at_us"))).to_series()
-        left = self.key.search_sorted(key, side="right").cast(pl.Int64) - 1
-        started, before = left >= 0, left - 1
-        here = left.clip(0, None)
-        offset = key - self.key.gather(here)
-        width = (self.key.gather((here + 1).clip(0, self.key.len() - 1)) - self.key.gather(here)).clip(1, None)
-        frame = pl.DataFrame({"started": started, "inner": before >= 0, "offset": offset, "width": width})
-        columns = []
-        for name in names:
-            if name not in self.sums.columns:
-                columns.append(pl.lit(0, dtype=pl.Int64).alias(name))
-                continue
-            running = self.sums[name]
-            frame = frame.with_columns(
-                running.gather(here).alias(f"{name}:to"), running.gather(before.clip(0, None)).alias(f"{name}:from")
-            )
-            start = pl.when(pl.col("inner")).then(pl.col(f"{name}:from")).otherwise(0)
-            grown = (pl.col(f"{name}:to") - start).cast(pl.Int128) * pl.col("offset") // pl.col("width")
-            columns.append(pl.when(pl.col("started")).then(start + grown.cast(pl.Int64)).otherwise(0).alias(name))
-        return frame.select(columns)
+        at = cuts.select(self.keys.key(pl.col("device_id"), pl.col("at_us"))).to_series().to_numpy()
+        place = Place.of(self.key.to_numpy(), at)
+        nothing = np.zeros(len(at), dtype=np.int64)
+        return pl.DataFrame(
+            {name: place.read(self.sums[name].to_numpy()) if name in self.sums.columns else nothing for name in names}
+        )
 
 
 def interpolated(delta: pl.Expr, offset_us: pl.Expr, width_us: pl.Expr) -> pl.Expr:

@@ -19,6 +19,7 @@ from analytics.units import MW_PER_W, NS_PER_US, US_PER_SECOND
 
 Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+_SAFE: Final = float(2**62)
 _CHUNK: Final = 1 << 16
 """Intervals looked at together: what is made of them on the way stays in the processor's cache, which halves the time."""
 
@@ -65,6 +66,36 @@ def odd(timeline: Timeline, found: Steps, max_power_mw: Int64s | int, policy: Po
         doubtful |= found.growth > max_power_mw // MW_PER_W * found.dt_us // MW_PER_W
     indices: Int64s = np.flatnonzero(doubtful & found.is_one)
     return indices
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where instants lie among readings: behind which one, how far into its interval, and how long that is."""
+
+    here: Int64s
+    is_behind_one: Bools
+    """False = before the first of all readings."""
+    offset: Int64s
+    width: Int64s
+
+    @classmethod
+    def of(cls, keys: Int64s, at: Int64s) -> Place:
+        """Find each of ``at`` among ``keys``, which ascend."""
+        left = np.searchsorted(keys, at, side="right") - 1
+        here = np.maximum(left, 0)
+        width = keys[np.minimum(here + 1, len(keys) - 1)] - keys[here]
+        return cls(here, left >= 0, at - keys[here], np.maximum(width, 1))
+
+    def read(self, running: Int64s) -> Int64s:
+        """Return a running sum (one element a reading, inclusive) at these instants, floor(growth x offset / width) into the interval."""
+        start = np.where(self.here > 0, running[self.here - 1], 0)
+        growth = running[self.here] - start
+        grown = growth * self.offset // self.width
+        # Where the product needs more than 64 bits; told in floats, which are off by far less than the half that is left free.
+        long = np.flatnonzero(np.abs(growth.astype(np.float64)) * np.abs(self.offset.astype(np.float64)) > _SAFE)
+        for row in long.tolist():
+            grown[row] = int(growth[row]) * int(self.offset[row]) // int(self.width[row])
+        return np.where(self.is_behind_one, start + grown, 0)
 
 
 def running_sums(

@@ -148,3 +148,48 @@ def test_sums_and_holes_are_those_of_the_rules_interval_by_interval(
             assert not any(each.get(name, 0) for each in added), name
     assert made.holes.drop("unbooked_mj").rows() == holes
     assert set(made.holes["reason"]) <= set(REASONS.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=readings(), moments=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.integers(0, 10**12 - 1)), min_size=1))
+def test_a_sum_at_any_instant_is_the_line_between_the_readings_around_it(
+    rows: list[Row], moments: list[tuple[int, int]]
+) -> None:
+    made = metered(rows, "counter", 64)
+    near = [(row["device_id"], row["key"] - row["device_id"] * KEYS.span_us) for row in rows]
+    asked = [*moments, *near, *((device, at_us + 3) for device, at_us in near)]
+    cuts = pl.DataFrame(asked, schema={"device_id": pl.Int32, "at_us": pl.Int64}, orient="row")
+    told = made.at(cuts, ["energy_mj", "covered_us"])
+    keys = made.key.to_list()
+    for name in ("energy_mj", "covered_us"):
+        sums = [0, *made.sums[name].to_list()]
+        for (device, at_us), found in zip(asked, told[name], strict=True):
+            at = device * KEYS.span_us + at_us
+            index = sum(key <= at for key in keys) - 1
+            if index < 0:
+                assert found == 0
+                continue
+            following = keys[min(index + 1, len(keys) - 1)]
+            width = max(following - keys[index], 1)
+            assert found == sums[index] + (sums[index + 1] - sums[index]) * (at - keys[index]) // width
+
+
+def test_energy_of_years_at_an_instant_needs_more_than_64_bits() -> None:
+    # 9 GJ over two days, read after a day and a bit: the product is 7.8e23.
+    rows = [
+        {
+            **dict.fromkeys(SCHEMA),
+            "key": 3 * KEYS.span_us + at,
+            "device_id": 3,
+            "segment": 1,
+            "max_gap_us": 60 * S,
+            "value": mj,
+        }
+        for at, mj in ((0, 0), (172_800 * S, 9_000_000_000_000))
+    ]
+    made = metered(rows, "counter", 64)
+    cuts = pl.DataFrame(
+        {"device_id": [3], "at_us": [86_400 * S + 1]}, schema={"device_id": pl.Int32, "at_us": pl.Int64}
+    )
+    # Half of it, and of the microsecond more 52 mJ of 52.08.
+    assert made.at(cuts, ["energy_mj"])["energy_mj"].to_list() == [4_500_000_000_052]
