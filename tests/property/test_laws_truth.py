@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics.frames import DeviceReadings
+from analytics.model.energy import meter
+from analytics.model.readings import KeySpace, timelines, unwrapped
 from analytics.pipeline import content_hash
 from analytics.policy import Policy
 from analytics.units import US_PER_HOUR, to_us
 from tests.sim.observed import Observed
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec
-from tests.sim.world import START_US, World
+from tests.sim.world import NODE_METER, START_US, World
 
 pytestmark = pytest.mark.property
 LAW: Final = settings(max_examples=12, deadline=None)
@@ -282,3 +284,26 @@ def test_the_true_energy_of_a_silent_hour_lies_inside_its_bounds(*, spec: WorldS
         true = world.truth.energy_mj(first, first + US_PER_HOUR, device=board)
         low, high = (rows.select(pl.coalesce(f"energy_{end}_mj", "energy_mj").sum()).item() for end in ("low", "high"))
         assert low <= true <= high
+
+
+@LAW
+@given(st.integers(0, 2**32), st.sampled_from([2**28, 2**31, 10**9]), st.floats(0, 3))
+def test_a_node_meter_that_wraps_counts_what_one_that_does_not_counts(seed: int, wrap_mj: int, jitter: float) -> None:
+    """1 to 4 kW over two hours: dozens of times past a limit of 2^28 mJ, read each 10 s, between jobs of 90 to 700 W a board."""
+    policy, keys = Policy(), KeySpace.around(START_US, START_US + HOURS * US_PER_HOUR, Policy().gaps.reach_us)
+    grown = []
+    for limit in (None, wrap_mj):
+        weather = Weather(node_meter_gain=1.02, wrap_mj=limit)
+        seen = World(WorldSpec(seed, hours=HOURS, boards=4, weather=weather)).sample(Sampling(jitter_s=jitter))
+        readings = seen.readings.filter(pl.col("device_id") > NODE_METER)
+        epochs = pl.DataFrame(seen.epochs, schema_overrides={"epoch_id": pl.Int32, "cadence_us": pl.Int64})
+        ((line, *others), _) = timelines(readings, epochs, keys, policy)
+        assert not others
+        device = line.rows["device_id"].unique()
+        wraps = pl.DataFrame({"device_id": device, "wrap_mj": pl.Series([limit], dtype=pl.Int64), "accelerators": [4]})
+        devices = wraps.with_columns(idle_power_mw=pl.lit(None, dtype=pl.Int32)).cast({"accelerators": pl.Int32})
+        found = meter(unwrapped(line, wraps, policy), devices, keys, policy)
+        assert found.holes.is_empty()
+        cuts = pl.DataFrame({"at_us": [START_US + at * US_PER_HOUR // 7 for at in range(7 * HOURS + 1)]})
+        grown.append(found.at(cuts.with_columns(device_id=pl.lit(device[0])), ["energy_mj"])["energy_mj"].diff())
+    assert grown[0].equals(grown[1], null_equal=True)
