@@ -16,6 +16,7 @@ import psycopg
 
 from analytics.io.charges import compared, invoices
 from analytics.io.hours import due_hours
+from analytics.io.meter_gaps import gaps
 from analytics.model.month import Month
 from collector.wire import Origin
 
@@ -209,6 +210,38 @@ def _mapped(connection: psycopg.Connection[Any], scope: Scope) -> Item:
     )
 
 
+def _meters(connection: psycopg.Connection[Any], scope: Scope) -> Item:
+    found = connection.execute("SELECT name FROM sites WHERE id = ANY (%s)", [list(scope.site_ids)]).fetchall()
+    ours = {name for (name,) in found}
+    every = [gap for gap in gaps(connection, scope.month.from_at, scope.month.to_at) if gap.site in ours and gap.hours]
+    figures = {
+        "gaps": [
+            {
+                "site": gap.site,
+                "level": gap.level,
+                "meter": gap.meter,
+                "below": gap.below,
+                "metered_mj": gap.metered_mj,
+                "below_mj": gap.below_mj,
+                "gap_ppm": gap.gap_ppm,
+                "error_ppm": gap.error_ppm,
+                "hours": gap.hours,
+            }
+            for gap in every
+        ]
+    }
+    if not every:
+        return Item("meters", Verdict.WARN, "no meter above the nodes to compare the books with", figures)
+    shown = [f"{gap.site} {gap.level} {(gap.gap_ppm or 0) / 10_000:.2f} %" for gap in every if gap.meter is None] or [
+        f"{gap.site} {gap.meter} {(gap.gap_ppm or 0) / 10_000:.2f} %" for gap in every
+    ]
+    unexplained = sum(gap.is_explained is False for gap in every)
+    said = f"gap to the books: {', '.join(shown[:_NAMED])}"
+    if unexplained:
+        return Item("meters", Verdict.WARN, f"{said}; {unexplained} more than the meters may be off", figures)
+    return Item("meters", Verdict.OK, f"{said}; within what the meters may be off", figures)
+
+
 def _prices(connection: psycopg.Connection[Any], scope: Scope) -> Item:
     unpriced, unknown, models = _row(
         connection,
@@ -332,6 +365,7 @@ _ITEMS: Final[Sequence[Callable[[psycopg.Connection[Any], Scope], Item]]] = (
     _remainders,
     _coverage,
     _feeds,
+    _meters,
     _prices,
     _mapped,
     _invoices,
