@@ -54,6 +54,7 @@ from analytics.frames import (
     UsageHours,
 )
 from analytics.model import states
+from analytics.model.activity import cuts, looks
 from analytics.model.anchors import insert
 from analytics.model.authority import measure
 from analytics.model.beyond import BEYOND, SiteFacts, book_beyond
@@ -72,10 +73,11 @@ from analytics.model.pools import POOL, pool_usage
 from analytics.model.readings import KeySpace, timelines
 from analytics.model.rollups import by_minute
 from analytics.model.sensors import instruments
+from analytics.model.sharing import at_rest
 from analytics.model.tenancy import bind_hours, move
 from analytics.model.tenant_minutes import by_tenant
 from analytics.model.tokens import token_lines
-from analytics.model.usage import attribute, quality
+from analytics.model.usage import Activity, attribute, quality
 from analytics.policy import Policy
 from analytics.units import MJ_PER_KWH, NANO, US_PER_HOUR
 from analytics.units import from_us as from_us_of
@@ -203,11 +205,12 @@ def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = N
     meters = metered.meters
     resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
     held = resolved.held
+    seen = looks(inputs.device_shares, inputs.instance_activity, held, inputs.devices, resolved.instances)
     declared = (inputs.assets, inputs.capacity_holds)
-    holdings = hold(devices, inputs.placements, held, from_us, to_us, (), *declared)
+    holdings = hold(devices, inputs.placements, held, from_us, to_us, [cuts(seen, held)], *declared)
     measured = measure(holdings, meters, held, instruments(devices, policy))
     measured = split_edges(measured, alone(holdings), meters, devices, policy)
-    rows = attribute(measured, holdings)
+    rows = attribute(measured, holdings, Activity(seen, at_rest(devices, policy.idle), policy.sharing))
     rows = fill_origin(rows, inputs.readings, inputs.epochs, devices, inputs.placements, policy.gaps.reach_us)
     beyond = book_beyond(rows, measured.pieces, meters, inputs.devices, _facts(inputs), policy, (from_us, to_us))
     rows, booked = (

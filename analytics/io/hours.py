@@ -40,7 +40,6 @@ OUTSIDE_THE_BOOKS: Final = (
     "engine_samples",
     "device_events",
     "device_health",
-    "device_shares",
     "node_events",
     "agent_health",
 )

@@ -26,6 +26,7 @@ from analytics.io.placeholders import ensure
 from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
+from analytics.io.shares import load_activity, load_shares, shared_boards
 from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
 from analytics.shards import ALL_DEVICES, shards
@@ -168,8 +169,12 @@ def begin_batch(
             )
             session = until_read.enter_context(opened)
         node_readings = load_node_readings(session, site_id, site, window, policy)
+        boards = shared_boards(held.holds, held.devices, held.placements)
+        shares = load_shares(session, site_id, boards, held.holds["job_id"].unique().to_list(), window)
+        activity = load_activity(session, site_id, held.devices, boards, window)
         devices = Devices.validate(pl.concat([held.devices, site.devices]))
         more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
+        more |= {"device_shares": shares, "instance_activity": activity}
         none_yet = DeviceReadings.create_empty()
         usage = UsageInputs(window, devices, epochs, none_yet, held.placements, held.holds, anchors=anchors, **more)
         inputs = HourInputs(usage, references, calls)

@@ -118,11 +118,11 @@ def _shared(parts: pl.DataFrame, measured: Measured, holdings: Holdings, activit
         "seen_us",
         "method",
     )
-    own = by_work.drop("holder", "job_id", "seen_us")
+    own = by_work.drop("holder_key", "job_id", "seen_us")
     known = parts.drop("metered_mj", "worked_mj", "method").join(
-        own, on=["span", "holder_key"], how="left", maintain_order="left"
+        own, on=["span", "holder"], how="left", maintain_order="left"
     )
-    strangers = by_work.join(parts.select("span", "holder_key"), on=["span", "holder_key"], how="anti")
+    strangers = by_work.join(parts.select("span", "holder"), on=["span", "holder"], how="anti")
     of_span = parts.unique("span", keep="first", maintain_order=True).select("span", *_SPAN, "feed", "origin")
     added = strangers.join(of_span, on="span", how="inner")
     both = pl.concat([known, added], how="diagonal").with_columns(

@@ -22,10 +22,12 @@ from analytics.frames import (
     CapacityHolds,
     DeviceReadings,
     Devices,
+    DeviceShares,
     Epochs,
     FacilityFactors,
     Holds,
     IdlePolicies,
+    InstanceActivity,
     Intensity,
     Jobs,
     Placements,
@@ -161,6 +163,8 @@ class Site:
     """None: each device has always been in the node it names."""
     capacity: Rows = ()
     assets: Rows = ()
+    shares: Rows = ()
+    activity: Rows = ()
     epochs: Rows = (epoch(),)
     tenants: Rows = ()
     jobs: Rows = ()
@@ -193,6 +197,8 @@ class Site:
                 table(DeviceReadings, self.readings),
                 table(Placements, self._placements()),
                 table(Holds, [{"job_key": names[row["job_id"]], **row} for row in self.allocations]),
+                device_shares=table(DeviceShares, self.shares),
+                instance_activity=table(InstanceActivity, self.activity),
                 anchors=table(Anchors, self.anchors),
                 capacity_holds=table(CapacityHolds, self.capacity),
                 assets=table(Assets, self.assets),

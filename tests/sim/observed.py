@@ -23,33 +23,36 @@ class Observed:
     epochs: Rows
     devices: Rows
     placements: pl.DataFrame
-    instances: pl.DataFrame
     anchors: pl.DataFrame
     holds: pl.DataFrame
-    allocations: Rows
-    """The holds with good evidence, resolved to boards as today's loader does it."""
     shares: pl.DataFrame
     activity: pl.DataFrame
     native_ids: dict[int, str]
 
     def of(self, boards: Collection[int]) -> Observed:
-        """Return what is seen of some boards alone: a shard."""
-        mine = pl.col("device_id").is_in(list(boards))
+        """Return what is seen of some boards alone, with their instances: a shard."""
+        mine = [row for row in self.devices if (row.get("parent_device_id") or row["device_id"]) in boards]
+        theirs = pl.col("device_id").is_in([row["device_id"] for row in mine])
         return replace(
             self,
-            readings=DeviceReadings.validate(self.readings.filter(mine)),
-            devices=[row for row in self.devices if row["device_id"] in boards],
-            allocations=[row for row in self.allocations if row["device_id"] in boards],
+            readings=DeviceReadings.validate(self.readings.filter(theirs)),
+            devices=mine,
+            placements=self.placements.filter(theirs),
+            holds=self.holds.filter(theirs),
+            shares=self.shares.filter(theirs),
+            activity=self.activity.filter(theirs),
         )
 
-    def site(self, **more: Any) -> Site:
-        """Return the site a close reads today, of whole boards; placements, anchors and activity have no place in it yet."""
-        jobs = sorted({row["job_id"]: row["start_at"] for row in self.allocations}.items())
+    def site(self, *, activity: bool = True, **more: Any) -> Site:
+        """Return the site a close reads; without ``activity`` nobody saw who worked on shared boards. Anchors are not in it yet."""
         return Site(
             readings=self.readings.to_dicts(),
             devices=self.devices,
+            placements=self.placements.to_dicts(),
             epochs=self.epochs,
-            allocations=self.allocations,
+            allocations=self.holds.to_dicts(),
+            shares=self.shares.to_dicts() if activity else (),
+            activity=self.activity.to_dicts() if activity else (),
             jobs=[
                 {
                     "job_id": number,
@@ -57,7 +60,7 @@ class Observed:
                     "native_id": self.native_ids[number],
                     "origin": int(Origin.SIMULATED),
                 }
-                for number, _ in jobs
+                for number in self.holds["job_id"].unique().sort().to_list()
             ],
             hours=self.hours,
             **more,

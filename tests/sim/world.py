@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from analytics.frames import INSTANT, DeviceReadings, Holds
+from analytics.frames import INSTANT, DeviceReadings
 from analytics.units import PPM, from_us, to_us
 from collector.wire import Feed, Origin
 from tests.fakes.site import HOUR, LONG_AGO
@@ -78,10 +78,8 @@ class World:
             epochs=self._epochs(table["epoch_id"].unique().sort().to_list()),
             devices=self._devices(),
             placements=self._placements(),
-            instances=self._instances(),
             anchors=self._anchors() if how.hook_anchors else pl.DataFrame(schema=frames.ANCHORS),
             holds=self._holds(),
-            allocations=self._allocations(),
             shares=shares,
             activity=activity,
             native_ids=self._native_ids(),
@@ -165,6 +163,7 @@ class World:
             }
             for board, stays in self.fate.stays.items()
         ]
+        boards += self._instances()
         if self.spec.weather.node_meter_gain is None:
             return boards
         return boards + [
@@ -194,13 +193,22 @@ class World:
         ]
         return pl.DataFrame(rows, schema=frames.PLACEMENTS)
 
-    def _instances(self) -> pl.DataFrame:
-        found = {
-            hold.instance: (hold.instance, hold.board, hold.weight_num * PPM // SLICES)
-            for hold in self.holds
-            if hold.instance is not None
-        }
-        return pl.DataFrame(list(found.values()), schema=frames.INSTANCES, orient="row")
+    def _instances(self) -> list[dict[str, Any]]:
+        found = {hold.instance: hold for hold in self.holds if hold.instance is not None}
+        return [
+            {
+                "device_id": number,
+                "uuid": f"MIG-{number:05}",
+                "node_id": self.fate.stays[hold.board][-1].node,
+                "model": "SIM-700",
+                "kind": "mig",
+                "parent_device_id": hold.board,
+                "slice_ppm": hold.weight_num * PPM // SLICES,
+                "accelerators": 1,
+                "origin": int(Origin.SIMULATED),
+            }
+            for number, hold in sorted(found.items())
+        ]
 
     def _anchors(self) -> pl.DataFrame:
         rows = []
@@ -215,10 +223,14 @@ class World:
         draw = np.random.default_rng([self.spec.seed, 9])
         names: dict[int, str] = {}
         last: dict[int, str] = {}
+        starts, runs = _starts(self.holds), set[tuple[str, int]]()
         for hold in self.holds:
             if hold.job not in names:
                 again = bool(draw.random() < self.spec.weather.requeue_rate)
-                names[hold.job] = last.get(hold.board, str(hold.job)) if again else str(hold.job)
+                name = last.get(hold.board, str(hold.job)) if again else str(hold.job)
+                # No scheduler starts two runs of one id at one time.
+                names[hold.job] = str(hold.job) if (name, starts[hold.job]) in runs else name
+                runs.add((names[hold.job], starts[hold.job]))
             last[hold.board] = names[hold.job]
         return names
 
@@ -258,17 +270,6 @@ class World:
                     }
                 )
         return pl.DataFrame(rows, schema=frames.HOLDS)
-
-    def _allocations(self) -> list[dict[str, Any]]:
-        """Return the holds as today's model reads them: resolved to boards, ends that nobody told open, good evidence only."""
-        kinds = Holds.create_empty().schema
-        told = self._holds().filter(pl.col("evidence") == "cgroup").sort("allocation_id")
-        rows = []
-        for hold, row in zip(self.holds, told.iter_rows(named=True), strict=True):
-            share = None if hold.weight_den == 1 else hold.weight_num * PPM // hold.weight_den
-            whole = {**row, "device_id": hold.board, "share_ppm": share}
-            rows.append({name: whole[name] for name in kinds})
-        return rows
 
     def _activity(self, how: Sampling) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return what is seen of the activity of shared boards: by process, and of MIG by instance."""

@@ -161,8 +161,9 @@ def test_mps_without_caps_tells_no_clients_apart_and_mig_reports_by_instance() -
     assert loose.shares["sm_util_ppm"].null_count() == loose.shares.height > 0
     mig = World(WorldSpec(sharing=Sharing("mig"))).sample(Sampling())
     assert mig.shares.is_empty()
-    assert set(mig.activity["instance_id"]) <= set(mig.instances["device_id"])
-    assert mig.instances.filter(device_id=100).row(0) == (100, 1, 428_571)
+    instances = {row["device_id"]: row for row in mig.devices if row["kind"] == "mig"}
+    assert set(mig.activity["instance_id"]) <= set(instances)
+    assert (instances[100]["parent_device_id"], instances[100]["slice_ppm"]) == (1, 428_571)
 
 
 def test_a_node_with_a_meter_is_seen_as_a_device_of_its_own() -> None:
