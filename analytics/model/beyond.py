@@ -80,7 +80,8 @@ def book_beyond(
     A device of kind ``node`` that has boards beside it in an hour is their node's meter then, and not booked by itself.
     """
     from_us, to_us = window
-    boards = devices.filter(~pl.col("kind").is_in([*BEYOND, "node"]))
+    # A MIG instance is a part of its board.
+    boards = devices.filter(~pl.col("kind").is_in([*BEYOND, "node", "pool"]) & pl.col("parent_device_id").is_null())
     nodes = devices.filter(pl.col("kind") == "node").select("device_id", "node_id")
     chassis = devices.filter(pl.col("kind") == "chassis").select("device_id", "node_id")
     items = _dated(facts.shared.select("device_id", "power_mw", "meter_id", "error_ppm", "valid_from", "valid_to"))
@@ -134,22 +135,11 @@ def _is_time(name: str) -> bool:
 
 
 def _placed(boards: pl.DataFrame, placements: pl.DataFrame) -> pl.DataFrame:
-    """Return device_id, node_id, from_us, to_us of the boards; where no placement is told of a device, its own row says."""
+    """Return device_id, node_id, from_us, to_us of the boards."""
     start, end = pl.col("valid_from").dt.epoch("us"), pl.col("valid_to").dt.epoch("us").fill_null(_ALWAYS_US)
-    told = placements.join(boards.select("device_id"), on="device_id", how="semi").select(
+    return placements.join(boards.select("device_id"), on="device_id", how="semi").select(
         "device_id", "node_id", start.alias("from_us"), end.alias("to_us")
     )
-    if "placed_from_at" not in boards.columns:
-        return told
-    rest = boards.join(told, on="device_id", how="anti").filter(pl.col("node_id").is_not_null())
-    since, until = pl.col("placed_from_at").dt.epoch("us"), pl.col("placed_to_at").dt.epoch("us")
-    own = rest.select(
-        "device_id",
-        "node_id",
-        since.fill_null(-_ALWAYS_US).alias("from_us"),
-        until.fill_null(_ALWAYS_US).alias("to_us"),
-    )
-    return pl.concat([told, own])
 
 
 def _board_hours(pieces: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:

@@ -121,6 +121,30 @@ def test_of_two_meters_of_a_node_one_bills(fleet: SmallFleet) -> None:
     assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
 
 
+def test_a_register_that_begins_anew_goes_on_where_its_limit_is_known(fleet: SmallFleet) -> None:
+    number = meter(fleet, "redfish")
+    node_rows(fleet, number, 400, wrap_mj=500_000_000)
+    fleet.rows("UPDATE meters SET wrap_mj = 500000000 WHERE id = %s RETURNING 1", number)
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+    assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
+
+
+def test_a_board_that_is_cut_up_is_taken_off_once(fleet: SmallFleet) -> None:
+    fleet.rows(
+        "INSERT INTO devices (uuid, vendor, model, kind, parent_device_id, slice_ratio) "
+        "SELECT 'MIG-' || part, 'nvidia', 'H100', 'mig', %s, 0.5 FROM generate_series(1, 2) AS part RETURNING 1",
+        fleet.device_id,
+    )
+    fleet.rows(
+        "INSERT INTO placements (device_id, node_id, valid_from) SELECT id, %s, %s FROM devices WHERE kind = 'mig' RETURNING 1",
+        fleet.node_id,
+        HOUR_AT - HOUR,
+    )
+    node_rows(fleet, meter(fleet, "redfish"), 400)
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+    assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
+
+
 def test_processors_alone_are_a_part_of_the_overhead(fleet: SmallFleet) -> None:
     node_rows(fleet, meter(fleet, "rapl"), 60)
     fleet.rows("UPDATE meters SET covers = 'part' RETURNING 1")
