@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from analytics.pipeline import UsageInputs
@@ -60,49 +61,53 @@ def _about(frame: pl.DataFrame, devices: pl.Series, nodes: pl.Series) -> pl.Expr
     return on_node | pl.col("node_id").is_null() if "node_id" in names else None
 
 
-def _places(inputs: UsageInputs) -> list[tuple[int, int | None]]:
-    """Return (device, node) of the window, from every frame that says where devices are."""
+def _places(inputs: UsageInputs) -> pl.DataFrame:
+    """Return device_id, node_id of the window, from every frame that says where devices are; a node may be null."""
     found = [inputs.devices]
     placements = getattr(inputs, "placements", None)
     if placements is not None:
         found.append(placements)
-    rows: list[tuple[int, int | None]] = []
-    for frame in found:
-        if {"device_id", "node_id"} <= set(frame.columns):
-            rows += list(frame.select("device_id", "node_id").unique().iter_rows())
-        elif frame is inputs.devices:
-            rows += [(device, None) for device in frame["device_id"]]
-    return rows
+    pairs = [
+        frame.select(
+            "device_id", pl.col("node_id") if "node_id" in frame.columns else pl.lit(None, pl.Int32).alias("node_id")
+        )
+        for frame in found
+        if "node_id" in frame.columns or frame is inputs.devices
+    ]
+    return pl.concat(pairs).unique().sort("device_id", "node_id")
 
 
-def _nodes_of(inputs: UsageInputs, devices: pl.Series) -> set[int]:
-    wanted = set(devices.to_list())
-    return {node for device, node in _places(inputs) if node is not None and device in wanted}
+def _nodes_of(inputs: UsageInputs, devices: pl.Series) -> list[int]:
+    here = _places(inputs).filter(pl.col("device_id").is_in(devices.implode()))
+    return here["node_id"].drop_nulls().unique().to_list()
 
 
 def _groups(inputs: UsageInputs) -> dict[int, int]:
     """Return for each device the least device of those it must stay with."""
-    parent: dict[object, object] = {}
-
-    def root(of: object) -> object:
-        while parent.setdefault(of, of) != of:
-            parent[of] = parent[parent[of]]
-            of = parent[of]
-        return of
-
-    places = _places(inputs)
-    for device, node in places:
-        root(device)
-        if node is not None:
-            parent[root(device)] = root(("node", node))
+    places = _places(inputs).cast({"node_id": pl.Int64})
+    together = [places.drop_nulls()]
     if "parent_device_id" in inputs.devices.columns:
-        for device, board in inputs.devices.select("device_id", "parent_device_id").drop_nulls().iter_rows():
-            parent[root(device)] = root(board)
-    least: dict[object, int] = {}
-    known = sorted({device for device, _ in places})
-    for device in known:
-        least.setdefault(root(device), device)
-    return {device: least[root(device)] for device in known}
+        parts = inputs.devices.drop_nulls("parent_device_id").select("device_id", "parent_device_id")
+        # A board is to its instances what a node is to its devices.
+        board = pl.col("parent_device_id").cast(pl.Int64) + ALL_DEVICES
+        both = [
+            parts.select("device_id", board.alias("node_id")),
+            parts.select(pl.col("parent_device_id").alias("device_id"), board.alias("node_id")),
+        ]
+        known = places.select("device_id").unique()
+        together += [each.join(known, on="device_id", how="semi") for each in both]
+    pairs = pl.concat(together)
+    ids = np.unique(places["device_id"].to_numpy())
+    device = np.searchsorted(ids, pairs["device_id"].to_numpy())
+    nodes, node = np.unique(pairs["node_id"].to_numpy(), return_inverse=True)
+    least = ids.astype(np.int64)
+    while True:  # told from node to node, until nobody hears of a lesser one: a few times
+        of_node = np.full(len(nodes), ALL_DEVICES, dtype=np.int64)
+        np.minimum.at(of_node, node, least[device])
+        before = least.copy()
+        np.minimum.at(least, device, of_node[node])
+        if (least == before).all():
+            return dict(zip(ids.tolist(), least.tolist(), strict=True))
 
 
 def _by_group(groups: dict[int, int]) -> list[list[int]]:
