@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 EVEN: Final = 1_000
 """The level, in thousandths, of work that draws what its board's work draws on the average."""
 _PRIOR_MS: Final = 5_000.0
-"""As if each job had been fully active, alone and at the mean level, for so long. Chosen on simulated boards (docs/methodology.md §4)."""
+"""As if each job had been fully active, alone and at the mean level, for so long. Chosen on simulated boards (docs/methodology.md §3)."""
 _LEAST: Final = 0.125
 _MOST: Final = 8.0
 """Beyond what boards do: a kernel that waits for memory and one on tensor cores lie a factor of 3 to 5 apart."""
