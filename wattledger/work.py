@@ -32,7 +32,7 @@ from analytics.actions.plane import Plane
 from analytics.actions.settings import ActionSettings
 from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
-from analytics.closing.pool import Pool, StoppedError, memory_of
+from analytics.closing.pool import Pool, StoppedError, memory_of, processes_of
 from analytics.closing.request import Closing
 from analytics.io.bill_spans import sum_spans
 from analytics.io.disagreements import raise_disagreements
@@ -84,7 +84,7 @@ def run_worker(
     segments = segments_of(home)
     stop = threading.Event()
     pool = Pool(
-        memory_of(os.environ), stop
+        memory_of(os.environ), stop, children=processes_of(os.environ)
     )  # once told to stop it gives up a long hour: the next worker begins it anew
     worker = Worker(
         database,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -40,6 +42,11 @@ _PAGE_BYTES: Final = 4_096
 _MIB: Final = 1 << 20
 
 
+PROCESSES_VARIABLE: Final = "WATTLEDGER_CLOSE_PROCESSES"
+PROCESSES: Final = 2
+"""Two close a day that fell behind in half the time, on a machine with two processors; most rounds have one hour or two."""
+
+
 class ClosingError(AnalyticsError):
     """A child broke in a way that no hour accounts for; what it was is in the message."""
 
@@ -62,15 +69,23 @@ def memory_of(env: Mapping[str, str]) -> int:
     return int(said)
 
 
-class Pool:
-    """One child, kept between tasks. For one thread, but for :meth:`end` and ``stop``."""
+def processes_of(env: Mapping[str, str]) -> int:
+    """Return in how many processes hours are closed, by default two where there are two processors; raises InputError for none."""
+    said = env.get(PROCESSES_VARIABLE, "")
+    if not said:
+        return min(PROCESSES, len(os.sched_getaffinity(0)))
+    if not said.isdecimal() or int(said) < 1:
+        raise InputError(f"{PROCESSES_VARIABLE}={said!r} must be a whole number, at least 1")
+    return int(said)
 
-    def __init__(
-        self, memory_mib: int = MEMORY_MIB, stop: threading.Event | None = None, silent_s: float = SILENT_S
-    ) -> None:
-        """Nothing is started yet. ``stop``: once set, whatever is being closed is given up."""
+
+class Child:
+    """One process, kept between tasks. For one thread, but for :meth:`end` and ``stop``."""
+
+    def __init__(self, memory_mib: int, stop: Callable[[], bool], silent_s: float) -> None:
+        """Nothing is started yet. ``stop``: once it holds, whatever is being closed is given up."""
         self.memory_mib = memory_mib
-        self.stop = stop or threading.Event()
+        self._stop = stop
         self._silent_s = silent_s
         self._context = multiprocessing.get_context("spawn")
         self._child: SpawnProcess | None = None
@@ -173,7 +188,7 @@ class Pool:
         """Return what the child tells next, looking after it while it tells nothing."""
         silent_from_s = time.monotonic()
         while not pipe.poll(LOOK_S):
-            if self.stop.is_set():
+            if self._stop():
                 raise StoppedError("the worker is to stop; the hours at hand are left due")
             if not child.is_alive():
                 raise EOFError
@@ -195,6 +210,95 @@ class Pool:
         if code is not None and code < 0:
             return f"its process was ended by {signal.Signals(-code).name}"
         return f"its process ended by itself with {code}"
+
+
+class Pool:
+    """The worker's children. Hours of one task are divided among them, each a run of hours that follow one another. For one thread."""
+
+    def __init__(
+        self,
+        memory_mib: int = MEMORY_MIB,
+        stop: threading.Event | None = None,
+        silent_s: float = SILENT_S,
+        children: int = 1,
+    ) -> None:
+        """Nothing is started yet. ``stop``: once set, whatever is being closed is given up. ``memory_mib``: of each child."""
+        self._stop = stop or threading.Event()
+        self._given_up = threading.Event()
+        self._children = [Child(memory_mib, self._is_to_stop, silent_s) for _ in range(children)]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children there are."""
+        return [child.pid for child in self._children if child.pid is not None]
+
+    def close(self, task: Task) -> Iterator[Told]:
+        """Tell of each hour of a task what became of it, trying again those whose child died.
+
+        Raises psycopg.OperationalError where the database is gone, StoppedError, and ClosingError for a fault of a child.
+        """
+        parts = _divided(task, len(self._children))
+        if len(parts) == 1:
+            yield from self._children[0].close(task)
+            return
+        heard: queue.SimpleQueue[Told | BaseException | None] = queue.SimpleQueue()
+        self._given_up.clear()
+        threads = [
+            threading.Thread(target=_tell_of, args=(child, part, heard), name="closing")
+            for child, part in zip(self._children, parts, strict=False)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            waiting = len(threads)
+            while waiting:
+                told = heard.get()
+                if isinstance(told, BaseException):
+                    raise told
+                if told is None:
+                    waiting -= 1
+                else:
+                    yield told
+        finally:
+            self._given_up.set()  # after one that failed nobody listens to the others
+            for thread in threads:
+                thread.join()
+            self._given_up.clear()
+
+    def make_minutes(self, task: MinutesTask) -> bool:
+        """Write an hour's minutes; False, logged, where they cannot be made for now, or their process died. Raises as above."""
+        return self._children[0].make_minutes(task)
+
+    def end(self) -> None:
+        """End the children, whatever they are in the middle of: what they have not committed never was."""
+        for child in self._children:
+            child.end()
+
+    def _is_to_stop(self) -> bool:
+        return self._stop.is_set() or self._given_up.is_set()
+
+
+def _divided(task: Task, parts: int) -> list[Task]:
+    """Return a task as several of about as many hours, and as many devices x hours in memory together as it had."""
+    hours = task.batch.hours
+    size = -(-len(hours) // parts)
+    if size == len(hours) or hours[0].is_rating_only:
+        return [task]
+    runs = [hours[first : first + size] for first in range(0, len(hours), size)]
+    device_hours = task.devices_at_once * len(hours)
+    return [
+        replace(task, batch=replace(task.batch, hours=run), devices_at_once=max(1, device_hours // len(run)))
+        for run in runs
+    ]
+
+
+def _tell_of(child: Child, task: Task, heard: queue.SimpleQueue[Told | BaseException | None]) -> None:
+    try:
+        for told in child.close(task):
+            heard.put(told)
+        heard.put(None)
+    except BaseException as error:  # noqa: BLE001 - the end of a thread: raised where it is listened to
+        heard.put(error)
 
 
 def _resident_bytes(child: SpawnProcess) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from analytics.closing.pool import MEMORY_VARIABLE, Pool, StoppedError, memory_of
+from analytics.closing.pool import MEMORY_VARIABLE, PROCESSES_VARIABLE, Pool, StoppedError, memory_of, processes_of
 from analytics.errors import InputError
 from analytics.io.lease import Lease
 from analytics.jobs import HourCloser, Round, WorkerSettings
@@ -68,14 +68,33 @@ def test_a_child_writes_the_books_that_this_process_would_write(
     assert closer.run(LATER).closed == 3
 
     assert fleet.rows(BOOKS) == here
-    child = pool.pid
+    child = pool.pids
     assert closer.run(LATER).closed == 0
     fleet.rows("UPDATE hour_segments SET path = 'lost.parquet' RETURNING 1")
     with fleet.admin() as connection, caplog.at_level(logging.ERROR):
         fleet.changed("allocations", HOUR_AT, HOUR_AT + HOUR, connection)
         assert closer.run(LATER).failed == 2  # the second reads the end of the first
-    assert pool.pid == child
+    assert pool.pids == child
     assert "lost.parquet" in caplog.text
+
+
+def test_two_children_write_the_books_of_one(fleet: SmallFleet) -> None:
+    # Closed in two at a time, each two of the four hours; the job is in both, its tenant that of its last hour.
+    fleet.samples(HOUR_AT + 2 * HOUR + timedelta(seconds=10), HOUR_AT + 3 * HOUR, start_mj=721_000_000)
+    HourCloser(fleet.database, SETTINGS).run(LATER + HOUR)
+    here = fleet.rows(BOOKS)
+    assert len(here) == 4
+    with fleet.admin() as connection:
+        connection.execute("TRUNCATE ledger_hours, ledger_runs, usage_hours, hour_jobs, ledger_lines CASCADE")
+        fleet.changed("device_samples", HOUR_AT, HOUR_AT + 3 * HOUR + timedelta(microseconds=1), connection)
+    two = Pool(children=2)
+    try:
+        assert HourCloser(fleet.database, SETTINGS, closing=two).run(LATER + HOUR).closed == 4
+        assert len(two.pids) == 2
+        assert fleet.rows(BOOKS) == here
+    finally:
+        two.end()
+    assert two.pids == []
 
 
 def test_an_hour_over_the_bound_dies_alone_and_is_left_due_with_a_finding(
@@ -172,10 +191,9 @@ def test_a_child_that_is_killed_at_any_step_costs_nothing_and_writes_nothing_twi
     closer = HourCloser(fleet.database, SETTINGS, closing=pool)
     with closing_beside(closer) as came, held_at(fleet.database, step) as somebody_waits:
         somebody_waits()
-        killed = pool.pid
-        assert killed is not None
+        (killed,) = pool.pids
         os.kill(killed, signal.SIGKILL)
-        _until(lambda: pool.pid not in (None, killed))  # what was at hand is begun anew while the gate is still shut
+        _until(lambda: pool.pids not in ([], [killed]))  # what was at hand is begun anew while the gate is still shut
     (done,) = came
     assert isinstance(done, Round)
     assert done.failed == done.died == 0
@@ -192,8 +210,7 @@ def test_a_child_that_stands_still_inside_its_transaction_loses_it_and_writes_no
     with closing_beside(closer) as came:
         with held_at(fleet.database, "between its rows") as somebody_waits:
             somebody_waits()
-            stopped = pool.pid
-            assert stopped is not None
+            (stopped,) = pool.pids
             os.kill(stopped, signal.SIGSTOP)
         await_ended(fleet.database, SETTINGS.session, but=1)
         os.kill(stopped, signal.SIGCONT)
@@ -210,8 +227,7 @@ def test_who_takes_over_ends_what_the_child_of_a_silent_worker_is_at(fleet: Smal
         assert first.take(connection)
         with closing_beside(closer) as came, held_at(fleet.database, "between its rows") as somebody_waits:
             somebody_waits()
-            child = pool.pid
-            assert child is not None
+            (child,) = pool.pids
             os.kill(child, signal.SIGSTOP)  # the worker and its process: a machine that stands still
             assert second.take(connection)
             await_ended(fleet.database, first.session)
@@ -230,8 +246,7 @@ def test_a_worker_that_is_to_stop_gives_up_the_hour_at_hand(fleet: SmallFleet) -
     closer = HourCloser(fleet.database, SETTINGS, closing=own)
     with closing_beside(closer) as came, held_at(fleet.database, "before its run") as somebody_waits:
         somebody_waits()
-        child = own.pid
-        assert child is not None
+        (child,) = own.pids
         stop.set()
         _until(lambda: bool(came))
         with pytest.raises(ProcessLookupError):
@@ -241,15 +256,14 @@ def test_a_worker_that_is_to_stop_gives_up_the_hour_at_hand(fleet: SmallFleet) -
 
 
 def test_a_child_that_tells_nothing_for_too_long_is_ended(fleet: SmallFleet) -> None:
-    impatient = Pool(silent_s=3.0)
+    impatient = Pool(silent_s=10.0)
     closer = HourCloser(fleet.database, SETTINGS, closing=impatient)
     try:
         with closing_beside(closer) as came, held_at(fleet.database, "before its run") as somebody_waits:
             somebody_waits()
-            stopped = impatient.pid
-            assert stopped is not None
+            (stopped,) = impatient.pids
             os.kill(stopped, signal.SIGSTOP)
-            _until(lambda: impatient.pid != stopped)
+            _until(lambda: impatient.pids != [stopped])
     finally:
         impatient.end()
     assert came[0].closed == 3
@@ -291,6 +305,13 @@ def test_the_bound_is_a_whole_number_of_mib_that_a_process_can_start_with() -> N
     for said in ("100", "1GiB", "-1", "1e3"):
         with pytest.raises(InputError, match=MEMORY_VARIABLE):
             memory_of({MEMORY_VARIABLE: said})
+
+
+def test_there_are_as_many_children_as_asked_for_by_default_no_more_than_processors() -> None:
+    assert 1 <= processes_of({}) <= min(2, os.cpu_count() or 1)
+    assert processes_of({PROCESSES_VARIABLE: "3"}) == 3
+    with pytest.raises(InputError, match=PROCESSES_VARIABLE):
+        processes_of({PROCESSES_VARIABLE: "0"})
 
 
 def assert_written_once(fleet: SmallFleet) -> None:
