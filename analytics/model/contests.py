@@ -28,8 +28,8 @@ HELD: Final = {
     "weights": pl.Int64,
     "method": pl.String,
 }
-"""Who had a board, sorted by device and time: segments of a board are disjoint, and in each of them nothing changes. A holder's
-part is weight / weights; the rows of a segment sum to it, ``idle`` among them. ``job_id`` is null of what is no job's."""
+"""Who had a board: segments of a board are disjoint, and in each of them nothing changes. A holder's part is weight / weights; the
+rows of a segment sum to it, ``idle`` among them. ``job_id`` is null of what is no job's."""
 CONTESTS: Final = {
     "device_id": pl.Int32,
     "from_us": pl.Int64,
@@ -45,8 +45,16 @@ it, and by what, in the order of the jobs."""
 def settle(claims: pl.DataFrame, handover_us: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return :data:`HELD` and :data:`CONTESTS` of all claims (``claims.CLAIMS``)."""
     busy = _busy(claims)
-    alone = claims.join(busy, on="board_id", how="anti")
-    plain = alone.select(
+    plain = _plain(claims.join(busy, on="board_id", how="anti"))
+    settled, contests = _settled(claims.join(busy, on="board_id", how="semi"), handover_us)
+    held = _in_one_piece(_with_rest(settled))
+    after = pl.lit(plain["segment"].max() or 0, dtype=pl.Int64) + 1
+    return pl.concat([plain, held.with_columns(pl.col("segment") + after)]), contests
+
+
+def _plain(claims: pl.DataFrame) -> pl.DataFrame:
+    """Return :data:`HELD` of boards of which no claims overlap, nearly all: a claim is a segment, or goes on with the one before."""
+    rows = claims.sort("board_id", "start_us").select(
         pl.col("board_id").alias("device_id"),
         "start_us",
         "end_us",
@@ -56,16 +64,16 @@ def settle(claims: pl.DataFrame, handover_us: int) -> tuple[pl.DataFrame, pl.Dat
         pl.col("num").alias("weight"),
         pl.col("den").alias("weights"),
         "method",
-    ).with_row_index("segment")
-    held, contests = _settled(claims.join(busy, on="board_id", how="semi"), handover_us)
-    first = pl.lit(plain.height, dtype=pl.Int64)
-    rows = pl.concat(
-        [
-            plain.with_columns(pl.col("segment").cast(pl.Int64)),
-            held.with_columns(pl.col("segment") + first).select(plain.columns),
-        ]
     )
-    return _in_one_piece(_with_rest(rows)), contests
+    same = [pl.col(name) == pl.col(name).shift(1) for name in ("device_id", "holder", "weight", "weights", "method")]
+    follows = pl.all_horizontal(*same, pl.col("start_us") == pl.col("end_us").shift(1)).fill_null(value=False)
+    rows = rows.with_columns((~follows).cum_sum().cast(pl.Int64).alias("segment"))
+    if rows.height and rows["segment"].item(-1) < rows.height:
+        rows = rows.group_by("segment", maintain_order=True).agg(
+            pl.exclude("end_us", "segment").first(), pl.col("end_us").last()
+        )
+    rest = _rest(rows.filter(pl.col("weight") < pl.col("weights")), pl.col("weights") - pl.col("weight"))
+    return pl.concat([rows.select(*HELD), rest.select(*HELD)])
 
 
 def _holder(name: pl.Expr) -> pl.Expr:
@@ -74,8 +82,15 @@ def _holder(name: pl.Expr) -> pl.Expr:
 
 def _busy(claims: pl.DataFrame) -> pl.DataFrame:
     """Return the boards (board_id) of which claims overlap."""
-    ends = pl.col("end_us").cum_max().shift(1).over("board_id")
-    return claims.sort("board_id", "start_us").filter(pl.col("start_us") < ends).select("board_id").unique()
+    ordered = claims.select("board_id", "start_us", "end_us").sort("board_id", "start_us")
+    if ordered.is_empty():
+        return ordered.select("board_id")
+    # Boards one after the other on one axis, so that the latest end so far is a running maximum and no window.
+    first_us = int(ordered["start_us"].min())  # type: ignore[arg-type]
+    last_us = max(int(ordered["start_us"].max()), first_us) + 1  # type: ignore[arg-type]
+    place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us + 1) - first_us
+    ends = (pl.col("end_us").clip(None, last_us) + place).cum_max().shift(1)
+    return ordered.filter(pl.col("start_us") + place < ends).select("board_id").unique()
 
 
 def _settled(claims: pl.DataFrame, handover_us: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -218,21 +233,25 @@ def _with_rest(rows: pl.DataFrame) -> pl.DataFrame:
     """Return ``rows`` with what nobody claims of their segments as idle, and with shares beyond the whole scaled to it."""
     sums = pl.col("weight").sum().over("segment")
     rows = rows.with_columns(pl.max_horizontal("weights", sums).alias("weights"), sums.alias("taken"))
-    rest = (
+    unclaimed = (
         rows.filter(pl.col("taken") < pl.col("weights"))
         .group_by("segment")
         .agg(
             pl.col("device_id", "start_us", "end_us", "weights", "taken").first(),
             least_exact(pl.col("method")).alias("method"),
         )
-        .with_columns(
-            pl.lit(HOLDER_IDLE).alias("holder"),
-            pl.lit(None, dtype=pl.Int64).alias("job_id"),
-            pl.lit(HOLDER_IDLE).alias("holder_key"),
-            (pl.col("weights") - pl.col("taken")).alias("weight"),
-        )
     )
-    return pl.concat([rows, rest.select(rows.columns)]).drop("taken")
+    rest = _rest(unclaimed, pl.col("weights") - pl.col("taken"))
+    return pl.concat([rows.select(*HELD), rest.select(*HELD)])
+
+
+def _rest(rows: pl.DataFrame, weight: pl.Expr) -> pl.DataFrame:
+    return rows.with_columns(
+        pl.lit(HOLDER_IDLE).alias("holder"),
+        pl.lit(None, dtype=pl.Int64).alias("job_id"),
+        pl.lit(HOLDER_IDLE).alias("holder_key"),
+        weight.alias("weight"),
+    )
 
 
 def _in_one_piece(rows: pl.DataFrame) -> pl.DataFrame:
@@ -258,7 +277,6 @@ def _in_one_piece(rows: pl.DataFrame) -> pl.DataFrame:
         .join(runs, on="segment", how="inner")
         .with_columns(pl.col("run").alias("segment"))
         .select(*HELD)
-        .sort("device_id", "start_us", "holder_key", "holder")
     )
 
 

@@ -107,10 +107,8 @@ def hold(
     ``held``: of :class:`Resolved`. ``cuts``: :data:`CUTS`, where pieces are cut beside: whatever changes there, holders do not.
     ``assets`` (``Assets``) and ``capacity`` (``CapacityHolds``): what is declared of devices; without them they stand by placement.
     """
-    stretches = held.unique("segment", keep="first", maintain_order=True).select(
-        "segment", "device_id", "start_us", "end_us"
-    )
-    inside = stretches.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))
+    parts = held.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))
+    inside = parts.unique("segment").select("segment", "device_id", "start_us", "end_us")
     where = placements.select(
         "device_id",
         pl.col("valid_from").dt.epoch("us").alias("from_us"),
@@ -133,7 +131,7 @@ def hold(
     )
     pieces = _spans(stand(pieces, assets, capacity))
     spans = pieces.unique("span", keep="first", maintain_order=True).select("span", "segment")
-    parts = held.drop("device_id", "start_us", "end_us")
+    parts = parts.drop("device_id", "start_us", "end_us")
     free = spans.filter(pl.col("segment").is_null()).select(
         "span",
         pl.lit(HOLDER_IDLE).alias("holder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -59,9 +60,10 @@ def resolved(
     epochs: Rows = ONE_BOOT,
 ) -> Resolved:
     where = [stands(row["device_id"]) for row in devices] if placements is None else placements
-    return resolve(
+    found = resolve(
         table(Holds, holds), table(Placements, where), table(Devices, devices), table(Epochs, epochs), Policy()
     )
+    return replace(found, held=found.held.sort("device_id", "start_us", "holder_key", "holder"))
 
 
 def who(
