@@ -15,6 +15,8 @@ BENCHES: Final = {
     "scale": "bench.scale",
     "history": "bench.history",
     "attribution.day": "bench.attribution",
+    "attribution.hour": "bench.attribution_hour",
+    "attribution.open": "bench.attribution_open",
     "attribution.short": "bench.short_jobs",
     "bill.month": "bench.bill",
     "agent.cost": "bench.agent_cost",
