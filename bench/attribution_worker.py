@@ -13,14 +13,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from analytics.closing.pool import Pool, memory_of
+from analytics.closing.pool import Pool, memory_of, processes_of
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
 
 
 def main(socket_dir: Path, segments: Path) -> None:
-    pool = Pool(memory_of(os.environ))
+    pool = Pool(memory_of(os.environ), children=processes_of(os.environ))
     settings = WorkerSettings(code_version="bench")
     closer = HourCloser(Database.on_socket(socket_dir), settings, Segments.at(segments), closing=pool)
     _tell({"ready": True})

@@ -33,6 +33,11 @@ _SPARE: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """It has started, and waits for a task."""
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The task is done."""
 
@@ -63,6 +68,7 @@ def serve(pipe: Connection, cap_mib: int, log_level: int) -> None:
     root.setLevel(log_level)
     _bound_memory(cap_mib)
     places: dict[str, Segments] = {}
+    pipe.send(Ready())
     while True:
         try:
             task: Task | MinutesTask = pipe.recv()

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import psycopg
 
-from analytics.closing.child import OUT_OF_MEMORY, Broke, End, Gone, serve
+from analytics.closing.child import OUT_OF_MEMORY, Broke, End, Gone, Ready, serve
 from analytics.closing.request import Died, Done, MinutesTask, Task, Told
 from analytics.errors import AnalyticsError, InputError
 from analytics.io.hours import batches
@@ -150,9 +150,11 @@ class Child:
         child, pipe = self._started()
         is_over = False
         try:
-            pipe.send(task)
+            pipe.send(task)  # what it tells while it starts is heard first
             while True:
                 told = self._heard(child, pipe)
+                if isinstance(told, Ready):
+                    continue
                 if isinstance(told, logging.LogRecord):
                     logging.getLogger(told.name).handle(told)
                     continue

@@ -256,7 +256,7 @@ def test_a_worker_that_is_to_stop_gives_up_the_hour_at_hand(fleet: SmallFleet) -
 
 
 def test_a_child_that_tells_nothing_for_too_long_is_ended(fleet: SmallFleet) -> None:
-    impatient = Pool(silent_s=10.0)
+    impatient = Pool(silent_s=6.0)
     closer = HourCloser(fleet.database, SETTINGS, closing=impatient)
     try:
         with closing_beside(closer) as came, held_at(fleet.database, "before its run") as somebody_waits:

@@ -380,12 +380,14 @@ def test_books_and_what_a_run_says_it_read_do_not_depend_on_what_is_in_memory_to
     segments = Segments.at(tmp_path)
     Sealer(fleet.database, segments).seal(hour_of(fleet.site_id, HOUR_AT))
     told = []
-    for device_hours in (4_096, 2):
+    for hours_at_once, device_hours in ((24, 4_096), (24, 2), (1, 4_096)):
         with fleet.admin() as connection:
             connection.execute("TRUNCATE ledger_hours, ledger_runs, usage_hours, hour_jobs, ledger_lines CASCADE")
             fleet.changed("device_samples", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
-        settings = WorkerSettings(code_version="test", device_hours_per_pass=device_hours)
+        settings = WorkerSettings("test", hours_per_pass=hours_at_once, device_hours_per_pass=device_hours)
         assert HourCloser(fleet.database, settings, segments).run(LATER).closed == 2
         told.append(fleet.rows("SELECT hour_at, content_sha256, inputs FROM ledger_runs ORDER BY 1"))
     assert told[0] == told[1]
+    # Each hour by itself reads less, and comes to the same.
+    assert [row[:2] for row in told[2]] == [row[:2] for row in told[0]]
     assert told[0][0][2]["outside"][0] > 6 * 300
