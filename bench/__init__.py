@@ -18,6 +18,7 @@ BENCHES: Final = {
     "attribution.hour": "bench.attribution_hour",
     "attribution.open": "bench.attribution_open",
     "attribution.short": "bench.short_jobs",
+    "sharing.error": "bench.shared_devices",
     "bill.month": "bench.bill",
     "agent.cost": "bench.agent_cost",
 }

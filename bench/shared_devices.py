@@ -33,7 +33,7 @@ COVERED_PERCENT: Final = (88.0, 92.0)
 CALIBRATED_ON: Final = range(200)
 JUDGED_ON: Final = range(1_000, 1_200)
 SEEDS_OF_A_RUN: Final = 24
-"""Of :data:`JUDGED_ON`, evenly: all of them take ten minutes (``python -m bench.shared_devices``)."""
+"""Of :data:`JUDGED_ON`, evenly: all of them take a quarter of an hour (``python -m bench.shared_devices``)."""
 POWER_W: Final = (300, 600)
 LONG: Final = JobMix(count=1_000, duration_s=(300, 3_000), power_w=POWER_W, gap_s=(0, 120))
 BOARDS: Final = 2
