@@ -23,7 +23,17 @@ from analytics.io.load_rating import STORED_USAGE
 from analytics.io.manifest import Manifest, rating_manifest
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import RatingInputs, Window, content_hash, map_devices, rate_hours, reduce_shards
+from analytics.io.standing import AS_STORED, as_stored, with_stored
+from analytics.pipeline import (
+    RatingInputs,
+    References,
+    Shard,
+    Window,
+    content_hash,
+    map_devices,
+    rate_hours,
+    reduce_shards,
+)
 from analytics.policy import Policy, policy_of
 from analytics.version import METHOD_VERSION
 from ingest.store.engine import Database
@@ -137,11 +147,16 @@ def recompute(
     if run.kind == "rate":
         return _of_rating(database, connection, segments, run, policy, verdict)
     found = _of_samples(database, connection, segments, run, policy)
-    if isinstance(found, tuple):
-        usage, lines, changed = found
-        is_same = content_of(usage, lines, closed=True) == run.content
-        return replace(verdict, ground=Ground.SAMPLES, is_same=is_same, why="" if is_same else _others(changed))
-    return _of_usage(connection, run, verdict, found)
+    if isinstance(found, str):
+        return _of_usage(connection, run, verdict, found)
+    result = replace(verdict, ground=Ground.SAMPLES)
+    if content_of(found.usage, found.lines, closed=True) == run.content:
+        return replace(result, is_same=True)
+    if _may_stand(run, found.changed):
+        usage, lines = _standing(connection, run, found)
+        if content_of(usage, lines, closed=True) == run.content:
+            return replace(result, is_same=True, why=AS_STORED)
+    return replace(result, is_same=False, why=_others(found.changed))
 
 
 def _of_rating(
@@ -159,17 +174,42 @@ def _of_rating(
     if not rated.is_same or base.inputs is None or base.method_version != METHOD_VERSION:
         return rated
     found = _of_samples(database, connection, segments, base, policy)
-    if not isinstance(found, tuple):
+    if isinstance(found, str):
         return replace(rated, why=found)
-    usage, _, changed = found
-    is_same = content_hash(usage) == base.usage_sha256
-    return replace(rated, ground=Ground.SAMPLES, is_same=is_same, why="" if is_same else _others(changed))
+    if content_hash(found.usage) == base.usage_sha256:
+        return replace(rated, ground=Ground.SAMPLES)
+    if _may_stand(base, found.changed):
+        usage, _ = _standing(connection, base, found)
+        if content_hash(usage) == base.usage_sha256:
+            return replace(rated, ground=Ground.SAMPLES, why=AS_STORED)
+    return replace(rated, ground=Ground.SAMPLES, is_same=False, why=_others(found.changed))
+
+
+def _standing(connection: psycopg.Connection[Any], run: _Run, found: _Again) -> tuple[pl.DataFrame, pl.DataFrame]:
+    with connection.transaction():
+        references, calls = as_stored(
+            connection, found.references, run.site_id, run.hour_at, run.revision, run.usage_revision
+        )
+    result = reduce_shards(found.window, found.mapped, references, ApiCalls.create_empty())
+    of_hour = pl.col("hour_at") == run.hour_at
+    return result.usage.filter(of_hour), with_stored(result.lines.filter(of_hour), calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    window: Window
+    mapped: list[Shard]
+    references: References
+    usage: pl.DataFrame
+    lines: pl.DataFrame
+    changed: list[str] | None
+    """Other inputs that are not what they were; null = nothing can be said."""
 
 
 def _of_samples(
     database: Database, connection: psycopg.Connection[Any], segments: Segments | None, run: _Run, policy: Policy
-) -> tuple[pl.DataFrame, pl.DataFrame, list[str]] | str:
-    """Return usage and lines of a close computed once more, and which other inputs are not what they were; or why it cannot be done."""
+) -> _Again | str:
+    """Return usage and lines of a close computed once more; or why it cannot be done."""
     inputs = run.inputs or {}
     first, last = (datetime.fromisoformat(at) for at in inputs["window"])
     outside = inputs["outside"]
@@ -200,7 +240,10 @@ def _of_samples(
     except (SegmentError, SegmentUnreachableError, AnalyticsError) as error:
         return str(error)
     of_hour = pl.col("hour_at") == run.hour_at
-    return result.usage.filter(of_hour), result.lines.filter(of_hour), _changed(inputs, loaded.read)
+    changed = _changed(inputs, loaded.read)
+    return _Again(
+        window, mapped, loaded.inputs.references, result.usage.filter(of_hour), result.lines.filter(of_hour), changed
+    )
 
 
 def _of_usage(connection: psycopg.Connection[Any], run: _Run, verdict: Recomputed, why: str) -> Recomputed:
@@ -233,20 +276,34 @@ def _of_usage(connection: psycopg.Connection[Any], run: _Run, verdict: Recompute
         rated = rate_hours(of_rating)
     except AnalyticsError as error:
         return replace(verdict, why=f"{why}; {error}" if why else str(error))
-    is_same = content_of(rated.usage, rated.lines, closed=True) == run.content
-    if not is_same:
-        why = "; ".join(filter(None, [why, _others(_changed(inputs, rating_manifest(of_rating)))]))
-    return replace(verdict, ground=Ground.USAGE, is_same=is_same, why=why)
+    result = replace(verdict, ground=Ground.USAGE)
+    if content_of(rated.usage, rated.lines, closed=True) == run.content:
+        return replace(result, is_same=True, why=why)
+    changed = _changed(inputs, rating_manifest(of_rating))
+    if _may_stand(run, changed):
+        with connection.transaction():
+            stood, stored = as_stored(
+                connection, references, run.site_id, run.hour_at, run.revision, run.usage_revision
+            )
+        again = rate_hours(replace(of_rating, references=stood, api_calls=ApiCalls.create_empty()))
+        if content_of(again.usage, with_stored(again.lines, stored), closed=True) == run.content:
+            return replace(result, is_same=True, why="; ".join(filter(None, [why, AS_STORED])))
+    return replace(result, is_same=False, why="; ".join(filter(None, [why, _others(changed)])))
 
 
-def _changed(inputs: dict[str, Any], now: Manifest) -> list[str]:
-    """Return the inputs that are not what they were; of a window of other hours nothing can be said."""
+def _may_stand(run: _Run, changed: list[str] | None) -> bool:
+    """Say whether what differs may be words of jobs or API calls, of which only what is now is kept."""
+    return run.revision > 0 and (changed is None or not {"jobs", "api_calls"}.isdisjoint(changed))
+
+
+def _changed(inputs: dict[str, Any], now: Manifest) -> list[str] | None:
+    """Return the inputs that are not what they were; None: of a window of other hours nothing can be said."""
     if list(now.window) != inputs["window"]:
-        return []
+        return None
     return [name for name, told in inputs["frames"].items() if name in now.frames and list(now.frames[name]) != told]
 
 
-def _others(changed: list[str]) -> str:
+def _others(changed: list[str] | None) -> str:
     return f"other {', '.join(changed)} than then" if changed else "the same inputs give other books"
 
 

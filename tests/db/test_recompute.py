@@ -168,3 +168,26 @@ def test_the_command_tells_by_hour_and_ends_with_one_where_a_bill_differs(
     assert CliRunner().invoke(cli, command).exit_code == 2
     assert json.loads(CliRunner().invoke(cli, [*command, "--as-of", "2026-11-01"]).stdout) == []
     del closer
+
+
+def test_a_job_described_anew_and_a_call_told_again_stand_as_they_were_stored_and_it_is_said(
+    fleet: SmallFleet, closer: HourCloser, segments: Segments
+) -> None:
+    call = (
+        "INSERT INTO api_calls (called_at, dedupe_key, site_id, provider, model, input_uncached_tokens, usage_known, source, origin) "
+        "VALUES (%s, 'c1', %s, 'openai', 'gpt', 10, true, 'log', 1) RETURNING 1"
+    )
+    fleet.rows(call, HOUR_AT + timedelta(minutes=1), fleet.site_id)
+    again(fleet, closer, "api_calls")
+    assert verdict(recomputed(fleet, segments)) == (2, "rate", Ground.SAMPLES, True)
+
+    # Erased, or described anew by its scheduler: by its account the job would be nobody's now. And the call has other tokens.
+    fleet.rows("UPDATE jobs SET account = 'p-1' RETURNING 1")
+    fleet.rows("UPDATE api_calls SET input_uncached_tokens = 99 RETURNING 1")
+    found = recomputed(fleet, segments)
+    assert verdict(found) == (2, "rate", Ground.SAMPLES, True)
+    assert "as they are stored" in found.why
+
+    # Any other difference is one, whatever jobs and calls say.
+    fleet.rows("UPDATE prices SET amount = amount + 1 RETURNING 1")
+    assert recomputed(fleet, segments).is_same is False
