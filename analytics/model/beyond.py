@@ -115,8 +115,10 @@ def book_beyond(
         NodeMeters(told, read_meters, read_boards),
         _dated(facts.models).drop("model_id"),
     )
-    shared, unknown = share(
-        items, _periods(facts.periods), read_meters, facts.readings["meter_id"].unique(), from_us, to_us
+    shared, unknown = (
+        share(items, _periods(facts.periods), read_meters, facts.readings["meter_id"].unique(), from_us, to_us)
+        if items.height
+        else (overhead.rows.clear(), overhead.quality.clear())
     )
     rest = rows.join(stands_for.select("device_id", "hour_us"), on=["device_id", "hour_us"], how="anti")
     more = pl.concat([overhead.rows, shared])
