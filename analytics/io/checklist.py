@@ -43,6 +43,8 @@ class Item:
     verdict: Verdict
     said: str
     figures: dict[str, Any]
+    is_final: bool = False
+    """A stop that nobody can accept."""
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "verdict": self.verdict.value, "said": self.said, "figures": self.figures}
@@ -79,6 +81,10 @@ def _row(connection: psycopg.Connection[Any], scope: Scope, query: str) -> tuple
     return tuple(row)
 
 
+def _n(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _hours(connection: psycopg.Connection[Any], scope: Scope) -> Item:
     closed, open_, missing = _row(
         connection,
@@ -108,17 +114,18 @@ def _hours(connection: psycopg.Connection[Any], scope: Scope) -> Item:
             Verdict.STOP,
             f"the month is over, with what may come late, at {ends_at:%Y-%m-%d %H:%M} UTC",
             figures,
+            is_final=True,
         )
     if open_ or due:
-        said = f"{open_} hours are not closed and {len(due)} wait to be computed again; the worker does both"
-        return Item("hours", Verdict.STOP, said, figures)
+        said = f"not closed yet: {_n(open_, 'hour')}; waiting to be computed again: {_n(len(due), 'hour')}; the worker does both"
+        return Item("hours", Verdict.STOP, said, figures, is_final=open_ > 0)  # what is provisional cannot be frozen
     if not closed:
         return Item("hours", Verdict.STOP, "no hour of it has books", figures)
     if missing:
         return Item(
             "hours",
             Verdict.WARN,
-            f"{closed} closed; {missing} hours after a site's first have no books at all",
+            f"{closed} closed; without any books, after a site's first: {_n(missing, 'hour')}",
             figures,
         )
     return Item("hours", Verdict.OK, f"{closed} closed, none open, none waiting", figures)
@@ -185,7 +192,7 @@ def _feeds(connection: psycopg.Connection[Any], scope: Scope) -> Item:
         return Item(
             "feeds",
             Verdict.WARN,
-            f"{hours} device-hours of {devices} devices without any meter, on {shown or 'no node'}",
+            f"without any meter: {_n(hours, 'device-hour')} of {_n(devices, 'device')}, on {shown or 'no node'}",
             figures,
         )
     return Item("feeds", Verdict.OK, "no device-hour without any meter", figures)
@@ -255,7 +262,9 @@ def _prices(connection: psycopg.Connection[Any], scope: Scope) -> Item:
     names = sorted(models or ())
     figures = {"unpriced_lines": unpriced, "usage_unknown_calls": unknown, "models": names}
     if unpriced:
-        return Item("prices", Verdict.STOP, f"{unpriced} lines have no price: {', '.join(names[:_NAMED])}", figures)
+        return Item(
+            "prices", Verdict.STOP, f"without a price: {_n(unpriced, 'line')}: {', '.join(names[:_NAMED])}", figures
+        )
     if unknown:
         return Item(
             "prices", Verdict.WARN, f"every line has a price; of {unknown} calls nobody told the usage", figures
@@ -306,7 +315,7 @@ def _failed(connection: psycopg.Connection[Any], scope: Scope) -> Item:
         return Item(
             "failed",
             Verdict.STOP,
-            f"{failed} closes of hours failed and wait to be tried again; the worker's log says why",
+            f"{_n(failed, 'hour')} failed to close and will be tried again; the worker's log says why",
             {"hours": failed},
         )
     return Item("failed", Verdict.OK, "no hour's close failed and waits", {"hours": 0})
@@ -323,7 +332,7 @@ def _disputes(connection: psycopg.Connection[Any], scope: Scope) -> Item:
         return Item(
             "disputes",
             Verdict.STOP,
-            f"{open_} lines worth {cost:f} are disputed; see `wattledger disputes list`",
+            f"disputed: {_n(open_, 'line')} worth {cost:f}; see `wattledger disputes list`",
             figures,
         )
     return Item("disputes", Verdict.OK, "no line is disputed", figures)

@@ -65,8 +65,8 @@ WHERE own.site_id = hours.site_id AND own.hour_at = hours.hour_at AND hours.froz
 class NotReadyError(AnalyticsError):
     """A month is not closed as it stands; ``items`` say what stops it."""
 
-    def __init__(self, name: str, items: Sequence[Item]) -> None:
-        stops = [item.name for item in items if item.verdict is Verdict.STOP]
+    def __init__(self, name: str, items: Sequence[Item], accepted: Collection[str]) -> None:
+        stops = [item.name for item in items if item.verdict is Verdict.STOP and item.name not in accepted]
         super().__init__(f"{name} is not closed: {', '.join(stops)}; settle them, or accept each with --accept")
         self.items = tuple(items)
 
@@ -168,12 +168,11 @@ def close_month(
         unknown = sorted(set(accepted) - {item.name for item in items})
         if unknown:
             raise CloseError(f"--accept {unknown[0]}: the checklist has {', '.join(item.name for item in items)}")
-        if "chains" in accepted:
-            raise CloseError(
-                "--accept chains: lines that are not what was written are never closed; see `wattledger audit verify`"
-            )
+        final = [item for item in items if item.is_final and item.name in accepted]
+        if final:
+            raise CloseError(f"--accept {final[0].name}: that cannot be accepted: {final[0].said}")
         if any(item.verdict is Verdict.STOP and item.name not in accepted for item in items):
-            raise NotReadyError(month.name, items)
+            raise NotReadyError(month.name, items, accepted)
         before = find(connection, month.name, site)
         number = 1 if before is None else before.number + 1
         told = [item.as_json() | ({"accepted_by": by} if item.name in accepted else {}) for item in items]
@@ -209,7 +208,8 @@ def close_month(
                 ],
             )
         connection.execute(
-            "UPDATE ledger_hours SET frozen_period_id = %s WHERE site_id = ANY (%s) AND hour_at >= %s AND hour_at < %s",
+            "UPDATE ledger_hours SET frozen_period_id = %s WHERE site_id = ANY (%s) AND hour_at >= %s AND hour_at < %s "
+            "AND status = 'closed'",
             [period_id, site_ids, month.from_at, month.to_at],
         )
         note_on(
@@ -309,7 +309,7 @@ def _chains(connection: psycopg.Connection[Any], month: Month, sites: Sequence[s
     if problems:
         first = problems[0]
         said = f"{len(problems)} faults; the first: {first.site} {first.hour_at:%Y-%m-%d %H:%M}: {first.kind}, {first.what}"
-        return Item("chains", Verdict.STOP, said, figures)
+        return Item("chains", Verdict.STOP, f"{said}; see `wattledger audit verify`", figures, is_final=True)
     return Item("chains", Verdict.OK, f"{lines} lines are as they were written and add up", figures)
 
 

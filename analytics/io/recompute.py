@@ -43,9 +43,10 @@ from ingest.store.segments import SegmentError, Segments, SegmentUnreachableErro
 _DEVICE_HOURS_AT_ONCE: Final = 4_096
 """Readings in memory together, as of a close."""
 _RUNS: Final = """
-SELECT DISTINCT ON (sites.name, runs.hour_at) sites.name, runs.id FROM ledger_runs AS runs JOIN sites ON sites.id = runs.site_id
+-- Of an hour in a closed month two: what was frozen, and what was posted since.
+SELECT DISTINCT ON (sites.name, runs.hour_at, runs.after_period_id IS NULL) sites.name, runs.id FROM ledger_runs AS runs JOIN sites ON sites.id = runs.site_id
 WHERE runs.revision > 0 AND runs.finished_at <= %(as_of)s AND runs.hour_at >= %(from_at)s AND runs.hour_at < %(to_at)s
-AND (%(site)s::text IS NULL OR sites.name = %(site)s) ORDER BY sites.name, runs.hour_at, runs.id DESC
+AND (%(site)s::text IS NULL OR sites.name = %(site)s) ORDER BY sites.name, runs.hour_at, runs.after_period_id IS NULL DESC, runs.id DESC
 """
 _RUN: Final = """
 SELECT id, site_id, hour_at, revision, coalesce(usage_revision, revision), kind, code_version, method_version, policy, as_of_at, snapshot,

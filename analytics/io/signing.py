@@ -55,7 +55,9 @@ def read_key(path: Path) -> Ed25519PrivateKey:
     try:
         mode, content = path.stat().st_mode, path.read_bytes()
     except OSError as error:
-        raise CloseError(f"cannot read the key {path}: {error.strerror}; make one with `wattledger close keygen`") from None
+        raise CloseError(
+            f"cannot read the key {path}: {error.strerror}; make one with `wattledger close keygen`"
+        ) from None
     if mode & _OTHERS:
         raise CloseError(f"{path} can be read by others; make it yours alone: chmod 600 {path}")
     try:

@@ -93,6 +93,8 @@ def test_the_checklist_says_each_with_its_figures(fleet: SmallFleet, owner: psyc
     assert items["prices"].verdict is items["mapped"].verdict is items["disputes"].verdict is Verdict.OK
     early = {item.name: item for item in look(owner, NOVEMBER, None, now=HOUR_AT + 5 * HOUR, lateness=LATENESS)}
     assert early["hours"].verdict is Verdict.STOP
+    with pytest.raises(InputError, match="--accept hours: that cannot be accepted: the month is over"):
+        close(owner, now=HOUR_AT + 5 * HOUR, accepted=["coverage", "hours"])
 
 
 def test_a_stop_stops_until_it_is_accepted_by_name(fleet: SmallFleet, owner: psycopg.Connection[Any]) -> None:
