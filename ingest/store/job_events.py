@@ -219,6 +219,7 @@ class _Keeper:
             reports.setdefault(job_id, {})[source] = facts
         columns = ("started_at", *_INSTANTS, *_WORDS, "source")
         updates = []
+        ends: dict[int, datetime] = {}
         for row in self._conn.execute(
             f"SELECT id, {', '.join(columns)} FROM jobs WHERE id = ANY (%s) ORDER BY id",  # noqa: S608 (our own names)
             [list(reports)],
@@ -228,6 +229,8 @@ class _Keeper:
             if after == before:
                 continue
             updates.append((*(after[name] for name in columns[1:]), after["started_at"], before["id"]))
+            if after["ended_at"] != before["ended_at"]:
+                ends[before["id"]] = min(filter(None, (before["ended_at"], after["ended_at"])))
             if any(after[name] != before[name] for name in _WHO):
                 end_at = max(after["ended_at"] or self._now, after["started_at"])
                 self._changes.append((after["started_at"], end_at, "jobs"))
@@ -240,6 +243,16 @@ class _Keeper:
                 "AND other.started_at = %s) THEN started_at ELSE %s END WHERE id = %s",
                 [(*values[:-1], values[-2], values[-1]) for values in updates],
             )
+
+        self._note_ends(ends)
+
+    def _note_ends(self, ends: Mapping[int, datetime]) -> None:
+        """Have the hours closed again in which a job held something without an end: the job's end is its end there."""
+        for (job_id,) in self._conn.execute(
+            "SELECT DISTINCT job_id FROM allocations WHERE job_id = ANY (%s) AND superseded_at IS NULL AND end_at IS NULL",
+            [list(ends)],
+        ).fetchall():
+            self._changes.append((ends[job_id], max(ends[job_id], self._now), "allocations"))
 
     def _keep_nodes(self) -> None:
         told = [one for _, one in self._work.nodes]

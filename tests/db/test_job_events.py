@@ -357,6 +357,18 @@ def test_what_changes_makes_its_hours_due_again(db: Database, site: Site) -> Non
     assert [row[0] for row in asked(db, changes)] == ["allocations", "jobs", "jobs"]
 
 
+def test_a_jobs_end_makes_the_hours_due_in_which_it_held_a_device_without_an_end(db: Database, site: Site) -> None:
+    """The agent is gone and told no end; the scheduler says it an hour later."""
+    tell(db, site, job(0))
+    agent_tells(db, site, START, 0, "GPU-a")
+    with db.connect("admin") as admin:
+        admin.execute("DELETE FROM changes")
+    tell(db, site, job(60, ended_at=at(30), state="failed"))
+    with db.connect("admin") as admin:
+        found = admin.execute("SELECT from_at, to_at FROM changes WHERE kind = 'allocations'").fetchall()
+    assert found == [(instant(30), NOW)]
+
+
 def test_a_cluster_of_another_site_is_refused(db: Database, site: Site) -> None:
     tell(db, site, job(1))
     with db.connect("admin") as admin:
