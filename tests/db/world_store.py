@@ -85,12 +85,23 @@ def store(database: Database, seen: Observed) -> StoredWorld:
             for node in sorted({*seen.placements["node_id"], *(row["node_id"] for row in seen.epochs)})
         }
         add = "INSERT INTO devices (uuid, vendor, model, kind, parent_device_id, slice_ratio, accelerators) VALUES (%s, 'sim', %s, %s, %s, %s, 1) RETURNING id"
-        devices = {row["device_id"]: one(add, row["uuid"], row["model"], row["kind"], None, 1) for row in seen.devices}
-        for instance, board, ppm in seen.instances.iter_rows():
-            devices[instance] = one(add, f"MIG-{instance}", "SIM-700", "mig", devices[board], ppm / 1_000_000)
+        devices: dict[int, int] = {}
+        for row in sorted(seen.devices, key=lambda row: row.get("parent_device_id") is not None):
+            board = row.get("parent_device_id")
+            given = (
+                row["uuid"],
+                row["model"],
+                row["kind"],
+                None if board is None else devices[board],
+                row["slice_ppm"] / 1_000_000,
+            )
+            devices[row["device_id"]] = one(add, *given)
         for row in seen.placements.iter_rows(named=True):
-            of = [row["device_id"], *seen.instances.filter(pl.col("parent_device_id") == row["device_id"])["device_id"]]
-            for device in of:
+            board = row["device_id"]
+            for device in (
+                board,
+                *(each["device_id"] for each in seen.devices if each.get("parent_device_id") == board),
+            ):
                 connection.execute(
                     "INSERT INTO placements (device_id, node_id, valid_from, valid_to) VALUES (%s, %s, %s, %s)",
                     (devices[device], nodes[row["node_id"]], row["valid_from"], row["valid_to"]),
