@@ -33,7 +33,13 @@ class FiguresModel(BaseModel):
     energy_kwh: str | None
     carbon_kgco2e: str | None
     tokens: int
+    cost_failed: str | None
+    """Of the cost, that of jobs that failed or ran into their time limit; like the next two null where it was not asked for."""
+    cost_preempted: str | None
+    cost_cancelled: str | None
     accelerator_hours: str
+    allocated_accelerator_hours: str
+    active_accelerator_hours: str
     idle_accelerator_hours: str
     throttled_accelerator_hours: str
     idle_waste: str
@@ -41,6 +47,15 @@ class FiguresModel(BaseModel):
     coverage_ratio: str | None
     sources: list[str]
     origins: list[str]
+    cost_per_allocated_accelerator_hour: str | None
+    cost_per_active_accelerator_hour: str | None
+    cost_per_idle_accelerator_hour: str | None
+    energy_kwh_per_allocated_accelerator_hour: str | None
+    energy_kwh_per_active_accelerator_hour: str | None
+    energy_kwh_per_idle_accelerator_hour: str | None
+    carbon_kgco2e_per_allocated_accelerator_hour: str | None
+    carbon_kgco2e_per_active_accelerator_hour: str | None
+    carbon_kgco2e_per_idle_accelerator_hour: str | None
 
 
 class RowModel(FiguresModel):
@@ -107,7 +122,12 @@ class BillModel(BaseModel):
                         "energy_kwh": "9.6",
                         "carbon_kgco2e": "3.12",
                         "tokens": 0,
+                        "cost_failed": None,
+                        "cost_preempted": None,
+                        "cost_cancelled": None,
                         "accelerator_hours": "24",
+                        "allocated_accelerator_hours": "20",
+                        "active_accelerator_hours": "18.5",
                         "idle_accelerator_hours": "1.5",
                         "throttled_accelerator_hours": "0",
                         "idle_waste": "5.25",
@@ -115,6 +135,15 @@ class BillModel(BaseModel):
                         "coverage_ratio": "0.998",
                         "sources": ["measured"],
                         "origins": ["live"],
+                        "cost_per_allocated_accelerator_hour": "4.216666667",
+                        "cost_per_active_accelerator_hour": "4.558558559",
+                        "cost_per_idle_accelerator_hour": "3.51",
+                        "energy_kwh_per_allocated_accelerator_hour": "0.48",
+                        "energy_kwh_per_active_accelerator_hour": "0.518918919",
+                        "energy_kwh_per_idle_accelerator_hour": "0.1",
+                        "carbon_kgco2e_per_allocated_accelerator_hour": "0.156",
+                        "carbon_kgco2e_per_active_accelerator_hour": "0.168648649",
+                        "carbon_kgco2e_per_idle_accelerator_hour": "0.033",
                     },
                     "corrections": [],
                     "disputed": {"lines": 0, "cost": "0"},
@@ -138,6 +167,10 @@ def get_bill(  # noqa: PLR0913, PLR0917 - query parameters
     currency: Annotated[str | None, Query(pattern="^[A-Z]{3}$")] = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    *,
+    outcomes: Annotated[
+        bool, Query(description="by tenant: also what failed, preempted and cancelled work cost")
+    ] = False,
 ) -> dict[str, Any]:
     """Return the bill, rows sorted by key; the total is of the whole period, whatever page is asked for.
 
@@ -152,7 +185,7 @@ def get_bill(  # noqa: PLR0913, PLR0917 - query parameters
 
     def built() -> Snapshot:
         with api.scoped(reader) as conn:
-            made = bill(conn, from_at, to_at, group_by, tenant=tenant, currency=currency)
+            made = bill(conn, from_at, to_at, group_by, tenant=tenant, currency=currency, outcomes=outcomes)
         share = made.mapped_share
         if reader.token.tenant_path != ALL_TENANTS:
             with api.unscoped() as conn:
@@ -162,7 +195,7 @@ def get_bill(  # noqa: PLR0913, PLR0917 - query parameters
         return Snapshot.of(whole, rows)
 
     # Of this subtree's view: a cursor that another tenant got hold of finds nothing.
-    key = (reader.token.tenant_path, from_at, to_at, group_by, tenant, currency)
+    key = (reader.token.tenant_path, from_at, to_at, group_by, tenant, currency, outcomes)
     try:
         whole, start, rows, following = api.snapshots.page(key, built, cursor, limit)
     except StatementError as error:

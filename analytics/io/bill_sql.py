@@ -106,7 +106,8 @@ SELECT {_TENANT.format(pool="l.pool")} AS tenant, l.* FROM sums AS l LEFT JOIN t
 """
 TIMES: Final = f"""
 {CHOSEN}, rows AS ({_TIMES}), sums AS (
-    SELECT tenant_id, pool, sum(held_us) AS held_us, sum(covered_us) AS covered_us, sum(active_us) AS active_us, sum(idle_us) AS idle_us,
+    SELECT tenant_id, pool, sum(held_us) AS held_us, sum(covered_us) AS covered_us, sum(held_us) FILTER (WHERE pool = 'job') AS allocated_us,
+        sum(active_us) AS active_us, sum(idle_us) AS idle_us,
         sum(throttled_us) AS throttled_us
     FROM rows GROUP BY tenant_id, pool
 )
@@ -118,6 +119,29 @@ WASTE: Final = f"""
 SELECT {_TENANT.format(pool="'job'")} AS key, {_TENANT.format(pool="'job'")} AS tenant, f.kind, sum(f.avoidable_cash) AS waste
 FROM rows AS f LEFT JOIN tenants AS t ON t.id = f.tenant_id
 WHERE f.currency = :currency AND {_SUBTREE} GROUP BY 1, 2, 3
+"""
+
+OUTCOME_COSTS: Final = """
+    sum(CASE WHEN j.state IN ('failed', 'timeout') THEN {cost} END) AS failed_cost,
+    sum(CASE WHEN j.state = 'preempted' THEN {cost} END) AS preempted_cost,
+    sum(CASE WHEN j.state = 'cancelled' THEN {cost} END) AS cancelled_cost
+"""
+# The state is the job's as it is known now, and so in no sum: a job ends after most of its hours were closed.
+OUTCOMES: Final = f"""
+WITH ended AS MATERIALIZED (
+    SELECT id, state FROM jobs WHERE state IN ('failed', 'timeout', 'preempted', 'cancelled') AND started_at < :to_at
+        AND (ended_at IS NULL OR ended_at > :from_at)
+), rows AS (
+    SELECT l.tenant_id, l.job_id, l.currency, l.billed_cost
+    FROM ended JOIN ledger_lines AS l ON l.job_id = ended.id JOIN ledger_hours USING (site_id, hour_at, revision)
+    WHERE l.hour_at >= :from_at AND l.hour_at < :to_at
+    UNION ALL
+    SELECT l.tenant_id, l.job_id, l.currency, l.billed_cost FROM ended JOIN ledger_corrections AS l ON l.job_id = ended.id
+    WHERE l.posted_hour_at >= :from_at AND l.posted_hour_at < :to_at
+)
+SELECT {_TENANT.format(pool="'job'")} AS key, {_TENANT.format(pool="'job'")} AS tenant, {OUTCOME_COSTS.format(cost="l.billed_cost")}
+FROM rows AS l JOIN ended AS j ON j.id = l.job_id LEFT JOIN tenants AS t ON t.id = l.tenant_id
+WHERE l.currency = :currency AND {_SUBTREE} GROUP BY 1, 2
 """
 
 # How a span is made, once the hours it is of are locked.

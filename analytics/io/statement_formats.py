@@ -12,7 +12,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from analytics.io.statements import Bill, BillRow, Figures
+from analytics.io.statements import OUTCOMES, Bill, BillRow, Figures
+from analytics.io.unit_figures import UnitFigures, idle_of, unit_figures
 
 CATEGORIES: Final = ("gpu_owned", "electricity", "api_tokens", "idle_spread")
 
@@ -28,7 +29,7 @@ def as_dict(bill: Bill) -> dict[str, Any]:
         "hours_closed": bill.hours_closed,
         "books_as_of_at": None if bill.as_of_at is None else rfc3339(bill.as_of_at),
         "mapped_share_ratio": text(bill.mapped_share),
-        "total": figures_dict(bill.total),
+        "total": figures_dict(bill.total) | units_dict(unit_figures(bill.total, idle=_idle(bill))),
         "corrections": [
             {
                 "tenant": each.tenant,
@@ -50,7 +51,22 @@ def as_dict(bill: Bill) -> dict[str, Any]:
 
 
 def row_dict(row: BillRow) -> dict[str, Any]:
-    return {"key": row.key, "tenant": row.tenant, **dict(row.details), **figures_dict(row.figures)}
+    """Return one row with its figures; units in the names."""
+    units = units_dict(unit_figures(row.figures, idle=idle_of(row)))
+    return {"key": row.key, "tenant": row.tenant, **dict(row.details), **figures_dict(row.figures), **units}
+
+
+def units_dict(units: Mapping[str, UnitFigures]) -> dict[str, Any]:
+    """Return figures per accelerator-hour of each kind, by what they are per."""
+    return {
+        f"{name}_per_{kind}_accelerator_hour": text(amount)
+        for kind, each in units.items()
+        for name, amount in (
+            ("cost", each.cost),
+            ("energy_kwh", each.energy_kwh),
+            ("carbon_kgco2e", each.carbon_kgco2e),
+        )
+    }
 
 
 def figures_dict(figures: Figures) -> dict[str, Any]:
@@ -64,8 +80,11 @@ def figures_dict(figures: Figures) -> dict[str, Any]:
         "carbon_kgco2e": text(figures.carbon_kgco2e),
         "tokens": figures.tokens,
         "accelerator_hours": text(figures.accelerator_hours(figures.held_us)),
+        "allocated_accelerator_hours": text(figures.accelerator_hours(figures.allocated_us)),
+        "active_accelerator_hours": text(figures.accelerator_hours(figures.active_us)),
         "idle_accelerator_hours": text(figures.accelerator_hours(figures.idle_us)),
         "throttled_accelerator_hours": text(figures.accelerator_hours(figures.throttled_us)),
+        **{f"cost_{name}": None if figures.cost_of is None else text(figures.cost_of.get(name)) for name in OUTCOMES},
         "idle_waste": text(figures.idle_waste),
         "throttle_waste": text(figures.throttle_waste),
         "coverage_ratio": text(figures.coverage),
@@ -100,6 +119,12 @@ def text(amount: Decimal | None) -> str | None:
         return None
     plain = f"{amount:f}"
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
+
+
+def _idle(bill: Bill) -> Figures | None:
+    """Return what the idle pool comes to, where the bill tells it apart."""
+    found = [each for row in bill.rows if (each := idle_of(row)) is not None]
+    return sum(found, Figures()) if found else None
 
 
 def _flat(bill: Bill, row: BillRow) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The SQL of statements: lines, time held and waste, each grouped by tenant (``bill_sql``), job or device.
+"""The SQL of statements: lines, time held and waste, each grouped by tenant (``bill_sql``), job, training run or device.
 
 Every query returns ``key`` and ``tenant``, so that three results of one grouping meet on them. Costs by device are the line's
 cost split by time held (standard rate) or energy (electricity), and its carbon split by energy, to the last decimal by largest remainder.
@@ -10,7 +10,7 @@ from typing import Final
 
 from analytics.io import bill_sql
 
-DETAILS: Final = ("cluster", "native_id", "started_at", "job_name", "user_name", "model", "node")
+DETAILS: Final = ("cluster", "native_id", "started_at", "job_name", "user_name", "state", "model", "node")
 
 # Whose a row is: a tenant, a pool of the platform, or nobody's yet.
 _TENANT: Final = """
@@ -31,13 +31,20 @@ _USAGE_UNKNOWN: Final = "sum(l.quantity) FILTER (WHERE l.quantity_unit = 'reques
 _JOB_KEY: Final = """
     coalesce(j.cluster || '/' || j.native_id || '@' || to_char(j.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), {rest})
 """
-_JOB_DETAILS: Final = """, j.cluster, j.native_id, j.name AS job_name, j.user_name,
+_JOB_DETAILS: Final = """, j.cluster, j.native_id, j.name AS job_name, j.user_name, j.state,
     to_char(j.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS started_at"""
-_JOB_GROUP: Final = ", j.cluster, j.native_id, j.name, j.user_name, j.started_at"
+_JOB_GROUP: Final = ", j.cluster, j.native_id, j.name, j.user_name, j.started_at, j.state"
+# A training run by its name in its cluster: a job that is requeued starts again under the same.
+_IS_TRAINING: Final = "j.workload_kind IN ('training', 'fine-tuning')"
+_RUN_KEY: Final = f"CASE WHEN {_IS_TRAINING} THEN j.cluster || '/' || j.native_id ELSE '(no training run)' END"
+_RUN_DETAILS: Final = f""", CASE WHEN {_IS_TRAINING} THEN j.cluster END AS cluster,
+    CASE WHEN {_IS_TRAINING} THEN j.native_id END AS native_id, CASE WHEN {_IS_TRAINING} THEN j.name END AS job_name"""
+_RUN_GROUP: Final = f""", CASE WHEN {_IS_TRAINING} THEN j.cluster END, CASE WHEN {_IS_TRAINING} THEN j.native_id END,
+    CASE WHEN {_IS_TRAINING} THEN j.name END"""
 
 _LINES: Final = """
 SELECT {key} AS key, {tenant} AS tenant{details}, l.charge_category,
-    {cost} AS cost, {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
+    {cost} AS cost, {outcomes}, {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
     sum(l.energy_mj) AS energy_mj, sum(l.carbon_gco2e) AS carbon_gco2e,
     sum(l.quantity) FILTER (WHERE l.quantity_unit = 'token') AS tokens,
     array_agg(DISTINCT l.source) AS sources, array_agg(DISTINCT l.origin) AS origins
@@ -48,6 +55,8 @@ GROUP BY {key}, {tenant}{group}, l.charge_category
 _TIMES: Final = """
 SELECT {key} AS key, {tenant} AS tenant{details}, {energy}
     sum(u.held_us * u.accelerators) AS held_us, sum(u.covered_us * u.accelerators) AS covered_us,
+    sum(u.held_us * u.accelerators) FILTER (WHERE u.job_id IS NOT NULL) AS allocated_us,
+    sum(u.active_us * u.accelerators) FILTER (WHERE u.job_id IS NOT NULL) AS active_us,
     sum(u.idle_us * u.accelerators) FILTER (WHERE u.job_id IS NOT NULL) AS idle_us,
     sum(u.throttled_us * u.accelerators) AS throttled_us
 FROM current_usage_hours AS u LEFT JOIN tenants AS t ON t.id = u.tenant_id {joins}
@@ -132,6 +141,7 @@ def queries(group_by: str) -> tuple[str, str, str]:
     line = {
         "tenant": _LINE_TENANT,
         "cost": _COST,
+        "outcomes": bill_sql.OUTCOME_COSTS.format(cost="CASE WHEN l.currency = :currency THEN l.billed_cost END"),
         "unpriced": _UNPRICED,
         "usage_unknown": _USAGE_UNKNOWN,
         "subtree": _IN_SUBTREE,
@@ -156,6 +166,14 @@ def queries(group_by: str) -> tuple[str, str, str]:
             _TIMES.format(key=keys[1], joins=joins.format(alias="u"), **usage, **job),
             _WASTE.format(key=keys[2], joins=joins.format(alias="f"), **waste),
         )
+    if group_by == "run":
+        run = {"key": _RUN_KEY, "details": _RUN_DETAILS, "group": _RUN_GROUP}
+        joins = "LEFT JOIN jobs AS j ON j.id = {alias}.job_id"
+        return (
+            _LINES.format(window=line_window, joins=joins.format(alias="l"), **line, **run),
+            _TIMES.format(joins=joins.format(alias="u"), **usage, **run),
+            _WASTE.format(key=_RUN_KEY, joins=joins.format(alias="f"), **waste),
+        )
     device = {"details": ", d.model", "group": ", d.model", "joins": "JOIN devices AS d ON d.id = u.device_id"}
     energy = "sum(u.energy_mj) AS energy_mj,"
     return (
@@ -164,7 +182,7 @@ def queries(group_by: str) -> tuple[str, str, str]:
             usage_window=_IN_WINDOW.format(alias="u"),
             usage_pool=_USAGE_POOL,
             origin_bits=", ".join(f"CASE WHEN bit_or(origins) & {1 << o} > 0 THEN {o} END" for o in range(1, 5)),
-            **{key: value for key, value in line.items() if key != "cost"},
+            **{key: value for key, value in line.items() if key not in {"cost", "outcomes"}},
         ),
         _TIMES.format(key="d.uuid", **{**usage, "energy": energy}, **device),
         _WASTE.format(

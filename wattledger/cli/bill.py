@@ -33,6 +33,7 @@ class Instant(click.ParamType[datetime]):
 Examples:
   wattledger bill                                       this month so far, by tenant
   wattledger bill --from 2026-11-01 --to 2026-12-01 --group-by job
+  wattledger bill --group-by run --format csv           training runs, with what an accelerator-hour of each came to
   wattledger bill --tenant acme/research --format csv > research.csv
 """
 )
@@ -40,10 +41,10 @@ Examples:
 @click.option("--to", "to_at", type=Instant(), help="End, exclusive, a full hour. Default: the end of this hour.")
 @click.option(
     "--group-by",
-    type=click.Choice(["tenant", "job", "device"]),
+    type=click.Choice(["tenant", "job", "run", "device"]),
     default="tenant",
     show_default=True,
-    help="One row per.",
+    help="One row per; a run is a training job with all its starts.",
 )
 @click.option("--tenant", help="Only this tenant path and what is below it.")
 @click.option("--currency", help="Where the books hold several, which one.")
@@ -60,12 +61,16 @@ def bill(
     ctx: click.Context,
     from_at: datetime | None,
     to_at: datetime | None,
-    group_by: Literal["tenant", "job", "device"],
+    group_by: Literal["tenant", "job", "run", "device"],
     tenant: str | None,
     currency: str | None,
     format_: Literal["table", "csv", "json"],
 ) -> None:
-    """Cost, energy and carbon by tenant, job or device, with how much of it was measured."""
+    """Cost, energy and carbon by tenant, job, training run or device, with how much of it was measured.
+
+    CSV and JSON also say what an allocated, an active and an idle accelerator-hour came to, and what of the cost went into work
+    that failed, was preempted or cancelled.
+    """
     from wattledger.runtime import ready_database
 
     now = datetime.now(UTC)
@@ -83,7 +88,7 @@ def show_bill(
     database: Database,
     from_at: datetime,
     to_at: datetime,
-    group_by: Literal["tenant", "job", "device"],
+    group_by: Literal["tenant", "job", "run", "device"],
     format_: Literal["table", "csv", "json"],
     *,
     tenant: str | None = None,
@@ -103,7 +108,7 @@ def show_bill(
     )
     with engine.connect() as connection:
         made = statements.bill(
-            connection, from_at, to_at, statements.GroupBy(group_by), tenant=tenant, currency=currency
+            connection, from_at, to_at, statements.GroupBy(group_by), tenant=tenant, currency=currency, outcomes=True
         )
     if format_ == "json":
         click.echo(json.dumps(statement_formats.as_dict(made), indent=2))

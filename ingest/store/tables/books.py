@@ -327,6 +327,8 @@ ledger_lines = Table(
         comment="salt (16 bytes) and SHA-256 of salt and api_key; the hash alone once the name was replaced; null = no key, or not chained",
     ),
     Index("ledger_lines_hour_ix", "hour_at"),
+    # What jobs that failed cost, over a month: as many lines as there are hours of jobs, few of them.
+    Index("ledger_lines_job_ix", "job_id", postgresql_where=text("job_id IS NOT NULL")),
     comment="Usage hours and API calls aggregated to tenant x job/key/pool x model x charge category, priced.",
 )
 
