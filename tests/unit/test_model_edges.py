@@ -5,7 +5,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.fakes.site import Site, device, epoch, holds, reading
+from analytics.pipeline import Window
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading
 
 IDLE_W, JOB_W = 100, 400
 
@@ -13,11 +14,11 @@ IDLE_W, JOB_W = 100, 400
 def _drawn(until: int, *spans: tuple[float, float, float], step: int = 10) -> list[dict[str, Any]]:
     """Readings each ``step`` seconds of a device at 100 W, but for spans (from, to, watts)."""
 
-    def joules(at: float) -> float:
-        more = sum((watts - IDLE_W) * (min(max(at, start), end) - start) for start, end, watts in spans)
-        return 100_000 + IDLE_W * at + more
+    def joules(second: float) -> float:
+        more = sum((watts - IDLE_W) * (min(max(second, start), end) - start) for start, end, watts in spans)
+        return 100_000 + IDLE_W * second + more
 
-    return [reading(1, at, joules(at)) for at in range(-2 * step, until + 1, step)]
+    return [reading(1, second, joules(second)) for second in range(-2 * step, until + 1, step)]
 
 
 def _energies(site: Site) -> dict[str, int]:
@@ -126,3 +127,60 @@ def test_a_gauge_keeps_its_trapezoid() -> None:
     # (100 + 400) / 2 W x 5 s of [10, 20), then 40 s at 400 W.
     assert rows["job:7"]["energy_mj"] == 1_250_000 + 16_000_000
     assert rows["job:7"]["estimated_mj"] == 17_250_000
+
+
+def test_an_interval_that_a_holder_shares_with_the_next_one_says_nothing_of_its_power() -> None:
+    # 400 W in [20, 25), 700 W in [25, 33): job 8 has no interval for itself. Of [20, 30) job 7's [10, 20) says 400 W, which leaves 3,500 J; of
+    # [30, 40) the idle time's [40, 50) says 100 W, which leaves 2,100 J.
+    site = Site(
+        readings=_drawn(3600, (10, 25, 400), (25, 33, 700)), allocations=[holds(7, 1, 10, 25), holds(8, 1, 25, 33)]
+    )
+    assert _energies(site)["job:8"] == 5_600_000
+    assert _energies(site)["job:7"] == 6_000_000
+
+
+def test_the_interval_next_to_it_counts_and_none_further_off() -> None:
+    # Idle at 150 W until 20 s and 100 W then; the job at 400 W in [33, 50), at 700 W until 57 s; idle at 100 W, and from 70 s at 150 W.
+    readings = _drawn(3600, (0, 20, 150), (33, 50, 400), (50, 57, 700), (70, 3600, 150))
+    # [30, 40), 3,100 J: 3 s at [20, 30)'s 100 W to 7 s at [40, 50)'s 400 W, 2,800 J. [50, 60), 5,200 J: 7 s at [40, 50)'s 400 W to 3 s at
+    # [60, 70)'s 100 W, 2,800 to 300: of two levels that are both too low the proportion counts.
+    job = _energies(Site(readings=readings, allocations=[holds(7, 1, 33, 57)]))["job:7"]
+    assert job == 2_800_000 + 4_000_000 + 4_696_774
+
+
+def test_an_idle_device_that_draws_nothing_leaves_everything_to_the_job() -> None:
+    # A board asleep: 0 W is what its interval says, not nothing.
+    readings = [reading(1, at, 400 * (min(max(at, 13), 27) - 13)) for at in range(0, 3601, 10)]
+    assert _energies(Site(readings=readings, allocations=[holds(7, 1, 13, 27)])) == {"job:7": 5_600_000, "idle": 0}
+
+
+def test_an_interval_shorter_than_a_counters_refresh_says_nothing_of_power() -> None:
+    # A reading at 19.5 s and one at 20 s: half a second at what looks like 4 kW, of a counter that was refreshed in it. So
+    # the idle device is taken to be at rest, 70 W.
+    readings = [*_drawn(3600, (24, 60, JOB_W)), reading(1, 19.5, 100_000)]
+    site = Site(readings=readings, allocations=[holds(7, 1, 24, 60)])
+    # [20, 30): 4 s and 6 s of 400 W, 2,800 J; 4 s at 70 W to 6 s at 400 W: 280 to 2,400.
+    assert _energies(site)["job:7"] == 30 * 400_000 + 2_507_463
+
+
+def test_an_open_hour_divides_no_interval_that_it_has_only_a_part_of() -> None:
+    # It is told until 1,205 s; the interval of [1200, 1210) holds 3 s of 100 W and 7 of 400 W, 3,100 J: by time, 310 W, until it is over.
+    site = Site(readings=_drawn(3600, (1203, 1300, JOB_W)), allocations=[holds(7, 1, 1203, 1300)])
+    usage = site.close(Window(HOUR, at(1205), HOUR)).usage
+    assert dict(usage.select("holder", "energy_mj").iter_rows()) == {"idle": 120_000_000 + 930_000, "job:7": 620_000}
+    assert usage["estimated_mj"].to_list() == [0, 0]
+
+
+def test_holders_that_change_where_nobody_measures_are_not_divided() -> None:
+    readings = [row for row in _drawn(1000, (3, 33, JOB_W)) if row["at"] >= at(100)]
+    rows = Site(readings=readings, allocations=[holds(7, 1, 3, 33), holds(8, 1, 1005, 3600)]).usage()
+    assert (rows["job:7"]["energy_mj"], rows["job:8"]["energy_mj"]) == (None, None)
+
+
+def test_devices_beside_each_other_do_not_lend_each_other_power() -> None:
+    # Device 1's last reading is at 60 s, device 2's first at 0: the cut at 55 s of one knows nothing of the other's 900 W.
+    first = [row for row in _drawn(60, (55, 60, JOB_W)) if row["at"] >= at(0)]
+    second = [reading(2, second, 900 * second) for second in range(0, 3601, 10)]
+    site = Site(readings=[*first, *second], devices=[device(1), device(2)], allocations=[holds(7, 1, 55, 3600)])
+    # [50, 60) is 5 s of 100 W and 5 of 400 W: 2,500 J, of which [40, 50) leaves 2,000.
+    assert _energies(site)["job:7"] == 2_000_000
