@@ -111,7 +111,7 @@ def month(
 
     of = month_of(name, billing_zone())
     key = None if key_file is None else read_key(key_file)
-    now, lateness = datetime.now(UTC), _lateness()
+    now, lateness = _now(), _lateness()
     with _connection(ctx, "owner") as connection:
         if dry_run:
             items = look(connection, of, site, now=now, lateness=lateness)
@@ -223,7 +223,7 @@ def reopen(ctx: click.Context, name: str, site: str | None, person: str, reason:
     token = _closing_token(ctx)
     with _connection(ctx, "owner") as connection:
         period = periods.reopen(
-            connection, name, site, by=f"{person.strip()} (token {token})", reason=reason.strip(), now=datetime.now(UTC)
+            connection, name, site, by=f"{person.strip()} (token {token})", reason=reason.strip(), now=_now()
         )
     click.echo(
         f"{_called(name, site)} number {period.number} is open again, by {period.reopened_by}: {period.reopen_reason}"
@@ -254,6 +254,10 @@ def _connection(ctx: click.Context, role: Role) -> psycopg.Connection[Any]:
     from wattledger.runtime import ready_database
 
     return ready_database(chosen_home(ctx)).connect(role, autocommit=True, application="wattledger-cli")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _lateness() -> timedelta:
