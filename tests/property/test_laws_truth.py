@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
@@ -307,3 +308,19 @@ def test_a_node_meter_that_wraps_counts_what_one_that_does_not_counts(seed: int,
         cuts = pl.DataFrame({"at_us": [START_US + at * US_PER_HOUR // 7 for at in range(7 * HOURS + 1)]})
         grown.append(found.at(cuts.with_columns(device_id=pl.lit(device[0])), ["energy_mj"])["energy_mj"].diff())
     assert grown[0].equals(grown[1], null_equal=True)
+
+
+@settings(max_examples=6, deadline=None)
+@given(spec=specs().filter(lambda spec: spec.sharing is not None), order=st.randoms(use_true_random=False))
+def test_shared_boards_are_divided_alike_in_any_order_of_looks_and_board_by_board(
+    *, spec: WorldSpec, order: random.Random
+) -> None:
+    seen = World(spec).sample(Sampling())
+    site = seen.site()
+    usage = site.close().usage
+    shares, activity = list(site.shares), list(site.activity)
+    order.shuffle(shares)
+    order.shuffle(activity)
+    assert content_hash(replace(site, shares=shares, activity=activity).close().usage) == content_hash(usage)
+    alone = pl.concat([seen.of([board]).site().close().usage for board in (1, 2, 3)])
+    assert content_hash(alone.sort("hour_at", "device_id", "holder")) == content_hash(usage)
