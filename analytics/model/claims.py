@@ -225,6 +225,8 @@ def on_nodes(
     # A board is counted by its instances while it has any.
     cut_up = there.select("segment", pl.col("parent_device_id").alias("device_id")).drop_nulls().unique()
     leaves = there.join(cut_up, on=["segment", "device_id"], how="anti")
+    # A node that was metered as a whole stands for its accelerators only while none of them is known.
+    leaves = leaves.filter((pl.col("kind") != "node") | (pl.col("kind") == "node").all().over("segment"))
     held = _during(taken, segments, "node_id").select("segment", "device_id", "job_id").unique()
     free = leaves.join(held, on=["segment", "device_id"], how="anti")
     # An instance is not free while somebody holds its board.
@@ -292,7 +294,7 @@ def _countable(placements: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
             pl.col("valid_to").dt.epoch("us").fill_null(FOREVER_US).alias("to_us"),
         )
         .join(
-            kinds.select("device_id", "parent_device_id", "slice_ppm", pl.col("accelerators").cast(pl.Int64)),
+            kinds.select("device_id", "kind", "parent_device_id", "slice_ppm", pl.col("accelerators").cast(pl.Int64)),
             on="device_id",
             how="inner",
         )

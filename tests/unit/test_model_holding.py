@@ -179,6 +179,12 @@ def test_a_node_metered_as_a_whole_is_as_many_accelerators_as_it_says() -> None:
     assert who([on_node(7, 2, 0, 3600)], node) == [(0, 3600, "idle", 0.75), (0, 3600, "job:7", 0.25)]
 
 
+def test_a_node_whose_boards_are_known_is_counted_by_them() -> None:
+    devices = [device(1), device(9, kind="node", accelerators=8)]
+    held = resolved([on_node(7, 1, 0, 3600)], devices, [stands(1, 1800), stands(9)]).held.filter(holder="job:7")
+    assert held.select("device_id", "weight", "weights", "method").rows() == [(1, 1, 1, "whole"), (9, 1, 8, "count")]
+
+
 def test_root_s_word_stands_against_an_import_and_the_contradiction_is_told_once() -> None:
     found = resolved([told(1, 1, 0, 1800), told(2, 1, 900, 3600, evidence="import")])
     assert found.held.select("holder", "start_us", "end_us").rows() == [
