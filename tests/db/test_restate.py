@@ -76,3 +76,34 @@ def test_what_cannot_be_restated_is_refused(fleet: SmallFleet, terminal: Termina
         refused = terminal.run("recompute", "--restate", *words)
         assert (refused.exit_code, why in refused.err) == (2, True)
     assert fleet.rows("SELECT count(*) FROM changes WHERE kind = 'restate'") == [(0,)]
+
+
+def test_what_a_restatement_moved_is_told_line_by_line_with_its_reason(fleet: SmallFleet, terminal: Terminal) -> None:
+    # 2 USD an hour become 2.50 from nine on: of two lines of each hour one moves, in one hour.
+    fleet.rows("UPDATE prices SET superseded_at = now() RETURNING 1")
+    for amount, start, end in (("2", "2026-10-01Z", NINE.isoformat()), ("2.5", NINE.isoformat(), None)):
+        fleet.rows(
+            "INSERT INTO prices (provider, model, meter, amount, unit, currency, source, valid_from, valid_to) "
+            "VALUES ('owned', 'H100', 'accelerator_hour', %s, 'hour', 'USD', 'test', %s, %s) RETURNING 1",
+            amount,
+            start,
+            end,
+        )
+    with fleet.admin() as connection:
+        fleet.changed("prices", HOUR_AT, LATER, connection)
+    HourCloser(fleet.database, WorkerSettings(code_version="test")).run(LATER)
+    (line,) = terminal.run("diff", "s1", NINE.isoformat(), "--format", "json").json
+    assert (line["tenant"], line["holder"].partition("|")[0], line["charge_category"], line["what"]) == (
+        "acme/research/nlp",
+        "job:c1",
+        "gpu_owned",
+        "cost",
+    )
+    assert (line["billed_cost"], line["energy_mj"]) == ("0.500000000", 0)
+    shown = terminal.run("diff", "s1", NINE.isoformat()).out
+    assert "revision 1 to 2: 1 lines moved" in shown
+    assert "revision 2 by rate of test: changed rates" in shown
+    assert (
+        "revisions 1 to 2; 1 to 3" in terminal.run("diff", "s1", NINE.isoformat(), "--after", "3", "--before", "1").err
+    )
+    assert "no closed hour" in terminal.run("diff", "nowhere", NINE.isoformat()).err

@@ -35,6 +35,7 @@ SPEAKING: Final = frozenset(
         "analytics.errors.CloseError",
         "analytics.io.bindings.BindingsError",
         "analytics.io.restate.RestateError",
+        "analytics.io.diffs.NoSuchHourError",
         "analytics.io.tenant_moves.TenantMoveError",
         "analytics.io.budget_policy.PolicyError",
         "analytics.io.statements.StatementError",
