@@ -466,7 +466,11 @@ def _as_usage(usage: pl.DataFrame) -> pl.DataFrame:
     return usage.with_columns(
         pl.coalesce("source", estimated).alias("source"),
         pl.coalesce("reason", states.reason()).alias("reason"),
-        coverage("covered_us", "held_us"),
+        # Overhead and shared IT hold no time: of theirs the part of the hour that is known counts.
+        pl.when(pl.col("method").is_in(["overhead", "overhead_model", "shared_it"]).fill_null(value=False))
+        .then(pl.col("spanned_us").clip(0, US_PER_HOUR) / US_PER_HOUR)
+        .otherwise(coverage("covered_us", "held_us"))
+        .alias("coverage"),
         *times,
     )
 

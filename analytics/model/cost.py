@@ -48,6 +48,7 @@ def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
             least_exact(pl.col("method")).alias("method"),
             least_sure(pl.col("source")).alias("source"),
             pl.col("origin").max(),
+            pl.col("coverage").min().alias("told"),
         )
         .with_columns(
             pl.when(pl.col("job_id").is_not_null())
@@ -58,8 +59,10 @@ def gather(usage: pl.DataFrame, *, by_category: bool) -> pl.DataFrame:
             .then(pl.lit("platform"))
             .otherwise(pl.lit("unattributed"))
             .alias("pool"),
-            coverage("covered_us", "held_us"),
+            # What holds no time (overhead, shared IT) says itself how much of its hour is known.
+            pl.when(pl.col("held_us") > 0).then(coverage("covered_us", "held_us")).otherwise("told").alias("coverage"),
         )
+        .drop("told")
         .sort(who)
     )
 

@@ -110,6 +110,8 @@ def test_a_hole_costs_its_minutes_and_says_so(fleet: SmallFleet) -> None:
     node_rows(fleet, meter(fleet, "redfish"), 400, but=(600, 810))
     HourCloser(fleet.database, SETTINGS).run(LATER)
     assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 56 * 60 * 300 * 1000, 0)]
+    told = "SELECT round(coverage::numeric, 6)::text FROM current_ledger_lines WHERE hour_at = %s AND device_model = 'chassis'"
+    assert fleet.rows(told, HOUR_AT) == [("0.933333",), ("0.933333",)]
     ((noted,),) = fleet.rows("SELECT reason FROM ledger_runs WHERE hour_at = %s ORDER BY id DESC LIMIT 1", HOUR_AT)
     assert noted
 
