@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -366,3 +367,61 @@ def test_a_span_has_the_sum_of_its_pieces_and_the_least_exact_of_their_methods()
         (0, "job:1", 36_000_000, 36_000_000, 7_200_000, 7_200_000, "share"),
         (0, "job:2", 24_000_000, 24_000_000, 7_200_000, 7_200_000, "share"),
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_are_those_of_the_largest_remainder_reckoned_one_by_one(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    counts = draw.integers(1, 6, 8)
+    place = np.repeat(np.arange(8), counts)
+    total = draw.integers(0, 50, 8)
+    weight = draw.integers(0, 6, len(place))
+    expected = []
+    for number, count in enumerate(counts.tolist()):
+        mine = [int(w) for w in weight[place == number]]
+        shares = [Fraction(int(total[number]) * w, sum(mine)) if sum(mine) else Fraction(0) for w in mine]
+        if not sum(mine):
+            shares[0] = Fraction(int(total[number]))
+        whole = [share.numerator // share.denominator for share in shares]
+        order = sorted(range(count), key=lambda i: (whole[i] - shares[i], i))
+        for i in order[: int(total[number]) - sum(whole)]:
+            whole[i] += 1
+        expected += whole
+    assert parts(total, weight, place).tolist() == expected
+
+
+def test_boards_are_divided_as_each_alone() -> None:
+    """Three boards, each with spans of other holders: what one of them shows says nothing of another."""
+    boards = []
+    for board in (1, 2, 3):
+        draw = np.random.default_rng(board)
+        rows, who, told = [], [], []
+        for span in range(3):
+            jobs = [100 * board + n for n in range(int(draw.integers(2, 4)))]
+            who += [{**holder(job, int(draw.integers(1, 5)), 20), "span": 10 * board + span} for job in jobs]
+            for k in range(4):
+                start = (4 * span + k) * 10
+                made = piece(start, start + 10, int(draw.integers(500, 7_000)))
+                rows.append({**made, "piece": 1_000 * board + start, "span": 10 * board + span, "device_id": board})
+                told += [
+                    {**look(job, start + 10, 10, float(draw.uniform())), "device_id": board} for job in [*jobs, None]
+                ]
+        boards.append((rows, who, told))
+
+    def divided(*some: int) -> list[tuple[Any, ...]]:
+        rows, who, told = ([row for board in some for row in boards[board][n]] for n in range(3))
+        jobs = {row["job_id"] for row in who}
+        held_by = pl.DataFrame(
+            [(job // 100, job, HOUR_US, HOUR_US + 120 * S) for job in sorted(jobs)], schema=held().schema, orient="row"
+        )
+        floors = pl.DataFrame(
+            {"device_id": [1, 2, 3], "idle_power_mw": [50_000, 60_000, 70_000]}, schema_overrides=KINDS
+        )
+        frame, named = pl.DataFrame(rows, schema_overrides=KINDS), pl.DataFrame(who, schema_overrides=KINDS)
+        found = split_shared(frame.sort("piece"), named, seen(*told, holds=held_by), floors, ERROR)
+        of_span = frame.group_by("span").agg(pl.col("energy_mj").sum()).sort("span")
+        assert found.group_by("span").agg(pl.col("energy_mj").sum()).sort("span").equals(of_span)
+        return found.rows()
+
+    assert divided(0, 1, 2) == [*divided(0), *divided(1), *divided(2)]
+    assert len(divided(0)) > 6
