@@ -52,7 +52,7 @@ def test_a_run_says_with_which_formulas_choices_and_inputs_it_computed(fleet: Sm
     assert inputs["segments"] == []
     assert inputs["outside"][0] == 301  # every 10 s for 50 min, both ends
     assert {name: rows for name, (rows, _) in inputs["frames"].items() if rows} == {
-        "devices": 1, "epochs": 1, "allocations": 1, "jobs": 1, "bindings": 1, "tenants": 1, "prices": 1, "tariffs": 1, "intensity": 1,
+        "devices": 1, "epochs": 1, "placements": 1, "holds": 1, "jobs": 1, "bindings": 1, "tenants": 1, "prices": 1, "tariffs": 1, "intensity": 1,
     }  # fmt: skip
     assert snapshot.count(":") == 2
 
