@@ -88,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--most", type=int, help="mutants of each module; all by default")
     parser.add_argument("--seed", type=int, default=0, help="by which they are drawn")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--report", type=Path, default=REPORT)
     told = parser.parse_args(arguments)
     modules = [path.stem for path in sorted(MODEL.glob("*.py")) if path.stem != "__init__"]
     wanted = [module for module in modules if not told.only or module in told.only]
@@ -101,8 +102,10 @@ def main(arguments: Sequence[str]) -> int:
         if result.verdict is Verdict.SURVIVED:
             sys.stderr.write(f"survived: {MODEL / result.module}.py:{result.line}: {result.what}\n")
     report = scored(ran)
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(asdict(report) | {"most_of_a_module": told.most, "seed": told.seed}, indent=1) + "\n")
+    told.report.parent.mkdir(parents=True, exist_ok=True)
+    told.report.write_text(
+        json.dumps(asdict(report) | {"most_of_a_module": told.most, "seed": told.seed}, indent=1) + "\n"
+    )
     for module, (killed, count) in report.modules.items():
         sys.stdout.write(f"{module:16} {killed:5} of {count:5}  {100 * killed / count:5.1f} %\n")
     sys.stdout.write(f"{'all':16} {report.killed:5} of {report.mutants:5}  {report.score_percent:5.1f} %\n")
