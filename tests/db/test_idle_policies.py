@@ -46,7 +46,7 @@ def test_spread_idle_is_on_the_bill_and_in_no_budgets_own_spend(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fleet.rows(COSTS)
-    monkeypatch.setattr(hours, "load_batch", _no_readings)
+    monkeypatch.setattr(hours, "begin_batch", _no_readings)
     policy(fleet, "proportional", HOUR_AT, basis="time")
 
     assert closer(fleet).run(LATER).rated == 1

@@ -72,7 +72,7 @@ def test_a_corrected_binding_moves_lines_and_no_usage_hour(
     fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = fleet.rows(USAGE)
-    monkeypatch.setattr(hours, "load_batch", no_readings)
+    monkeypatch.setattr(hours, "begin_batch", no_readings)
     tenant_id = rebound(fleet)
 
     done = closer.run(LATER)
@@ -100,7 +100,7 @@ def test_a_corrected_binding_moves_lines_and_no_usage_hour(
 def test_a_corrected_price_and_tariff_rate_the_same_usage_and_its_findings(
     fleet: SmallFleet, closer: HourCloser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hours, "load_batch", no_readings)
+    monkeypatch.setattr(hours, "begin_batch", no_readings)
     for table, column in (("prices", "amount"), ("tariffs", "amount_per_kwh")):
         fleet.rows(f"UPDATE {table} SET {column} = {column} * 2 RETURNING 1")
         announce(fleet, table)
@@ -222,7 +222,7 @@ def test_a_corrected_intensity_and_a_facility_factor_rate_the_same_usage(
     )
     assert fleet.rows(carried, HOUR_AT) == [(Decimal("40.000000000"), None, None)]
     usage = fleet.rows(USAGE)
-    monkeypatch.setattr(hours, "load_batch", no_readings)
+    monkeypatch.setattr(hours, "begin_batch", no_readings)
     fleet.rows("UPDATE intensity SET superseded_at = now() RETURNING 1")
     fleet.rows(
         "INSERT INTO intensity (grid_zone, basis, gco2e_per_kwh, life_cycle, source, valid_from) "

@@ -46,7 +46,7 @@ def test_a_move_rates_the_hours_it_reaches_and_no_others_and_can_be_taken_back(
     closer = HourCloser(fleet.database, WorkerSettings(code_version="test"))
     closer.run(LATER)
     assert fleet.rows(PAID) == [(HOUR_AT, "acme/research/nlp"), (NINE, "acme/research/nlp")]
-    monkeypatch.setattr(hours, "load_batch", _no_readings)
+    monkeypatch.setattr(hours, "begin_batch", _no_readings)
 
     done = terminal.run("tenants", "move", OLD, NEW, "--from", NINE.isoformat())
     assert (done.exit_code, done.out.splitlines()[0]) == (
