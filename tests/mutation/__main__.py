@@ -32,6 +32,7 @@ _ELSEWHERE = {
     "carbon": ["usage", "money"],
     "tokens": ["usage", "money"],
     "readings": ["energy", "wraps"],
+    "authority": ["authority", "sensors"],
     "node_meters": ["overhead"],
     "shared_it": ["overhead"],
     "beyond": ["overhead"],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.fakes.site import Site, at, epoch, holds, reading
+from tests.fakes.site import Site, at, device, epoch, holds, reading
 
 NATIVE, DCGM, IMPORTED = epoch(1), epoch(2, feed=2), epoch(3, feed=4, origin=2)
 
@@ -99,3 +99,55 @@ def test_states_and_throttled_time_of_an_interval_stay_what_they_were() -> None:
     ]
     row = Site(readings=readings, anchors=[anchor(4, 2_800)]).usage()["idle"]
     assert (row["throttled_us"], row["active_us"], row["energy_mj"]) == (3_000_000, 10_000_000, 7_000_000)
+
+
+def test_several_values_of_one_interval_that_agree_all_count() -> None:
+    # 70 to 90 s of 100 W and 90 to 110 s of 400 W inside one minute; the second value is what the first was, an idle board's at 0 W.
+    inside = [anchor(70, 7_000), anchor(90, 9_000), anchor(110, 17_000)]
+    site = Site(readings=_read(), allocations=[holds(7, 1, 90, 110)], anchors=inside)
+    assert (_rejected(site), site.usage()["job:7"]["energy_mj"]) == (0, 8_000_000)
+    still = Site(readings=[reading(1, 0, 500), reading(1, 60, 500)], anchors=[anchor(20, 500), anchor(40, 500)])
+    assert (_rejected(still), still.usage()["idle"]["energy_mj"]) == (0, 0)
+
+
+def test_two_values_of_one_instant_contradict_each_other() -> None:
+    site = Site(readings=_read(), anchors=[anchor(70, 7_000), anchor(70, 7_001)])
+    assert _rejected(site) == 2
+
+
+def test_a_value_that_a_board_cannot_have_reached_so_soon_is_rejected() -> None:
+    # 30 minutes of silence and 36 MJ; a second after the last reading it cannot have been 40,001 J of these, at 20 kW, nor all but that at its end.
+    readings = [reading(1, 0, 0), reading(1, 1800, 100_000)]
+    for second, joules in ((1, 40_002), (1799, 59_998)):
+        assert _rejected(Site(readings=readings, anchors=[anchor(second, joules)])) == 1, second
+    assert _rejected(Site(readings=readings, anchors=[anchor(1, 40_000), anchor(1799, 60_000)])) == 0
+
+
+def test_anchors_of_one_device_say_nothing_of_the_one_beside_it() -> None:
+    others = [reading(2, second, 50 * second) for second in range(30, 3571, 60)]
+    both = [device(1), device(2)]
+    # Device 2 is read at 3,570 s last, and device 1 at 0 s first: in the order of keys device 2's value stands after all of device 1.
+    site = Site(
+        readings=[*_read(), *others],
+        devices=both,
+        anchors=[{**anchor(3580, 178_900), "device_id": 2}, anchor(3590, 376_900)],
+    )
+    assert _rejected(site) == 1
+
+
+def test_what_gauges_say_after_a_silence_is_not_said_of_the_time_before_an_anchor_in_it() -> None:
+    # 50 s before an anchor in 300 s of silence would be covered and active, by a reading 250 s later.
+    readings = [reading(1, 0, 0, 100, gpu_util_percent=0), reading(1, 300, 30_000, 500, gpu_util_percent=90)]
+    row = Site(readings=readings, anchors=[anchor(50, 5_000)]).usage()["idle"]
+    assert (row["covered_us"], row["active_us"]) == (50_000_000, None)
+
+
+def test_throttled_time_before_an_anchor_is_its_part_of_the_intervals() -> None:
+    more = {"gpu_util_percent": 90, "clocks_event_reasons": 0x40}
+    readings = [
+        reading(1, 0, 0, 700, throttled_ns=10**9, **more),
+        reading(1, 10, 7_000, 700, throttled_ns=4 * 10**9, **more),
+    ]
+    site = Site(readings=readings, allocations=[holds(7, 1, 0, 4)], anchors=[anchor(4, 2_800)])
+    # 3 s of 10 throttled: 1.2 s of the first four.
+    assert site.usage()["job:7"]["throttled_us"] == 1_200_000
