@@ -43,7 +43,7 @@ LOOKS: Final = {
 def looks(
     shares: pl.DataFrame, instances: pl.DataFrame, held: pl.DataFrame, devices: pl.DataFrame, on_slices: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return :data:`LOOKS`, sorted, from what agents saw; the same whatever the window, if ``held`` reaches beyond it.
+    """Return :data:`LOOKS`, in no order, from what agents saw; the same whatever the window, if ``held`` reaches beyond it.
 
     ``shares``: ``DeviceShares``; ``instances``: ``InstanceActivity``; ``devices``: with instances. Of who held what (``Resolved``):
     ``held``: device_id (boards), job_id, start_us, end_us; ``on_slices``: instance_id, job_id, slice_ppm, start_us, end_us.
@@ -53,8 +53,7 @@ def looks(
     slices = devices.filter(pl.col("parent_device_id").is_not_null()).select(
         pl.col("device_id").alias("instance_id"), pl.col("slice_ppm").cast(pl.Int64).alias("whole_ppm")
     )
-    seen = pl.concat([_of_processes(shares, _joined(held)), _of_instances(instances, slices, on_slices)])
-    return seen.sort("device_id", "from_us", "job_id", "to_us", "activity_ppm", nulls_last=True)
+    return pl.concat([_of_processes(shares, _joined(held)), _of_instances(instances, slices, on_slices)])
 
 
 def cuts(seen: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
@@ -159,7 +158,12 @@ def _of_processes(shares: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit(PROCESS_UTILIZATION))
         .alias("method"),
     ).drop("sm_util_ppm", "share_ppm")
-    return pl.concat([_clipped(own, held), _nobodys(own, held)])
+    theirs = own.join(held, on=["device_id", "job_id"], how="inner").filter(
+        (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
+    )
+    # Of processes of no job, and of jobs that held nothing of the board just then.
+    nobodys = own.join(theirs, on="look", how="anti").with_columns(pl.lit(None, dtype=pl.Int64).alias("job_id"))
+    return pl.concat([_clipped(theirs), nobodys.select(list(LOOKS))])
 
 
 def _joined(held: pl.DataFrame) -> pl.DataFrame:
@@ -176,42 +180,30 @@ def _joined(held: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _clipped(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
-    """Return looks as activity over the time their job held: what was seen since the look before, was done while it held."""
-    order = ["device_id", "job_id", "from_us"]
-    following = pl.col("from_us").shift(-1).over("device_id", "job_id").fill_null(pl.col("to_us").max() * 2)
-    longer = rows.drop_nulls("job_id").sort(*order)
-    longer = longer.with_columns(
-        pl.min_horizontal(2 * pl.col("to_us") - pl.col("from_us"), pl.max_horizontal(following, "to_us")).alias(
-            "until_us"
+def _clipped(theirs: pl.DataFrame) -> pl.DataFrame:
+    """Return looks as activity over the time their job held: what was seen since the look before, was done while it held.
+
+    ``theirs``: looks with a holding of their job that they touch, start_us and end_us.
+    """
+    if theirs["look"].is_duplicated().any():
+        theirs = theirs.group_by("look", maintain_order=True).agg(
+            pl.exclude("start_us", "end_us").first(), pl.col("start_us").min(), pl.col("end_us").max()
         )
-    )
-    both = longer.join(held, on=["device_id", "job_id"], how="inner").filter(
-        (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
-    )
-    whole = both.group_by("look", maintain_order=True).agg(
-        pl.exclude("start_us", "end_us").first(), pl.col("start_us").min(), pl.col("end_us").max()
-    )
+    rows = theirs.sort("device_id", "job_id", "from_us")
+    same = (pl.col("device_id") == pl.col("device_id").shift(-1)) & (pl.col("job_id") == pl.col("job_id").shift(-1))
+    following = pl.when(same).then(pl.col("from_us").shift(-1))
     span = pl.col("to_us") - pl.col("from_us")
+    until = pl.min_horizontal(pl.col("to_us") + span, pl.max_horizontal(following, "to_us"), "end_us")
+    alone = pl.min_horizontal(pl.col("to_us") + span, "end_us")
     inside = pl.min_horizontal("to_us", "end_us") - pl.max_horizontal("from_us", "start_us")
-    return whole.select(
+    return rows.select(
         "device_id",
         "job_id",
         pl.max_horizontal("from_us", "start_us").alias("from_us"),
-        pl.min_horizontal("until_us", "end_us").alias("to_us"),
+        pl.when(following.is_null()).then(alone).otherwise(until).alias("to_us"),
         (pl.col("activity_ppm") * span // inside).clip(upper_bound=PPM).alias("activity_ppm"),
         "threads_ppm",
         "method",
-    )
-
-
-def _nobodys(rows: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
-    """Return looks at processes of no job, and of jobs that held nothing of the board just then, as nobody's."""
-    theirs = rows.join(held, on=["device_id", "job_id"], how="inner").filter(
-        (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
-    )
-    return rows.join(theirs, on="look", how="anti").select(
-        "device_id", pl.lit(None, dtype=pl.Int64).alias("job_id"), *list(LOOKS)[2:]
     )
 
 

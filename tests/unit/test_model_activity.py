@@ -47,7 +47,7 @@ def seen(
     )
     return [
         (board, job, (a - HOUR_US) / S, (b - HOUR_US) / S, ppm)
-        for board, job, a, b, ppm, _, _ in found.select(list(LOOKS)).rows()
+        for board, job, a, b, ppm, _, _ in found.select(list(LOOKS)).sort("device_id", "from_us", "job_id").rows()
     ]
 
 
