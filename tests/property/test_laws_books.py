@@ -32,7 +32,9 @@ from analytics.policy import Policy
 from analytics.units import US_PER_HOUR, US_PER_SECOND, to_us
 from tests.fakes.site import (
     HOUR,
+    LONG_AGO,
     Site,
+    at,
     binding,
     call,
     device,
@@ -41,6 +43,7 @@ from tests.fakes.site import (
     holds,
     intensity,
     job,
+    moved,
     price,
     reading,
     tariff,
@@ -337,6 +340,11 @@ def test_usage_rated_again_gives_the_lines_that_closing_under_the_new_rates_give
         bindings=[binding(3, 12, account="a0"), binding(4, 12, api_key="k1")],
         prices=[price(3, str(RATE + more))],
         tariffs=[tariff(3, str(POWER_PRICE + more))],
+        intensity=[intensity(3, str(GRAMS + more), estimated=True)],
+        factors=[factor(3, str(FACTOR + more), valid_from=at(1800))],
+        tenants=[{"tenant_id": number, "path": f"t/{number}"} for number in range(10, 14)],
+        moves=[moved(1, 12, 13, 3600)],
+        idle=[{"policy_id": 1, "policy": "proportional", "basis": "time", "valid_from": LONG_AGO}],
     )
     inputs = other.inputs()
     keys = inputs.usage.holds.select("job_id", ("job:" + pl.col("job_key")).alias("holder_key")).unique()
@@ -347,6 +355,8 @@ def test_usage_rated_again_gives_the_lines_that_closing_under_the_new_rates_give
     closed = other.close()
     for name in ("usage", "lines", "findings", "job_tenants"):
         assert content_hash(getattr(rated, name)) == content_hash(getattr(closed, name)), name
+    spread = closed.lines.filter(charge_category="idle_spread").group_by("hour_at").agg(pl.col("billed_cost").sum())
+    assert (spread["billed_cost"] == 0).all()
 
 
 Ids = dict[str, dict[int, int]]
