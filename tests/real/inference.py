@@ -34,7 +34,7 @@ SELECT j.native_id, sum(u.energy_mj)::bigint, sum(u.held_us)::bigint, sum(u.cove
 FROM current_usage_hours AS u JOIN jobs AS j ON j.id = u.job_id GROUP BY 1
 """
 _IDLE: Final = """
-SELECT (extract(epoch FROM hour_at) * 1000000)::bigint, energy_mj, covered_us, state FROM current_usage_hours
+SELECT (extract(epoch FROM hour_at) * 1000000)::bigint, energy_mj, covered_us, held_us, state FROM current_usage_hours
 WHERE holder = 'idle' AND energy_mj IS NOT NULL ORDER BY 1
 """
 
@@ -72,6 +72,7 @@ class IdleHour:
     independent_kwh: float
     covered_us: int
     independent_covered_us: int
+    held_us: int
     state: str
 
 
@@ -169,7 +170,7 @@ def idle_hours(stand: Stand, shared: Path) -> list[IdleHour]:
     claimed = {row["window"]: row for row in energy(steps, held, ["node"]).to_dicts()}
     nothing = {"energy_j": 0.0, "covered_us": 0}
     found = []
-    for hour_us, energy_mj, covered_us, state in stand.rows(_IDLE):
+    for hour_us, energy_mj, covered_us, held_us, state in stand.rows(_IDLE):
         hour = hour_us // 3_600_000_000
         job = claimed.get(hour, nothing)
         found.append(
@@ -179,6 +180,7 @@ def idle_hours(stand: Stand, shared: Path) -> list[IdleHour]:
                 (whole[hour]["energy_j"] - job["energy_j"]) / J_PER_KWH,
                 covered_us,
                 whole[hour]["covered_us"] - job["covered_us"],
+                held_us,
                 state,
             )
         )

@@ -73,7 +73,8 @@ def test_the_minutes_before_a_window_are_idle_and_nobody_pays_for_them(inference
     for hour in inference.idle:
         assert hour.covered_us == hour.independent_covered_us
         assert hour.kwh == pytest.approx(hour.independent_kwh, rel=1e-6, abs=1e-9), hour
-        assert hour.state == "available"
+        # The captures are minutes of their hours: most of the time nothing was heard of the server, and that names the hour.
+        assert hour.state == ("available" if 2 * hour.covered_us >= hour.held_us else "down"), hour
     assert all(40 < capture.idle_before_s < 700 for capture in inference.captures)
     assert all(2_000 < capture.idle_before_w < 3_000 for capture in inference.captures)
     tenants = inference.stand.rows(
