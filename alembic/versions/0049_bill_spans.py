@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.Column("energy_mj", sa.BigInteger(), nullable=True, comment="millijoules"),
         sa.Column("facility_mj", sa.BigInteger(), nullable=True, comment="millijoules"),
         sa.Column("carbon_gco2e", sa.Numeric(38, 9), nullable=True, comment="grams of CO2 equivalent"),
-        sa.Column("tokens", sa.BigInteger(), nullable=True, comment="count"),
+        sa.Column("tokens", sa.BigInteger(), nullable=True, comment="count of tokens"),
         sa.Column("sources", sa.SmallInteger(), nullable=False, comment=SOURCES),
         sa.Column("origins", sa.SmallInteger(), nullable=False, comment=ORIGINS),
     )

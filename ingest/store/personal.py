@@ -178,6 +178,9 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
         "currency": _AMOUNT,
         "source": _TERM,
     },
+    "bill_lines": {"pool": _TERM, "charge_category": _TERM, "currency": _AMOUNT},
+    "bill_times": {"pool": _TERM},
+    "bill_waste": {"kind": _TERM, "currency": _AMOUNT},
     "line_disputes": {"line": "a line's holder, model and category, without its key", "currency": _AMOUNT},
     "findings": {"dedupe_key": "a kind, ids of ours and a day", "kind": _TERM, "currency": _AMOUNT},
     "budgets": {

@@ -54,7 +54,7 @@ bill_lines = Table(
     column("energy_mj", BigInteger, nullable=True),
     column("facility_mj", BigInteger, nullable=True),
     column("carbon_gco2e", MONEY, nullable=True),
-    column("tokens", BigInteger, nullable=True, comment="count"),
+    column("tokens", BigInteger, nullable=True, comment="count of tokens"),
     column("sources", SmallInteger, comment=_SOURCES),
     column("origins", SmallInteger, comment=_ORIGINS),
     Index("bill_lines_span_ix", "span_id"),
