@@ -54,6 +54,8 @@ def seen(
 def test_what_a_job_holds_on_is_one_holding_whatever_changes_beside_it() -> None:
     """Two stretches that touch: the look across their edge is one, and speaks on for its own length."""
     assert seen([(1, 1, 47, 52, 50)], (1, 1, 0, 50), (1, 1, 50, 100)) == [(1, 1, 47, 57, 500_000)]
+    # One that ends where the next stretch begins speaks on into it.
+    assert seen([(1, 1, 45, 50, 50)], (1, 1, 0, 50), (1, 1, 50, 100)) == [(1, 1, 45, 55, 500_000)]
     # A second and a third stretch, told in any order.
     assert seen([(1, 1, 95, 105, 50)], (1, 1, 100, 150), (1, 1, 0, 50), (1, 1, 50, 100)) == [(1, 1, 95, 115, 500_000)]
 

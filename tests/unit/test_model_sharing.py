@@ -347,6 +347,32 @@ def test_energy_of_gaps_is_left_where_it_is() -> None:
     assert (found["job:1"][0], found["job:2"][0]) == (1_500 + 11_250, 1_500 + 3_750)
 
 
+def test_products_beyond_64_bits_are_divided_exactly_whichever_factor_is_large() -> None:
+    total, weight = np.array([2**40 + 1]), np.array([2**40, 2**40], dtype=np.int64)
+    assert parts(total, weight, np.zeros(2, dtype=np.int64)).tolist() == [2**39 + 1, 2**39]
+
+
+def test_where_nobody_weighs_anything_the_first_row_has_it_also_of_the_first_place() -> None:
+    assert parts(np.array([5, 3]), np.zeros(3, dtype=np.int64), np.array([0, 0, 1])).tolist() == [5, 0, 3]
+
+
+def test_a_client_that_is_granted_no_threads_has_none_of_the_work() -> None:
+    rows = [
+        look(1, 60, 60, None, "mps_threads", share_ppm=0),
+        look(2, 60, 60, None, "mps_threads", share_ppm=500_000),
+    ]
+    found = split([piece(0, 60, 30_000)], HALVES, seen(*rows))
+    assert (found["job:1"][0], found["job:2"][0]) == (3_000, 27_000)
+
+
+def test_time_is_told_of_strangers_alone() -> None:
+    frame = pl.DataFrame([piece(0, 60, 30_000)], schema_overrides=KINDS)
+    named = pl.DataFrame(HALVES, schema_overrides=KINDS)
+    floors = pl.DataFrame({"device_id": [1], "idle_power_mw": [100_000]}, schema_overrides=KINDS)
+    found = split_shared(frame, named, seen(look(1, 60, 60, 0.3), look(None, 60, 60, 0.3)), floors, ERROR)
+    assert found.select("holder", "seen_us").rows() == [("job:1", 0), ("job:2", 0), ("unattributed:no_job", 60 * S)]
+
+
 def test_no_shared_board_is_no_rows() -> None:
     empty = pl.DataFrame([piece(0, 60, 1)], schema_overrides=KINDS).clear()
     nobody = pl.DataFrame([holder(1, 1, 1)], schema_overrides=KINDS).clear()
