@@ -215,7 +215,7 @@ def test_a_node_without_a_meter_is_assumed_by_its_model_with_bounds() -> None:
 
 def test_a_model_holds_for_a_whole_hour_of_a_large_node() -> None:
     found = _overhead(
-        {board: (1_400, WHOLE) for board in range(1, 17)},
+        dict.fromkeys(range(1, 17), (1400, WHOLE)),
         {},
         _users((1, "job:1", 1)),
         named=(),
