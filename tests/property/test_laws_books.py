@@ -86,9 +86,15 @@ def sites(draw: st.DrawFn) -> Site:
         start = draw(st.integers(-4000, 7000))
         end = draw(st.one_of(st.none(), st.integers(start + 1, start + 6000)))
         share = draw(st.sampled_from([None, None, 0.25, 0.333333, 0.7]))
+        evidence = draw(st.sampled_from(["cgroup", "cgroup", "hook", "job-mapping", "import", "environ"]))
         allocations += [
-            holds(job_id, number, start, end, share) for number in draw(st.sets(st.sampled_from([1, 2, 3]), min_size=1))
+            {**holds(job_id, number, start, end, share), "evidence": evidence}
+            for number in draw(st.sets(st.sampled_from([1, 2, 3]), min_size=1))
         ]
+        if draw(st.integers(0, 2)) == 0:
+            of_node = {"device_id": None, "node_id": draw(st.sampled_from([1, 2])), "evidence": "sacct"}
+            count = {"accelerators": draw(st.integers(1, 3)), "allocation_id": job_id * 1000}
+            allocations.append({**holds(job_id, 0, start, end), **of_node, **count})
         if draw(st.booleans()):
             allocations.append({**holds(job_id, 9, start, end), "accelerators": draw(st.sampled_from([1, 8, 11_616]))})
     return Site(
@@ -370,13 +376,15 @@ def _renumbered(site: Site, drawn: random.Random) -> tuple[Site, Ids]:
     known: dict[str, set[int]] = {name: set() for name in _IDS}
     for row in (row for found in rows.values() for row in found):
         for name in known.keys() & row.keys():
-            known[name].add(row[name])
+            known[name] |= {row[name]} - {None}
     new = {
         name: dict(zip(sorted(ids), drawn.sample(range(100, 1000), len(ids)), strict=True))
         for name, ids in known.items()
     }
     changed: dict[str, Any] = {
-        name: [{key: new[key][value] if key in new else value for key, value in row.items()} for row in found]
+        name: [
+            {key: new[key].get(value, value) if key in new else value for key, value in row.items()} for row in found
+        ]
         for name, found in rows.items()
     }
     back = {name: {after: before for before, after in ids.items()} for name, ids in new.items()}
@@ -404,7 +412,7 @@ def _of_node(inputs: HourInputs, node: int) -> UsageInputs:
         epochs=Epochs.validate(usage.epochs.filter(pl.col("node_id") == node)),
         readings=DeviceReadings.validate(usage.readings.filter(mine)),
         placements=Placements.validate(usage.placements.filter(mine)),
-        holds=Holds.validate(usage.holds.filter(mine)),
+        holds=Holds.validate(usage.holds.filter(mine | (pl.col("node_id") == node))),
     )
 
 
