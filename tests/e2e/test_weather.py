@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -268,8 +268,22 @@ def again(calm: Calm, database: Database) -> None:
         )
 
 
+def family(pid: int) -> list[int]:
+    """Return a process and its children, whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *(int(child) for task in tasks for child in task.read_text(encoding="ascii").split())]
+
+
+def signalled(pids: list[int], number: signal.Signals) -> list[int]:
+    """Send a signal to all of them that are there, and return them."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return pids
+
+
 def stopped_worker(calm: Calm, server: EmbeddedServer, folder: Path, overtake: Callable[[Database], None]) -> None:
-    """Stop a worker in the middle of its round, let a second one take over, wake the first; compare."""
+    """Stop a worker and its processes in the middle of a round, let a second one take over, wake the first; compare."""
     with copied(server, calm.database) as database, ExitStack() as stack:
 
         def worker(name: str) -> subprocess.Popen[bytes]:
@@ -286,9 +300,10 @@ def stopped_worker(calm: Calm, server: EmbeddedServer, folder: Path, overtake: C
             again(calm, database)
             first = worker("first")
             until(lambda: bool(rows(database, "SELECT FROM ledger_hours")), "the first worker saves hours")
-            first.send_signal(signal.SIGSTOP)
+            still = signalled(family(first.pid), signal.SIGSTOP)
             if len(content(database, hours_of(calm.spec, HOURS))) < HOURS:
                 break
+            signalled(still, signal.SIGCONT)
             first.kill()  # we were kept waiting and it was done before it could be stopped
             first.wait()
         else:
@@ -300,7 +315,7 @@ def stopped_worker(calm: Calm, server: EmbeddedServer, folder: Path, overtake: C
         assert holder() != was
         counted = "SELECT count(*) FROM ledger_runs WHERE hour_at = ANY (%s)"
         runs = rows(database, counted, (calm.hours,))
-        first.send_signal(signal.SIGCONT)
+        signalled(still, signal.SIGCONT)
         time.sleep(5)  # several of its rounds
         assert first.poll() is None, seen(folder)
         assert rows(database, counted, (calm.hours,)) == runs == [(len(calm.hours),)]
