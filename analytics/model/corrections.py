@@ -11,6 +11,7 @@ from typing import Final
 import polars as pl
 
 from analytics.frames import SOURCES
+from analytics.model.methods import least_exact
 
 WHO: Final = (
     "tenant_id",
@@ -63,7 +64,8 @@ def _gathered(lines: pl.DataFrame) -> pl.DataFrame:
     doubt = pl.col("source").replace_strict({word: n for n, word in enumerate(SOURCES)}, return_dtype=pl.Int64)
     return lines.group_by(*WHO).agg(
         *(pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name) for name in AMOUNTS),
-        *(pl.col(name).drop_nulls().sort().last() for name in _TOLD),
+        pl.col("facility_category").min(),
+        least_exact(pl.col("method")).alias("method"),
         pl.col("coverage").min(),
         doubt.max().alias("doubt"),
         pl.col("origin").max(),

@@ -83,3 +83,12 @@ def test_of_two_sources_and_origins_the_less_certain_one_is_told() -> None:
     assert (row["source"], row["origin"], row["coverage"], row["method"]) == ("estimated", 4, 1.0, "whole")
     (gone,) = differences(before, lines()).to_dicts()
     assert (gone["coverage"], gone["method"]) == (0.5, "share")
+
+
+def test_of_the_methods_of_one_sum_the_least_exact_is_told_and_of_facility_categories_the_lower() -> None:
+    one = line("a", price_id=7, method="share", facility_category=2)
+    other = line("a", price_id=8, method="whole", facility_category=1)
+    (row,) = differences(lines(), lines(one, other)).to_dicts()
+    assert (row["method"], row["facility_category"]) == ("share", 1)
+    (row,) = differences(lines(), lines(one | {"method": "equal"}, other | {"method": None})).to_dicts()
+    assert row["method"] == "equal"
