@@ -13,7 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from analytics.closing.pool import Pool, memory_of, processes_of, processes_of
+from analytics.closing.pool import Pool, memory_of, processes_of
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from ingest.store.segments import Segments
