@@ -7,7 +7,7 @@ Decimal(38, 9), rates and factors are Decimal(38, 18); no column of money shares
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import dataframely as dy
 import polars as pl
@@ -25,8 +25,6 @@ UNATTRIBUTED_NO_JOB: Final = "unattributed:no_job"
 """Work of processes that belong to no job."""
 UNATTRIBUTED_HINT_ONLY: Final = "unattributed:hint_only"
 """Held by the word of a process alone, which anybody could give."""
-UNATTRIBUTED_END_UNKNOWN: Final = "unattributed:end_unknown"
-"""After a holding whose end nobody saw."""
 PLATFORM_PREFIX: Final = "platform:"
 PLATFORM_OVERHEAD: Final = "platform:overhead"
 """Node overhead while nobody used the node."""
@@ -71,8 +69,8 @@ def _bounded() -> pl.Expr:
     return both & ((low <= energy) & (energy <= high)).fill_null(value=True)
 
 
-class MeterReadings(dy.Schema):
-    """One reading of one device, any order, repeats allowed (the model drops and counts them): what books are made of.
+class DeviceReadings(dy.Schema):
+    """One reading of one device, any order, repeats allowed (the model drops and counts them).
 
     A node metered as a whole is a device of kind ``node`` or ``chassis``: its rows carry energy or power and null elsewhere.
     """
@@ -89,12 +87,8 @@ class MeterReadings(dy.Schema):
     """Bits seen in any reading of the span."""
     throttled_ns = dy.Int64(nullable=True)
     """Raw cumulative: sum of power cap, SW thermal, HW thermal and power brake violation time; null = none supported."""
-
-
-class DeviceReadings(MeterReadings):
-    """A reading with what dashboards show beside: nothing of a bill is made of it."""
-
     power_max_mw = dy.Int32(nullable=True)
+    """This and the next for dashboards: nothing of a bill is made of them."""
     temp_c = dy.Int16(nullable=True)
 
 
@@ -195,12 +189,10 @@ class DeviceShares(dy.Schema):
 
 
 class InstanceActivity(dy.Schema):
-    """Measured activity of one MIG instance over the ``span_us`` before ``at``."""
+    """Measured activity of one MIG instance, a device too, over the ``span_us`` before ``at``; ``device_id`` is its board."""
 
     device_id = dy.Int32()
-    """Of the board."""
     instance_id = dy.Int32()
-    """Of the instance, a device too."""
     at = _instant()
     span_us = dy.Int64(min=1)
     sm_active_ppm = dy.Int32(min=0, max=1_000_000)
@@ -224,11 +216,10 @@ class Meters(dy.Schema):
 
 
 class NodeReadings(dy.Schema):
-    """One reading of a meter of a node, any order, repeats allowed."""
+    """One reading of a meter of a node, any order, repeats allowed; without a node, of one that shared IT is metered by."""
 
     meter_id = dy.Int32()
     node_id = dy.Int32(nullable=True)
-    """The meter's; null for one that shared IT of the site is metered by."""
     at = _instant()
     epoch_id = dy.Int32()
     energy_mj = dy.Int64(nullable=True)
@@ -301,14 +292,12 @@ class Assets(dy.Schema):
 
 
 class IdlePolicies(dy.Schema):
-    """Who pays for idle time of the site: the platform keeps it, or tenants share it by use or by fixed parts."""
+    """Who pays for idle time of the site: the platform, tenants by use (``basis``), or by fixed parts, of which each has a row."""
 
     policy_id = dy.Int32(primary_key=True)
     policy = dy.String(check=lambda policy: policy.is_in(["keep", "proportional", "fixed"]))
     basis = dy.String(nullable=True, check=lambda basis: basis.is_in(["time", "energy"]))
-    """Of a proportional one."""
     tenant_id = dy.Int32(nullable=True)
-    """Of a fixed one, of which there is a row for each tenant."""
     fixed_ppm = dy.Int32(nullable=True, min=0, max=1_000_000)
     valid_from = _instant()
     valid_to = _instant(nullable=True)
@@ -411,12 +400,11 @@ class Intensity(dy.Schema):
 
 
 class FacilityFactors(dy.Schema):
-    """Facility energy / IT energy of the site over time."""
+    """Facility energy / IT energy of the site over time, with its PUE measurement category (ISO/IEC 30134-2)."""
 
     factor_id = dy.Int32(primary_key=True)
     factor = _rate()
     category = dy.Int16(min=0, max=3)
-    """PUE measurement category (ISO/IEC 30134-2)."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 
@@ -610,8 +598,3 @@ class TenantMinutes(dy.Schema):
     @dy.rule()
     def one_row_each(cls) -> pl.Expr:  # noqa: N805 - dataframely passes the class
         return pl.struct("minute_at", "tenant_id").is_unique()
-
-
-def empty(schema: type[dy.Schema]) -> Any:
-    """Return the table with no rows."""
-    return schema.create_empty()
