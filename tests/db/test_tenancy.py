@@ -47,6 +47,10 @@ ROWS = {
     f"VALUES (1, '{HOUR}', 2, 1, 'job:{{t}}', {{t}}, {{t}}, 'used', 1, 1, 1, 'measured', 1, 1)",
     "hour_jobs": f"(site_id, hour_at, revision, job_id, tenant_id) VALUES (1, '{HOUR}', 2, {{t}}, {{t}})",
     "tenant_moves": "(tenant_id, to_tenant_id, valid_from) VALUES ({t}, 1, now())",
+    "bill_lines": "(span_id, tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, sources, origins) "
+    "VALUES (1, {t}, 'job', 'gpu_owned', 'USD', 1, 0, 0, 1, 2)",
+    "bill_times": "(span_id, tenant_id, pool, held_us, covered_us) VALUES (1, {t}, 'job', 1, 1)",
+    "bill_waste": "(span_id, tenant_id, kind, currency, avoidable_cash) VALUES (1, {t}, 'throttling', 'USD', 1)",
     "capacity_holds": "(site_id, kind, tenant_id, valid_from) VALUES (1, 'reservation', {t}, now())",
     "idle_policies": "(site_id, policy, tenant_id, fixed_ppm, valid_from) VALUES (1, 'fixed', {t}, 1, now())",
     "tenant_minutes": f"(site_id, minute_at, tenant_id, energy_mj) VALUES (1, '{HOUR}', {{t}}, 1)",
@@ -85,6 +89,9 @@ def filled(db: Database) -> Database:
             "INSERT INTO ledger_runs (site_id, hour_at, revision, code_version, as_of_at, seen_xid, inputs_sha256, "
             "content_sha256, reason) VALUES (1, %s, 2, 'v', now(), '5', '', '', 'first close')",
             [HOUR],
+        )
+        admin.execute(
+            "INSERT INTO bill_spans (site_id, from_at, to_at, revisions) VALUES (1, '2026-11-21Z', '2026-11-22Z', '')"
         )
         for table, row in ROWS.items():
             for tenant_id in PATHS:
