@@ -16,8 +16,8 @@ from ingest.store import job_events
 from ingest.store.allocations import Event, JobKey, apply
 from ingest.store.engine import Database
 from ingest.store.intervals import END, START
+from tests.db.independent_energy import INDEPENDENT
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
-from tests.db.test_worker import INDEPENDENT
 
 pytestmark = pytest.mark.db
 LATER = HOUR_AT + timedelta(hours=3)

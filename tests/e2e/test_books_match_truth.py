@@ -20,7 +20,7 @@ from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import Database
-from tests.db.test_worker import INDEPENDENT
+from tests.db.independent_energy import INDEPENDENT
 from tests.e2e.fleet_stand import (
     HOUR,
     ORIGIN_SIMULATED,
