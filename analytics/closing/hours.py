@@ -110,7 +110,7 @@ def _compute(connection: psycopg.Connection[Any], task: Task) -> _Books:
 
 def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Iterator[Done]:
     settings, loaded = task.settings, books.loaded
-    restated = False
+    written = restated = False
     for hour in task.batch.hours:
         began_ns = time.time_ns()
         closed = hour.hour_at + timedelta(hours=1) <= task.closed_before_at
@@ -139,9 +139,10 @@ def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Ite
                 "site %s, hour %s: sealed samples give other books than hot rows gave", hour.site_id, hour.hour_at
             )
             report_attest(connection, hour.site_id, hour.hour_at)
+        written |= saved is Saved.WRITTEN and closed
         restated |= saved is Saved.WRITTEN and hour.status == "closed"
         yield Done(hour, saved, began_ns, time.time_ns(), is_closed=closed)
-    remember_silences(connection, task.batch.site_id, loaded.silences, books.window, restated=restated)
+    remember_silences(connection, task.batch.site_id, loaded.silences, books.window, written=written, restated=restated)
 
 
 def _rate(connection: psycopg.Connection[Any], task: Task) -> Generator[Told, None, bool]:

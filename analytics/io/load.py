@@ -114,7 +114,9 @@ class Begun:
     def _readings(self, devices: pl.DataFrame) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
         usage = self.inputs.usage
         cast = Devices.cast(devices)
-        return load_readings(self.session, self.site_id, cast, usage.epochs, usage.window, self.policy)
+        return load_readings(
+            self.session, self.site_id, cast, usage.epochs, usage.placements, usage.window, self.policy
+        )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Reads the samples of a window with what lies just around it, as the model's one readings table.
 
 Around the window all rows within the policy's margin are read, and for devices that were silent there the nearest reading
-further out, up to the reach: so energy across a long silence is known. Node meters that bill stand in as readings of the
-node's device.
+further out, up to the reach: so energy across a long silence is known. Of a device that several feeds tell of each feed's own
+silence counts, however much the others say in it. Node meters that bill stand in as readings of the node's device.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
-from analytics.frames import DeviceReadings, Devices, Epochs
+from analytics.frames import DeviceReadings, Devices, Epochs, Placements
 from analytics.model.overhead import AUTHORITY
 from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import Stream
-from ingest.store.samples import SampleSession
+from ingest.store.samples import SampleSession, Speaker
 
 _THROTTLED: Final = (
     "throttle_power_cap_ns",
@@ -52,18 +52,23 @@ ORDER BY placed.device_id, array_position(ARRAY[{", ".join(f"'{name}'" for name 
 """  # noqa: S608 (constants)
 
 
+_USES: Final = pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null()
 _KEY_LIMIT: Final = 2**62
+_SPEAKER: Final = ["feed", "origin"]
+_TOLD: Final = ["device_id", *_SPEAKER]
 _RINGS: Final = (timedelta(hours=1), timedelta(hours=6))
 """How far around a window the end of a silence is looked for first, and then, before all of the reach is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A device's silence from its last reading until it spoke again, inside one epoch."""
+    """A device's silence from its last reading until it spoke again, inside one epoch of one feed."""
 
     device_id: int
     from_at: datetime
     to_at: datetime
+    displaces: bool = False
+    """Whether a feed of less authority tells of the device too: hours of the silence may have been told by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Silences:
         """Return those of several devices' parts."""
         listed = list(parts)
         return cls(
-            tuple(sorted((gap for part in listed for gap in part.ended), key=lambda gap: gap.device_id)),
+            tuple(sorted((gap for part in listed for gap in part.ended), key=lambda gap: (gap.device_id, gap.from_at))),
             min((part.before_at for part in listed if part.before_at is not None), default=None),
             max((part.after_at for part in listed if part.after_at is not None), default=None),
         )
@@ -93,6 +98,7 @@ def load_readings(
     site_id: int,
     devices: dy.DataFrame[Devices],
     epochs: dy.DataFrame[Epochs],
+    placements: dy.DataFrame[Placements],
     window: Window,
     policy: Policy,
 ) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
@@ -100,37 +106,45 @@ def load_readings(
 
     Readings are in order of device and time, and rows of one instant in an order of their values: the same whatever the order
     in which they were stored. ``epochs``: the site's, in the session's snapshot or a later one: each is committed before its
-    first reading, so no reading comes without its epoch.
+    first reading, so no reading comes without its epoch. ``placements``: where the devices stood as far as the reach. A feed
+    that has no epoch on a device's nodes is looked for only if it speaks in the window or its margins.
     """
     if devices.is_empty():
         return DeviceReadings.create_empty(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
-    reader = _Reader(session, site_id)
+    reader = _Reader(session, site_id, epochs)
     around = reader.between(devices, window.from_at - margin, window.to_at + margin)
-    before = reader.nearest(
-        # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
-        _silent(devices, around.filter(pl.col("at") < window.from_at)),
-        window.from_at - reach,
-        window.from_at - margin,
+    told = _told(devices, around, epochs, placements)
+    # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
+    before = reader.nearest_of_each(
+        devices,
+        told,
+        around.filter(pl.col("at") < window.from_at),
+        (window.from_at - reach, window.from_at - margin),
         latest=True,
     )
-    after = reader.nearest(
-        _silent(devices, around.filter(pl.col("at") >= window.to_at)),
-        window.to_at + margin,
-        window.to_at + reach,
+    after = reader.nearest_of_each(
+        devices,
+        told,
+        around.filter(pl.col("at") >= window.to_at),
+        (window.to_at + margin, window.to_at + reach),
         latest=False,
     )
     readings = DeviceReadings.validate(_in_order(pl.concat([before, around, after])))
-    return readings, Silences(_gaps(before, around, epochs, window), _first(before), _last(after))
+    mute = _mute(told, around, epochs, window)
+    return readings, Silences(
+        _gaps(before, around, epochs, told, window), _first(_unless(before, mute)), _last(_unless(after, mute))
+    )
 
 
 class _Reader:
     """Reads one site's readings: rows of devices, and of the meters of nodes that have no devices of their own."""
 
-    def __init__(self, session: SampleSession, site_id: int) -> None:
+    def __init__(self, session: SampleSession, site_id: int, epochs: pl.DataFrame) -> None:
         self._session = session
         self._site_id = site_id
+        self._epochs = epochs
 
     @cached_property
     def _meters(self) -> pl.DataFrame:
@@ -142,16 +156,53 @@ class _Reader:
         from_at: datetime,
         to_at: datetime,
         instants: Collection[datetime] | None = None,
+        speaker: Speaker | None = None,
     ) -> pl.DataFrame:
         found = [_typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))]
         for stream, columns, keys in self._of_streams(devices):
             rows = self._session.rows(
-                stream, columns, from_at, to_at, keys=keys, site_id=self._site_id, instants=instants
+                stream, columns, from_at, to_at, keys=keys, site_id=self._site_id, instants=instants, speaker=speaker
             )
             found.append(_typed((_of_devices(rows) if stream is Stream.DEVICE else self._of_nodes(rows)).collect()))
         return pl.concat(found)
 
-    def nearest(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+    def nearest_of_each(
+        self,
+        devices: pl.DataFrame,
+        told: pl.DataFrame,
+        near: pl.DataFrame,
+        between: tuple[datetime, datetime],
+        *,
+        latest: bool,
+    ) -> pl.DataFrame:
+        """Return the nearest readings of devices without a usable one among ``near``: of those in ``told`` of each silent feed.
+
+        One by one only where several feeds tell of a device: everybody else's is found without a look at epochs.
+        """
+        usable = near.filter(_USES)
+        alone = devices.join(told, on="device_id", how="anti").join(usable, on="device_id", how="anti")
+        found = [self.nearest(alone, *between, latest=latest)]
+        if told.is_empty():
+            return found[0]
+        of_epoch = self._epochs.select("epoch_id", *_SPEAKER)
+        spoke = usable.select("device_id", "epoch_id").unique().join(of_epoch, on="epoch_id")
+        silent = told.join(spoke, on=_TOLD, how="anti")
+        for feed, origin in silent.select(_SPEAKER).unique().sort(_SPEAKER).iter_rows():
+            its = (pl.col("feed") == feed) & (pl.col("origin") == origin)
+            speaker = Speaker(feed, frozenset(of_epoch.filter(its)["epoch_id"]))
+            of_feed = devices.join(silent.filter(its), on="device_id", how="semi")
+            found.append(self.nearest(of_feed, *between, latest=latest, speaker=speaker))
+        return pl.concat(found)
+
+    def nearest(
+        self,
+        devices: pl.DataFrame,
+        from_at: datetime,
+        to_at: datetime,
+        *,
+        latest: bool,
+        speaker: Speaker | None = None,
+    ) -> pl.DataFrame:
         """Return each device's latest (or earliest) reading of the range that has a counter or a gauge.
 
         Looked for near the window first: most silences are short, and two days of a fleet are many rows.
@@ -160,26 +211,37 @@ class _Reader:
         for start_at, end_at in _rings(from_at, to_at, latest=latest):
             if devices.is_empty():
                 break
-            found.append(self._nearest_of(devices, start_at, end_at, latest=latest))
+            found.append(self._nearest_of(devices, start_at, end_at, latest=latest, speaker=speaker))
             devices = devices.join(found[-1], on="device_id", how="anti")
         return pl.concat(found)
 
-    def _nearest_of(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+    def _nearest_of(
+        self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool, speaker: Speaker | None
+    ) -> pl.DataFrame:
         # Instants first, rows after: to sort all rows of silent devices took six times as long as to find their ends.
-        ends = self._ends(devices, from_at, to_at, latest=latest)
+        ends = self._ends(devices, from_at, to_at, latest=latest, speaker=speaker)
         if ends.is_empty():
             return _typed(pl.DataFrame(schema=DeviceReadings.create_empty().schema))
         first, last = ends.select(pl.col("at").min(), pl.col("at").max().alias("last")).row(0)
-        rows = self.between(devices, first, last + timedelta(microseconds=1), ends["at"].unique().to_list())
-        usable = rows.filter(pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null())
-        mine = usable.join(ends, on=["device_id", "at"], how="semi")
+        until = last + timedelta(microseconds=1)
+        rows = self.between(devices, first, until, ends["at"].unique().to_list(), speaker)
+        mine = rows.filter(_USES).join(ends, on=["device_id", "at"], how="semi")
         return _in_order(mine).unique("device_id", keep="first", maintain_order=True)
 
-    def _ends(self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool) -> pl.DataFrame:
+    def _ends(
+        self, devices: pl.DataFrame, from_at: datetime, to_at: datetime, *, latest: bool, speaker: Speaker | None
+    ) -> pl.DataFrame:
         found = []
         for stream, _, keys in self._of_streams(devices):
             ends = self._session.ends(
-                stream, from_at, to_at, keys=keys, usable=_USABLE[stream], latest=latest, site_id=self._site_id
+                stream,
+                from_at,
+                to_at,
+                keys=keys,
+                usable=_USABLE[stream],
+                latest=latest,
+                site_id=self._site_id,
+                speaker=speaker,
             )
             if stream is Stream.NODE:
                 ends = ends.join(self._meters, on="meter_id").select("device_id", "at")
@@ -213,14 +275,42 @@ def _rings(from_at: datetime, to_at: datetime, *, latest: bool) -> list[tuple[da
     return [(from_at + near, from_at + far) for near, far in pairwise(edges)]
 
 
-def _silent(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    usable = rows.filter(pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null())
-    return devices.join(usable.select("device_id").unique(), on="device_id", how="anti")
+def _told(devices: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, placements: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, feed, origin of the devices that several feeds may tell of: theirs on its nodes, and any that speaks here.
+
+    What epochs are of says nothing of when they spoke: to ask readings of two days who is in them would take all of them.
+    """
+    of_epoch = epochs.select("epoch_id", *_SPEAKER)
+    if of_epoch.select(_SPEAKER).n_unique() < 2:
+        return of_epoch.clear().select(pl.lit(0, dtype=pl.Int32).alias("device_id"), *_SPEAKER)
+    stood = placements.select("device_id", "node_id").unique().join(devices, on="device_id", how="semi")
+    there = stood.join(epochs.select("node_id", *_SPEAKER).unique(), on="node_id").select(_TOLD)
+    here = around.select("device_id", "epoch_id").unique().join(of_epoch, on="epoch_id").select(_TOLD)
+    return pl.concat([there, here]).unique().filter(pl.len().over("device_id") > 1).sort(_TOLD)
 
 
-def _gaps(before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, window: Window) -> tuple[Gap, ...]:
-    segment = epochs.select("epoch_id", pl.struct("node_id", "boot_id", "driver_epoch").alias("segment"))
-    silent = before.filter(pl.col("energy_mj").is_not_null())
+def _mute(told: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, window: Window) -> pl.DataFrame:
+    """Return device_id, epoch_id of the feeds in ``told`` that say nothing in the window: what comes late there is not theirs.
+
+    A feed that was switched off would otherwise have each restated hour bring back all hours since.
+    """
+    of_epoch = epochs.select("epoch_id", *_SPEAKER)
+    if told.is_empty():
+        return told.select("device_id", pl.lit(0, dtype=pl.Int32).alias("epoch_id"))
+    inside = around.filter(pl.col("at").is_between(window.from_at, window.to_at) & _USES)
+    spoke = inside.select("device_id", "epoch_id").unique().join(of_epoch, on="epoch_id")
+    return told.join(spoke, on=_TOLD, how="anti").join(of_epoch, on=_SPEAKER).select("device_id", "epoch_id")
+
+
+def _unless(rows: pl.DataFrame, mute: pl.DataFrame) -> pl.DataFrame:
+    return rows.join(mute, on=["device_id", "epoch_id"], how="anti")
+
+
+def _gaps(
+    before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, told: pl.DataFrame, window: Window
+) -> tuple[Gap, ...]:
+    segment = epochs.select("epoch_id", *_SPEAKER, pl.struct("node_id", "boot_id", "driver_epoch").alias("segment"))
+    silent = before.filter(pl.col("energy_mj").is_not_null()).join(segment, on="epoch_id")
     if silent.is_empty():
         return ()
     first = (
@@ -229,19 +319,21 @@ def _gaps(before: pl.DataFrame, around: pl.DataFrame, epochs: pl.DataFrame, wind
             & pl.col("at").is_between(window.from_at, window.to_at)
             & pl.col("energy_mj").is_not_null()
         )
-        .sort("device_id", "at")
-        .unique("device_id", keep="first", maintain_order=True)
+        .join(segment, on="epoch_id")
+        .sort(*_TOLD, "at")
+        .unique(_TOLD, keep="first", maintain_order=True)
     )
-    spoke = first.join(silent, on="device_id", suffix="_before")
-    known = spoke.join(segment, on="epoch_id").join(
-        segment, left_on="epoch_id_before", right_on="epoch_id", suffix="_before"
-    )
+    known = first.join(silent, on=_TOLD, suffix="_before")
     same = known.filter(
         (pl.col("segment") == pl.col("segment_before")) & (pl.col("energy_mj") >= pl.col("energy_mj_before"))
     )
+    # In order of authority, as ``told`` is: all but the last have somebody who may have told of their silence.
+    last = told.unique("device_id", keep="last", maintain_order=True)
+    displaces = same.join(told.join(last, on=_TOLD, how="anti"), on=_TOLD, how="semi").select(_TOLD)
+    listed = same.join(displaces.with_columns(displaces=pl.lit(value=True)), on=_TOLD, how="left").sort(_TOLD)
     return tuple(
-        Gap(device_id, from_at, window.from_at)
-        for device_id, from_at in same.sort("device_id").select("device_id", "at_before").iter_rows()
+        Gap(device_id, from_at, window.from_at, bool(displaces))
+        for device_id, from_at, displaces in listed.select("device_id", "at_before", "displaces").iter_rows()
     )
 
 

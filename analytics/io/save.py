@@ -124,7 +124,7 @@ def _quality(counted: pl.DataFrame) -> dict[str, Any]:
 
 _REMEMBER_GAP: Final = """
 INSERT INTO changes (site_id, from_at, to_at, kind)
-SELECT %(site_id)s, %(from_at)s, %(to_at)s, 'gap' WHERE EXISTS (
+SELECT %(site_id)s, %(from_at)s, %(to_at)s, 'gap' WHERE %(displaced)s OR EXISTS (
     SELECT FROM generate_series(date_trunc('hour', %(from_at)s, 'UTC'), %(to_at)s - interval '1 microsecond',
                                 interval '1 hour') AS silent(hour_at)
     WHERE NOT EXISTS (
@@ -139,18 +139,26 @@ def remember_silences(
     silences: Silences,
     window: Window,
     *,
+    written: bool,
     restated: bool,
 ) -> None:
     """Make hours due again whose energy hangs on a silence that this window's readings ended, or split.
 
-    A silence that ends makes the hours it spans know their energy, once. If the window was ``restated``, late readings may lie
+    A silence that ends makes the hours it spans know their energy, once; of a feed that others stood in for, also hours that know
+    it from those, where closed books were ``written``. If the window was ``restated``, late readings may lie
     inside a silence already told, which bends the line on both sides of them: all of it is looked at again. An hour that is
     closed again unchanged passes nothing on, so the worker comes to rest.
     """
     for gap in silences.ended:
         connection.execute(
             _REMEMBER_GAP,
-            {"site_id": site_id, "device_id": gap.device_id, "from_at": gap.from_at, "to_at": gap.to_at},
+            {
+                "site_id": site_id,
+                "device_id": gap.device_id,
+                "from_at": gap.from_at,
+                "to_at": gap.to_at,
+                "displaced": written and gap.displaces,
+            },
         )
     if not restated:
         return

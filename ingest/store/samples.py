@@ -47,6 +47,14 @@ class Part:
     sealed: Sequence[catalog.SealedHour]
 
 
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """One feed, as one origin: rows of its epochs only."""
+
+    feed: int
+    epochs: frozenset[int]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class FileRead:
     """A file of a sealed hour that was looked at: what names it in the catalog, and its bytes."""
@@ -82,20 +90,21 @@ class SampleSession:
         keys: Collection[int] | None = None,
         site_id: int | None = None,
         instants: Collection[datetime] | None = None,
+        speaker: Speaker | None = None,
     ) -> pl.LazyFrame:
         """Return rows of [from_at, to_at): key, at, epoch_id and ``columns``; in no order, parts of a row made one.
 
-        ``keys`` are ids of devices (meters, ports, engines); None = all, as with ``site_id`` and ``instants``.
+        ``keys`` are ids of devices (meters, ports, engines); None = all, as with ``site_id``, ``instants`` and ``speaker``.
         """
         names = [*order(stream), *columns]
         hot: list[pl.DataFrame] = []
         cold: list[pl.LazyFrame] = []
         schema = {name: TARGETS[stream].schema[name] for name in names}
         for part in self._parts(stream, from_at, to_at, site_id):
-            where = self._where(stream, part, keys, instants)
+            where = self._where(stream, part, keys, instants, speaker)
             query = self._hot_query(stream, names, part, from_at, to_at, where)
             hot.append(_typed(self.fetch(query), schema))
-            scanned = self._scan(stream, part, from_at, to_at, keys, instants)
+            scanned = self._scan(stream, part, from_at, to_at, keys, instants, speaker)
             if scanned is not None:
                 cold.append(scanned.select(names))
         fresh = pl.concat(hot)
@@ -123,18 +132,22 @@ class SampleSession:
         usable: Sequence[str],
         latest: bool,
         site_id: int | None = None,
+        speaker: Speaker | None = None,
     ) -> pl.DataFrame:
-        """Return key and instant of the latest (or earliest) row of each key that has one of the ``usable`` columns."""
+        """Return key and instant of the latest (or earliest) row of each key that has one of the ``usable`` columns.
+
+        ``speaker``: of its rows only; segments that have none are not opened.
+        """
         key = KEYS[stream]
         aggregate = "max" if latest else "min"
         found = [_typed(pl.DataFrame(schema={key: pl.Int32}), {key: pl.Int32, "at": pl.Datetime("us", "UTC")})]
         for part in self._parts(stream, from_at, to_at, site_id):
-            where = self._where(stream, part, keys, None)
+            where = self._where(stream, part, keys, None, speaker)
             inner = self._hot_query(stream, [key, "at", *usable], part, from_at, to_at, where)
             has_some = " OR ".join(f"{name} IS NOT NULL" for name in usable)
             query = f"SELECT {key}, {aggregate}(at) AS at FROM ({inner}) AS around WHERE {has_some} GROUP BY {key}"
             found.append(_typed(self.fetch(query), dict(found[0].schema)))
-            scanned = self._scan(stream, part, from_at, to_at, keys, None)
+            scanned = self._scan(stream, part, from_at, to_at, keys, None, speaker)
             if scanned is not None:
                 some = scanned.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in usable))
                 found.append(some.group_by(key).agg(_end("at", latest=latest)).collect())
@@ -166,7 +179,12 @@ class SampleSession:
                 yield Part(site, by_site.get(site, ()))
 
     def _where(
-        self, stream: Stream, part: Part, keys: Collection[int] | None, instants: Collection[datetime] | None
+        self,
+        stream: Stream,
+        part: Part,
+        keys: Collection[int] | None,
+        instants: Collection[datetime] | None,
+        speaker: Speaker | None,
     ) -> str:
         conditions = []
         if part.site_id is not None and self._sites != [part.site_id]:
@@ -178,6 +196,9 @@ class SampleSession:
         if instants is not None:
             listed = ",".join(f"'{at.isoformat()}'" for at in sorted(set(instants))) or "NULL"
             conditions.append(f"at IN ({listed})")
+        if speaker is not None:
+            epochs = ",".join(str(int(epoch)) for epoch in sorted(speaker.epochs))
+            conditions.append(f"epoch_id = ANY ('{{{epochs}}}'::integer[])")
         return "".join(f" AND {condition}" for condition in conditions)
 
     def _hot_query(
@@ -203,9 +224,12 @@ class SampleSession:
         to_at: datetime,
         keys: Collection[int] | None,
         instants: Collection[datetime] | None,
+        speaker: Speaker | None,
     ) -> pl.LazyFrame | None:
         """Return the sealed rows; the condition on keys as a range too, which row groups have statistics for."""
-        files = [hour for hour in part.sealed if hour.file is not None]
+        files = [
+            hour for hour in part.sealed if hour.file is not None and (speaker is None or speaker.feed in hour.feeds)
+        ]
         if not files or (keys is not None and not keys):
             return None
         if self.segments is None:
@@ -225,6 +249,8 @@ class SampleSession:
             condition &= key.is_between(min(keys), max(keys)) & key.is_in(sorted(keys))
         if instants is not None:
             condition &= pl.col("at").is_in(pl.Series(sorted(set(instants)), dtype=pl.Datetime("us", "UTC")).implode())
+        if speaker is not None:
+            condition &= pl.col("epoch_id").is_in(sorted(speaker.epochs))
         return segments_format.scan(paths, TARGETS[stream].schema).filter(condition)
 
 
