@@ -24,7 +24,20 @@ NEGATIVE: Final = "negative_remainder"
 UNKNOWN: Final = "overhead_unknown"
 PART: Final = "processors_and_memory"
 """Reason of overhead of which only a part was metered."""
-AUTHORITY: Final = ("redfish", "ac", "pdu", "ipmi", "rapl-psys", "import", "hwmon", "dc", "hw", "rapl", "rapl-dram")
+AUTHORITY: Final = (
+    "redfish",
+    "ac",
+    "pdu",
+    "ipmi",
+    "rapl/psys",
+    "rapl-psys",
+    "import",
+    "hwmon",
+    "dc",
+    "hw",
+    "rapl",
+    "rapl-dram",
+)
 """Of several meters of a node the first of these that speaks in an hour bills, then others by name; the rest check it. What is drawn
 from the wall stands before what the board's own supplies say, a controller with a data model before one with a text protocol."""
 STEPS_US: Final = (US_PER_HOUR, 600 * US_PER_SECOND, 60 * US_PER_SECOND)

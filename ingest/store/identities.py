@@ -21,6 +21,7 @@ from ingest.store.tenancy import checked_path
 from ingest.store.unnested import unnested
 
 _Key = TypeVar("_Key", bound=tuple[Hashable, ...])
+_OF_PROCESSORS = frozenset({"rapl", "rapl-dram"})
 _ROWS_PER_STATEMENT = 10_000
 """Bounds the memory of one statement; rows travel as an array a column, so parameters are few whatever this is."""
 
@@ -97,8 +98,15 @@ def node_name(conn: sa.Connection, node_id: int) -> str:
 
 
 def meter_ids(conn: sa.Connection, keys: Iterable[OnNode], *, bills: bool = True) -> dict[OnNode, int]:
-    """Return the id of each meter; ``bills`` holds for those made now and changes none that exist."""
-    return _ids(conn, reference.meters, {key: {"bills": bills} for key in keys}, OnNode._fields)
+    """Return the id of each meter; ``bills`` holds for those made now and changes none that exist, as does what they cover."""
+    rows = {key: {"bills": bills, "covers": _covers(key.name)} for key in keys}
+    return _ids(conn, reference.meters, rows, OnNode._fields)
+
+
+def _covers(name: str) -> str:
+    """Return what a meter of this name sees of its node: RAPL sees processors and memory, but for psys, which is the platform."""
+    source, _, zone = name.partition("/")
+    return "part" if source in _OF_PROCESSORS and zone != "psys" else "it"
 
 
 def port_ids(conn: sa.Connection, keys: Iterable[OnNode]) -> dict[OnNode, int]:

@@ -84,6 +84,15 @@ def test_a_meter_that_checks_stays_one_that_checks(conn: sa.Connection, nodes: t
     assert conn.execute(sa.text("SELECT bills FROM meters")).scalars().all() == [False]
 
 
+def test_a_meter_of_processors_covers_a_part_and_one_of_the_platform_all_it(
+    conn: sa.Connection, nodes: tuple[int, int]
+) -> None:
+    names = ["redfish", "rapl", "rapl/psys", "rapl/package-0", "rapl-dram/0", "rapl-psys", "hwmon/x/rapl"]
+    identities.meter_ids(conn, [OnNode(nodes[0], name) for name in names])
+    said = conn.execute(sa.text("SELECT name FROM meters WHERE covers = 'part' ORDER BY name")).scalars()
+    assert said.all() == ["rapl", "rapl-dram/0", "rapl/package-0"]
+
+
 def test_what_is_no_tenant_path_makes_no_tenant(conn: sa.Connection) -> None:
     with pytest.raises(TenantPathError):
         identities.tenant_ids(conn, ["acme", "acme//nlp"])

@@ -10,6 +10,7 @@ import pytest
 
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
+from ingest.store.identities import OnNode, meter_ids
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
@@ -32,11 +33,13 @@ def fleet(db: Database) -> SmallFleet:
     return found
 
 
-def meter(fleet: SmallFleet, name: str, *, node_id: int | None = None) -> int:
-    ((number,),) = fleet.rows(
-        "INSERT INTO meters (node_id, name) VALUES (%s, %s) RETURNING id", node_id or fleet.node_id, name
-    )
-    return int(number)
+def meter(fleet: SmallFleet, name: str) -> int:
+    """Return a meter of the node, made as ingest makes it when a row names it first."""
+    engine, place = fleet.database.create_engine("writer"), OnNode(fleet.node_id, name)
+    with engine.begin() as conn:
+        made = meter_ids(conn, [place])[place]
+    engine.dispose()
+    return made
 
 
 def node_rows(
@@ -149,7 +152,6 @@ def test_a_board_that_is_cut_up_is_taken_off_once(fleet: SmallFleet) -> None:
 
 def test_processors_alone_are_a_part_of_the_overhead(fleet: SmallFleet) -> None:
     node_rows(fleet, meter(fleet, "rapl"), 60)
-    fleet.rows("UPDATE meters SET covers = 'part' RETURNING 1")
     HourCloser(fleet.database, SETTINGS).run(LATER)
     assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 60 * HOUR_MJ, 0)]
     assert fleet.rows("SELECT DISTINCT reason FROM current_usage_hours WHERE held_us = 0") == [
