@@ -15,7 +15,6 @@ from analytics.units import MW_PER_W, US_PER_HOUR, US_PER_MINUTE, US_PER_SECOND
 
 THROTTLE_BITS: Final = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 """NVML clocksEventReasons: SW power cap, HW slowdown, SW thermal, HW thermal, HW power brake."""
-THERMAL_BITS: Final = 0x20 | 0x40
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import Final
 US_PER_SECOND: Final = 1_000_000
 US_PER_MINUTE: Final = 60 * US_PER_SECOND
 US_PER_HOUR: Final = 3_600 * US_PER_SECOND
-US_PER_DAY: Final = 24 * US_PER_HOUR
 NS_PER_US: Final = 1_000
 MW_PER_W: Final = 1_000
 """Milliwatts, as in ``power_mw``."""
@@ -23,8 +22,6 @@ PPM: Final = 1_000_000
 """Parts per million: ``share_ppm`` of a whole device."""
 NANO: Final = 10**9
 """Billionths of a currency unit or gram: the places of the ledger, NUMERIC(38, 9)."""
-ATTO: Final = 10**18
-"""The places of a rate, NUMERIC(38, 18)."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)

@@ -22,7 +22,6 @@ from collector.wire import Origin
 
 MAX_DEPTH: Final = 5
 """Fine-tunes of fine-tunes that are followed."""
-HOPS: Final = ("response", "serving", "fine_tune", "dataset")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NOT_SEEN: Final = "is not known, or not to this token"
 

@@ -27,7 +27,6 @@ NINE_PLACES: Final = Decimal("1E-9")
 SIX_PLACES: Final = Decimal("1E-6")
 OUTCOMES: Final = ("failed", "preempted", "cancelled")
 PLATFORM: Final = "(platform)"
-UNMAPPED: Final = "unmapped"
 G_PER_KG: Final = 1000
 DEVICE_WORK_MEM: Final = "64MB"
 """A day of 1,000 devices sorts in about 15 MB; with the default 4 MB a month took 71 s instead of 18."""

@@ -36,7 +36,6 @@ CLAIMS: Final = {
     "end_us": pl.Int64,
     "told_start_us": pl.Int64,
     "told_end_us": pl.Int64,
-    "end_assumed": pl.Boolean,
 }
 """``leaf_id``: the device that was named, an instance or the board itself; ``whole``: of that; ``num / den``: of the board."""
 COUNTS: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
@@ -200,7 +199,6 @@ def on_devices(holds: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
             "end_us",
             pl.col("start_us").alias("told_start_us"),
             pl.col("end_us").alias("told_end_us"),
-            pl.col("ended_by").is_not_null().alias("end_assumed"),
         )
     )
 
@@ -277,7 +275,6 @@ def on_nodes(
         pl.col("segment_to_us").alias("end_us"),
         pl.col("from_us").alias("told_start_us"),
         pl.col("to_us").alias("told_end_us"),
-        pl.col("ended_by").is_not_null().alias("end_assumed"),
     )
     return found.cast(CLAIMS), _too_many(asked)  # type: ignore[arg-type]
 
