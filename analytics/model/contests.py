@@ -48,8 +48,8 @@ def settle(claims: pl.DataFrame, handover_us: int) -> tuple[pl.DataFrame, pl.Dat
     plain = _plain(claims.join(busy, on="board_id", how="anti"))
     settled, contests = _settled(claims.join(busy, on="board_id", how="semi"), handover_us)
     held = _in_one_piece(_with_rest(settled))
-    after = pl.lit(plain["segment"].max() or 0, dtype=pl.Int64) + 1
-    return pl.concat([plain, held.with_columns(pl.col("segment") + after)]), contests
+    before = pl.lit(plain["segment"].max() or 0, dtype=pl.Int64)
+    return pl.concat([plain, held.with_columns(pl.col("segment") + before)]), contests
 
 
 def _plain(claims: pl.DataFrame) -> pl.DataFrame:
@@ -87,8 +87,8 @@ def _busy(claims: pl.DataFrame) -> pl.DataFrame:
         return ordered.select("board_id")
     # Boards one after the other on one axis, so that the latest end so far is a running maximum and no window.
     first_us = int(ordered["start_us"].min())  # type: ignore[arg-type]
-    last_us = max(int(ordered["start_us"].max()), first_us) + 1  # type: ignore[arg-type]
-    place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us + 1) - first_us
+    last_us = int(ordered["start_us"].max()) + 1  # type: ignore[arg-type]
+    place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us)
     ends = (pl.col("end_us").clip(None, last_us) + place).cum_max().shift(1)
     return ordered.filter(pl.col("start_us") + place < ends).select("board_id").unique()
 
@@ -259,7 +259,7 @@ def _in_one_piece(rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.sort("device_id", "start_us", "holder_key", "holder")
     said = pl.concat_str("holder", "weight", "weights", "method", separator="|")
     whole = (
-        rows.group_by("segment", maintain_order=True)
+        rows.group_by("segment")
         .agg(pl.col("device_id", "start_us", "end_us").first(), said.str.join(";").alias("said"))
         .sort("device_id", "start_us")
     )
@@ -269,9 +269,7 @@ def _in_one_piece(rows: pl.DataFrame) -> pl.DataFrame:
         & (pl.col("said") == pl.col("said").shift(1))
     )
     numbered = whole.with_columns((~follows.fill_null(value=False)).cum_sum().cast(pl.Int64).alias("run"))
-    runs = numbered.group_by("run", maintain_order=True).agg(
-        pl.col("segment").first(), pl.col("start_us").first(), pl.col("end_us").last()
-    )
+    runs = numbered.group_by("run").agg(pl.col("segment").first(), pl.col("start_us").first(), pl.col("end_us").last())
     return (
         rows.drop("start_us", "end_us")
         .join(runs, on="segment", how="inner")
@@ -292,9 +290,10 @@ def _contests(parts: pl.DataFrame, segments: pl.DataFrame, found: dict[str, pl.D
     for kind, claims in found.items():
         by_segment = (
             parts.join(claims.unique(), on=["segment", "claim"], how="semi")
+            .select("segment", "job_id", "evidence")
+            .unique()
             .sort("segment", "job_id", "evidence")
-            .unique(["segment", "job_id", "evidence"], keep="first", maintain_order=True)
-            .group_by("segment", maintain_order=True)
+            .group_by("segment")
             .agg(pl.col("job_id").alias("jobs"), "evidence")
             .join(segments, on="segment", how="inner")
             .sort("board_id", "start_us")
@@ -307,7 +306,7 @@ def _contests(parts: pl.DataFrame, segments: pl.DataFrame, found: dict[str, pl.D
         )
         rows.append(
             by_segment.with_columns((~follows.fill_null(value=False)).cum_sum().alias("run"))
-            .group_by("run", maintain_order=True)
+            .group_by("run")
             .agg(
                 pl.col("board_id").first().alias("device_id"),
                 pl.col("start_us").first().alias("from_us"),

@@ -1,7 +1,8 @@
 """Runs mutants of ``analytics/model``: ``python -m tests.mutation [--only MODULE ...] [--most N] [--jobs N]``. Exit code 1: below 90 %.
 
 Each mutant is run in a process of its own against the unit tests of its module (:func:`tests_of`) until one fails: killed. One
-that all pass survives and is listed. Score and survivors go to build/mutation.json.
+that all pass survives and is listed. Those of ``equivalents.py`` are not run. Score and survivors go to build/mutation.json after
+every mutant, so that a run cut off leaves what it found.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.mutation.child import Verdict, outcome, start
+from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.operators import Mutant, mutants
 
 MODEL = Path("analytics/model")
@@ -59,14 +61,27 @@ def tests_of(module: str) -> list[str]:
     return list(dict.fromkeys(found + naming)) or [str(path) for path in sorted(TESTS.glob("test_model_*.py"))]
 
 
-def chosen(modules: Sequence[str], most: int | None, seed: int) -> Iterator[tuple[str, Mutant]]:
-    """Yield module and mutant; of each module at most ``most``, drawn evenly by ``seed``."""
-    for module in modules:
-        found = list(mutants((MODEL / f"{module}.py").read_text()))
-        if most is not None and len(found) > most:
-            found = sorted(random.Random(f"{seed}/{module}").sample(found, most), key=lambda mutant: mutant.line)
-        for mutant in found:
-            yield module, mutant
+def told_apart(module: str) -> tuple[list[Mutant], list[dict[str, str | int]]]:
+    """Return the mutants of a module to run, and those that change nothing, with their reasons."""
+    source = (MODEL / f"{module}.py").read_text()
+    lines = ["", *(line.strip() for line in source.splitlines())]
+    reasons = {(e.text, e.what, e.nth): e.reason for e in EQUIVALENTS if e.module == module}
+    real: list[Mutant] = []
+    same: list[dict[str, str | int]] = []
+    for mutant in mutants(source):
+        reason = reasons.get((lines[mutant.line], mutant.what, mutant.nth))
+        if reason is None:
+            real.append(mutant)
+        else:
+            same.append({"module": module, "line": mutant.line, "what": mutant.what, "reason": reason})
+    return real, same
+
+
+def drawn(module: str, found: list[Mutant], most: int | None, seed: int) -> list[Mutant]:
+    """Return at most ``most`` of the mutants, drawn evenly by ``seed``, in the order of their lines."""
+    if most is None or len(found) <= most:
+        return found
+    return sorted(random.Random(f"{seed}/{module}").sample(found, most), key=lambda mutant: mutant.line)
 
 
 def run(work: Iterable[tuple[str, Mutant]], jobs: int) -> Iterator[Ran]:
@@ -84,32 +99,46 @@ def run(work: Iterable[tuple[str, Mutant]], jobs: int) -> Iterator[Ran]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    modules = [path.stem for path in sorted(MODEL.glob("*.py")) if path.stem != "__init__"]
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--only", nargs="*", default=[], help="modules of analytics/model; all by default")
+    parser.add_argument("--only", nargs="*", default=[], choices=modules, metavar="MODULE", help="all by default")
     parser.add_argument("--most", type=int, help="mutants of each module; all by default")
     parser.add_argument("--seed", type=int, default=0, help="by which they are drawn")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--report", type=Path, default=REPORT)
     told = parser.parse_args(arguments)
-    modules = [path.stem for path in sorted(MODEL.glob("*.py")) if path.stem != "__init__"]
     wanted = [module for module in modules if not told.only or module in told.only]
     unhurt = run(((module, Mutant(0, "nothing", (MODEL / f"{module}.py").read_text())) for module in wanted), told.jobs)
     broken = sorted(result.module for result in unhurt if result.verdict is not Verdict.SURVIVED)
     if broken:
         sys.stderr.write(f"their tests fail without any fault: {', '.join(broken)}; they are left out\n")
-    ran = []
-    for result in run(chosen([m for m in wanted if m not in broken], told.most, told.seed), told.jobs):
-        ran.append(result)
-        if result.verdict is Verdict.SURVIVED:
-            sys.stderr.write(f"survived: {MODEL / result.module}.py:{result.line}: {result.what}\n")
-    report = scored(ran)
+    ran: list[Ran] = []
+    equivalent: list[dict[str, str | int]] = []
+    asked = {"only": told.only, "most_of_a_module": told.most, "seed": told.seed, "left_out": broken}
     told.report.parent.mkdir(parents=True, exist_ok=True)
-    told.report.write_text(
-        json.dumps(asdict(report) | {"most_of_a_module": told.most, "seed": told.seed}, indent=1) + "\n"
-    )
+
+    def write(*, finished: bool) -> None:
+        text = json.dumps(asked | {"finished": finished} | asdict(scored(ran)) | {"equivalent": equivalent}, indent=1)
+        beside = told.report.with_suffix(".part")
+        beside.write_text(text + "\n")
+        beside.replace(told.report)
+
+    for module in wanted:
+        if module in broken:
+            continue
+        real, same = told_apart(module)
+        equivalent += same
+        for result in run(((module, mutant) for mutant in drawn(module, real, told.most, told.seed)), told.jobs):
+            ran.append(result)
+            if result.verdict is Verdict.SURVIVED:
+                sys.stderr.write(f"survived: {MODEL / result.module}.py:{result.line}: {result.what}\n")
+            write(finished=False)
+    write(finished=True)
+    report = scored(ran)
     for module, (killed, count) in report.modules.items():
         sys.stdout.write(f"{module:16} {killed:5} of {count:5}  {100 * killed / count:5.1f} %\n")
     sys.stdout.write(f"{'all':16} {report.killed:5} of {report.mutants:5}  {report.score_percent:5.1f} %\n")
+    sys.stdout.write(f"{'equivalent':16} {len(equivalent):5}, not run (tests/mutation/equivalents.py)\n")
     return 0 if report.score_percent >= TARGET_PERCENT else 1
 
 

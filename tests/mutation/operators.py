@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class Mutant:
     line: int
     what: str
     source: str
+    nth: int = 0
+    """Of several such faults on one line, which; from 0."""
 
 
 def mutants(source: str) -> Iterator[Mutant]:
@@ -47,6 +50,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     """
     tree = ast.parse(source)
     plain = ast.unparse(tree)
+    seen: Counter[tuple[int, str]] = Counter()
     for number, node in enumerate(_nodes(tree)):
         for what, change in _changes(node):
             mutated = copy.deepcopy(tree)
@@ -54,7 +58,9 @@ def mutants(source: str) -> Iterator[Mutant]:
             _replace(mutated, target, change)
             text = ast.unparse(ast.fix_missing_locations(mutated))
             if text != plain:
-                yield Mutant(getattr(node, "lineno", 0), what, text)
+                line = getattr(node, "lineno", 0)
+                yield Mutant(line, what, text, seen[line, what])
+                seen[line, what] += 1
 
 
 def _nodes(tree: ast.Module) -> Iterator[ast.AST]:

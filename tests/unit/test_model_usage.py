@@ -136,3 +136,92 @@ def test_overhead_of_an_hour_not_wholly_seen_is_unknown() -> None:
         devices=[device(1), device(9, kind="node", model="chassis")],
     )
     assert "overhead_unknown" in site.close().quality["reason"].to_list()
+
+
+def _looked(job: int | None, util_ppm: int) -> dict[str, Any]:
+    """Of the first minute."""
+    told = {"device_id": 1, "at": at(60), "span_us": 60_000_000, "method": "process_utilization"}
+    return {**told, "job_id": job, "sm_util_ppm": util_ppm}
+
+
+FLOOR_100_W = (device(idle_power_mw=100_000),)
+MINUTE = steady(1, 0, 60, 500)
+"""30 kJ in 60 s, of which 6 kJ are the floor."""
+
+
+def test_what_halves_of_a_board_did_is_estimated_with_bounds_and_no_millijoule_is_lost() -> None:
+    site = Site(
+        readings=MINUTE,
+        devices=FLOOR_100_W,
+        allocations=[holds(job, 1, 0, 60, 0.5) for job in (1, 2)],
+        shares=[_looked(1, 600_000), _looked(2, 200_000)],
+    )
+    rows = site.usage()
+    # 3 kJ of floor each; 24 kJ of work 3 : 1. May be 5.1 % of the 24 kJ off, 1,224 J.
+    assert [
+        (rows[name]["energy_mj"], rows[name]["estimated_mj"], rows[name]["energy_low_mj"], rows[name]["energy_high_mj"])
+        for name in ("job:1", "job:2")
+    ] == [(21_000_000, 21_000_000, 19_776_000, 22_224_000), (9_000_000, 9_000_000, 7_776_000, 10_224_000)]
+    assert (rows["job:1"]["held_us"], rows["job:1"]["covered_us"]) == (30_000_000, 30_000_000)
+    # After their minute no meter tells of the board, and nobody has it.
+    assert (rows["idle"]["held_us"], rows["idle"]["down_us"], rows["idle"]["energy_mj"]) == (
+        3_540_000_000,
+        3_540_000_000,
+        None,
+    )
+
+
+def test_work_of_processes_that_are_no_jobs_is_nobodys_and_has_no_time_of_its_own() -> None:
+    site = Site(
+        readings=MINUTE,
+        devices=FLOOR_100_W,
+        allocations=[holds(1, 1, 0, 60, 0.5)],
+        shares=[_looked(1, 600_000), _looked(None, 200_000)],
+    )
+    rows = site.usage()
+    assert {holder: row["energy_mj"] for holder, row in rows.items()} == {
+        "job:1": 21_000_000,
+        "unattributed:no_job": 6_000_000,
+        "idle": 3_000_000,
+    }
+    stranger = rows["unattributed:no_job"]
+    assert (stranger["held_us"], stranger["estimated_mj"], stranger["energy_low_mj"]) == (0, 6_000_000, 4_776_000)
+
+
+def test_halves_of_a_gap_are_estimated_and_what_was_measured_beside_it_is_not() -> None:
+    # 1 J measured before and after, 30 J of the 300 s between: half of each, at 0.1 W below any floor.
+    readings = [reading(1, 0, 0), reading(1, 10, 1), reading(1, 310, 31), reading(1, 320, 32)]
+    rows = Site(readings=readings, allocations=[holds(job, 1, 0, 320, 0.5) for job in (1, 2)]).usage()
+    row = rows["job:1"]
+    assert (row["energy_mj"], row["estimated_mj"]) == (16_000, 15_000)
+    assert (row["held_us"], row["covered_us"]) == (160_000_000, 10_000_000)
+
+
+def test_bounds_of_a_shared_gap_and_of_shared_work_add_up() -> None:
+    # Floor 0.1 W. 10 J in 20 s, of which 8 J are work that nobody looked at: 17.2 % of 8 J, 1.376 J; the gap's 30 J are certain.
+    readings = [reading(1, 0, 0), reading(1, 10, 5), reading(1, 310, 35), reading(1, 320, 40)]
+    halves = [holds(job, 1, 0, 320, 0.5) for job in (1, 2)]
+    row = Site(readings=readings, devices=[device(idle_power_mw=100)], allocations=halves).usage()["job:1"]
+    assert (row["energy_mj"], row["energy_low_mj"], row["energy_high_mj"]) == (20_000, 18_624, 21_376)
+
+
+def test_an_estimated_millijoule_has_bounds_and_a_measured_kilowatt_hour_has_none() -> None:
+    readings = [reading(1, 0, 0), reading(1, 10, 0), reading(1, 310, 0.001), reading(1, 320, 0.001)]
+    row = Site(readings=readings, allocations=[holds(1, 1, -100, None)]).usage()["job:1"]
+    assert (row["estimated_mj"], row["energy_low_mj"], row["energy_high_mj"]) == (1, 1, 1)
+    measured = Site(readings=FULL).usage()["idle"]
+    assert (measured["estimated_mj"], measured["energy_low_mj"], measured["energy_high_mj"]) == (0, None, None)
+
+
+def test_a_device_that_stands_nowhere_is_on_the_books_only_where_a_meter_tells_of_it() -> None:
+    assert Site(placements=[]).usage() == {}
+    seen = Site(placements=[], readings=FULL).usage()
+    assert seen["idle"]["energy_mj"] == 360_000_000
+    # Also where all that is told of it is the size of a gap, which is nobody's.
+    lost = Site(placements=[], readings=[reading(1, 0, 0), reading(1, 300, 30)])
+    assert {holder: row["energy_mj"] for holder, row in lost.usage().items()} == {
+        "idle": None,
+        "unattributed:telemetry_gap": 30_000,
+    }
+    found = {row["reason"]: row["time_us"] for row in lost.close().quality.iter_rows(named=True)}
+    assert found == {"telemetry_gap": 300_000_000, "no_data": 3_300_000_000}

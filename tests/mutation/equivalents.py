@@ -1,0 +1,92 @@
+"""Faults that change nothing anybody could see, each with its reason: not run, not counted, listed in the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalent:
+    """One fault, found by the text of its line, so that it stays found when lines move and is looked at anew when the line changes."""
+
+    module: str
+    text: str
+    """The line as it stands, without its indentation."""
+    what: str
+    reason: str
+    nth: int = 0
+    """Of several such faults on the line, which; from 0."""
+
+
+_ALIKE = "equal in every row of the group"
+_NUMBERS = "a number that tells segments apart, whatever it begins with"
+_LONG_WAY = "more boards go the long way, which says the same of them; only slower"
+_FILTERED_LATER = "lets more pairs in, which the filter after the join takes out"
+
+EQUIVALENTS: tuple[Equivalent, ...] = (
+    Equivalent("contests", 'before = pl.lit(plain["segment"].max() or 0, dtype=pl.Int64)', "0 becomes 1", _NUMBERS),
+    Equivalent(
+        "contests",
+        'follows = pl.all_horizontal(*same, pl.col("start_us") == pl.col("end_us").shift(1)).fill_null(value=False)',
+        "False becomes True",
+        _NUMBERS,
+    ),
+    Equivalent(
+        "contests",
+        'if rows.height and rows["segment"].item(-1) < rows.height:',
+        "Lt becomes LtE",
+        "groups of one row each are the rows",
+    ),
+    Equivalent(
+        "contests",
+        'rows = rows.group_by("segment", maintain_order=True).agg(',
+        "True becomes False",
+        "whoever reads the rows sorts them",
+    ),
+    *(
+        Equivalent("contests", text, what, _LONG_WAY)
+        for text, what in (
+            ('last_us = int(ordered["start_us"].max()) + 1  # type: ignore[arg-type]', "1 becomes 2"),
+            ('place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us)', "factor dropped"),
+            ('place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us)', "- becomes +"),
+            ('place = pl.col("board_id").rank("dense").cast(pl.Int64) * (last_us - first_us)', "subtrahend dropped"),
+            (
+                'return ordered.filter(pl.col("start_us") + place < ends).select("board_id").unique()',
+                "Lt becomes LtE",
+            ),
+        )
+    ),
+    Equivalent(
+        "contests", '.explode("segment", empty_as_null=False)', "False becomes True", "no claim is of no length"
+    ),
+    Equivalent(
+        "contests",
+        '.otherwise(pl.min_horizontal(pl.col("num").sum(), pl.col("den").first()))',
+        "first becomes last",
+        _ALIKE,
+    ),
+    *(
+        Equivalent(
+            "contests",
+            'several = parts.filter((pl.col("job_id").n_unique().over("segment") > 1) & pl.col("whole").any().over("segment"))',
+            what,
+            _FILTERED_LATER,
+        )
+        for what in ("& becomes |", "Gt becomes GtE")
+    ),
+    *(
+        Equivalent("contests", text, "first becomes last", _ALIKE)
+        for text in (
+            'pl.min_horizontal(pl.col("num").sum(), pl.col("den").first()).alias("weight"),',
+            'pl.col("device_id", "start_us", "end_us", "weights", "taken").first(),',
+            '.agg(pl.col("device_id", "start_us", "end_us").first(), said.str.join(";").alias("said"))',
+            'pl.col("segment").first(), pl.col("start_us").first(), pl.col("end_us").last()',
+            'pl.col("board_id").first().alias("device_id"),',
+            'pl.col("jobs", "evidence").first(),',
+        )
+    ),
+    *(
+        Equivalent("contests", text, "False becomes True", _NUMBERS)
+        for text in ('by_segment.with_columns((~follows.fill_null(value=False)).cum_sum().alias("run"))',)
+    ),
+)
