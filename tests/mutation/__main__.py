@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "levels": ["sharing"],
     "claims": ["holding"],
     "contests": ["holding"],
+    "usage": ["energy", "edges", "sensors"],
     "cost": ["usage", "money", "methods"],
     "carbon": ["usage", "money"],
     "tokens": ["usage", "money"],

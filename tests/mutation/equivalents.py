@@ -89,4 +89,41 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         Equivalent("contests", text, "False becomes True", _NUMBERS)
         for text in ('by_segment.with_columns((~follows.fill_null(value=False)).cum_sum().alias("run"))',)
     ),
+    *(
+        Equivalent("usage", text, "0 becomes 1", "no meter spans a single microsecond")
+        for text in (
+            'parts = parts.filter(on_books | (pl.col("covered_us") + pl.col("gap_us") > 0)).with_columns(',
+            'spanned, guessed = pl.col("spanned_us") > 0, (pl.col("spanned_us") > 0) & (pl.col("estimated_mj") > 0)',
+            'pl.col("covered_us") + pl.col("gap_us") > 0',
+            '.filter(pl.col("time_us") > 0)',
+        )
+    ),
+    Equivalent(
+        "usage",
+        'spanned, guessed = pl.col("spanned_us") > 0, (pl.col("spanned_us") > 0) & (pl.col("estimated_mj") > 0)',
+        "0 becomes 1",
+        "no meter spans a single microsecond",
+        nth=1,
+    ),
+    Equivalent(
+        "usage",
+        'return pieces.group_by("span", *_SPAN, maintain_order=True).agg(',
+        "True becomes False",
+        "the rows are grouped and sorted again before they are returned",
+    ),
+    Equivalent(
+        "usage",
+        'of_span = parts.unique("span", keep="first", maintain_order=True).select("span", *_SPAN, "feed", "origin")',
+        "True becomes False",
+        "what is taken is of the span, equal in all of its rows; order: see above",
+    ),
+    *(
+        Equivalent(
+            "usage",
+            '(pl.col("gap_us") - pl.col("kept_us")).sum().alias("spanned_us"),',
+            what,
+            "only asked whether it is more than nothing, and the rows with nothing are filtered out above",
+        )
+        for what in ("- becomes +", "subtrahend dropped")
+    ),
 )

@@ -154,3 +154,58 @@ def test_a_window_must_begin_on_a_full_hour() -> None:
 def test_readings_of_an_unknown_epoch_are_refused() -> None:
     with pytest.raises(InputError, match="epochs"):
         Site(readings=[reading(1, 0, 0, epoch_id=9)]).close()
+
+
+def test_a_step_is_believed_up_to_what_20_kw_draw_until_a_second_after() -> None:
+    # 20 kW for 10 s and for the second that the value may be old: 220 kJ, and a millijoule for rounding.
+    def booked(step_mj: int) -> int:
+        readings = [reading(1, 0, 0), {**reading(1, 10), "energy_mj": step_mj}]
+        return int(Site(readings=readings).close().usage["energy_mj"].sum())
+
+    assert booked(220_000_001) == 220_000_001
+    assert booked(220_000_002) == 0
+
+
+def test_what_a_new_counter_shows_is_told_as_lost_up_to_what_can_have_been_drawn() -> None:
+    def lost(shown_mj: int) -> tuple[str, int]:
+        readings = [reading(1, 0, 10**6), {**reading(1, 10), "energy_mj": shown_mj}]
+        rows = Site(readings=readings).close().quality.filter(reason="counter_reset")
+        return rows.select("reason", "unbooked_mj").row(0)
+
+    assert lost(220_000_001) == ("counter_reset", 220_000_001)
+    assert lost(220_000_002) == ("counter_reset", 0)
+
+
+@pytest.mark.parametrize(("apart_s", "covered_us"), [(60, 60_000_000), (60.000001, 0)])
+def test_readings_up_to_a_minute_apart_have_no_gap_between_them(apart_s: float, covered_us: int) -> None:
+    rows = Site(readings=[reading(1, 0, 0), reading(1, apart_s, 6)]).usage()
+    assert rows["idle"]["covered_us"] == covered_us
+    assert ("unattributed:telemetry_gap" in rows) is (covered_us == 0)
+
+
+def test_a_gap_in_which_nothing_was_drawn_is_a_gap_and_no_new_counter() -> None:
+    found = Site(readings=[reading(1, 0, 5), reading(1, 300, 5)]).close().quality
+    assert dict(found.select("reason", "time_us").rows()) == {"telemetry_gap": 300_000_000, "no_data": 3_300_000_000}
+
+
+@pytest.mark.parametrize(("beyond_s", "energy_mj"), [(0, 172_800), (0.000001, 0)])
+def test_readings_up_to_two_days_apart_are_joined(beyond_s: float, energy_mj: int) -> None:
+    # A milliwatt of 48 hours: 172.8 J, and none of it is booked where the readings lie a microsecond further apart.
+    days = 2 * 86_400
+    readings = [reading(1, 0, 0), reading(1, days + beyond_s, 172.8)]
+    assert Site(readings=readings, hours=49).close().usage["energy_mj"].fill_null(0).sum() == energy_mj
+
+
+@pytest.mark.parametrize(("watts", "idle_us"), [(91.003, 10_000_000), (91.004, 0)])
+def test_idle_is_up_to_130_percent_of_a_boards_own_floor_cut_to_the_milliwatt(watts: float, idle_us: int) -> None:
+    # 1.3 x 70.003 W = 91.0039 W. Beside it a pair of boards of unknown floor: 1.3 x 2 x 100 W.
+    two = [device(1, idle_power_mw=70_003), device(2, idle_power_mw=None, accelerators=2)]
+    readings = [
+        reading(number, second, watts_each * second, watts_each, gpu_util_percent=0)
+        for number, watts_each in ((1, watts), (2, 260))
+        for second in (0, 10)
+    ]
+    usage = Site(readings=readings, devices=two).close().usage
+    assert dict(usage.select("device_id", "idle_us").rows()) == {1: idle_us, 2: 10_000_000}
+    hotter = [{**row, "power_mw": 260_001} if row["device_id"] == 2 else row for row in readings]
+    assert Site(readings=hotter, devices=two).close().usage.filter(device_id=2)["idle_us"].to_list() == [0]

@@ -47,3 +47,44 @@ def test_minutes_that_the_first_feed_left_open_are_the_next_ones() -> None:
     assert rows["energy_mj"].to_list() == [6_000_000, 3_000_000 + 6_000_000, 12_000_000]
     assert rows["covered_us"].to_list() == [60_000_000] * 3
     assert rows["origin"].to_list() == [1, 3, 3]
+
+
+def test_a_minute_is_of_the_gauges_after_its_start_up_to_its_end() -> None:
+    rows = [
+        reading(1, second, gpu_util_percent=util) for second, util in ((0, 1), (60, 2), (61, 3), (3600, 4), (3601, 5))
+    ]
+    found = _minutes(Site(readings=rows)).sort("minute_at").select("minute_at", "gpu_util_percent").rows()
+    assert found == [(HOUR, 2), (at(60), 3), (at(3540), 4)]
+
+
+def test_mean_utilization_is_cut_to_the_percent_and_of_rows_that_tell_it() -> None:
+    rows = [reading(1, second, gpu_util_percent=util) for second, util in ((10, 10), (20, None), (30, 11))]
+    assert _minutes(Site(readings=rows))["gpu_util_percent"].to_list() == [10]
+
+
+def test_a_minute_is_throttled_for_what_the_counter_says_and_unknown_where_it_says_nothing() -> None:
+    more = {"gpu_util_percent": 90, "clocks_event_reasons": 0x40}
+    told = [reading(1, 0, 0, 700, throttled_ns=0, **more), reading(1, 10, 7, 700, throttled_ns=3 * 10**9, **more)]
+    assert _minutes(Site(readings=told))["throttled_us"].to_list() == [3_000_000]
+    assert _minutes(Site(readings=steady(1, 0, 60, 100)))["throttled_us"].to_list() == [None]
+
+
+def test_a_minute_inside_a_gap_that_the_counter_spans_has_its_part_of_the_gaps_energy_and_is_not_covered() -> None:
+    # 100 W; silent from 60 s to 240 s.
+    rows = [*steady(1, 0, 60, 100), *[reading(1, second, 100 * second) for second in range(240, 301, 10)]]
+    found = _minutes(Site(readings=rows)).sort("minute_at")
+    assert found["energy_mj"].to_list() == [6_000_000] * 5
+    assert found["covered_us"].to_list() == [60_000_000, 0, 0, 0, 60_000_000]
+
+
+def test_minutes_of_two_devices_are_their_own() -> None:
+    site = Site(readings=[*steady(1, 0, 120, 100), *steady(2, 60, 180, 200)], devices=[device(1), device(2)])
+    found = _minutes(site).sort("device_id", "minute_at").select("device_id", "minute_at", "energy_mj").rows()
+    # The second's first gauge ends its first minute, of which no meter tells.
+    assert found == [
+        (1, HOUR, 6_000_000),
+        (1, at(60), 6_000_000),
+        (2, HOUR, None),
+        (2, at(60), 12_000_000),
+        (2, at(120), 12_000_000),
+    ]

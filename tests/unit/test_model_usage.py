@@ -225,3 +225,34 @@ def test_a_device_that_stands_nowhere_is_on_the_books_only_where_a_meter_tells_o
     }
     found = {row["reason"]: row["time_us"] for row in lost.close().quality.iter_rows(named=True)}
     assert found == {"telemetry_gap": 300_000_000, "no_data": 3_300_000_000}
+
+
+def test_a_dropped_reading_is_told_with_the_hour_that_it_is_of_from_its_first_instant_to_before_its_last() -> None:
+    readings = [reading(1, second, None, -1) for second in (-1, 0, 3600, 5400, 7200)]
+    result = Site(readings=readings, hours=2).close()
+    rows = result.quality.sort("hour_at", "reason").select("hour_at", "reason", "readings", "time_us", "unbooked_mj")
+    assert rows.rows() == [
+        (HOUR, "no_data", 0, 3_600_000_000, 0),
+        (HOUR, "not_positive", 1, 0, 0),
+        (at(3600), "no_data", 0, 3_600_000_000, 0),
+        (at(3600), "not_positive", 2, 0, 0),
+    ]
+
+
+def test_of_two_gaps_of_a_holding_the_one_it_outlasts_is_its_and_the_one_it_ends_in_is_nobodys() -> None:
+    # 100 W; silent from 100 to 400 s and from 2,900 to 3,200 s, and the job ends at 3,000 s.
+    readings = [row for row in FULL if not (at(100) < row["at"] < at(400) or at(2900) < row["at"] < at(3200))]
+    site = Site(readings=readings, allocations=[holds(7, 1, 0, 3000)])
+    rows = site.usage()
+    assert {holder: (row["energy_mj"], row["estimated_mj"], row["held_us"]) for holder, row in rows.items()} == {
+        "job:7": (290_000_000, 30_000_000, 3_000_000_000),
+        "idle": (40_000_000, 0, 600_000_000),
+        "unattributed:telemetry_gap": (30_000_000, 30_000_000, 0),
+    }
+    lost = rows["unattributed:telemetry_gap"]
+    assert [lost[name] for name in ("covered_us", "reserved_us", "down_us")] == [0, 0, 0]
+    assert site.close().quality.select("reason", "time_us").rows() == [("telemetry_gap", 600_000_000)]
+
+
+def test_an_hour_that_a_meter_covers_has_nothing_to_tell_of_its_quality() -> None:
+    assert Site(readings=FULL).close().quality.is_empty()
