@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -27,6 +28,10 @@ SILENT_AT, BACK_AT = HOUR_AT + 20 * MINUTE, HOUR_AT + 3 * HOUR + 40 * MINUTE
 HOUR_MJ = 360_000_000
 """100 W for an hour: what the agent's counter says, spread evenly where it was silent."""
 ENERGIES = "SELECT hour_at, feed, sum(energy_mj)::bigint FROM current_usage_hours GROUP BY 1, 2 ORDER BY 1, 2"
+
+
+def at(second: float) -> datetime:
+    return HOUR_AT + timedelta(seconds=int(second))
 
 
 def agent_speaks(fleet: SmallFleet) -> None:
@@ -74,6 +79,43 @@ def test_of_two_feeds_each_feeds_silence_is_seen_by_hours_as_by_the_window(
     held = together.filter(pl.col("energy_mj") > 0)
     assert held["energy_mj"].to_list() == [HOUR_MJ] * HOURS
     assert held["feed"].to_list() == [int(Feed.NATIVE)] * HOURS
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_either_feed_leaves_out_hours_and_the_window_have_the_same_books(db: Database, seed: int) -> None:
+    fleet, draw = small_fleet(db), random.Random(seed)
+    feeds = [fleet, through_dcgm(fleet)]
+    for feed, watts in zip(feeds, (100, 103), strict=True):
+        # Between a minute and two hours of rows, then as long a silence; the counter goes on, or begins anew.
+        # The agent is heard of first after a while: until then there is DCGM alone.
+        second, since, spoke = (2400.0 + 3600 * draw.random() if feed is fleet else -1800.0), -3600, True
+        while second < (HOURS + 1) * 3600:
+            until = second + 60 * 120 ** draw.random()
+            if spoke:
+                since = int(second) if draw.random() < 0.2 else since
+                start = int(second)
+                feed.samples(
+                    at(start), at(until), power_w=watts, start_mj=(start - since) * watts * 1000 + 1, step_s=30
+                )
+            second, spoke = until, not spoke
+    if seed % 2:
+        fleet.rows("UPDATE device_samples SET energy_mj = NULL WHERE epoch_id = %s RETURNING 1", feeds[1].epoch_id)
+    for number in range(6):
+        start = draw.randrange(-1800, HOURS * 3600)
+        fleet.job(str(number), at(start), at(start + draw.choice([40, 900, 5400])))
+
+    day = loaded(db, fleet, 0, HOURS)
+    together = close_hours(day.inputs, Policy())
+    alone = [close_hours(loaded(db, fleet, number, 1).inputs, Policy()) for number in range(HOURS)]
+
+    for name, key in (
+        ("usage", ["hour_at", "device_id", "holder"]),
+        ("quality", ["hour_at", "device_id", "reason"]),
+        ("lines", ["hour_at", "line_key"]),
+    ):
+        apart = pl.concat([getattr(result, name) for result in alone]).sort(key)
+        assert apart.rows() == getattr(together, name).sort(key).rows(), name
+    assert {feed.epoch_id for feed in feeds} == set(day.inputs.usage.readings["epoch_id"])
 
 
 def test_hours_that_another_feed_stood_in_for_are_the_first_ones_again_once_it_is_heard_of(db: Database) -> None:
