@@ -19,7 +19,7 @@ from analytics.closing.minutes import make_minutes
 from analytics.closing.request import PATIENCE, Computed, Done, MinutesTask, Task, Told
 from analytics.errors import BooksError
 from analytics.io.findings import report_attest, report_unbalanced
-from analytics.io.hours import batches, remember_open, settle
+from analytics.io.hours import batches, parted, remember_open, settle
 from analytics.io.load import Loaded, begin_batch
 from analytics.io.load_rating import load_rating
 from analytics.io.runs import HourState, Run, Saved
@@ -60,7 +60,9 @@ class Here:
             connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
             if task.batch.hours[0].is_rating_only and (yield from _rate(connection, task)):
                 return
-            yield from _close(connection, task)
+            for part in parted(connection, task.batch, settings.device_hours_per_load):
+                at_once = task.devices_at_once * len(task.batch.hours) // len(part.hours)
+                yield from _close(connection, replace(task, batch=part, devices_at_once=at_once))
 
     def make_minutes(self, task: MinutesTask) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or other books came."""

@@ -38,6 +38,9 @@ SILENT_S: Final = 900.0
 """A child that tells nothing for so long is ended: it stands still, or its hour is none that it can do."""
 _FEWER: Final = 10
 """An hour that ends its child is tried again with so many times fewer devices in memory together."""
+_RESERVES_NOTHING: Final = ("MIMALLOC_ARENA_EAGER_COMMIT", "0")
+"""Of the child's environment, read while it loads libraries: the allocator of pgpq otherwise takes a GiB of what RLIMIT_DATA allows
+when the first row is saved, and uses next to none of it."""
 _PAGE_BYTES: Final = 4_096
 _MIB: Final = 1 << 20
 
@@ -177,6 +180,7 @@ class Child:
             return self._child, self._pipe
         self.end()
         ours, theirs = self._context.Pipe()
+        os.environ.setdefault(*_RESERVES_NOTHING)
         level = logging.getLogger().getEffectiveLevel()
         child = self._context.Process(
             target=serve, args=(theirs, self.memory_mib, level), name="wattledger-closing", daemon=True

@@ -209,6 +209,22 @@ def batches(hours: Sequence[HourState], most: int) -> list[Batch]:
     return [Batch(group[0].site_id, tuple(group)) for group in groups]
 
 
+_DEVICES: Final = """
+SELECT count(DISTINCT device_id) FROM placements JOIN nodes ON nodes.id = placements.node_id
+WHERE nodes.site_id = %s AND valid_from < %s AND (valid_to IS NULL OR valid_to > %s) AND superseded_at IS NULL
+"""
+
+
+def parted(connection: psycopg.Connection[Any], batch: Batch, device_hours: int) -> list[Batch]:
+    """Return a batch as runs of hours, alike in length, of at most so many devices x hours each, or of one hour."""
+    if len(batch.hours) == 1:
+        return [batch]
+    found = connection.execute(_DEVICES, (batch.site_id, batch.to_at, batch.from_at)).fetchone()
+    most = max(1, device_hours // max(1, int(found[0]) if found else 1))
+    parts = -(-len(batch.hours) // most)
+    return batches(batch.hours, -(-len(batch.hours) // parts))
+
+
 _REMEMBER_OPEN: Final = """
 INSERT INTO changes (site_id, from_at, to_at, kind)
 SELECT %(site_id)s, %(hour_at)s, %(hour_at)s + interval '1 hour', 'failed_close'

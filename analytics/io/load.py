@@ -20,13 +20,13 @@ import psycopg
 from analytics.frames import ApiCalls, DeviceReadings, Devices, Epochs, Jobs, NodeReadings
 from analytics.io.anchors import load_anchors
 from analytics.io.holds import load_holds
-from analytics.io.manifest import Manifest, ReadingsDigest, manifest
+from analytics.io.manifest import Manifest, RowsDigest, manifest
 from analytics.io.meters import SiteLoad, load_node_readings, load_site
 from analytics.io.placeholders import ensure
 from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
-from analytics.io.shares import load_activity, load_shares, shared_boards
+from analytics.io.shares import Looks, shared_boards
 from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
 from analytics.shards import ALL_DEVICES, shards
@@ -71,7 +71,7 @@ class Begun:
     """Hours of which all but their readings is loaded; those are read of some devices at a time, in the same snapshot."""
 
     inputs: HourInputs
-    """Without readings."""
+    """Without readings, and without looks at shared boards."""
     as_of: Known
     seen_xid: str
     session: SampleSession
@@ -79,9 +79,13 @@ class Begun:
     metered: dy.DataFrame[Devices]
     """Devices that have readings of their own."""
     policy: Policy
-    digests: ReadingsDigest = field(default_factory=ReadingsDigest)
+    looks: Looks
+    digests: RowsDigest = field(default_factory=RowsDigest)
     silences: list[Silences] = field(default_factory=list)
     _not_digested: list[pl.DataFrame] = field(default_factory=list)
+    _seen: dict[str, RowsDigest] = field(
+        default_factory=lambda: {"device_shares": RowsDigest(), "instance_activity": RowsDigest()}
+    )
 
     def shards(self, devices_at_once: int, *, digested: bool = False) -> Iterator[UsageInputs]:
         """Yield the inputs of some devices after the other with their readings; all of it is to be gone through, once.
@@ -90,13 +94,16 @@ class Begun:
         """
         for part in shards(self.inputs.usage, devices_at_once):
             devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
+            shares, activity = self.looks.of(part.devices["device_id"])
+            self._seen["device_shares"].add(shares)
+            self._seen["instance_activity"].add(activity)
             readings, silences = self._readings(devices)
             self.silences.append(silences)
             if digested or self.session.rows_outside:
                 self.digests.add(readings)
             else:
                 self._not_digested.append(devices)
-            yield replace(part, readings=readings)
+            yield replace(part, readings=readings, device_shares=shares, instance_activity=activity)
 
     def end(self) -> Loaded:
         """Return what the shards were made of, once all of them were gone through: ``inputs`` without readings."""
@@ -107,7 +114,7 @@ class Begun:
             for devices in self._not_digested:
                 self.digests.add(self._readings(devices)[0])
         digest = self.digests.sha256() if self.session.rows_outside else None
-        read = manifest(self.inputs, self.session.files_read, self.session.rows_outside, digest)
+        read = manifest(self.inputs, self.session.files_read, self.session.rows_outside, digest, self._seen)
         generations = self.session.generations(window.from_at, window.to_at, self.site_id)
         return Loaded(self.inputs, self.as_of, self.seen_xid, read, Silences.of_all(self.silences), generations)
 
@@ -172,16 +179,14 @@ def begin_batch(
             session = until_read.enter_context(opened)
         node_readings = load_node_readings(session, site_id, site, window, policy)
         boards = shared_boards(held.holds, held.devices, held.placements)
-        shares = load_shares(session, site_id, boards, held.holds["job_id"].unique().to_list(), window)
-        activity = load_activity(session, site_id, held.devices, boards, window)
+        looks = Looks(session, site_id, window, boards, held.devices, held.holds["job_id"].unique().to_list())
         devices = Devices.validate(pl.concat([held.devices, site.devices]))
         more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
-        more |= {"device_shares": shares, "instance_activity": activity}
         none_yet = DeviceReadings.create_empty()
         usage = UsageInputs(window, devices, epochs, none_yet, held.placements, held.holds, anchors=anchors, **more)
         inputs = HourInputs(usage, references, calls)
         known_as = as_of or Known(seen.at, seen.snapshot)
-        yield Begun(inputs, known_as, seen.oldest_xid, session, site_id, held.metered, policy)
+        yield Begun(inputs, known_as, seen.oldest_xid, session, site_id, held.metered, policy, looks)
 
 
 def _beyond(site: SiteLoad, node_readings: dy.DataFrame[NodeReadings]) -> dict[str, Any]:

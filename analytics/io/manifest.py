@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final
@@ -20,16 +20,14 @@ import polars as pl
 from analytics.pipeline import HourInputs, RatingInputs, References, UsageInputs, content_hash
 from ingest.store.samples import FileRead
 
-_READ_APART: Final = frozenset({"window", "readings"})
-"""Fields of what books are made of that are no frames of references: readings are told by their files."""
+_READ_APART: Final = frozenset({"window", "readings", "device_shares", "instance_activity"})
+"""Fields of what books are made of that are read of some devices at a time: readings are told by their files, the others hashed by device."""
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "placements": ("device_id", "valid_from"),
     "holds": ("allocation_id",),
     "capacity_holds": ("hold_id",),
     "assets": ("asset", "device_id", "node_id", "capitalized_at"),
     "anchors": ("device_id", "at", "energy_mj"),
-    "device_shares": ("device_id", "at", "job_id", "method", "sm_util_ppm", "share_ppm", "memory_used_bytes"),
-    "instance_activity": ("device_id", "instance_id", "at", "span_us"),
     "devices": ("device_id",),
     "epochs": ("epoch_id",),
     "jobs": ("job_id",),
@@ -77,10 +75,17 @@ class Manifest:
         return hashlib.sha256(text.encode()).digest()
 
 
-def manifest(inputs: HourInputs, files: Iterable[FileRead], rows_outside: int, readings_sha256: str | None) -> Manifest:
+def manifest(
+    inputs: HourInputs,
+    files: Iterable[FileRead],
+    rows_outside: int,
+    readings_sha256: str | None,
+    seen: Mapping[str, RowsDigest],
+) -> Manifest:
     """Return what these inputs are made of; ``files`` were read for their readings, and so many rows outside of them.
 
     ``readings_sha256``: of all readings; null only where no row was outside. Those of ``inputs`` are not looked at.
+    ``seen``: the frames that were read of some devices at a time.
     """
     window, references = inputs.usage.window, inputs.references
     frames: dict[str, pl.DataFrame] = {
@@ -92,7 +97,7 @@ def manifest(inputs: HourInputs, files: Iterable[FileRead], rows_outside: int, r
         window=(window.from_at.isoformat(), window.to_at.isoformat()),
         files=tuple(sorted(files)),
         outside=(rows_outside, readings_sha256) if readings_sha256 is not None else None,
-        frames=_told(frames),
+        frames=_told(frames) | {name: (digest.rows, digest.sha256()) for name, digest in seen.items()},
         currency=references.currency,
     )
 
@@ -124,21 +129,23 @@ def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
     return told
 
 
-class ReadingsDigest:
-    """Hashes readings of some devices after the other: the same whichever are added together, and in which order."""
+class RowsDigest:
+    """Hashes readings, or looks, of some devices after the other: the same whichever are added together, and in which order."""
 
     def __init__(self) -> None:
+        self.rows = 0
         self._of_device: dict[int, bytes] = {}
 
     def add(self, readings: pl.DataFrame) -> None:
-        """Take in all readings of some devices, in order of device, time and values; each device once."""
+        """Take in all rows of some devices, in order of device, time and values; each device once."""
         if readings.is_empty():
             return
+        self.rows += readings.height
         devices = readings["device_id"].to_numpy()
         edges = [0, *(np.flatnonzero(devices[1:] != devices[:-1]) + 1).tolist(), len(devices)]
         columns = []
         for name in readings.columns:
-            column = readings[name]
+            column = _as_numbers(readings[name])
             columns.append(column.to_physical().fill_null(0).rechunk().to_numpy())
             if column.null_count():
                 columns.append(column.is_null().cast(pl.UInt8).rechunk().to_numpy())
@@ -158,8 +165,17 @@ class ReadingsDigest:
         return whole.hexdigest()
 
 
+def _as_numbers(column: pl.Series) -> pl.Series:
+    """Return a column of a few words as the beginnings of their hashes, any other as it is."""
+    if column.dtype != pl.String:
+        return column
+    words = column.unique().drop_nulls().to_list()
+    codes = {word: int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], signed=True) for word in words}
+    return column.replace_strict(codes, default=None, return_dtype=pl.Int64)
+
+
 def readings_sha256(inputs: HourInputs) -> str:
     """Return the SHA-256 of the readings: equal from wherever they were read."""
-    digest = ReadingsDigest()
+    digest = RowsDigest()
     digest.add(inputs.usage.readings)
     return digest.sha256()

@@ -7,7 +7,9 @@ at this door. A process is its job's by cluster, native id and start, as ingest 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Final
 
 import dataframely as dy
@@ -21,6 +23,7 @@ from collector.wire import Stream
 from ingest.store.job_runs import SAME_START_US, is_unique
 from ingest.store.samples import SampleSession
 
+_RUN: Final = ["cluster", "native_job_id", "job_started_at_us"]
 _MARGIN: Final = timedelta(microseconds=2 * LONGEST_US)
 """Around the window: a look speaks of the time before it, and on for as long."""
 _SHARES: Final = (
@@ -53,17 +56,46 @@ def shared_boards(holds: pl.DataFrame, devices: pl.DataFrame, placements: pl.Dat
     return boards.join(mine, on="device_id", how="semi")["board_id"].unique().sort().to_list()
 
 
+@dataclass
+class Looks:
+    """What was seen of the shared boards of a site in a window; read of some devices at a time, as memory allows."""
+
+    session: SampleSession
+    site_id: int
+    window: Window
+    boards: Collection[int]
+    devices: pl.DataFrame
+    """With instances."""
+    job_ids: Collection[int]
+    """Of everybody who holds something at the site: a job that is not among them is nobody."""
+
+    def of(self, devices: pl.Series) -> tuple[dy.DataFrame[DeviceShares], dy.DataFrame[InstanceActivity]]:
+        """Return the looks at those of these devices that are shared boards."""
+        boards = sorted(set(self.boards) & set(devices))
+        return self._shares(boards), load_activity(self.session, self.site_id, self.devices, boards, self.window)
+
+    def _shares(self, boards: list[int]) -> dy.DataFrame[DeviceShares]:
+        return load_shares(self.session, self.site_id, boards, self._jobs, self.window)
+
+    @cached_property
+    def _jobs(self) -> pl.DataFrame:
+        """Return all of them: of two runs of a name the nearer one counts, whichever boards are asked for."""
+        ids = ",".join(str(int(job_id)) for job_id in sorted(self.job_ids))
+        jobs = self.session.fetch(_JOBS.format(ids=ids)) if ids else pl.DataFrame(schema=_JOB_TYPES)
+        return jobs.select(pl.col(name).cast(kind) for name, kind in _JOB_TYPES.items())
+
+
 def load_shares(
-    session: SampleSession, site_id: int, boards: Collection[int], job_ids: Collection[int], window: Window
+    session: SampleSession, site_id: int, boards: Collection[int], jobs: pl.DataFrame, window: Window
 ) -> dy.DataFrame[DeviceShares]:
-    """Return what processes of these boards did, by device, job and time; a job not among ``job_ids`` holds nothing and is nobody."""
+    """Return what processes of these boards did, by device, job and time; who is none of ``jobs`` holds nothing and is nobody."""
     if not boards:
         return DeviceShares.create_empty()
     from_at, to_at = _around(window)
     rows = session.rows(Stream.DEVICE_SHARE, _SHARES, from_at, to_at, keys=boards, site_id=site_id).collect()
     if rows.is_empty():
         return DeviceShares.create_empty()
-    known = rows.join(_job_of(session, rows, job_ids), on=_RUN, how="left", nulls_equal=True)
+    known = rows.join(_job_of(rows, jobs), on=_RUN, how="left", nulls_equal=True)
     typed = known.select(
         "device_id",
         "at",
@@ -105,14 +137,8 @@ def load_activity(
     return InstanceActivity.validate(_in_order(typed, InstanceActivity))
 
 
-_RUN: Final = ["cluster", "native_job_id", "job_started_at_us"]
-
-
-def _job_of(session: SampleSession, rows: pl.DataFrame, job_ids: Collection[int]) -> pl.DataFrame:
+def _job_of(rows: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
     """Return the job of each run that processes were told of: the one of that name whose start is nearest, as ingest matches runs."""
-    ids = ",".join(str(int(job_id)) for job_id in sorted(job_ids))
-    jobs = session.fetch(_JOBS.format(ids=ids)) if ids else pl.DataFrame(schema=_JOB_TYPES)
-    jobs = jobs.select(pl.col(name).cast(kind) for name, kind in _JOB_TYPES.items())
     runs = rows.select(_RUN).unique().drop_nulls()
     unique = pl.Series([is_unique(name) for name in runs["native_job_id"]], dtype=pl.Boolean)
     apart = (pl.col("started_us") - pl.col("job_started_at_us")).abs()

@@ -97,6 +97,20 @@ def test_two_children_write_the_books_of_one(fleet: SmallFleet) -> None:
     assert two.pids == []
 
 
+def test_hours_of_more_devices_than_are_loaded_together_are_closed_a_few_at_a_time(fleet: SmallFleet) -> None:
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+    here = fleet.rows(BOOKS)
+    with fleet.admin() as connection:
+        connection.execute("TRUNCATE ledger_hours, ledger_runs, usage_hours, hour_jobs, ledger_lines CASCADE")
+        fleet.changed("device_samples", HOUR_AT, HOUR_AT + 2 * HOUR + timedelta(microseconds=1), connection)
+        (devices,) = connection.execute("SELECT count(DISTINCT device_id) FROM placements").fetchone() or (0,)
+    few = replace(SETTINGS, device_hours_per_load=2 * devices)  # two of the three hours, and then one
+    assert HourCloser(fleet.database, few).run(LATER).closed == 3
+    assert fleet.rows(BOOKS) == here
+    windows = fleet.rows("SELECT count(*) FROM ledger_runs GROUP BY inputs -> 'window' ORDER BY 1")
+    assert windows == [(1,), (2,)]
+
+
 def test_an_hour_over_the_bound_dies_alone_and_is_left_due_with_a_finding(
     fleet: SmallFleet, pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:

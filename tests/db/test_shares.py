@@ -7,9 +7,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from analytics.io.load import Loaded, load_batch
+from analytics.io.manifest import RowsDigest
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import Window, content_hash
 from analytics.policy import Policy
@@ -183,6 +185,17 @@ def test_looks_read_from_segments_are_those_of_the_tables(fleet: SmallFleet, tmp
     assert hot.inputs.usage.device_shares.height > 1_440
     assert content_hash(sealed.inputs.usage.device_shares) == content_hash(hot.inputs.usage.device_shares)
     assert "device_shares" in {file.stream for file in sealed.read.files}
+
+
+def test_looks_are_hashed_the_same_however_many_devices_are_read_together() -> None:
+    rows = pl.DataFrame({"device_id": [1, 1, 2, 3], "span_us": [5, None, 7, 8], "method": ["a", "b", "a", "b"]})
+    whole, parts, other = RowsDigest(), RowsDigest(), RowsDigest()
+    whole.add(rows)
+    for ids in ([3], [1, 2]):
+        parts.add(rows.filter(pl.col("device_id").is_in(ids)))
+    other.add(rows.with_columns(pl.lit("a").alias("method")))
+    assert (parts.rows, parts.sha256()) == (4, whole.sha256())
+    assert other.sha256() != whole.sha256()
 
 
 def _loaded(fleet: SmallFleet, segments: Segments) -> Loaded:
