@@ -8,7 +8,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from opentelemetry.trace import Tracer
 
-from analytics.api import audit, bill, budgets, disputes, gate, lineage, logs, meters, periods, problems, tenant_energy
+from analytics.api import (
+    audit,
+    bill,
+    budgets,
+    disputes,
+    gate,
+    lineage,
+    logs,
+    meters,
+    periods,
+    problems,
+    tenant_energy,
+    why,
+)
 from analytics.api.metrics import ApiMetrics, Measured
 from analytics.api.service import ApiSettings, Service
 from analytics.api.tracing import Traced
@@ -27,7 +40,7 @@ def mount(app: FastAPI, service: Service, metrics: ApiMetrics | None = None, tra
     if tracer is not None:
         app.add_middleware(Traced, tracer=tracer)
     problems.install(app)
-    for module in (bill, budgets, gate, lineage, logs, meters, tenant_energy, periods, disputes, audit):
+    for module in (bill, budgets, gate, lineage, logs, meters, tenant_energy, periods, disputes, audit, why):
         app.include_router(module.router)
 
 

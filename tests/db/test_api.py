@@ -418,6 +418,7 @@ def test_the_openapi_document_describes_every_path_with_problems(api: Api) -> No
         "/v1/periods",
         "/v1/periods/{name}",
         "/v1/lines",
+        "/v1/why",
         "/v1/disputes",
         "/v1/disputes/{number}/resolution",
     }

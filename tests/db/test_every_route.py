@@ -113,6 +113,11 @@ ROUTES: dict[tuple[str, str], list[Asked]] = {
         asked(Scope.READ, query={"hour": "{hour}"}),
         asked(Scope.READ, query={"hour": "{hour}", "tenant": "{tenant}"}),
     ],
+    ("GET", "/v1/why"): [
+        asked(Scope.READ, query={"what": "{line}"}),
+        asked(Scope.READ, query={"what": "{job}"}),
+        asked(Scope.READ, query={"what": "lab/{job}", "hour": "{hour}"}),
+    ],
     ("GET", "/v1/disputes"): [asked(Scope.READ), asked(Scope.READ, query={"resolved": "true"})],
     ("POST", "/v1/disputes"): [asked(Scope.APPROVE, json={"line": "{line}", "reason": "wrong"})],
     ("POST", "/v1/disputes/{number}/resolution"): [
@@ -120,9 +125,9 @@ ROUTES: dict[tuple[str, str], list[Asked]] = {
     ],
 }
 THE_OTHER = {"tenant": "victim/owls", "account": "owl-account", "response": "secret-response", "user": "nightjar"}
-THE_OTHER |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'ab' * 6}"}
+THE_OTHER |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'ab' * 6}", "job": "owl-job"}
 NOBODY = {"tenant": "nobody/known", "account": "some-account", "response": "other-response", "user": "sombody"}
-NOBODY |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'00' * 6}"}
+NOBODY |= {"hour": HOUR_OF_LINES, "line": f"{HOUR_OF_LINES}/{'00' * 6}", "job": "any-job"}
 CASES = [(*key, each) for key, ways in ROUTES.items() for each in ways]
 NAMED = [f"{method} {path} {number}" for number, (method, path, _) in enumerate(CASES)]
 
