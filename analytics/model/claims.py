@@ -78,7 +78,7 @@ def stays(placements: pl.DataFrame) -> pl.DataFrame:
     )
     return (
         rows.with_columns((~follows.fill_null(value=False)).cum_sum().alias("stay"))
-        .group_by("stay", maintain_order=True)
+        .group_by("stay")
         .agg(pl.col("device_id", "node_id", "from_us").first(), pl.col("to_us").last())
         .drop("stay")
     )

@@ -130,7 +130,7 @@ def hold(
         {"segment": pl.Int64},
     )
     pieces = _spans(stand(pieces, assets, capacity))
-    spans = pieces.unique("span", keep="first", maintain_order=True).select("span", "segment")
+    spans = pieces.select("span", "segment").unique()
     parts = parts.drop("device_id", "start_us", "end_us")
     free = spans.filter(pl.col("segment").is_null()).select(
         "span",
@@ -204,7 +204,7 @@ def _at(pieces: pl.DataFrame, stretches: pl.DataFrame, names: dict[str, type[pl.
         by="device_id",
         check_sortedness=False,  # both are sorted by device and time
     )
-    inside = (pl.col("to_us") <= pl.col("until_us")).fill_null(value=False)
+    inside = pl.col("to_us") <= pl.col("until_us")
     return pieces.hstack(
         found.select(pl.when(inside).then(name).cast(kind).alias(name) for name, kind in names.items())
     )

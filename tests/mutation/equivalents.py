@@ -80,7 +80,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             'pl.min_horizontal(pl.col("num").sum(), pl.col("den").first()).alias("weight"),',
             'pl.col("device_id", "start_us", "end_us", "weights", "taken").first(),',
             '.agg(pl.col("device_id", "start_us", "end_us").first(), said.str.join(";").alias("said"))',
-            'pl.col("segment").first(), pl.col("start_us").first(), pl.col("end_us").last()',
+            'runs = numbered.group_by("run").agg(pl.col("segment").first(), pl.col("start_us").first(), pl.col("end_us").last())',
             'pl.col("board_id").first().alias("device_id"),',
             'pl.col("jobs", "evidence").first(),',
         )
@@ -125,5 +125,58 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "only asked whether it is more than nothing, and the rows with nothing are filtered out above",
         )
         for what in ("- becomes +", "subtrahend dropped")
+    ),
+    Equivalent(
+        "energy",
+        "most, idle = (int(each[0]) if (each == each[0]).all() else np.repeat(each, lengths) for each in of_each)",
+        "Eq becomes NotEq",
+        "the same number for each row instead of once for all; only slower",
+    ),
+    Equivalent(
+        "authority",
+        'pl.lit(_SILENT).alias("reason"), pl.lit(0, dtype=pl.Int64).alias("then_mj")',
+        "0 becomes 1",
+        "what is merely silent is told without energy",
+    ),
+    Equivalent("claims", "FOREVER_US: Final = 2**61", "2 becomes 3", "any instant that nobody lives to see"),
+    Equivalent("claims", "FOREVER_US: Final = 2**61", "61 becomes 62", "any instant that nobody lives to see"),
+    Equivalent(
+        "rollups",
+        'if told["piece"].n_unique() < told.height:',
+        "Lt becomes LtE",
+        "sums over groups of one row each are the rows",
+    ),
+    *(
+        Equivalent(
+            "holding",
+            'parts = held.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))',
+            what,
+            "lets in what lies outside of the window, where no piece is; only slower",
+        )
+        for what in ("& becomes |", "Lt becomes LtE", "Gt becomes GtE")
+    ),
+    Equivalent(
+        "holding",
+        "first = from_us // US_PER_HOUR * US_PER_HOUR",
+        "// rounds",
+        "windows begin on full hours (pipeline refuses others)",
+    ),
+    Equivalent(
+        "claims",
+        '.agg(pl.col("wanted").sum(), pl.col("free").first(), pl.col("job_id").unique().sort().alias("jobs"))',
+        "first becomes last",
+        _ALIKE,
+    ),
+    Equivalent(
+        "rollups",
+        'spanned = (pl.col("covered_us") > 0) | (pl.col("energy_mj") > 0)',
+        "0 becomes 1",
+        "no meter spans a single microsecond",
+    ),
+    Equivalent(
+        "rollups",
+        'throttled = pl.when(pl.col("known_us") > 0).then(pl.col("throttled_us")).alias("throttled_us")',
+        "0 becomes 1",
+        "no meter spans a single microsecond",
     ),
 )

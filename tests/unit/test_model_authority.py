@@ -2,7 +2,7 @@
 
 from analytics.model.authority import IMPORT_FEED
 from collector.wire import Feed
-from tests.fakes.site import Site, epoch, holds, reading, steady
+from tests.fakes.site import Site, device, epoch, holds, reading, steady
 
 NATIVE, DCGM, IMPORTED = epoch(1), epoch(2, feed=2, driver_epoch=8), epoch(3, feed=4, origin=2, boot_id="import")
 
@@ -131,3 +131,52 @@ def test_an_instrument_of_its_own_fills_the_interval_in_which_the_counter_began_
 
 def test_the_feed_of_imports_is_the_wires() -> None:
     assert int(Feed.IMPORT) == IMPORT_FEED
+
+
+def test_two_holes_of_one_counter_are_filled_each_for_itself() -> None:
+    # 100 W by the agent but from 600 to 1,200 s and from 1,800 to 2,400 s, where the driver was loaded again; 50 W by the import.
+    native = [
+        *steady(1, 0, 600, 100),
+        *steady(1, 1200, 1800, 100, epoch_id=4),
+        *steady(1, 2400, 3600, 100, epoch_id=5),
+    ]
+    imported = [reading(1, second, None, 50, epoch_id=3) for second in range(0, 3601, 30)]
+    epochs = [NATIVE, IMPORTED, epoch(4, driver_epoch=2), epoch(5, driver_epoch=3)]
+    row = Site(readings=[*native, *imported], epochs=epochs).usage()["idle"]
+    assert (row["energy_mj"], row["estimated_mj"]) == (240_000_000 + 60_000_000, 60_000_000)
+    # Without it both are told, each with what the new counter had counted by then: nothing.
+    alone = Site(readings=native, epochs=epochs).close().quality
+    assert alone.select("reason", "time_us", "unbooked_mj").rows() == [("epoch_change", 1_200_000_000, 0)]
+
+
+def test_a_gap_has_a_time_and_no_energy_that_is_not_booked() -> None:
+    site = Site(readings=[*steady(1, 0, 600, 100), *[reading(1, at, 100 * at) for at in range(900, 3601, 10)]])
+    assert site.close().quality.select("reason", "time_us", "unbooked_mj").rows() == [("telemetry_gap", 300_000_000, 0)]
+
+
+def test_devices_side_by_side_have_what_their_own_counters_say() -> None:
+    # Both end their pieces where the next one's begin: the hour is cut at 1,800 s by a job on the first.
+    site = Site(
+        readings=[*steady(1, 0, 3600, 100), *steady(2, 0, 3600, 300)],
+        devices=[device(1), device(2)],
+        allocations=[holds(7, 1, 1800, 3600)],
+    )
+    usage = site.close().usage.sort("device_id", "holder").select("device_id", "holder", "energy_mj").rows()
+    assert usage == [(1, "idle", 180_000_000), (1, "job:7", 180_000_000), (2, "idle", 1_080_000_000)]
+
+
+def test_of_two_gaps_in_one_hour_each_holder_has_the_bounds_of_its_own() -> None:
+    # 60 kJ in 600 s over the hour's end (42 kJ of it at most in its 60 s), and 30 kJ in 300 s that lie inside it: those are certain.
+    readings = [
+        reading(1, 0, 0), reading(1, 10, 0), reading(1, 310, 30_000), reading(1, 320, 30_000),
+        reading(1, 3530, 30_000), reading(1, 3540, 30_000), reading(1, 4140, 90_000), reading(1, 4150, 90_000),
+    ]  # fmt: skip
+    jobs = [holds(7, 1, 0, 1000), holds(8, 1, 1000, 7200)]
+    usage = Site(readings=readings, allocations=jobs, hours=2).close().usage.sort("hour_at", "holder")
+    found = {
+        (row["hour_at"].hour, row["holder"]): (row["energy_mj"], row["energy_low_mj"], row["energy_high_mj"])
+        for row in usage.iter_rows(named=True)
+    }
+    assert found[10, "job:7"] == (30_000_000, 30_000_000, 30_000_000)
+    assert found[10, "job:8"] == (6_000_000, 0, 42_000_000)
+    assert found[11, "job:8"] == (54_000_000, 18_000_000, 60_000_000)

@@ -142,3 +142,12 @@ def test_a_nodes_meter_is_a_method_of_who_has_the_node_whole_and_of_nobody_else(
 
 def test_holdings_of_no_length_and_of_devices_nobody_described_vanish() -> None:
     assert resolved([told(1, 1, 10, 10), told(2, 5, 0, 3600)], BOARD).held.is_empty()
+
+
+def test_a_count_of_an_instance_is_of_its_slice() -> None:
+    # Three sevenths, all that there is to be had.
+    held = resolved([on_node(7, 1, 0, 3600)], [device(1), instance(11, 1, 428_571)]).held
+    assert held.select("holder", "weight", "weights", "method").rows() == [
+        ("idle", 4, 7, "count"),
+        ("job:7", 3, 7, "count"),
+    ]

@@ -193,7 +193,9 @@ def test_readings_up_to_two_days_apart_are_joined(beyond_s: float, energy_mj: in
     # A milliwatt of 48 hours: 172.8 J, and none of it is booked where the readings lie a microsecond further apart.
     days = 2 * 86_400
     readings = [reading(1, 0, 0), reading(1, days + beyond_s, 172.8)]
-    assert Site(readings=readings, hours=49).close().usage["energy_mj"].fill_null(0).sum() == energy_mj
+    result = Site(readings=readings, hours=49).close()
+    assert result.usage["energy_mj"].fill_null(0).sum() == energy_mj
+    assert result.quality["unbooked_mj"].sum() == 0
 
 
 @pytest.mark.parametrize(("watts", "idle_us"), [(91.003, 10_000_000), (91.004, 0)])
@@ -209,3 +211,18 @@ def test_idle_is_up_to_130_percent_of_a_boards_own_floor_cut_to_the_milliwatt(wa
     assert dict(usage.select("device_id", "idle_us").rows()) == {1: idle_us, 2: 10_000_000}
     hotter = [{**row, "power_mw": 260_001} if row["device_id"] == 2 else row for row in readings]
     assert Site(readings=hotter, devices=two).close().usage.filter(device_id=2)["idle_us"].to_list() == [0]
+
+
+def test_of_a_gap_over_the_hour_the_first_hour_has_its_part_cut_to_the_millijoule() -> None:
+    # 1,005 mJ in 100 s, of which 10 s are of the first hour: 100.5 mJ.
+    result = Site(readings=[reading(1, 3590, 0), reading(1, 3690, 1.005)], hours=2).close()
+    lost = result.usage.filter(holder="unattributed:telemetry_gap").sort("hour_at")
+    assert lost["energy_mj"].to_list() == [100, 905]
+    assert result.quality["unbooked_mj"].unique().to_list() == [0]
+
+
+def test_a_gauge_that_began_anew_has_counted_nothing_that_could_be_told_as_lost() -> None:
+    readings = [reading(1, second, None, 100, epoch_id=1 if second < 4 else 2) for second in (0, 2, 4, 6)]
+    result = Site(readings=readings, epochs=[epoch(1), epoch(2, boot_id="next")]).close()
+    assert result.usage["energy_mj"].to_list() == [400_000]
+    assert result.quality["unbooked_mj"].unique().to_list() == [0]

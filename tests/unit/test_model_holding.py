@@ -7,10 +7,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analytics.model.holding import whole_holder
+from analytics.frames import Devices, Placements
+from analytics.model.holding import hold, whole_holder
 from analytics.units import US_PER_SECOND
 from tests.fakes.holdings import START, instance, on_node, resolved, stands, told, who
-from tests.fakes.site import at, device, epoch
+from tests.fakes.site import at, device, epoch, table
 
 
 def test_three_thirds_are_the_whole_board() -> None:
@@ -262,3 +263,11 @@ def test_a_gap_is_kept_only_where_nothing_changes_throughout_it() -> None:
         }
     )
     assert whole_holder(gaps, held).to_list() == [False, True, True, False, False, True]
+
+
+def test_a_piece_is_of_the_hour_in_which_it_begins_and_lies() -> None:
+    held = resolved([told(1, 1, 2700, 4500)]).held
+    found = hold(table(Devices, [device()]), table(Placements, [stands(1)]), held, START, START + 7200 * US_PER_SECOND)
+    rows = found.pieces.select((pl.col("hour_us", "from_us", "to_us") - START) // US_PER_SECOND).rows()
+    assert rows == [(0, 0, 2700), (0, 2700, 3600), (3600, 3600, 4500), (3600, 4500, 7200)]
+    assert found.pieces["span"].to_list() == [1, 2, 3, 4]

@@ -88,3 +88,8 @@ def test_minutes_of_two_devices_are_their_own() -> None:
         (2, at(60), 12_000_000),
         (2, at(120), 12_000_000),
     ]
+
+
+def test_a_millijoule_of_a_gap_is_told_by_the_minute() -> None:
+    rows = _minutes(Site(readings=[reading(1, 0, 0), reading(1, 240, 0.004)]))
+    assert rows["energy_mj"].to_list() == [1] * 4
