@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.operators import mutants
 
 pytestmark = pytest.mark.contract
@@ -42,6 +43,18 @@ def test_what_computes_nothing_is_left_alone() -> None:
     assert _faults(source) == {}
 
 
+def test_of_several_such_faults_on_a_line_each_has_its_number() -> None:
+    assert [
+        mutant.nth for mutant in mutants("def f(a, b):\n    return a < 3 and b < 3") if mutant.what == "3 becomes 4"
+    ] == [0, 1]
+
+
+def test_whatever_is_said_to_change_nothing_is_said_of_a_line_that_stands() -> None:
+    for said in EQUIVALENTS:
+        source = (ROOT / "analytics" / "model" / f"{said.module}.py").read_text()
+        assert said.text in {line.strip() for line in source.splitlines()}, said
+
+
 def test_twenty_mutants_of_the_split_of_money_are_noticed(tmp_path: Path) -> None:
     """A run as ``make mutation`` makes it, small: whatever survives is named with its place."""
     report = tmp_path / "mutation.json"
@@ -56,6 +69,7 @@ def test_twenty_mutants_of_the_split_of_money_are_noticed(tmp_path: Path) -> Non
         timeout=300,
     )
     told = json.loads(report.read_text())
+    assert (told["finished"], told["only"], told["left_out"]) == (True, ["money"], [])
     assert told["mutants"] == 20
     assert told["score_percent"] >= 80, done.stderr
     assert told["killed"] + len(told["survivors"]) == 20

@@ -120,3 +120,24 @@ def test_moves_that_lead_in_a_circle_are_refused() -> None:
     )
     with pytest.raises(InputError, match="in a circle"):
         site.close()
+
+
+def test_a_rule_of_what_a_thing_cannot_have_never_matches_it() -> None:
+    assert _tenant(binding(1, 10, api_key="*"), account="a") is None
+    site = Site(
+        calls=[call("team-a/1", 1, input_uncached_tokens=2)],
+        prices=[price(1, "1", provider="openai", model="gpt", meter="input_tokens")],
+        bindings=[binding(1, 10, account="*")],
+        devices=[],
+    )
+    assert site.close().lines["tenant_id"].to_list() == [None]
+
+
+def test_a_rule_of_everything_is_also_of_calls_without_a_key() -> None:
+    site = Site(
+        calls=[call(None, 1, input_uncached_tokens=3)],
+        prices=[price(1, "1", provider="openai", model="gpt", meter="input_tokens")],
+        bindings=[binding(1, 30)],
+        devices=[],
+    )
+    assert site.close().lines["tenant_id"].to_list() == [30]
