@@ -179,4 +179,11 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "0 becomes 1",
         "no meter spans a single microsecond",
     ),
+    Equivalent(
+        "claims",
+        '.filter(pl.col("from_us") < pl.col("to_us"))',
+        "Lt becomes LtE",
+        "a stretch of no length is in no segment",
+    ),
+    Equivalent("claims", '.explode("segment", empty_as_null=False)', "False becomes True", "no span is of no length"),
 )

@@ -151,3 +151,10 @@ def test_a_count_of_an_instance_is_of_its_slice() -> None:
         ("idle", 4, 7, "count"),
         ("job:7", 3, 7, "count"),
     ]
+
+
+def test_a_count_that_ends_when_its_board_leaves_lasts_until_then() -> None:
+    assert who([on_node(7, 1, 0, 1800)], placements=[stands(1, end=1800)]) == [
+        (0, 1800, "job:7", 1),
+        (1800, 3600, "idle", 1),
+    ]
