@@ -137,4 +137,8 @@ def test_what_was_known_before_the_description_can_be_loaded_again(
 
     assert models(first) == models(again) == [("GPU-1", UNKNOWN_MODEL), ("MIG-1", UNKNOWN_MODEL)]
     assert first.read.frames == again.read.frames
-    assert models(now) == [("GPU-1", "H100")]
+    assert models(now) == [("GPU-1", "H100"), ("MIG-1", "H100")]
+    parents = now.inputs.usage.devices.sort("uuid")["parent_device_id"].to_list()
+    assert [parent is None for parent in parents] == [True, False], (
+        "what is described as an instance is a part of its board"
+    )

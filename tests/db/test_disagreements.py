@@ -121,12 +121,13 @@ def test_another_number_of_devices_than_the_scheduler_gave_is_found_and_nothing_
     assert sorted(balanced(fleet).values()) == [180_000_000, 180_000_000]
 
 
-def test_two_jobs_that_claim_one_device_leave_it_unattributed(fleet: SmallFleet) -> None:
+def test_of_two_jobs_that_claim_one_device_the_one_its_node_saw_there_has_it(fleet: SmallFleet) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + HOUR + timedelta(minutes=5))
     agent(fleet, "7", 0, 60)
     scheduler(fleet, "8", 60)
     usage = balanced(fleet)
-    assert [holder for holder in usage if holder.startswith("unattributed")] == list(usage)
+    assert list(usage) == ["job:1"]
+    assert fleet.rows("SELECT DISTINCT kind FROM findings WHERE withdrawn_at IS NULL") == [("count_exceeds_devices",)]
 
 
 def test_a_job_that_no_agent_sees_is_found_where_the_agent_tells_of_others(fleet: SmallFleet) -> None:
@@ -181,7 +182,7 @@ def test_a_pod_that_two_sources_put_into_two_clusters_is_found_with_both_names(f
     assert found(fleet)["pod_in_two_clusters"] == 1
     ((told,),) = fleet.rows("SELECT evidence FROM findings WHERE kind = 'pod_in_two_clusters'")
     assert (told["clusters"], told["pods"], told["pod"], told["by_agents"]) == (["c1", "prod"], 1, pod, [["c1"]])
-    assert [holder for holder in balanced(fleet) if holder.startswith("unattributed")], "what the finding is about"
+    assert list(balanced(fleet)) == ["job:1"], "what its node saw is billed, to the cluster that the agent names"
     assert found(fleet)["pod_in_two_clusters"] == 0, "once"
 
 
