@@ -186,4 +186,17 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "a stretch of no length is in no segment",
     ),
     Equivalent("claims", '.explode("segment", empty_as_null=False)', "False becomes True", "no span is of no length"),
+    Equivalent(
+        "authority",
+        'short = read.filter(spans < pl.col("to_us") - pl.col("from_us"))',
+        "Lt becomes LtE",
+        "what is wholly spanned has no hole that could be left open",
+    ),
+    Equivalent(
+        "authority",
+        'follows = (pl.col("device_id").shift(-1) == pl.col("device_id")) & (pl.col("from_us").shift(-1) == pl.col("to_us"))',
+        "USub dropped",
+        "no piece ends where the one before it begins: each end is read for itself, only slower",
+        nth=1,
+    ),
 )

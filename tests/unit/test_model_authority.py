@@ -180,3 +180,68 @@ def test_of_two_gaps_in_one_hour_each_holder_has_the_bounds_of_its_own() -> None
     assert found[10, "job:7"] == (30_000_000, 30_000_000, 30_000_000)
     assert found[10, "job:8"] == (6_000_000, 0, 42_000_000)
     assert found[11, "job:8"] == (54_000_000, 18_000_000, 60_000_000)
+
+
+def test_of_a_gap_around_a_whole_holding_no_energy_is_lost() -> None:
+    # 100 W; silent from 1,000 to 1,600 s, a job from 1,100 to 1,500 s: nobody's, to the joule.
+    readings = [*steady(1, 0, 1000, 100), *[reading(1, second, 100 * second) for second in range(1600, 3601, 10)]]
+    rows = Site(readings=readings, allocations=[holds(7, 1, 1100, 1500)]).usage()
+    assert {holder: (row["energy_mj"], row["held_us"]) for holder, row in rows.items()} == {
+        "idle": (300_000_000, 3_200_000_000),
+        "job:7": (None, 400_000_000),
+        "unattributed:telemetry_gap": (60_000_000, 0),
+    }
+
+
+def test_a_gap_over_the_hour_that_is_nobodys_is_as_uncertain_as_one_that_is_somebodys() -> None:
+    # 60 kJ in 600 s, 60 of them in the first hour; 700 W at most.
+    readings = [reading(1, 3530, 0), reading(1, 3540, 0), reading(1, 4140, 60_000), reading(1, 4150, 60_000)]
+    usage = Site(readings=readings, hours=2).close().usage.filter(holder="unattributed:telemetry_gap").sort("hour_at")
+    assert usage.select("energy_mj", "energy_low_mj", "energy_high_mj").rows() == [
+        (6_000_000, 0, 42_000_000),
+        (54_000_000, 18_000_000, 60_000_000),
+    ]
+
+
+def test_holes_of_devices_that_follow_each_other_are_filled_from_their_own_instruments() -> None:
+    # The last hole of the first ends at 2,400 s, where the first hole of the second begins. 50 and 70 W by the import.
+    native = [
+        *steady(1, 0, 600, 100),
+        *steady(1, 1200, 1800, 100, epoch_id=4),
+        *steady(1, 2400, 3600, 100, epoch_id=5),
+        *steady(2, 0, 2400, 100),
+        *steady(2, 3000, 3600, 100, epoch_id=4),
+    ]
+    imported = [
+        reading(number, second, None, watts, epoch_id=3)
+        for number, watts in ((1, 50), (2, 70))
+        for second in range(0, 3601, 30)
+    ]
+    epochs = [NATIVE, IMPORTED, epoch(4, driver_epoch=2), epoch(5, driver_epoch=3)]
+    usage = Site(readings=[*native, *imported], devices=[device(1), device(2)], epochs=epochs).close().usage
+    assert usage.sort("device_id").select("energy_mj", "estimated_mj").rows() == [
+        (300_000_000, 60_000_000),
+        (342_000_000, 42_000_000),
+    ]
+
+
+def _by_hour(first: float, last: float, again: float, stop: float) -> list[tuple[int, str, int, int]]:
+    """Hour, reason, seconds and unbooked joules, of a counter read from ``first`` to ``last``, reloaded and read again: 120 J by then."""
+    native = [*steady(1, first, last, 100), reading(1, again, 120, epoch_id=4)]
+    native += [
+        reading(1, again + 10 * step, 120 + step, epoch_id=4) for step in range(1, round((stop - again) / 10) + 1)
+    ]
+    site = Site(readings=native, epochs=[NATIVE, epoch(4, driver_epoch=2)], hours=2)
+    rows = site.close().quality.sort("hour_at", "reason").iter_rows(named=True)
+    return [
+        (row["hour_at"].hour, row["reason"], row["time_us"] // 1_000_000, row["unbooked_mj"] // 1000) for row in rows
+    ]
+
+
+def test_a_reload_before_the_hour_is_told_in_the_hour_in_which_the_counter_is_read_again() -> None:
+    assert _by_hour(-1300, -1200, 1200, 7200) == [(10, "epoch_change", 1200, 120)]
+
+
+def test_a_reload_that_ends_or_begins_on_the_hour_is_of_the_hour_it_lies_in() -> None:
+    assert _by_hour(0, 2400, 3600, 3700) == [(10, "epoch_change", 1200, 120), (11, "no_data", 3500, 0)]
+    assert _by_hour(10, 3600, 4800, 7200) == [(10, "no_data", 10, 0), (11, "epoch_change", 1200, 120)]
