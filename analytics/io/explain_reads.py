@@ -36,7 +36,10 @@ FROM current_ledger_lines AS lines JOIN sites ON sites.id = lines.site_id LEFT J
 WHERE lines.hour_at = %(hour_at)s
 """
 ).replace("{columns}", _COLUMNS)
-_ORDER: Final = " ORDER BY sites.name, lines.corrects_hour_at NULLS FIRST, lines.charge_category DESC, lines.line_key"
+_ORDER: Final = """
+ORDER BY sites.name, lines.corrects_hour_at NULLS FIRST,
+         array_position(ARRAY['gpu_owned', 'electricity', 'node_overhead', 'shared_it', 'idle_spread'], lines.charge_category), lines.line_key
+"""
 _JOBS: Final = """
 SELECT jobs.id, sites.name AS site, cluster, native_id, started_at, ended_at FROM jobs JOIN sites ON sites.id = jobs.site_id
 WHERE (native_id = %(name)s OR cluster || '/' || native_id = %(name)s)

@@ -58,6 +58,8 @@ def followed(
     metered = read.usage.filter(~pl.col("method").fill_null("").is_in(list(NOT_FOLLOWED)))
     if metered.is_empty():
         return None, "it is of nothing that has a counter of its own"
+    if any(line["status"] == "provisional" for line in read.lines):
+        return None, "the hour is still open: its figures are replaced every few seconds"
     if metered["device_id"].n_unique() > MAX_DEVICES:
         return None, f"it is of more than {MAX_DEVICES:,} devices"
     with connection.transaction():
@@ -66,7 +68,7 @@ def followed(
             None if run is None else _one(connection, _MADE, {"site_id": read.site_id, "hour_at": read.hour_at, **run})
         )
     if made is None or made["inputs"] is None or made["policy"] is None:
-        return None, "its run kept no record of what it read: the hour is still open, or was closed by an older version"
+        return None, "its run kept no record of what it read: an older version closed it"
     if made["method_version"] != METHOD_VERSION:
         return None, f"it was computed by formulas {made['method_version']} of wattledger {made['code_version']}"
     try:

@@ -255,6 +255,10 @@ def _binding(read: HourRead, *, is_whole: bool) -> list[Step]:
         subject: dict[str, Any] = {"api_key": line["api_key"]}
         named = None
     else:
+        if read.references.jobs.is_empty():
+            return [
+                Step("binding", "the job is another tenant's by now; the books say", line["tenant"] or "(unmapped)")
+            ]
         (subject,) = read.references.jobs.to_dicts()
         named = subject["named_tenant_id"]
     paths = dict(read.references.tenants.select("tenant_id", "path").iter_rows())

@@ -23,6 +23,7 @@ from analytics.model.replay import NANO, Part, half_even, part_of
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
 
 _NO_TIES: Final = ""
+_POINT: Final = {"it": "IT", "facility": "facility", "included": "facility (included in the rent)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def _rate(line: Mapping[str, Any], rate: Mapping[str, Any], facts: HourFacts) ->
         steps = [
             Step(
                 "price",
-                f"tariff at the {rate['metering_point']} meter, {valid}",
+                f"tariff at the {_POINT[rate['metering_point']]} meter, {valid}",
                 _exact(amount),
                 f"{rate['currency']}/kWh",
             )

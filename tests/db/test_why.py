@@ -238,3 +238,26 @@ def test_a_tenant_is_told_why_of_its_own_lines_and_of_nobody_elses(
         assert "USD" not in answer.text
     assert get("acme", "7").json()["job"]["hours"][0]["billed_cost"] == "0.673333334"
     assert client.get("/v1/why", params={"what": mine}).status_code == 401
+
+
+def test_tokens_of_a_line_of_calls_are_counted_again(fleet: SmallFleet, home: Path) -> None:
+    fleet.rows(
+        "INSERT INTO prices (provider, model, meter, amount, unit, currency, source, valid_from) "
+        "VALUES ('openai', 'gpt', 'output_tokens', 0.00001, 'token', 'USD', 'test', '2026-10-01Z') RETURNING 1"
+    )
+    fleet.rows(
+        "INSERT INTO api_calls (called_at, dedupe_key, site_id, api_key, provider, model, output_text_tokens, reasoning_tokens, usage_known, "
+        "source, origin) SELECT %s, n::text, %s, 'k', 'openai', 'gpt', 1000 * n, 7, true, 'span', 1 FROM generate_series(1, 3) AS n RETURNING 1",
+        HOUR_AT + timedelta(minutes=3),
+        fleet.site_id,
+    )
+    again(fleet, "api_calls")
+    reasoning, text = sorted(
+        (asked(home, name) for name in names(fleet, "pool = 'api'")), key=lambda each: each["lines"][0]["quantity"]
+    )
+    assert part(text, "price", "0")[0] == ("output text tokens of 3 calls under this key", "6,000")
+    assert (text["lines"][0]["billed_cost"], reasoning["lines"][0]["billed_cost"]) == ("0.060000000", "0.000210000")
+    assert text["holds"]
+    assert reasoning["holds"]
+    fleet.rows("UPDATE api_calls SET output_text_tokens = 999 WHERE dedupe_key = '1' RETURNING 1")
+    assert asked(home, text["asked"], code=1)["lines"][0]["differs"][0].startswith("quantity: 5,999 worked out")

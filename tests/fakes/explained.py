@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from analytics.explain import Followed, follow
-from analytics.frames import GPU_OWNED
-from analytics.model.explain import Explained, HourFacts, line_steps
+from analytics.frames import GPU_OWNED, IDLE_SPREAD
+from analytics.model.explain import Explained, HourFacts, idle_spread_steps, line_steps
 from analytics.model.facility import factors_of
 from analytics.model.methods import category
 from analytics.pipeline import HourInputs, HourResult, Window
@@ -18,9 +18,11 @@ from analytics.policy import Policy
 from analytics.units import to_us
 
 
-def explained(inputs: HourInputs, result: HourResult, policy: Policy) -> list[tuple[Explained, list[Followed]]]:
+def explained(
+    inputs: HourInputs, result: HourResult, policy: Policy, *, is_whole: bool = True
+) -> list[tuple[Explained, list[Followed]]]:
     """Return each line of devices with the usage hours it is made of; ``inputs`` may be of several hours."""
-    found = []
+    found: list[tuple[Explained, list[Followed]]] = []
     references = inputs.references
     for (hour_at,), usage in result.usage.partition_by("hour_at", as_dict=True, maintain_order=True).items():
         window = Window(hour_at, hour_at + timedelta(hours=1), hour_at + timedelta(hours=1))
@@ -32,11 +34,14 @@ def explained(inputs: HourInputs, result: HourResult, policy: Policy) -> list[tu
         rates: dict[str, dict[str, Any]] = {f"price:{row['price_id']}": row for row in references.prices.to_dicts()}
         rates |= {f"tariff:{row['tariff_id']}": row for row in references.tariffs.to_dicts()}
         factor = factors_of([hour_us], references.facility_factors).get(hour_us)
-        facts = HourFacts(hour_at, lines, True, rates, factor, references.intensity)
+        facts = HourFacts(hour_at, lines, is_whole, rates, factor, references.intensity)
         named = usage.join(
             inputs.usage.devices.select("device_id", pl.col("model").alias("device_model")), on="device_id"
         ).with_columns(category(pl.col("method"), pl.lit(GPU_OWNED)).alias("rides"))
         for line in lines.filter(pl.col("pool") != "api").to_dicts():
+            if line["charge_category"] == IDLE_SPREAD:
+                found.append((idle_spread_steps(line, facts, references.idle_policies), []))
+                continue
             holder = line["holder_key"] if line["job_id"] is None else f"job:{line['job_id']}"
             rows = named.filter((pl.col("holder") == holder) & (pl.col("device_model") == line["device_model"]))
             if line["charge_category"] != "electricity":

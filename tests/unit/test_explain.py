@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -12,7 +14,21 @@ import pytest
 from analytics.model.explain import Explained
 from analytics.model.replay import GAP, Limits, Reading, cut, half_even, part_of, stretches
 from tests.fakes.explained import explained
-from tests.fakes.site import Site, epoch, factor, holds, intensity, price, reading, steady, tariff
+from tests.fakes.site import (
+    LONG_AGO,
+    Site,
+    binding,
+    epoch,
+    factor,
+    holds,
+    intensity,
+    job,
+    price,
+    reading,
+    steady,
+    tariff,
+)
+from wattledger.cli.why import steps_text
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +68,10 @@ def test_a_line_of_0_123456789_is_replayed_reading_by_reading() -> None:
         ("the only line of its group: 444,444,440 mJ × 1 ÷ 3,600,000,000", "11111111/90000000 ≈ 0.123456788889"),
         ("rounded once, half to even, to 9 places", "0.123456789"),
     ]
+    # The page shows this very line, as the command prints it.
+    shown = (Path(__file__).parents[2] / "docs" / "why.md").read_text()
+    printed = list(steps_text((*row.steps, *line.steps), 100))
+    assert "\n".join(printed).strip() in shown
 
 
 def test_a_line_that_was_altered_by_one_millijoule_or_one_billionth_is_said_to_differ() -> None:
@@ -138,5 +158,34 @@ def test_a_tenant_that_may_not_see_the_rest_of_a_group_is_told_how_far_its_figur
         tariffs=(tariff(1, "0.2"),),
     )
     result = site.close()
-    every = [line for line, _ in explained(site.inputs(), result, site.policy)]
-    assert all(not line.unseen and not line.differs for line in every)
+    every = [line for line, _ in explained(site.inputs(), result, site.policy, is_whole=False)]
+    assert all(not line.differs for line in every)
+    (told,) = {line.unseen for line in every if line.line["charge_category"] == "electricity"}
+    assert told == ("cost: within the last place of its exact share",)
+    words = [step.words for line in every for step in line.steps]
+    assert not any("3,600,000,000 mJ" in word for word in words)  # what the hour took in all
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"policy_id": 1, "policy": "proportional", "basis": "time"}],
+        [{"policy_id": 1, "policy": "proportional", "basis": "energy"}],
+        [{"policy_id": number, "policy": "fixed", "tenant_id": number, "fixed_ppm": 333_333} for number in (1, 2)],
+    ],
+)
+def test_idle_cost_that_tenants_carry_comes_out_for_each_and_for_the_counter_line(rows: list[dict[str, Any]]) -> None:
+    site = Site(
+        readings=steady(1, 0, 3_600, 1_000),
+        allocations=(holds(7, 1, 0, 700), holds(8, 1, 700, 1_900)),
+        jobs=(job(7, account="a"), job(8, account="b")),
+        tenants=({"tenant_id": 1, "path": "acme"}, {"tenant_id": 2, "path": "globex"}),
+        bindings=(binding(1, 1, account="a"), binding(2, 2, account="b")),
+        prices=(price(1, "1"),),
+        tariffs=(tariff(1, "0.2"),),
+        idle=[{"valid_from": LONG_AGO, **row} for row in rows],
+    )
+    found = [line for line, _ in explained(site.inputs(), site.close(), site.policy)]
+    spread = [line for line in found if line.line["charge_category"] == "idle_spread"]
+    assert len(spread) == 3
+    assert [line.differs for line in found] == [()] * len(found)

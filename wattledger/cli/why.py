@@ -94,7 +94,7 @@ def as_text(why: Why, width: int) -> Iterator[str]:
         yield from _hours(why)
     yield f"Hour {why.hour_at:%Y-%m-%d %H:00} UTC, site {why.site}"
     yield from _wrapped(f"followed to {why.ground}" + (f": {why.why}" if why.why else ""), width, "")
-    yield from _steps(why.steps, width)
+    yield from steps_text(why.steps, width)
     for line in why.lines:
         yield ""
         yield from _line(line, width)
@@ -132,17 +132,22 @@ def _line(explained: Explained, width: int) -> Iterator[str]:
     yield "═" * min(width, len(who) + 2 + len(name))
     if line["corrects_hour_at"] is not None:
         yield from _wrapped(f"corrects {line['corrects_hour_at']:%Y-%m-%d %H:00} UTC: {line['reason']}", width, "")
-    yield from _steps(explained.steps, width)
+    yield from steps_text(explained.steps, width)
     for word in explained.differs:
         yield from _wrapped(f"✗ {word}", width, "")
-    cost = "unpriced" if line["billed_cost"] is None else f"{line['billed_cost']:f} {line['currency']}"
+    figures = ["unpriced" if line["billed_cost"] is None else f"{line['billed_cost']:f} {line['currency']}"]
+    if line["energy_mj"] is not None:
+        figures.append(f"{line['energy_mj']:,} mJ")
+    if line["carbon_gco2e"] is not None:
+        figures.append(f"{line['carbon_gco2e']:f} gCO2e")
     if not explained.differs:
-        yield from _wrapped(f"✓ the books say {cost}", width, "")
+        yield from _wrapped(f"✓ the books say {', '.join(figures)}", width, "")
     for word in explained.unseen:
         yield from _wrapped(f"  {word}", width, "")
 
 
-def _steps(steps: Sequence[Step], width: int) -> Iterator[str]:
+def steps_text(steps: Sequence[Step], width: int) -> Iterator[str]:
+    """Yield steps under their headings, those of one device together, each figure at the right."""
     part = of = None
     devices = list(dict.fromkeys(step.of for step in steps if step.of))
     for step in steps:
@@ -162,11 +167,9 @@ def _steps(steps: Sequence[Step], width: int) -> Iterator[str]:
 
 
 def _with_figure(words: str, figure: str, width: int, indent: str) -> Iterator[str]:
-    """Yield words on the left, wrapped, and their figure on the right of the last line, below them where it is too long."""
+    """Yield words on the left, wrapped, and their figure on the right of the last line, or below it where there is no room."""
     room = width - len(indent)
-    folded = textwrap.wrap(words, max(20, min(room, room - len(figure) - 2) if len(figure) < room // 2 else room)) or [
-        ""
-    ]
+    folded = textwrap.wrap(words, room) or [""]
     for text in folded[:-1]:
         yield f"{indent}{text}"
     last = folded[-1]
