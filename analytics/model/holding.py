@@ -217,5 +217,5 @@ def _spans(pieces: pl.DataFrame) -> pl.DataFrame:
         for name in ("device_id", "hour_us", "segment", "node_id", "standing", "declared")
     )
     return pieces.with_row_index("piece").select(
-        "piece", (~alike.fill_null(value=False)).cum_sum().cast(pl.UInt32).alias("span"), pl.exclude("piece")
+        "piece", (~alike).cum_sum().cast(pl.UInt32).alias("span"), pl.exclude("piece")
     )

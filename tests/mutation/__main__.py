@@ -35,7 +35,7 @@ _ELSEWHERE = {
     "carbon": ["usage", "money"],
     "tokens": ["usage", "money"],
     "readings": ["energy", "wraps"],
-    "authority": ["authority", "sensors"],
+    "authority": ["sensors", "findings"],
     "node_meters": ["overhead"],
     "shared_it": ["overhead"],
     "beyond": ["overhead"],

@@ -199,4 +199,28 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "no piece ends where the one before it begins: each end is read for itself, only slower",
         nth=1,
     ),
+    Equivalent(
+        "holding",
+        "check_sortedness=False,",
+        "False becomes True",
+        "asks polars to look whether what was sorted is sorted",
+    ),
+    *(
+        Equivalent(
+            "holding",
+            'mine = inner.filter((pl.col("cut_us") > from_us) & (pl.col("cut_us") < to_us)).join(ids, on="device_id", how="semi")',
+            what,
+            "the window's ends are cuts already, and equal cuts are one",
+        )
+        for what in ("Gt becomes GtE", "Lt becomes LtE")
+    ),
+    *(
+        Equivalent(
+            "rollups",
+            'short = read.filter(pl.col("covered_us") < pl.col("to_us") - pl.col("from_us"))',
+            what,
+            "what is wholly spanned has no hole that could be left open",
+        )
+        for what in ("Lt becomes LtE", "subtrahend dropped")
+    ),
 )
