@@ -141,7 +141,8 @@ def find_job(connection: psycopg.Connection[Any], text: str) -> Job:
         except ValueError:
             name = ""
     started_at = started_at if started_at is None or started_at.tzinfo else started_at.replace(tzinfo=UTC)
-    rows = _dicts(connection, _JOBS, {"name": name or text, "start": started_at})
+    rows = _dicts(connection, _JOBS, {"name": name, "start": started_at}) if name else []
+    rows = rows or _dicts(connection, _JOBS, {"name": text, "start": None})  # an id may hold an @ itself
     if not rows:
         raise WhyError(
             f"there is no job {text!r}; a job is called by its id or CLUSTER/ID, a line like 2026-10-03T08:00Z/3f2a91c0de11 "

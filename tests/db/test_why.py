@@ -109,6 +109,8 @@ def test_a_job_is_explained_in_its_costliest_hour_and_named_by_its_start_where_i
     assert twice.exit_code == 2
     assert f"2 jobs are called 7: c1/7@{START}, c1/7@2026-11-01T06:00:00Z; name one of them" in twice.output
     assert asked(home, f"7@{START}")["holds"]
+    fleet.rows("UPDATE jobs SET native_id = '8@2026-11-03' WHERE native_id = '8' RETURNING 1")
+    assert asked(home, "8@2026-11-03")["job"]["name"] == "c1/8@2026-11-03@2026-11-01T08:20:00Z"
     for words in (["nothing"], [f"7@{START}", "--hour", "2026-11-01T09:00Z"], ["2026-11-01T08:00Z/abababababab"]):
         answer = runner.invoke(cli, ["--home", str(home), "why", *words])
         assert answer.exit_code == 2, answer.output
