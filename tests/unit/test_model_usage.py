@@ -215,6 +215,7 @@ def test_an_estimated_millijoule_has_bounds_and_a_measured_kilowatt_hour_has_non
 
 def test_a_device_that_stands_nowhere_is_on_the_books_only_where_a_meter_tells_of_it() -> None:
     assert Site(placements=[]).usage() == {}
+    assert Site(placements=[]).close().quality.is_empty()
     seen = Site(placements=[], readings=FULL).usage()
     assert seen["idle"]["energy_mj"] == 360_000_000
     # Also where all that is told of it is the size of a gap, which is nobody's.
