@@ -65,7 +65,7 @@ from analytics.model.edges import alone, split_edges
 from analytics.model.energy import Meter, meter
 from analytics.model.facility import HourFactor, factors_of, with_facility
 from analytics.model.findings import contradictions, idle_waste, instants, throttling
-from analytics.model.holding import hold, resolve
+from analytics.model.holding import Resolved, hold, resolve
 from analytics.model.idle import spread_lines
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
@@ -197,13 +197,23 @@ def close_hours(inputs: HourInputs, policy: Policy, metered: Metered | None = No
     return reduce_shards(inputs.usage.window, [shard], inputs.references, inputs.api_calls)
 
 
-def map_devices(inputs: UsageInputs, policy: Policy, metered: Metered | None = None) -> Shard:
-    """Return the usage of some devices, before tenants, carbon and money. Devices of one node stay in one shard."""
+def resolve_holds(inputs: UsageInputs, policy: Policy) -> Resolved:
+    """Return who had what of these devices; no reading is looked at. Of several shards it is asked once, and cut like them."""
+    return resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+
+
+def map_devices(
+    inputs: UsageInputs, policy: Policy, metered: Metered | None = None, resolved: Resolved | None = None
+) -> Shard:
+    """Return the usage of some devices, before tenants, carbon and money. Devices of one node stay in one shard.
+
+    ``metered``, ``resolved``: what :func:`read_meters` and :func:`resolve_holds` say of the same inputs, if they were asked already.
+    """
     from_us, to_us = _bounds(inputs.window)
     devices, pools = _devices_and_pools(inputs)
     metered = metered or read_meters(inputs, policy)
     meters = metered.meters
-    resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    resolved = resolved or resolve_holds(inputs, policy)
     held = resolved.held
     seen = looks(inputs.device_shares, inputs.instance_activity, held, inputs.devices, resolved.instances)
     declared = (inputs.assets, inputs.capacity_holds)
@@ -520,12 +530,20 @@ def _with_tenant(found: pl.DataFrame, usage: pl.DataFrame) -> pl.DataFrame:
 
 def _with_price(found: pl.DataFrame, prices: dict[int, Fraction], currency: str) -> pl.DataFrame:
     cash = [
-        None if waste is None or hour not in prices else round(waste * prices[hour])
+        None
+        if waste is None or hour not in prices
+        else _rounded(waste * prices[hour].numerator, prices[hour].denominator)
         for hour, waste in found.select("hour_us", "waste_energy_mj").iter_rows()
     ]
     return found.with_columns(pl.Series("nano", cash, dtype=pl.Int64), pl.lit(currency).alias("currency")).with_columns(
         from_nano(pl.col("nano")).alias("avoidable_cash")
     )
+
+
+def _rounded(amount: int, by: int) -> int:
+    """Return the quotient rounded half to even, as of a Fraction, which would look for common divisors of each of some ten thousand."""
+    whole, rest = divmod(amount, by)
+    return whole + (2 * rest > by or (2 * rest == by and whole % 2))
 
 
 def _energy_prices(hours: list[int], tariffs: pl.DataFrame, factors: Mapping[int, HourFactor]) -> dict[int, Fraction]:

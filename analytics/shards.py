@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from analytics.model.holding import Resolved
 from analytics.pipeline import UsageInputs
 
 ALL_DEVICES: Final = 2**31
@@ -48,6 +49,18 @@ def of_devices(inputs: UsageInputs, devices: set[int]) -> UsageInputs:
             if condition is not None:
                 kept[each.name] = frame.filter(condition)
     return replace(inputs, **kept)
+
+
+def resolved_of(resolved: Resolved, part: UsageInputs) -> Resolved:
+    """Return what of all that was resolved is about the devices of a shard, and the nodes they were on."""
+    listed = part.devices["device_id"].unique().sort()
+    nodes = pl.Series("node_id", sorted(_nodes_of(part, listed)), dtype=pl.Int32)
+    kept: dict[str, Any] = {"instances": resolved.instances.filter(pl.col("instance_id").is_in(listed.implode()))}
+    for name in ("held", "contests", "too_many", "unended"):
+        frame = getattr(resolved, name)
+        condition = _about(frame, listed, nodes)
+        kept[name] = frame if condition is None else frame.filter(condition)
+    return Resolved(**kept)
 
 
 def _about(frame: pl.DataFrame, devices: pl.Series, nodes: pl.Series) -> pl.Expr | None:

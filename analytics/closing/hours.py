@@ -29,11 +29,15 @@ from analytics.io.segments import raise_refused
 from analytics.pipeline import (
     HourResult,
     Rated,
+    Shard,
+    UsageInputs,
     Window,
     map_devices,
     rate_hours,
     reduce_shards,
+    resolve_holds,
 )
+from analytics.shards import resolved_of
 from ingest.store.segments import SegmentExpiredError
 
 log = logging.getLogger(__name__)
@@ -105,7 +109,13 @@ def _compute(connection: psycopg.Connection[Any], task: Task) -> _Books:
         task.database, connection, batch.site_id, window, policy, settings.currency, segments=task.segments
     )
     with begun as batch_of:
-        mapped = [map_devices(part, policy) for part in batch_of.shards(task.devices_at_once)]
+        resolved = resolve_holds(batch_of.inputs.usage, policy)
+
+        def of_some(part: UsageInputs) -> Shard:
+            return map_devices(part, policy, resolved=resolved_of(resolved, part))
+
+        # No loop: its variable would keep the readings of some devices while those of the next are read.
+        mapped = list(map(of_some, batch_of.shards(task.devices_at_once)))
         loaded = batch_of.end()
     return _Books(loaded, window, reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls))
 

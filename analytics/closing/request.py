@@ -43,8 +43,8 @@ class WorkerSettings:
     device_hours_per_load: int = 65_536
     """Hours of at most so many devices x hours are loaded together, but always one: who held what, meters of nodes and what becomes of
     it all grow with both (40 MiB an hour of 10,000 GPUs), and are saved before the next are loaded."""
-    device_hours_per_pass: int = 4_096
-    """Readings of at most so many devices x hours are in memory together (3,072 at 10 s take about 0.3 GiB), but always one node's."""
+    device_hours_per_pass: int = 5_120
+    """Readings of at most so many devices x hours are in memory together (these at 10 s take about 0.3 GiB), but always one node's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,17 +93,20 @@ class Begun:
         Books do not depend on ``devices_at_once``; memory does. ``digested``: ``digests`` is to have all readings, from wherever.
         """
         for part in shards(self.inputs.usage, devices_at_once):
-            devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
-            shares, activity = self.looks.of(part.devices["device_id"])
-            self._seen["device_shares"].add(shares)
-            self._seen["instance_activity"].add(activity)
-            readings, silences = self._readings(devices)
-            self.silences.append(silences)
-            if digested or self.session.rows_outside:
-                self.digests.add(readings)
-            else:
-                self._not_digested.append(devices)
-            yield replace(part, readings=readings, device_shares=shares, instance_activity=activity)
+            yield self._read(part, digested=digested)  # under no name: while the next are read, these are gone
+
+    def _read(self, part: UsageInputs, *, digested: bool) -> UsageInputs:
+        devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
+        shares, activity = self.looks.of(part.devices["device_id"])
+        self._seen["device_shares"].add(shares)
+        self._seen["instance_activity"].add(activity)
+        readings, silences = self._readings(devices)
+        self.silences.append(silences)
+        if digested or self.session.rows_outside:
+            self.digests.add(readings)
+        else:
+            self._not_digested.append(devices)
+        return replace(part, readings=readings, device_shares=shares, instance_activity=activity)
 
     def end(self) -> Loaded:
         """Return what the shards were made of, once all of them were gone through: ``inputs`` without readings."""

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.pipeline import HourInputs, HourResult, content_hash, map_devices, reduce_shards
+from analytics.pipeline import HourInputs, HourResult, content_hash, map_devices, reduce_shards, resolve_holds
 from analytics.policy import Policy
-from analytics.shards import of_devices, shards
+from analytics.shards import of_devices, resolved_of, shards
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec
 from tests.sim.world import World
 
@@ -67,6 +67,18 @@ def test_any_partition_of_nodes_in_any_order_gives_the_same_bytes(seed: int) -> 
             drawn.choice(cut).update(group)
         drawn.shuffle(cut)
         assert closed(inputs, [part for part in cut if part]) == whole
+
+
+@FLEET
+@given(SEEDS, st.integers(1, 12))
+def test_who_held_what_may_be_resolved_once_for_all_shards(seed: int, devices_at_once: int) -> None:
+    inputs, policy = fleet(seed), Policy()
+    resolved = resolve_holds(inputs.usage, policy)
+    mapped = [
+        map_devices(part, policy, resolved=resolved_of(resolved, part))
+        for part in shards(inputs.usage, devices_at_once)
+    ]
+    assert hashes(reduce_shards(inputs.usage.window, mapped, inputs.references, inputs.api_calls)) == closed(inputs)
 
 
 @FLEET
