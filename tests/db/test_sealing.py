@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.minutes import MinutesMaker
 from ingest.store.catalog import ListedFile
 from ingest.store.engine import Database
 from ingest.store.hours import SiteHour
@@ -369,6 +370,7 @@ def test_segments_past_retention_go_once_their_books_are_closed_and_are_not_clos
     assert (sealing.once(much_later).expired_hours, files()) == (0, 4)
     closer = HourCloser(fleet.database, WorkerSettings(code_version="test"), sealing.segments)
     closer.run(much_later)
+    MinutesMaker(fleet.database, WorkerSettings(code_version="test"), sealing.segments).step(much_later, within_s=60.0)
     published(fleet, much_later - timedelta(days=7))
     assert sealing.once(much_later).expired_hours == 0  # they came, and were closed, a week ago
     published(fleet, HOUR_AT)
