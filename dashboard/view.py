@@ -54,14 +54,14 @@ DEFAULT_PERIOD: Final = PERIODS[2]
 def amount(value: Decimal | None, unit: str = "", places: int | None = None) -> str:
     """Return an amount for reading: about four digits, thousands separated; unknown is a dash, never 0."""
     if value is None:
-        return "–"  # noqa: RUF001 (a dash for eyes)
+        return "–"
     if places is None:
         places = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
     return f"{value:,.{places}f} {unit}".strip()
 
 
 def percent(ratio: Decimal | float | None) -> str:
-    return "–" if ratio is None else f"{100 * float(ratio):.1f} %"  # noqa: RUF001
+    return "–" if ratio is None else f"{100 * float(ratio):.1f} %"
 
 
 def unit_name(unit: str) -> str:
@@ -203,8 +203,8 @@ def finding_rows(findings: Sequence[Finding], most: int = 20) -> list[dict[str, 
         {
             "kind": KIND_NAMES.get(finding.kind, finding.kind.replace("_", " ")),
             "tenant": finding.tenant or "unmapped",
-            "job": finding.job or "–",  # noqa: RUF001
-            "device": "–" if finding.device is None else f"…{finding.device[-_DEVICE_TAIL:]}",  # noqa: RUF001
+            "job": finding.job or "–",
+            "device": "–" if finding.device is None else f"…{finding.device[-_DEVICE_TAIL:]}",
             "start": finding.start_at.astimezone(UTC),
             "minutes": round((finding.end_at - finding.start_at).total_seconds() / 60),
             "cash": None if finding.avoidable_cash is None else float(finding.avoidable_cash),
@@ -221,4 +221,4 @@ def finding_rows(findings: Sequence[Finding], most: int = 20) -> list[dict[str, 
 
 def _due(budget: Budget) -> str:
     """Name the rung that is reached, above a mere warning."""
-    return "–" if budget.rung in {None, "warn"} else str(budget.rung)  # noqa: RUF001
+    return "–" if budget.rung in {None, "warn"} else str(budget.rung)
