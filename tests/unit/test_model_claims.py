@@ -10,8 +10,8 @@ import pytest
 from analytics.frames import Devices, Placements
 from analytics.model.holding import hold
 from analytics.units import US_PER_SECOND
-from tests.fakes.holdings import BOARD, START, instance, on_node, resolved, stands, told, who
 from tests.fakes.site import at, device, epoch, table
+from tests.fakes.told_holds import BOARD, START, instance, on_node, resolved, stands, told, who
 
 
 def _ends(*words: dict[str, Any], **more: Any) -> list[tuple[str, float]]:

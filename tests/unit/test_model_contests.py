@@ -6,8 +6,8 @@ import polars as pl
 
 from analytics.model.contests import MOST_PARTS
 from analytics.units import US_PER_SECOND
-from tests.fakes.holdings import START, instance, resolved, told, who
 from tests.fakes.site import device
+from tests.fakes.told_holds import START, instance, resolved, told, who
 
 
 def _seconds(at_us: int) -> float:

@@ -10,8 +10,8 @@ import pytest
 from analytics.frames import Devices, Placements
 from analytics.model.holding import hold, whole_holder
 from analytics.units import US_PER_SECOND
-from tests.fakes.holdings import START, instance, on_node, resolved, stands, told, who
 from tests.fakes.site import at, device, epoch, table
+from tests.fakes.told_holds import START, instance, on_node, resolved, stands, told, who
 
 
 def test_three_thirds_are_the_whole_board() -> None:
