@@ -447,7 +447,12 @@ def _shared(balance: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
         else:
             parts = parts.with_columns(pl.col(total).alias(into))
     # Each was spread by itself: a leftover millijoule may have gone elsewhere.
-    energy, bounded = pl.col("energy_mj"), pl.col("energy_low_mj").is_not_null()
+    energy, guessed = (
+        pl.col("energy_mj"),
+        (pl.min_horizontal("estimated_mj", "energy_mj") > 0) | (pl.col("source") == "assumed"),
+    )
+    # Who used nothing has no part of an estimate, and so no interval of one.
+    bounded = pl.col("energy_low_mj").is_not_null() & guessed
     return parts.with_columns(
         pl.min_horizontal("estimated_mj", "energy_mj").alias("estimated_mj"),
         pl.when(bounded).then(pl.min_horizontal("energy_low_mj", energy)).alias("energy_low_mj"),

@@ -97,7 +97,12 @@ def figures(
         "energy_kwh": energy,
         "carbon_kgco2e": carbon,
         "tokens": 0,
+        "cost_failed": None,
+        "cost_preempted": None,
+        "cost_cancelled": None,
         "accelerator_hours": "6144",
+        "allocated_accelerator_hours": "6000",
+        "active_accelerator_hours": "5760",
         "idle_accelerator_hours": "240",
         "throttled_accelerator_hours": "80",
         "idle_waste": idle,
@@ -105,6 +110,11 @@ def figures(
         "coverage_ratio": "0.9914",
         "sources": ["measured"],
         "origins": ["simulated"],
+        **{
+            f"{amount}_per_{hour}_accelerator_hour": None
+            for amount in ("cost", "energy_kwh", "carbon_kgco2e")
+            for hour in ("allocated", "active", "idle")
+        },
     } | others
 
 
@@ -119,6 +129,8 @@ def bill(rows: Mapping[str, dict[str, Any]], total: dict[str, Any], **others: An
         "books_as_of_at": "2026-11-21T12:00:00Z",
         "mapped_share_ratio": "0.9641",
         "total": total,
+        "corrections": [],
+        "disputed": {"lines": 0, "cost": "0"},
         "rows": [{"key": tenant, "tenant": tenant, **row} for tenant, row in rows.items()],
         "rollups": [],
         "next_cursor": None,
