@@ -269,3 +269,13 @@ def test_an_open_hour_counts_to_the_last_minute_that_both_sides_cover() -> None:
     found = _overhead({1: (300, [(0, 1_495)])}, {METER: (1000, [(0, 1_480)])}, _users((1, "job:1", 1)), until_s=1_500)
     assert _by_holder(found) == {"job:1": 24 * 60 * 700_000}
     assert found.quality["time_us"].to_list() == [60 * US_PER_SECOND]
+
+
+def test_who_used_nothing_has_no_part_of_a_gauges_overhead_and_no_interval_of_one() -> None:
+    users = _users((1, "job:1", 1), (1, "job:2", 0))
+    found = _overhead({1: (300, WHOLE)}, {METER: (1000, WHOLE)}, users, gauge=True)
+    rows = {row["holder"]: row for row in found.rows.iter_rows(named=True)}
+    assert rows["job:1"]["energy_mj"] == 2_520_000_000
+    nothing = rows["job:2"]
+    assert (nothing["energy_mj"], nothing["estimated_mj"]) == (0, 0)
+    assert (nothing["energy_low_mj"], nothing["energy_high_mj"]) == (None, None)
