@@ -89,10 +89,10 @@ _WASTE: Final = f"""
     WHERE {_OF_FINDING}
 """
 # Whose a row is: a tenant, a pool of the platform, or nobody's yet.
-_TENANT: Final = """
+TENANT_NAME: Final = """
     CASE WHEN t.path IS NOT NULL THEN t.path WHEN {pool} IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || {pool} END
 """
-_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
+IN_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
 
 # First by what the rows have, then by name: names made for each row take longer than all else.
 LINES: Final = f"""
@@ -102,7 +102,7 @@ LINES: Final = f"""
         bit_or(sources) AS source_bits, bit_or(origins) AS origin_bits
     FROM rows GROUP BY tenant_id, pool, charge_category, currency
 )
-SELECT {_TENANT.format(pool="l.pool")} AS tenant, l.* FROM sums AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id WHERE {_SUBTREE}
+SELECT {TENANT_NAME.format(pool="l.pool")} AS tenant, l.* FROM sums AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id WHERE {IN_SUBTREE}
 """
 TIMES: Final = f"""
 {CHOSEN}, rows AS ({_TIMES}), sums AS (
@@ -111,14 +111,14 @@ TIMES: Final = f"""
         sum(throttled_us) AS throttled_us
     FROM rows GROUP BY tenant_id, pool
 )
-SELECT {_TENANT.format(pool="u.pool")} AS key, {_TENANT.format(pool="u.pool")} AS tenant, u.*
-FROM sums AS u LEFT JOIN tenants AS t ON t.id = u.tenant_id WHERE {_SUBTREE}
+SELECT {TENANT_NAME.format(pool="u.pool")} AS key, {TENANT_NAME.format(pool="u.pool")} AS tenant, u.*
+FROM sums AS u LEFT JOIN tenants AS t ON t.id = u.tenant_id WHERE {IN_SUBTREE}
 """
 WASTE: Final = f"""
 {CHOSEN}, rows AS ({_WASTE})
-SELECT {_TENANT.format(pool="'job'")} AS key, {_TENANT.format(pool="'job'")} AS tenant, f.kind, sum(f.avoidable_cash) AS waste
+SELECT {TENANT_NAME.format(pool="'job'")} AS key, {TENANT_NAME.format(pool="'job'")} AS tenant, f.kind, sum(f.avoidable_cash) AS waste
 FROM rows AS f LEFT JOIN tenants AS t ON t.id = f.tenant_id
-WHERE f.currency = :currency AND {_SUBTREE} GROUP BY 1, 2, 3
+WHERE f.currency = :currency AND {IN_SUBTREE} GROUP BY 1, 2, 3
 """
 
 OUTCOME_COSTS: Final = """
@@ -139,9 +139,9 @@ WITH ended AS MATERIALIZED (
     SELECT l.tenant_id, l.job_id, l.currency, l.billed_cost FROM ended JOIN ledger_corrections AS l ON l.job_id = ended.id
     WHERE l.posted_hour_at >= :from_at AND l.posted_hour_at < :to_at
 )
-SELECT {_TENANT.format(pool="'job'")} AS key, {_TENANT.format(pool="'job'")} AS tenant, {OUTCOME_COSTS.format(cost="l.billed_cost")}
+SELECT {TENANT_NAME.format(pool="'job'")} AS key, {TENANT_NAME.format(pool="'job'")} AS tenant, {OUTCOME_COSTS.format(cost="l.billed_cost")}
 FROM rows AS l JOIN ended AS j ON j.id = l.job_id LEFT JOIN tenants AS t ON t.id = l.tenant_id
-WHERE l.currency = :currency AND {_SUBTREE} GROUP BY 1, 2
+WHERE l.currency = :currency AND {IN_SUBTREE} GROUP BY 1, 2
 """
 
 # How a span is made, once the hours it is of are locked.

@@ -12,15 +12,10 @@ from analytics.io import bill_sql
 
 DETAILS: Final = ("cluster", "native_id", "started_at", "job_name", "user_name", "state", "model", "node")
 
-# Whose a row is: a tenant, a pool of the platform, or nobody's yet.
-_TENANT: Final = """
-    CASE WHEN t.path IS NOT NULL THEN t.path WHEN {pool} IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || {pool} END
-"""
-_LINE_TENANT: Final = _TENANT.format(pool="l.pool")
+_LINE_TENANT: Final = bill_sql.TENANT_NAME.format(pool="l.pool")
 _USAGE_POOL: Final = bill_sql.USAGE_POOL
-_USAGE_TENANT: Final = _TENANT.format(pool=f"({_USAGE_POOL})")
+_USAGE_TENANT: Final = bill_sql.TENANT_NAME.format(pool=f"({_USAGE_POOL})")
 _IN_WINDOW: Final = "{alias}.hour_at >= :from_at AND {alias}.hour_at < :to_at"
-_IN_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
 _COST: Final = "sum(CASE WHEN l.currency = :currency THEN l.billed_cost END)"
 # A line of calls whose sender told no usage has nothing to price: it is another gap than a missing price.
 _UNPRICED: Final = """count(*) FILTER (
@@ -144,10 +139,15 @@ def queries(group_by: str) -> tuple[str, str, str]:
         "outcomes": bill_sql.OUTCOME_COSTS.format(cost="CASE WHEN l.currency = :currency THEN l.billed_cost END"),
         "unpriced": _UNPRICED,
         "usage_unknown": _USAGE_UNKNOWN,
-        "subtree": _IN_SUBTREE,
+        "subtree": bill_sql.IN_SUBTREE,
     }
-    usage = {"tenant": _USAGE_TENANT, "subtree": _IN_SUBTREE, "window": _IN_WINDOW.format(alias="u"), "energy": ""}
-    waste = {"tenant": _TENANT.format(pool="'job'"), "subtree": _IN_SUBTREE}
+    usage = {
+        "tenant": _USAGE_TENANT,
+        "subtree": bill_sql.IN_SUBTREE,
+        "window": _IN_WINDOW.format(alias="u"),
+        "energy": "",
+    }
+    waste = {"tenant": bill_sql.TENANT_NAME.format(pool="'job'"), "subtree": bill_sql.IN_SUBTREE}
     line_window = _IN_WINDOW.format(alias="l")
     if group_by == "job":
         job = {"details": _JOB_DETAILS, "group": _JOB_GROUP}
