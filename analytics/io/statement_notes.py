@@ -10,22 +10,20 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-_TENANT: Final = """
-CASE WHEN t.path IS NOT NULL THEN t.path WHEN c.pool IN ('job', 'api') THEN 'unmapped' ELSE '(platform)/' || c.pool END
-"""
-_SUBTREE: Final = "(CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))"
+from analytics.io.bill_sql import IN_SUBTREE, TENANT_NAME
+
 _CORRECTIONS: Final = f"""
-SELECT {_TENANT} AS tenant, c.charge_category AS category, c.reason, min(c.hour_at) AS first_at, max(c.hour_at) + interval '1 hour' AS last_at,
+SELECT {TENANT_NAME.format(pool="c.pool")} AS tenant, c.charge_category AS category, c.reason, min(c.hour_at) AS first_at, max(c.hour_at) + interval '1 hour' AS last_at,
        count(*) AS lines, sum(c.billed_cost) FILTER (WHERE c.currency = :currency) AS cost, sum(c.energy_mj)::bigint AS energy_mj,
        sum(c.carbon_gco2e) AS carbon_gco2e
 FROM ledger_corrections AS c LEFT JOIN tenants AS t ON t.id = c.tenant_id
-WHERE c.posted_hour_at >= :from_at AND c.posted_hour_at < :to_at AND {_SUBTREE}
+WHERE c.posted_hour_at >= :from_at AND c.posted_hour_at < :to_at AND {IN_SUBTREE}
 GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """  # noqa: S608 (constants)
 _DISPUTED: Final = f"""
 SELECT count(*) AS lines, coalesce(sum(d.billed_cost) FILTER (WHERE d.currency = :currency), 0) AS cost
 FROM line_disputes AS d LEFT JOIN tenants AS t ON t.id = d.tenant_id
-WHERE d.hour_at >= :from_at AND d.hour_at < :to_at AND d.resolved_at IS NULL AND {_SUBTREE}
+WHERE d.hour_at >= :from_at AND d.hour_at < :to_at AND d.resolved_at IS NULL AND {IN_SUBTREE}
 """  # noqa: S608 (constants)
 
 
