@@ -61,7 +61,8 @@ class Broke:
 
 def serve(pipe: Connection, cap_mib: int, log_level: int) -> None:
     """Do tasks until the pipe is closed or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to answer
+    for number in (signal.SIGINT, signal.SIGTERM):  # told to the whole group of processes: the worker's to answer
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     root = logging.getLogger()
     root.handlers = [_Teller(pipe)]

@@ -41,6 +41,7 @@ _FEWER: Final = 10
 _RESERVES_NOTHING: Final = ("MIMALLOC_ARENA_EAGER_COMMIT", "0")
 """Of the child's environment, read while it loads libraries: the allocator of pgpq otherwise takes a GiB of what RLIMIT_DATA allows
 when the first row is saved, and uses next to none of it."""
+_GIVEN_UP: Final = "the worker is to stop; the hours at hand are left due"
 _PAGE_BYTES: Final = 4_096
 _MIB: Final = 1 << 20
 
@@ -170,6 +171,8 @@ class Child:
                 if is_over:
                     return
         except (EOFError, ConnectionError) as error:
+            if self._stop():  # who ends all of us at once may reach a child before it listens to its worker alone
+                raise StoppedError(_GIVEN_UP) from error
             raise _DeathError(self._end_of(child)) from error
         finally:
             if not is_over:  # also where nobody listens any more: what it would tell next is nobody's answer
@@ -195,7 +198,7 @@ class Child:
         silent_from_s = time.monotonic()
         while not pipe.poll(LOOK_S):
             if self._stop():
-                raise StoppedError("the worker is to stop; the hours at hand are left due")
+                raise StoppedError(_GIVEN_UP)
             if not child.is_alive():
                 raise EOFError
             resident_mib = _resident_bytes(child) // _MIB

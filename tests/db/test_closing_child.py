@@ -284,23 +284,33 @@ def test_a_child_that_tells_nothing_for_too_long_is_ended(fleet: SmallFleet) -> 
     assert_written_once(fleet)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_closes_in_a_child_that_ends_with_it(
-    fleet: SmallFleet, tmp_path: Path, ending: signal.Signals
+@pytest.mark.parametrize(
+    ("send", "ending"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGKILL)],
+    ids=["told to stop", "told with all its group", "killed"],
+)
+def test_a_worker_closes_in_a_child_that_ends_with_it_and_without_a_complaint(
+    fleet: SmallFleet, tmp_path: Path, send: Callable[[int, int], None], ending: signal.Signals
 ) -> None:
     # Hours of three weeks ago are long due. Held before its run, so that there is a child to be seen.
     env = os.environ | {URL_VARIABLE: fleet.database.url, "WATTLEDGER_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "wattledger", "--home", str(tmp_path), "worker", "--interval", "1"]
-    with held_at(fleet.database, "before its run") as somebody_waits, subprocess.Popen(command, env=env) as worker:
+    said = tmp_path / "worker.log"
+    with (
+        held_at(fleet.database, "before its run") as somebody_waits,
+        said.open("wb") as log,
+        subprocess.Popen(command, env=env, stderr=log, start_new_session=True) as worker,
+    ):
         try:
             somebody_waits()
             children = _children(worker.pid)
             assert children
-            worker.send_signal(ending)
+            send(worker.pid, ending)
             assert worker.wait(20) == (0 if ending is signal.SIGTERM else -ending)
             _until(lambda: all(not Path(f"/proc/{child}").exists() or _state(child) == "Z" for child in children))
         finally:
             worker.kill()
+    assert "closing" not in said.read_text(encoding="utf-8")
     assert fleet.rows("SELECT count(*) FROM ledger_runs") == [(0,)]
 
 
