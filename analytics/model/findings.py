@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from analytics.frames import INSTANT
@@ -40,6 +41,8 @@ SCHEMA: Final = {
     "origin": pl.Int16,
 }
 _BOTH_SIGNALS, _ONE_SIGNAL = 0.9, 0.5
+_UW_PER_MW: Final = 1_000_000
+"""Microseconds of a milliwatt in a millijoule."""
 
 
 def throttling(usage: pl.DataFrame, pieces: pl.DataFrame, holders: pl.DataFrame, policy: Policy) -> pl.DataFrame:
@@ -57,37 +60,32 @@ def throttling(usage: pl.DataFrame, pieces: pl.DataFrame, holders: pl.DataFrame,
     )
     if slow.is_empty():
         return pl.DataFrame(schema=SCHEMA)
+    # A shared board's spans are cut into hundreds of pieces.
+    spans = pieces.group_by("span", "hour_us", "device_id").agg(
+        pl.col("from_us").min().alias("start_us"), pl.col("to_us").max().alias("end_us")
+    )
     when = (
         holders.filter(pl.col("job_id").is_not_null())
-        .join(pieces, on="span", how="inner")
+        .join(spans, on="span", how="inner")
         .group_by("hour_us", "device_id", "job_id")
-        .agg(pl.col("from_us").min().alias("start_us"), pl.col("to_us").max().alias("end_us"))
+        .agg(pl.col("start_us").min(), pl.col("end_us").max())
     )
     rows = slow.join(when, on=["hour_us", "device_id", "job_id"], how="inner").sort("hour_us", "device_id", "job_id")
     share = pl.col("energy_mj").cast(pl.Int128) * pl.col("throttled_us") // pl.col("held_us").clip(1, None)
     counted = pl.col("throttle_counter_us") > 0
+    by_bits = {"instrument": "clocks_event_reasons", "throttled_us": pl.col("throttle_bits_us")}
+    by_counter = {"instrument": "violation_counters", "throttled_us": pl.col("throttled_us")}
+    told = {"held_us": pl.col("held_us"), "loss_percent": limits.loss_percent, "loss_source": "assumed"}
     rows = rows.with_columns(
         (share * limits.loss_percent // 100).cast(pl.Int64).alias("waste_energy_mj"),
         (pl.col("throttled_us") * pl.col("accelerators") * limits.loss_percent // 100).alias("capacity_freed_us"),
         pl.when(counted).then(_BOTH_SIGNALS).otherwise(_ONE_SIGNAL).alias("confidence"),
+        pl.when(counted)
+        .then(json_of(signals=[by_bits, by_counter], **told))
+        .otherwise(json_of(signals=[by_bits], **told))
+        .alias("evidence"),
     )
-    evidence = [
-        to_json(
-            signals=[
-                {"instrument": "clocks_event_reasons", "throttled_us": row["throttle_bits_us"]},
-                *(
-                    [{"instrument": "violation_counters", "throttled_us": row["throttled_us"]}]
-                    if row["throttle_counter_us"] > 0
-                    else []
-                ),
-            ],
-            held_us=row["held_us"],
-            loss_percent=limits.loss_percent,
-            loss_source="assumed",
-        )
-        for row in rows.iter_rows(named=True)
-    ]
-    return _shaped(rows, THROTTLING, evidence)
+    return _shaped(rows, THROTTLING)
 
 
 def idle_waste(
@@ -212,39 +210,32 @@ def _by_hour(told: pl.DataFrame, pieces: pl.DataFrame, origins: pl.DataFrame, fr
     return shaped.unique(identity, keep="last", maintain_order=True)
 
 
-def _idle_runs(meter: Meter, devices: pl.Series) -> pl.DataFrame:
-    """Return device_id, from_us, to_us of maximal runs of adjacent idle intervals."""
-    keys, idle = meter.keys, meter.sums["idle_us"]
-    steps = pl.DataFrame(
-        {"key": meter.key, "next_key": meter.key.shift(-1), "idle": idle.diff().fill_null(idle.head(1)) > 0}
-    )
-    device = pl.col("key") // keys.span_us
-    base = device * keys.span_us - keys.base_us
-    return (
-        steps.filter(pl.col("idle"))
-        .with_columns(device.cast(pl.Int32).alias("device_id"))
-        .filter(pl.col("device_id").is_in(devices.implode()))
-        .with_columns((pl.col("key") != pl.col("next_key").shift(1)).fill_null(value=True).cum_sum().alias("run"))
-        .group_by("run")
-        .agg(
-            pl.col("device_id").first(),
-            (pl.col("key") - base).min().alias("run_from_us"),
-            (pl.col("next_key") - base).max().alias("run_to_us"),
-        )
-        .drop("run")
-    )
+def _idle_runs(meter: Meter, devices: pl.Series, least_us: int) -> pl.DataFrame:
+    """Return device_id, run_from_us, run_to_us of runs of adjacent idle intervals, as long as they get, of at least so long."""
+    keys, key, idle_us = meter.keys, meter.key.to_numpy(), meter.sums["idle_us"].to_numpy()
+    # Keys are unique: what is adjacent is so by number, and of one device, as an interval between two is none and not idle.
+    idle = np.flatnonzero(np.append(idle_us[:1] > 0, idle_us[1:] > idle_us[:-1]))
+    first = np.flatnonzero(np.diff(idle, prepend=-2) != 1)
+    begin, end = key[idle[first]], key[idle[np.append(first[1:], len(idle)) - 1] + 1]
+    long = end - begin >= least_us
+    begin, end = begin[long], end[long]
+    device = begin // keys.span_us
+    base_us = device * keys.span_us - keys.base_us
+    runs = pl.DataFrame({"device_id": device, "run_from_us": begin - base_us, "run_to_us": end - base_us})
+    return runs.cast({"device_id": pl.Int32}).filter(pl.col("device_id").is_in(devices.implode()))
 
 
 def _idle_of(
     meter: Meter, hours: pl.DataFrame, held: pl.DataFrame, devices: pl.DataFrame, policy: Policy, to_us: int
 ) -> pl.DataFrame:
-    runs = _idle_runs(meter, hours["device_id"].unique())
+    least_us = policy.idle.min_episode_us
+    runs = _idle_runs(meter, hours["device_id"].unique(), least_us)
     crowd = held.filter((pl.col("weight") == pl.col("weights")) & pl.col("job_id").is_not_null())
     start, end = pl.max_horizontal("run_from_us", "start_us"), pl.min_horizontal("run_to_us", "end_us")
     episodes = (
         runs.join(crowd, on="device_id", how="inner")
         .with_columns(start.alias("start_us"), end.alias("end_us"))
-        .filter(pl.col("end_us") - pl.col("start_us") >= policy.idle.min_episode_us)
+        .filter(pl.col("end_us") - pl.col("start_us") >= least_us)
     )
     hour_end = pl.min_horizontal(pl.col("hour_us") + US_PER_HOUR, pl.lit(to_us, dtype=pl.Int64))
     clipped = (
@@ -258,37 +249,25 @@ def _idle_of(
         .join(devices.select("device_id", "accelerators", "idle_power_mw"), on="device_id", how="left")
         .sort("hour_us", "device_id", "start_us", "job_id")
     )
-    at_start = meter.at(clipped.select("device_id", pl.col("start_us").alias("at_us")))["energy_mj"]
-    at_end = meter.at(clipped.select("device_id", pl.col("end_us").alias("at_us")))["energy_mj"]
+    at_start, at_end = (
+        meter.at(clipped.select("device_id", pl.col(name).alias("at_us")), ["energy_mj"])["energy_mj"]
+        for name in ("start_us", "end_us")
+    )
     length = pl.col("end_us") - pl.col("start_us")
+    mean_mw = pl.col("waste_energy_mj") * _UW_PER_MW // length
+    utilization = {"instrument": "gpu_util_percent", "value": 0}
+    signals = [utilization, {"instrument": "power", "mean_mw": mean_mw}]
     rows = clipped.with_columns(
         (at_end - at_start).alias("waste_energy_mj"),
         (length * pl.col("accelerators")).alias("capacity_freed_us"),
         pl.lit(_BOTH_SIGNALS).alias("confidence"),
         pl.lit(meter.origin, dtype=pl.Int16).alias("origin"),
-    )
-    evidence = [
-        to_json(
-            signals=[
-                {"instrument": "gpu_util_percent", "value": 0},
-                {
-                    "instrument": "power",
-                    "mean_mw": row["waste_energy_mj"] * 1_000_000 // (row["end_us"] - row["start_us"]),
-                },
-            ],
-            episode_at_least_us=policy.idle.min_episode_us,
-        )
-        for row in rows.iter_rows(named=True)
-    ]
-    return _shaped(rows, IDLE_WASTE, evidence)
+    ).with_columns(json_of(signals=signals, episode_at_least_us=least_us).alias("evidence"))
+    return _shaped(rows, IDLE_WASTE)
 
 
-def _shaped(rows: pl.DataFrame, kind: str, evidence: list[str]) -> pl.DataFrame:
-    return (
-        rows.with_columns(pl.lit(kind).alias("kind"), pl.Series("evidence", evidence, dtype=pl.String))
-        .select(*SCHEMA)
-        .cast(SCHEMA)  # type: ignore[arg-type]
-    )
+def _shaped(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
+    return rows.with_columns(pl.lit(kind).alias("kind")).select(*SCHEMA).cast(SCHEMA)  # type: ignore[arg-type]
 
 
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
@@ -297,6 +276,26 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 def to_json(**evidence: Any) -> str:
     return _ENCODER.encode(evidence)
+
+
+def json_of(**evidence: Any) -> pl.Expr:
+    """Return what :func:`to_json` says of each row, where some of the values are columns of integers, none of them null."""
+    return pl.concat_str([part if isinstance(part, pl.Expr) else pl.lit(part) for part in _parts_of(evidence)])
+
+
+def _parts_of(value: Any) -> list[str | pl.Expr]:
+    if isinstance(value, pl.Expr):
+        return [value.cast(pl.String)]
+    if isinstance(value, Mapping):
+        named = [[f"{_ENCODER.encode(name)}:", *_parts_of(value[name])] for name in sorted(value)]
+        return ["{", *_with_commas(named), "}"]
+    if isinstance(value, list):
+        return ["[", *_with_commas([_parts_of(item) for item in value]), "]"]
+    return [_ENCODER.encode(value)]
+
+
+def _with_commas(items: list[list[str | pl.Expr]]) -> list[str | pl.Expr]:
+    return [part for number, item in enumerate(items) for part in ([","] if number else []) + item]
 
 
 def instants(rows: pl.DataFrame) -> pl.DataFrame:

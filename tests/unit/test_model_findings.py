@@ -4,6 +4,9 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import polars as pl
+
+from analytics.model.findings import json_of, to_json
 from tests.fakes.site import HOUR, Site, at, epoch, holds, reading, steady, tariff
 
 IDLE = {"gpu_util_percent": 0, "clocks_event_reasons": 0}
@@ -90,3 +93,40 @@ def test_a_shared_device_is_not_called_idle_for_one_of_its_holders() -> None:
         _findings(Site(readings=[*steady(1, 0, 3600, 75, **IDLE), reading(1, 3610, 270.75, 75)], allocations=shares))
         == []
     )
+
+
+def test_ten_idle_minutes_are_a_finding_and_its_evidence_says_the_mean_power() -> None:
+    # 75 W for 600 s; work begins with the next reading.
+    readings = [*steady(1, 0, 600, 75, **IDLE), reading(1, 610, 48_000, 300, **BUSY)]
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
+    assert (found["start_at"], found["end_at"], found["waste_energy_mj"]) == (HOUR, at(600), 45_000_000)
+    assert found["evidence"] == (
+        '{"episode_at_least_us":600000000,"signals":[{"instrument":"gpu_util_percent","value":0},'
+        '{"instrument":"power","mean_mw":75000}]}'
+    )
+
+
+def test_work_between_two_idle_runs_parts_them() -> None:
+    # 590 s and 600 s of idle time around one reading at work: only the second is long enough.
+    idle = steady(1, 0, 1200, 75, **IDLE)
+    readings = [{**row, **BUSY} if row["at"] == at(600) else row for row in idle]
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
+    assert (found["start_at"], found["end_at"]) == (at(600), at(1200))
+
+
+def test_throttling_without_counters_has_one_signal_and_says_how_long_it_was_held() -> None:
+    hot = {"gpu_util_percent": 99, "clocks_event_reasons": 0x40}
+    (found,) = _findings(Site(readings=steady(1, 0, 3600, 700, **hot), allocations=[holds(7, 1, 600, 3600)]))
+    assert (found["start_at"], found["end_at"], found["confidence"]) == (at(600), at(3600), 0.5)
+    assert found["evidence"] == (
+        '{"held_us":3000000000,"loss_percent":20,"loss_source":"assumed",'
+        '"signals":[{"instrument":"clocks_event_reasons","throttled_us":3000000000}]}'
+    )
+
+
+def test_evidence_made_of_columns_is_what_is_made_of_each_row() -> None:
+    rows = pl.DataFrame({"a": [1, -20], "b": [300, 0]})
+    nested: dict[str, Any] = {"z": 'é " \\', "list": [{"b": 1, "a": None}, []], "flag": True, "ratio": 0.5}
+    of_columns = rows.select(json_of(values=[pl.col("a"), {"deep": pl.col("b")}], **nested)).to_series()
+    of_rows = [to_json(values=[a, {"deep": b}], **nested) for a, b in rows.iter_rows()]
+    assert of_columns.to_list() == of_rows
