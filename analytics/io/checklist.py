@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from analytics.io.charges import compared, invoices
-from analytics.io.hours import due_hours
+from analytics.io.hours import MADE_OF, due_hours
 from analytics.io.meter_gaps import gaps
 from analytics.model.month import Month
 from collector.wire import Origin
@@ -136,7 +136,7 @@ def _attested(connection: psycopg.Connection[Any], scope: Scope) -> Item:
         connection,
         scope,
         f"""
-        SELECT count(*) FILTER (WHERE runs.generation = 0), count(*) FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+        SELECT count(*) FILTER (WHERE runs.generation = 0), count(*) FROM ledger_hours AS hours CROSS JOIN LATERAL ({MADE_OF}) AS runs
         WHERE {_IN_HOURS} AND hours.revision > 0
         """,  # noqa: S608 (constants)
     )

@@ -65,6 +65,23 @@ _ASKED: Final = f"""
  AND changes.from_at <= hours.hour_at AND changes.to_at > hours.hour_at AND changes.written_xid >= hours.seen_xid
  ORDER BY changes.id DESC LIMIT 1)
 """  # noqa: S608 (a constant of this module)
+MADE_OF: Final = """
+SELECT used.inputs, used.generation, used.method_version FROM ledger_runs AS told JOIN ledger_runs AS used
+ON used.site_id = hours.site_id AND used.hour_at = hours.hour_at AND used.id <= told.id AND used.kind <> 'rate'
+AND coalesce(used.usage_revision, used.revision) = coalesce(told.usage_revision, told.revision)
+WHERE told.id = hours.run_id ORDER BY used.id DESC LIMIT 1
+"""
+"""Of an hour of ``hours``, the run that read the samples its books are made of: its own, or that of the usage it was rated on."""
+# Late rows that waited beside a segment were read with it, and are in the next one by now. A file of the same name with other bytes: so
+# that a run that names this one finds nothing more to do.
+_MERGED: Final = """
+EXISTS (
+    SELECT FROM hour_segments AS file CROSS JOIN LATERAL jsonb_array_elements(
+        CASE jsonb_typeof(runs.inputs -> 'outside') WHEN 'array' THEN runs.inputs -> 'segments' ELSE '[]' END) AS named
+    WHERE file.site_id = hours.site_id AND file.retired_at IS NULL AND file.generation > 1
+    AND file.hour_at BETWEEN hours.hour_at - interval '1 hour' AND hours.hour_at + interval '1 hour'
+    AND named ->> 0 = file.stream AND (named ->> 1)::timestamptz = file.hour_at AND named ->> 3 <> encode(file.sha256, 'hex'))
+"""
 _CANDIDATES: Final = (
     """
 WITH data AS (
@@ -98,10 +115,10 @@ WITH data AS (
         AND NOT EXISTS (SELECT FROM unnest(%(awaited_sites)s::integer[], %(awaited_hours)s::timestamptz[]) AS awaited (site_id, hour_at)
                         WHERE awaited.site_id = hours.site_id AND awaited.hour_at <= hours.hour_at)))
     UNION
-    -- Closed of hot rows, and now it and its neighbours are sealed: do the files give the same? Once; then its run names them.
-    SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
+    -- Closed of rows outside of files, and now it and its neighbours are sealed: do the files give the same? Then its run names them.
+    SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours CROSS JOIN LATERAL ({made_of}) AS runs
     WHERE hours.status = 'closed' AND hours.shadow_run_id IS NULL AND hours.hour_at >= %(attest_from)s
-    AND runs.generation = 0 AND runs.kind <> 'rate' AND runs.inputs IS NOT NULL
+    AND runs.inputs IS NOT NULL AND (runs.generation = 0 OR {merged})
     AND runs.method_version = %(formulas)s AND ( -- other formulas give other books, and restate nothing by themselves
         SELECT count(*) FROM hour_catalog AS known WHERE known.site_id = hours.site_id AND known.state = 'sealed' AND known.expired_at IS NULL
         AND known.hour_at BETWEEN hours.hour_at - interval '1 hour' AND hours.hour_at + interval '1 hour') = 3
@@ -115,6 +132,8 @@ ORDER BY due.site_id, due.hour_at
 """.replace("{rating_only}", _RATING_ONLY)
     .replace("{settled}", _SETTLED)
     .replace("{asked}", _ASKED)
+    .replace("{made_of}", MADE_OF)
+    .replace("{merged}", _MERGED)
     .replace("{reach}", _REACH)
 )
 _STILL: Final = """

@@ -54,7 +54,8 @@ SELECT id, site_id, hour_at, revision, coalesce(usage_revision, revision), kind,
 """
 _USAGE_RUN: Final = (
     _RUN
-    + "WHERE site_id = %s AND hour_at = %s AND revision = %s AND kind <> 'rate' AND id <= %s ORDER BY id DESC LIMIT 1"
+    + "WHERE site_id = %s AND hour_at = %s AND coalesce(usage_revision, revision) = %s AND kind <> 'rate' AND id <= %s "
+    "ORDER BY id DESC LIMIT 1"
 )
 _USAGE: Final = (
     (
