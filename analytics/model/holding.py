@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from analytics.frames import HOLDER_IDLE
 from analytics.model.claims import FOREVER_US, boots, ended, on_devices, on_nodes, stays
 from analytics.model.contests import settle
+from analytics.model.instants import Instants, distinct
 from analytics.model.states import declared_cuts, stand
 from analytics.policy import Policy
 from analytics.units import PPM, US_PER_HOUR
@@ -174,10 +176,13 @@ def whole_holder(gaps: pl.DataFrame, held: pl.DataFrame) -> pl.Series:
 def _cut(devices: pl.DataFrame, inner: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
     """Return device_id, hour_us, from_us, to_us: every device over the window, cut at hours and at ``inner`` (device_id, cut_us)."""
     first = from_us // US_PER_HOUR * US_PER_HOUR
-    hours = pl.DataFrame({"cut_us": [*range(first, to_us, US_PER_HOUR), to_us]}, schema={"cut_us": pl.Int64})
     ids = devices.select(pl.col("device_id").cast(pl.Int32))
     mine = inner.filter((pl.col("cut_us") > from_us) & (pl.col("cut_us") < to_us)).join(ids, on="device_id", how="semi")
-    cuts = pl.concat([ids.join(hours, how="cross"), mine]).unique().sort("device_id", "cut_us")
+    instants = Instants(ids["device_id"].unique().sort(), first, to_us)
+    of_all = np.append(np.arange(first, to_us, US_PER_HOUR), to_us) - first
+    every = (np.arange(len(instants.devices)) * instants.width)[:, None] + of_all
+    numbers = distinct(np.append(every, instants.numbered(mine["device_id"], mine["cut_us"])))
+    cuts = instants.named(numbers, "cut_us")
     return (
         cuts.with_columns(
             pl.col("cut_us").shift(-1).alias("to_us"),

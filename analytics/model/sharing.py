@@ -14,7 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analytics.frames import METHODS, UNATTRIBUTED_NO_JOB
-from analytics.model.activity import Ints, Worked, worked
+from analytics.model.activity import Worked, worked
+from analytics.model.instants import Ints
 from analytics.model.levels import EVEN, levels
 from analytics.policy import IdlePolicy, SharingError
 from analytics.units import PPM

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from analytics.errors import BooksError
 from analytics.frames import HOLDER_IDLE, UNATTRIBUTED_GAP
+from analytics.model import sharing
 from analytics.model.authority import DEVICE_HOUR, Measured
 from analytics.model.energy import QUANTITIES
 from analytics.model.holding import Holdings
 from analytics.model.methods import least_exact
-from analytics.model.money import spread
-from analytics.model.sharing import split_shared
 from analytics.model.states import times
 from analytics.policy import SharingError
 from analytics.units import US_PER_HOUR
@@ -102,11 +102,12 @@ def _shared(parts: pl.DataFrame, measured: Measured, holdings: Holdings, activit
     """Return ``parts`` of spans that several hold with every quantity divided; energy by activity where that is known."""
     if parts.is_empty():
         return parts
-    for name in _SPLIT:
-        parts = spread(parts, group=["span"], weight="weight", ties=["holder_key"], total=name, into=name)
+    parts = _by_weight(parts)
     if activity is None:
         return parts
-    by_work = split_shared(measured.pieces, holdings.holders, activity.seen, activity.floors, activity.error).select(
+    by_work = sharing.split_shared(
+        measured.pieces, holdings.holders, activity.seen, activity.floors, activity.error
+    ).select(
         "span",
         "holder",
         "job_id",
@@ -130,6 +131,17 @@ def _shared(parts: pl.DataFrame, measured: Measured, holdings: Holdings, activit
         (pl.col("above_mj").fill_null(0) + pl.col("work_above_mj")).alias("above_mj"),
     )
     return both.with_columns(pl.col(*_SPLIT, "worked_mj", "seen_us").fill_null(0))
+
+
+def _by_weight(parts: pl.DataFrame) -> pl.DataFrame:
+    """Return ``parts`` with each of the :data:`_SPLIT` of a span divided in proportion to ``weight``, leftovers in order of names."""
+    parts = parts.sort("span", "holder_key", "holder")
+    span, weight = parts["span"].to_numpy(), parts["weight"].to_numpy()
+    is_first = np.append(True, span[1:] != span[:-1])
+    place = np.cumsum(is_first) - 1
+    return parts.with_columns(
+        pl.Series(name, sharing.parts(parts[name].to_numpy()[is_first], weight, place)) for name in _SPLIT
+    )
 
 
 def quality(measured: Measured, dropped: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
