@@ -105,7 +105,7 @@ def worked(pieces: pl.DataFrame, first: Ints, of_span: pl.DataFrame, seen: pl.Da
     np.add.at(total, row, rate * overlap_us)
     length = (pieces["to_us"] - pieces["from_us"]).to_numpy()
     many = np.diff(np.append(first, rows))
-    of_look = seen["method"].to_physical().to_numpy()[look]
+    of_look = seen["method"].to_physical().cast(pl.Int64).to_numpy()[look]
     of_look = np.where(no_time[place], METHODS.index(MPS_THREADS), of_look)
     of_piece = np.full(pieces.height, -1, dtype=np.int64)
     np.maximum.at(of_piece, place, of_look)

@@ -8,7 +8,7 @@ active, idle and throttled time. It attributes nothing to anybody.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -78,7 +78,9 @@ def interpolated(delta: pl.Expr, offset_us: pl.Expr, width_us: pl.Expr) -> pl.Ex
 
 def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Policy) -> Meter:
     """Return the meter of one timeline. ``devices``: device_id, accelerators, idle_power_mw; must know every device."""
-    rows = timeline.rows
+    # In one piece: what follows looks at them as arrays again and again, and each look would put the pieces together anew.
+    rows = timeline.rows.with_columns(timeline.rows[name].rechunk() for name in ("key", "device_id"))
+    timeline = replace(timeline, rows=rows)
     runs = rows["device_id"].rle().struct.unnest()
     max_power_mw, idle_below_mw = _limits(runs, devices, policy)
     found = steps(timeline)

@@ -137,7 +137,10 @@ class _Spoken:
     def of(cls, column: pl.Series) -> _Spoken:
         if column.null_count() == 0:
             return cls(column.to_numpy(), None)
-        return cls(column.fill_null(0).to_numpy(writable=True), column.is_not_null().to_numpy(writable=True))
+        # Few say nothing: to look for them is less work than to write down of each whether it is one.
+        known = np.ones(len(column), dtype=np.bool_)
+        known[column.is_null().arg_true().to_numpy()] = False
+        return cls(column.fill_null(0).to_numpy(writable=True), known)
 
     def completed(self, device: Int64s, key: Int64s, soon_us: int) -> _Spoken:
         """Let the reading after one that carries no gauges (it was taken at an event) speak for it, if it comes soon."""

@@ -102,7 +102,7 @@ def _in_reach(readings: pl.DataFrame, keys: KeySpace) -> pl.DataFrame:
 
 
 def _used_epochs(rows: pl.DataFrame, epochs: pl.DataFrame, policy: Policy) -> pl.DataFrame:
-    ids = rows["epoch_id"].unique()
+    ids = rows["epoch_id"].rle().struct.field("value").unique()
     used = epochs.filter(pl.col("epoch_id").is_in(ids.implode()))
     if used.height != ids.len():
         missing = sorted(set(ids.to_list()) - set(used["epoch_id"].to_list()))[:5]
