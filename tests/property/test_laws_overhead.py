@@ -16,7 +16,7 @@ from analytics.frames import DeviceReadings, Devices, Meters, NodeReadings
 from analytics.pipeline import UsageInputs, close_hours, content_hash, map_devices
 from analytics.policy import Policy
 from analytics.units import US_PER_HOUR, US_PER_MINUTE, to_us
-from tests.fakes.site import table
+from tests.fakes.site import Site, table
 from tests.sim.observed import Observed
 from tests.sim.spec import JobMix, Sampling, Weather, WorldSpec
 from tests.sim.world import NODE_METER, START_US, World
@@ -28,9 +28,9 @@ CHASSIS: Final = 5_000_000
 POLICY: Final = Policy()
 
 
-def _with_chassis(seen: Observed, wrap_mj: int | None) -> UsageInputs:
+def with_chassis(seen: Observed, wrap_mj: int | None, site: Site | None = None) -> UsageInputs:
     """Return what is seen with the nodes' meters as agents tell of them: rows of meters, and a chassis to book on."""
-    usage = seen.site().inputs().usage
+    usage = (site or seen.site()).inputs().usage
     nodes = [row["node_id"] for row in seen.devices if row["kind"] == "node"]
     of_nodes = pl.col("device_id") > NODE_METER
     meters = usage.readings.filter(of_nodes)
@@ -138,7 +138,7 @@ def test_boards_and_overhead_sum_to_the_meter_over_the_minutes_both_know(
         seed=seed, hours=HOURS, boards=4, nodes=2, jobs=JobMix(count=10, duration_s=(300, 3_000)), weather=weather
     )
     world = World(spec)
-    usage = _with_chassis(world.sample(Sampling(jitter_s=0)), wrap_mj)
+    usage = with_chassis(world.sample(Sampling(jitter_s=0)), wrap_mj)
     assert _booked(usage) == _expected(usage, world, wrap_mj)
 
 
@@ -154,7 +154,7 @@ def test_the_overhead_of_a_node_is_the_truth_where_readings_stand_on_the_minutes
         overhead_w=overhead_w,
         weather=Weather(node_meter_gain=1.0),
     )
-    booked = _booked(_with_chassis(World(spec).sample(Sampling(jitter_s=0)), None))
+    booked = _booked(with_chassis(World(spec).sample(Sampling(jitter_s=0)), None))
     assert booked == {(node, hour): round(overhead_w * 3_600_000) for node in (1, 2) for hour in range(HOURS)}
 
 
@@ -164,7 +164,7 @@ def test_hours_apart_and_nodes_apart_give_the_same_overhead(seed: int) -> None:
     weather = Weather(silence_s=200, moved_devices=1, node_meter_gain=1.0)
     spec = WorldSpec(seed=seed, hours=HOURS, boards=4, nodes=2, jobs=JobMix(count=10), weather=weather)
     seen = World(spec).sample(Sampling(jitter_s=0.5))
-    usage, inputs = _with_chassis(seen, None), seen.site().inputs()
+    usage, inputs = with_chassis(seen, None), seen.site().inputs()
     whole = close_hours(replace(inputs, usage=usage), POLICY)
     for hour in range(HOURS):
         alone = close_hours(replace(inputs, usage=replace(usage, window=seen.site().window(hour, 1))), POLICY)

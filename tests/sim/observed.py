@@ -44,7 +44,7 @@ class Observed:
         )
 
     def site(self, *, activity: bool = True, **more: Any) -> Site:
-        """Return the site a close reads; without ``activity`` nobody saw who worked on shared boards. Anchors are not in it yet."""
+        """Return the site a close reads; without ``activity`` nobody saw who worked on shared boards. Anchors are the caller's to name."""
         return Site(
             readings=self.readings.to_dicts(),
             devices=self.devices,

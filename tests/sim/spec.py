@@ -86,6 +86,10 @@ class Weather:
     """A node meter reads (boards + overhead) x this; None = no node has a meter."""
     failing_evidence: float = 0
     """Of holds that a second source tells of another job, on thinner evidence."""
+    overlap_rate: float = 0
+    """Of holds that are told of another job too in their second half, on evidence as good."""
+    count_only_rate: float = 0
+    """Of jobs on whole boards that nobody tells more of than a node and how many boards of it."""
 
 
 @dataclass(frozen=True, slots=True)

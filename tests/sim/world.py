@@ -239,9 +239,13 @@ class World:
         weather = self.spec.weather
         draw = np.random.default_rng([self.spec.seed, 10])
         names, starts = self._native_ids(), _starts(self.holds)
+        overlaps = np.random.default_rng([self.spec.seed, 12]).random(len(self.holds)) < weather.overlap_rate
+        counted = self._counted()
         rows = []
         for number, hold in enumerate(self.holds):
             lost, known, thin = draw.random(3)
+            if hold.job in counted and number and self.holds[number - 1].job == hold.job:
+                continue  # its first row tells of all its boards
             row = {
                 "allocation_id": number + 1,
                 "job_id": hold.job,
@@ -257,19 +261,25 @@ class World:
                 "job_ended_at": None if lost < weather.lost_end_rate and known < 0.5 else _instant(hold.end_us),
                 "recorded_at": _instant(hold.start_us),
             }
+            other = self.holds[(number + 1) % len(self.holds)].job
+            told = {**row, "job_id": other, "job_key": f"sim|{names[other]}|{starts[other]}"}
+            if hold.job in counted:
+                stay = next(stay for stay in self.fate.stays[hold.board] if stay.covers(hold.start_us))
+                boards = {each.board for each in self.holds if each.job == hold.job}
+                row |= {"device_id": None, "node_id": stay.node, "accelerators": len(boards), "evidence": "sacct"}
             rows.append(row)
             if thin < weather.failing_evidence:
-                other = self.holds[(number + 1) % len(self.holds)].job
-                rows.append(
-                    {
-                        **row,
-                        "allocation_id": len(self.holds) + number + 1,
-                        "job_id": other,
-                        "job_key": f"sim|{names[other]}|{starts[other]}",
-                        "evidence": "environ",
-                    }
-                )
+                rows.append({**told, "allocation_id": len(self.holds) + number + 1, "evidence": "environ"})
+            if overlaps[number]:
+                since = _instant((hold.start_us + hold.end_us) // 2)
+                rows.append({**told, "allocation_id": 2 * len(self.holds) + number + 1, "start_at": since})
         return pl.DataFrame(rows, schema=frames.HOLDS)
+
+    def _counted(self) -> set[int]:
+        """Draw the jobs of whole boards that are told of by count alone."""
+        draw = np.random.default_rng([self.spec.seed, 13])
+        whole = [hold.job for hold in self.holds if hold.weight_den == 1 and hold.instance is None]
+        return {job for job in dict.fromkeys(whole) if draw.random() < self.spec.weather.count_only_rate}
 
     def _activity(self, how: Sampling) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return what is seen of the activity of shared boards: by process, and of MIG by instance."""
