@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from ingest.store.engine import Database
 from ingest.store.tables import metadata
+from ingest.store.tables.columns import NAMED
 from tests.db.ledger_fixture import HOUR_AT
 
 _GIVEN: Final[dict[str, object]] = {
@@ -59,13 +60,17 @@ def _value(connection: psycopg.Connection[Any], table: sa.Table, column: sa.Colu
     name = f"{table.name}.{column.name}"
     if name in _GIVEN:
         return _GIVEN[name]
-    for key in column.foreign_keys:
-        target = key.column
+    for target in (*(key.column for key in column.foreign_keys), *_named(column)):
         query = sql.SQL("SELECT min({}) FROM {}").format(sql.Identifier(target.name), sql.Identifier(target.table.name))
         if target.table is not table:
             row = connection.execute(query).fetchone()
             return None if row is None else row[0]
     return _of_a_closed_set(table, column) or _of_a_type(column)
+
+
+def _named(column: sa.Column[Any]) -> list[sa.Column[Any]]:
+    """Return what a column names that has no foreign key."""
+    return [metadata.tables[column.info[NAMED]].c.id] if NAMED in column.info else []
 
 
 def _of_a_closed_set(table: sa.Table, column: sa.Column[Any]) -> str | None:

@@ -17,6 +17,7 @@ from ingest.store.tables import (
     views,
     work,
 )
+from ingest.store.tables.columns import order_by_names
 from ingest.store.tables.metadata import metadata
 
 __all__ = [
@@ -37,3 +38,5 @@ __all__ = [
     "views",
     "work",
 ]
+
+order_by_names(metadata)

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
 
-from ingest.store.tables.columns import MONEY, Xid8, column, instant, reference, surrogate_id
+from ingest.store.tables.columns import MONEY, Xid8, column, instant, named, reference, surrogate_id
 from ingest.store.tables.metadata import metadata
 
 _HOUR = DateTime(timezone=True)
@@ -57,9 +57,9 @@ minute_rollups = Table(
 tenant_minutes = Table(
     "tenant_minutes",
     metadata,
-    column("site_id", Integer, ForeignKey("sites.id")),
+    named("site_id", "sites"),
     column("minute_at", _HOUR),
-    reference("tenant_id", "tenants", nullable=True),
+    named("tenant_id", "tenants", nullable=True),
     column("energy_mj", BigInteger),
     # No primary key: the energy of nobody has no tenant. By time first, as dashboards ask, and nothing else asks.
     Index("tenant_minutes_minute_at_ix", "minute_at", "site_id"),
@@ -187,13 +187,13 @@ ledger_hours = Table(
 usage_hours = Table(
     "usage_hours",
     metadata,
-    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    named("site_id", "sites", primary_key=True),
     column("hour_at", _HOUR, primary_key=True),
     column("revision", Integer, primary_key=True),
-    column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    named("device_id", "devices", primary_key=True),
     column("holder", Text, primary_key=True, comment="job:<id>, idle, or unattributed:<reason>"),
-    reference("job_id", "jobs", nullable=True, wide=True),
-    reference("tenant_id", "tenants", nullable=True),
+    named("job_id", "jobs", nullable=True, wide=True),
+    named("tenant_id", "tenants", nullable=True),
     column(
         "state", Text, comment="used, allocated_idle, reserved_unused, available, down: where most of the time went"
     ),
@@ -211,7 +211,7 @@ usage_hours = Table(
         nullable=True,
         comment="grams of CO2 equivalent, location-based; null = no intensity for the hour",
     ),
-    reference("intensity_id", "intensity", nullable=True),
+    named("intensity_id", "intensity", nullable=True),
     column("source", Text, comment="measured, estimated, forecast or assumed"),
     column("coverage", DOUBLE_PRECISION, comment="covered_us / held_us, 0 to 1"),
     column("feed", SmallInteger, nullable=True, comment="collector.wire.Feed; null = no samples"),
@@ -259,7 +259,7 @@ hour_jobs = Table(
 ledger_lines = Table(
     "ledger_lines",
     metadata,
-    column("site_id", Integer, ForeignKey("sites.id"), primary_key=True),
+    named("site_id", "sites", primary_key=True),
     column("hour_at", _HOUR, primary_key=True),
     column("revision", Integer, primary_key=True),
     column(
@@ -268,14 +268,14 @@ ledger_lines = Table(
         primary_key=True,
         comment="tenant, holder, model, category and price: the tie-breaker of rounding",
     ),
-    reference("tenant_id", "tenants", nullable=True, index=True),
-    reference("job_id", "jobs", nullable=True, wide=True),
+    named("tenant_id", "tenants", nullable=True, index=True),
+    named("job_id", "jobs", nullable=True, wide=True),
     column("api_key", Text, nullable=True),
     column("pool", Text, comment="job, idle, unattributed or api"),
     column("device_model", Text, nullable=True),
     column("charge_category", Text, comment="gpu_owned, electricity, api_tokens"),
-    reference("price_id", "prices", nullable=True),
-    reference("tariff_id", "tariffs", nullable=True),
+    named("price_id", "prices", nullable=True),
+    named("tariff_id", "tariffs", nullable=True),
     column("quantity", BigInteger, comment="whole units of quantity_unit"),
     column("quantity_unit", Text, comment="accelerator-us, mJ, token"),
     column("energy_mj", BigInteger, nullable=True, comment="IT energy behind the line, millijoules"),
@@ -356,11 +356,11 @@ findings = Table(
     metadata,
     surrogate_id(wide=True),
     column("dedupe_key", Text, unique=True, comment="kind, subject and start: a re-run updates, never repeats"),
-    reference("site_id", "sites"),
+    named("site_id", "sites"),
     column("kind", Text, comment="throttling, idle_waste, device_on_two_nodes, negative_remainder, ..."),
-    reference("device_id", "devices", nullable=True),
-    reference("job_id", "jobs", nullable=True, wide=True),
-    reference("tenant_id", "tenants", nullable=True),
+    named("device_id", "devices", nullable=True),
+    named("job_id", "jobs", nullable=True, wide=True),
+    named("tenant_id", "tenants", nullable=True),
     instant("start_at"),
     instant("end_at"),
     column("evidence", JSONB, comment="the signals, each with its instrument and values"),

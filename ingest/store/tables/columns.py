@@ -18,6 +18,7 @@ from sqlalchemy import (
     Identity,
     Integer,
     LargeBinary,
+    MetaData,
     Numeric,
     SmallInteger,
     String,
@@ -47,6 +48,8 @@ UNIT_OF_SUFFIX: Final = {
     "_ticks": "device-specific ticks",
 }
 
+NAMED: Final = "named"
+"""In the ``info`` of a column: the table its ids are of, where no foreign key says so."""
 MONEY: Final = Numeric(38, 9)
 """Ledger lines only; everything before them is :data:`RATE`."""
 RATE: Final = Numeric(38, 18)
@@ -101,6 +104,31 @@ def reference(
 ) -> Column[Any]:
     kind = BigInteger if wide else Integer
     return column(name, kind, ForeignKey(f"{target}.id"), nullable=nullable, index=index)
+
+
+def named(
+    name: str,
+    target: str,
+    *,
+    nullable: bool = False,
+    index: bool = False,
+    wide: bool = False,
+    primary_key: bool = False,
+) -> Column[Any]:
+    """Return a column of ids of another table that a trigger looks up once a statement; a foreign key does it for every row.
+
+    The triggers are those of migration 0052.
+    """
+    kind = BigInteger if wide else Integer
+    return column(name, kind, nullable=nullable, index=index, primary_key=primary_key, info={NAMED: target})
+
+
+def order_by_names(metadata: MetaData) -> None:
+    """Have whoever goes through the tables in their order come to those that are named before those that name them."""
+    for table in metadata.tables.values():
+        for each in table.columns:
+            if NAMED in each.info:
+                table.add_is_dependent_on(metadata.tables[each.info[NAMED]])
 
 
 def instant(name: str, **options: Any) -> Column[Any]:
