@@ -395,6 +395,8 @@ class Intensity(dy.Schema):
     gco2e_per_kwh = _rate()
     estimated = dy.Bool()
     """By who publishes it, or because it is of another time: a mean carried forward."""
+    life_cycle = dy.Bool()
+    """Emissions of building plants and of fuel's way to them included; false = direct ones alone."""
     valid_from = _instant()
     valid_to = _instant(nullable=True)
 

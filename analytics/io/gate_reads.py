@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -82,6 +82,7 @@ def rates(conn: sa.Connection, site: int, model: str, now: datetime) -> Rates:
         now,
         reference.intensity.c.grid_zone == zone,
         reference.intensity.c.basis == "location",
+        first=(reference.intensity.c.life_cycle,),  # as in the books: direct emissions where they are known
     )
     power = conn.execute(sa.text(_LAST_DAY), {"model": model, "site_id": site}).one()
     # mJ / µs = kW
@@ -97,8 +98,14 @@ def rates(conn: sa.Connection, site: int, model: str, now: datetime) -> Rates:
     )
 
 
-def _in_force(conn: sa.Connection, table: sa.Table, now: datetime, *where: sa.ColumnElement[bool]) -> Any | None:
-    """Return the fact in force at ``now``; of several the one that began last."""
+def _in_force(
+    conn: sa.Connection,
+    table: sa.Table,
+    now: datetime,
+    *where: sa.ColumnElement[bool],
+    first: Sequence[sa.ColumnElement[bool]] = (),
+) -> Any | None:
+    """Return the fact in force at ``now``; of several the one that is ``first``, or else began last."""
     return conn.execute(
         sa.select(table)
         .where(
@@ -107,6 +114,6 @@ def _in_force(conn: sa.Connection, table: sa.Table, now: datetime, *where: sa.Co
             sa.or_(table.c.valid_to.is_(None), table.c.valid_to > now),
             *where,
         )
-        .order_by(table.c.valid_from.desc(), table.c.id.desc())
+        .order_by(*first, table.c.valid_from.desc(), table.c.id.desc())
         .limit(1)
     ).one_or_none()

@@ -66,13 +66,9 @@ SELECT id AS tariff_id, metering_point, amount_per_kwh, currency, valid_from, va
 FROM tariffs WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
 """  # noqa: S608
 _INTENSITY: Final = f"""
-SELECT id AS intensity_id, gco2e_per_kwh, estimated, valid_from, valid_to
+SELECT id AS intensity_id, gco2e_per_kwh, estimated, life_cycle, valid_from, valid_to
 FROM intensity WHERE basis = 'location' AND {KNOWN} AND {HOLDS}
 AND grid_zone = (SELECT grid_zone FROM sites WHERE id = %(site_id)s)
--- Direct emissions are what an inventory wants; life-cycle values stand in where a zone has no others.
-AND life_cycle = (SELECT bool_and(known.life_cycle) FROM intensity AS known
-                  WHERE known.grid_zone = intensity.grid_zone AND known.basis = 'location'
-                  AND {known("known.")} AND known.valid_from < %(to_at)s AND (known.valid_to IS NULL OR known.valid_to > %(from_at)s))
 """  # noqa: S608
 _FACTORS: Final = f"""
 SELECT id AS factor_id, factor, category, valid_from, valid_to

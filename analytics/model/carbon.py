@@ -7,6 +7,8 @@ intensity that is estimated makes the line estimated, however well its energy wa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 import polars as pl
 
@@ -17,6 +19,22 @@ from analytics.model.money import Rates, round_and_spread
 from analytics.units import MJ_PER_KWH, from_us
 
 
+class Grid:
+    """Intensities of a site's grid zone, asked for one hour at a time: which one counts depends on no other hour.
+
+    Direct emissions are what an inventory wants; a life-cycle value stands in where no direct one is in force.
+    """
+
+    def __init__(self, intensity: pl.DataFrame) -> None:
+        """Take rows of ``Intensity``."""
+        kinds = intensity.partition_by("life_cycle", as_dict=True)
+        self._kinds = [Dated(kinds[(kind,)], "intensity_id") for kind in (False, True) if (kind,) in kinds]
+
+    def at(self, hour: datetime) -> dict[str, Any] | None:
+        """Return the one in force at the beginning of an hour, or None."""
+        return next((row for kind in self._kinds if (row := kind.at(hour)) is not None), None)
+
+
 def emit(lines: pl.DataFrame, intensity: pl.DataFrame, factors: Mapping[int, HourFactor]) -> pl.DataFrame:
     """Return ``lines`` (hour_us, holder_key, device_model, charge_category, energy_mj, source, ...) with carbon_gco2e.
 
@@ -24,7 +42,7 @@ def emit(lines: pl.DataFrame, intensity: pl.DataFrame, factors: Mapping[int, Hou
     """
     rates: Rates = {}
     found: list[tuple[int, int, bool]] = []
-    grid = Dated(intensity, "intensity_id")
+    grid = Grid(intensity)
     for hour in lines["hour_us"].unique().to_list():
         row = grid.at(from_us(hour))
         if row is not None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import polars as pl
 
 from analytics.frames import API_TOKENS, CARRIERS, ELECTRICITY, IDLE_SPREAD
+from analytics.model.carbon import Grid
 from analytics.model.dated import Dated
 from analytics.model.facility import IT_ONLY, HourFactor
 from analytics.model.replay import NANO, Part, half_even, part_of
@@ -191,16 +192,17 @@ def _facility(line: Mapping[str, Any], facts: HourFacts) -> tuple[list[Step], Fr
 def _carbon(line: Mapping[str, Any], facts: HourFacts) -> tuple[list[Step], Fraction | None]:
     if line["energy_mj"] is None:
         return [], None
-    row = Dated(facts.intensity, "intensity_id").at(facts.hour_at)
+    row = Grid(facts.intensity).at(facts.hour_at)
     if row is None:
         return [Step("carbon", "no intensity of the grid is known of this hour: grams are not said")], None
     factor = IT_ONLY if facts.factor is None else facts.factor.factor
     rate = Fraction(row["gco2e_per_kwh"]) * factor
     said = "estimated" if row["estimated"] else "as published"
+    kind = "location-based life-cycle" if row["life_cycle"] else "location-based"
     steps = [
         Step(
             "carbon",
-            f"location-based intensity, {said}, from {_day(row['valid_from'])}",
+            f"{kind} intensity, {said}, from {_day(row['valid_from'])}",
             _exact(Fraction(row["gco2e_per_kwh"])),
             "gCO2e/kWh",
         )

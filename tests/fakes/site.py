@@ -136,7 +136,7 @@ def tariff(tariff_id: int, amount: str, **more: Any) -> dict[str, Any]:
 
 
 def intensity(intensity_id: int, amount: str, **more: Any) -> dict[str, Any]:
-    usual = {"gco2e_per_kwh": Decimal(amount), "estimated": False, "valid_from": LONG_AGO}
+    usual = {"gco2e_per_kwh": Decimal(amount), "estimated": False, "life_cycle": False, "valid_from": LONG_AGO}
     return {"intensity_id": intensity_id, **usual, **more}
 
 

@@ -133,6 +133,18 @@ def test_carbon_by_an_estimated_intensity_is_estimated_however_well_the_energy_w
     assert told == {"gpu_owned": ("estimated", Decimal(400)), "electricity": ("measured", None)}
 
 
+def test_direct_intensity_counts_where_it_is_in_force_and_life_cycle_elsewhere_whatever_hours_are_closed_together() -> (
+    None
+):
+    both = [intensity(3, "400", valid_to=at(3600)), intensity(4, "50", life_cycle=True)]
+    site = Site(readings=steady(1, 0, 7200, 1000), intensity=both, hours=2)
+    windows = [site.window(), site.window(0, 1), site.window(1, 1)]
+    grams = [
+        site.close(window).lines.filter(charge_category="gpu_owned")["carbon_gco2e"].to_list() for window in windows
+    ]
+    assert grams == [[Decimal(400), Decimal(50)], [Decimal(400)], [Decimal(50)]]
+
+
 def test_a_negative_tariff_is_a_credit() -> None:
     lines = Site(readings=KW, tariffs=[tariff(4, "-0.10")]).close().lines
     assert lines.filter(charge_category="electricity")["billed_cost"].to_list() == [Decimal("-0.1")]
