@@ -86,7 +86,9 @@ def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Pol
     found = steps(timeline)
     judged = _judged(timeline, found, odd(timeline, found, max_power_mw, policy), max_power_mw, policy)
     at, verdict = judged["row"].to_numpy(), judged["verdict"].to_numpy()
-    energy_mj, covered_us = found.growth * found.is_one, found.dt_us * found.is_one
+    energy_mj, covered_us = found.growth, found.dt_us
+    energy_mj *= found.is_one
+    covered_us *= found.is_one
     energy_mj[at] = judged["delta_mj"].to_numpy()
     covered_us[at[verdict != COVERED]] = 0
     sums = running_sums(rows, energy_mj, covered_us, idle_below_mw, policy)

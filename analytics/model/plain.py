@@ -103,17 +103,17 @@ def running_sums(
 ) -> pl.DataFrame:
     """Return the inclusive running sums of energy_mj, covered_us and the times in each state; a state nobody tells of is left out.
 
-    ``rows``: as of a timeline. ``energy_mj`` and ``covered_us``: of each interval, 0 where it does not count.
+    ``rows``: as of a timeline. ``energy_mj`` and ``covered_us``: of each interval, 0 where it does not count, one more at the end; they are
+    made into their sums, since to have memory costs as much as to fill it.
     """
     told = _Told.of(rows, policy)
     intervals = rows.height - 1
-    sums: dict[str, Int64s] = {}
+    sums: dict[str, Int64s] = {"energy_mj": energy_mj, "covered_us": covered_us}
     for start in range(0, max(intervals, 1), _CHUNK):
         end = min(start + _CHUNK, intervals)
         floor = idle_below_mw if isinstance(idle_below_mw, int) else idle_below_mw[start:end]
-        covered = covered_us[start:end]
-        times = _state_times(told, start, end, covered, floor)
-        for name, each in {"energy_mj": energy_mj[start:end], "covered_us": covered, **times}.items():
+        times = _state_times(told, start, end, covered_us[start:end], floor)
+        for name, each in {**{name: sums[name][start:end] for name in ("energy_mj", "covered_us")}, **times}.items():
             if name not in sums:
                 sums[name] = np.empty(rows.height, dtype=np.int64)
             running = sums[name]
@@ -122,6 +122,8 @@ def running_sums(
                 running[start:end] += running[start - 1]
     for running in sums.values():
         running[intervals:] = running[intervals - 1] if intervals else 0
+    if told.util is not None and told.util.known is None:
+        sums["known_us"] = covered_us
     return pl.DataFrame(sums)
 
 
@@ -188,7 +190,7 @@ class _Told:
 def _state_times(
     told: _Told, start: int, end: int, covered_us: Int64s, idle_below_mw: Int64s | int
 ) -> dict[str, Int64s]:
-    """Return the microseconds of each of these intervals in each state."""
+    """Return the microseconds of each of these intervals in each state; ``known_us`` is left out where it is all that is covered."""
     times: dict[str, Int64s] = {}
     bits_us: Int64s | None = None
     if told.util is not None:
@@ -200,7 +202,8 @@ def _state_times(
             is_idle &= known
         if powered is not None:
             is_idle &= powered
-        times["known_us"] = covered_us if known is None else covered_us * known
+        if known is not None:
+            times["known_us"] = covered_us * known
         times["active_us"] = covered_us * is_active
         times["idle_us"] = covered_us * is_idle
         if told.reasons is not None:
