@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from analytics.model import sensors
 from analytics.model.energy import GAP, NO_DATA, QUANTITIES, REASONS, Meter, interpolated
 from analytics.model.holding import Holdings, whole_holder
+from analytics.model.plain import Int64s
 
 DEVICE_HOUR: Final = ["device_id", "hour_us"]
 IMPORT_FEED: Final = 4
@@ -48,12 +50,17 @@ class Measured:
 
 
 def measure(
-    holdings: Holdings, meters: Sequence[Meter], held: pl.DataFrame, instruments: pl.DataFrame | None = None
+    holdings: Holdings,
+    meters: Sequence[Meter],
+    held: pl.DataFrame,
+    instruments: pl.DataFrame | None = None,
+    names: Sequence[str] = QUANTITIES,
 ) -> Measured:
     """Return each piece's quantities; where no meter speaks they are 0 and ``feed`` is null.
 
     ``held``: device_id, start_us, end_us of what jobs hold, far enough around the pieces to judge a gap. ``instruments``: as of
-    :func:`sensors.instruments`; without it nothing is said of how far an estimate may be off.
+    :func:`sensors.instruments`; without it nothing is said of how far an estimate may be off. ``names``: which of the :data:`QUANTITIES` are asked
+    for, energy and covered time among them; the others are 0.
     """
     asked = ask(holdings.pieces)
     taken, holes = [], []
@@ -61,7 +68,7 @@ def measure(
         able, others = may_tell(asked, meter)
         if able.is_empty():
             continue
-        read = _read(able, meter, held, instruments)
+        read = _read(able, meter, held, instruments, names)
         spans = pl.col("covered_us") + pl.col("gap_us")
         took = read.filter(spans > 0)
         if took.height:
@@ -118,16 +125,28 @@ def grown(pieces: pl.DataFrame, meter: Meter, names: Sequence[str]) -> pl.DataFr
     follows = (pl.col("device_id").shift(-1) == pl.col("device_id")) & (pl.col("from_us").shift(-1) == pl.col("to_us"))
     alone = pieces.select(pl.arg_where(~follows.fill_null(value=False))).to_series()
     end = meter.at(pieces[alone].select("device_id", pl.col("to_us").alias("at_us")), names)
-    return pl.DataFrame([start[name].shift(-1, fill_value=0).scatter(alone, end[name]) - start[name] for name in names])
+    return pl.DataFrame(
+        {name: _steps(start[name].to_numpy(), alone.to_numpy(), end[name].to_numpy()) for name in names}
+    )
 
 
-def _read(asked: pl.DataFrame, meter: Meter, held: pl.DataFrame, instruments: pl.DataFrame | None) -> pl.DataFrame:
+def _steps(start: Int64s, alone: Int64s, end: Int64s) -> Int64s:
+    """Return by how much each row's value is passed by the next one's, of the rows ``alone`` by ``end``."""
+    grown = np.empty_like(start)
+    np.subtract(start[1:], start[:-1], out=grown[:-1])
+    grown[alone] = end - start[alone]
+    return grown
+
+
+def _read(
+    asked: pl.DataFrame, meter: Meter, held: pl.DataFrame, instruments: pl.DataFrame | None, names: Sequence[str]
+) -> pl.DataFrame:
     gauge = meter.instrument == "gauge"
-    read = _with_gaps(asked.hstack(grown(asked, meter, QUANTITIES)), meter, held, instruments).with_columns(
+    read = _with_gaps(asked.hstack(grown(asked, meter, names)), meter, held, instruments).with_columns(
         pl.lit(meter.feed, dtype=pl.Int16).alias("feed"),
         pl.lit(meter.origin, dtype=pl.Int16).alias("origin"),
         (pl.col("energy_mj") if gauge else pl.lit(0, dtype=pl.Int64)).alias("gauged_mj"),
-        pl.lit(0, dtype=pl.Int64).alias("edged_mj"),
+        *(pl.lit(0, dtype=pl.Int64).alias(name) for name in ("edged_mj", *(q for q in QUANTITIES if q not in names))),
     )
     if not gauge or instruments is None:
         return read

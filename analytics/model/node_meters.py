@@ -21,6 +21,7 @@ from analytics.policy import Policy
 
 ACCELERATORS: Final = 64
 """What a node's meter may show is bounded by so many accelerators' power: more is a broken counter."""
+_ENERGY: Final = ("energy_mj", "covered_us")
 _HELD: Final = {"device_id": pl.Int32, "start_us": pl.Int64, "end_us": pl.Int64}
 
 
@@ -56,7 +57,7 @@ def reader(meters: Sequence[Meter]) -> Read:
     def read(asked: pl.DataFrame) -> pl.DataFrame:
         pieces = asked.with_row_index("piece").with_columns(pl.lit(value=True).alias("placed"))
         nobody = pl.DataFrame(schema=_HELD)
-        measured = measure(Holdings(pieces, pl.DataFrame()), meters, nobody).pieces.sort("piece")
+        measured = measure(Holdings(pieces, pl.DataFrame()), meters, nobody, names=_ENERGY).pieces.sort("piece")
         return asked.hstack(
             measured.select(
                 "energy_mj", "gap_mj", "covered_us", (pl.col("gauged_mj") > 0).alias("gauge"), "feed", "origin"

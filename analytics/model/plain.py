@@ -70,32 +70,37 @@ def odd(timeline: Timeline, found: Steps, max_power_mw: Int64s | int, policy: Po
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where instants lie among readings: behind which one, how far into its interval, and how long that is."""
+    """Where instants lie among readings: behind which one, and which of them inside its interval, how far of how long."""
 
     here: Int64s
-    is_behind_one: Bools
-    """False = before the first of all readings."""
+    """The reading at or before each; the first of all for what lies before any, where nothing has grown yet."""
+    inside: Int64s
+    """Which of them lie behind their reading; most cuts are made where one stands."""
     offset: Int64s
     width: Int64s
 
     @classmethod
     def of(cls, keys: Int64s, at: Int64s) -> Place:
         """Find each of ``at`` among ``keys``, which ascend."""
-        left = np.searchsorted(keys, at, side="right") - 1
-        here = np.maximum(left, 0)
-        width = keys[np.minimum(here + 1, len(keys) - 1)] - keys[here]
-        return cls(here, left >= 0, at - keys[here], np.maximum(width, 1))
+        here = np.maximum(np.searchsorted(keys, at, side="right") - 1, 0)
+        offset = at - keys[here]
+        inside = np.flatnonzero(offset > 0)
+        between = here[inside]
+        width = keys[np.minimum(between + 1, len(keys) - 1)] - keys[between]
+        return cls(here, inside, offset[inside], np.maximum(width, 1))
 
     def read(self, running: Int64s) -> Int64s:
         """Return a running sum (one element a reading, inclusive) at these instants, floor(growth x offset / width) into the interval."""
-        start = np.where(self.here > 0, running[self.here - 1], 0)
-        growth = running[self.here] - start
+        start = running[np.maximum(self.here - 1, 0)]
+        start[self.here == 0] = 0
+        growth = running[self.here[self.inside]] - start[self.inside]
         grown = growth * self.offset // self.width
         # Where the product needs more than 64 bits; told in floats, which are off by far less than the half that is left free.
         long = np.flatnonzero(np.abs(growth.astype(np.float64)) * np.abs(self.offset.astype(np.float64)) > _SAFE)
         for row in long.tolist():
             grown[row] = int(growth[row]) * int(self.offset[row]) // int(self.width[row])
-        return np.where(self.is_behind_one, start + grown, 0)
+        start[self.inside] += grown
+        return start
 
 
 def running_sums(
