@@ -28,7 +28,7 @@ from analytics.io.period_hours import (
     totals,
 )
 from analytics.io.signing import Signed, sign
-from analytics.io.verify import Problem, hours_between, look_at
+from analytics.io.verify import Problem, hours_between, hours_posting, look_at, look_at_posted
 from analytics.model.chain import instant_text
 from analytics.model.month import Month
 from ingest.store.audit import note_on
@@ -305,6 +305,11 @@ def _chains(connection: psycopg.Connection[Any], month: Month, sites: Sequence[s
             looked = look_at(connection, hour)
             lines += looked.lines
             problems += looked.problems
+    posting, without_books = hours_posting(connection, month.from_at, month.to_at)
+    for hour in posting:
+        if hour.site in sites and not month.from_at <= hour.hour_at < month.to_at:
+            problems += look_at_posted(connection, hour)
+    problems += [problem for problem in without_books if problem.site in sites]
     figures = {"lines": lines, "problems": len(problems)}
     if problems:
         first = problems[0]

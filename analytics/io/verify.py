@@ -29,11 +29,18 @@ FROM ledger_hours AS hours JOIN sites ON sites.id = hours.site_id
 WHERE hours.status = 'closed' AND hours.hour_at >= %(from_at)s AND hours.hour_at < %(to_at)s
 AND (%(site)s::text IS NULL OR sites.name = %(site)s) ORDER BY sites.name, hours.hour_at
 """
-_RUNS: Final = """
-SELECT revision, coalesce(usage_revision, revision), line_count, head_sha256 FROM ledger_runs
-WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision > 0 AND kind <> 'attest' ORDER BY revision
+_POSTING: Final = """
+SELECT sites.name, posted.site_id, posted.hour_at, hours.revision, hours.run_id, hours.frozen_period_id, hours.shadow_revision, hours.shadow_run_id
+FROM (SELECT DISTINCT site_id, hour_at FROM ledger_corrections WHERE posted_hour_at >= %(from_at)s AND posted_hour_at < %(to_at)s) AS posted
+JOIN sites ON sites.id = posted.site_id
+LEFT JOIN ledger_hours AS hours ON hours.site_id = posted.site_id AND hours.hour_at = posted.hour_at AND hours.status = 'closed'
+WHERE %(site)s::text IS NULL OR sites.name = %(site)s ORDER BY sites.name, posted.hour_at
 """
-_LINES: Final = "SELECT * FROM ledger_lines WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision > 0"
+_RUNS: Final = """
+SELECT id, kind, revision, coalesce(usage_revision, revision), line_count, head_sha256 FROM ledger_runs
+WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision > 0 ORDER BY id
+"""
+_LINES: Final = "SELECT * FROM ledger_lines WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s"
 _POSTED: Final = "SELECT * FROM ledger_corrections WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s ORDER BY id"
 _USAGE: Final = """
 SELECT holder, sum(energy_mj)::bigint, sum(carbon_gco2e) FROM usage_hours
@@ -71,7 +78,10 @@ class Hour:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written. ``kind``: altered, dropped, reordered or invented for lines; sums, usage, period for the rest."""
+    """Something that is not as it was written.
+
+    ``kind``: altered, dropped, reordered or invented for lines; sums; revision where another counts than the newest; period and document.
+    """
 
     site: str
     hour_at: datetime | None
@@ -100,13 +110,40 @@ def hours_between(
     return [Hour(row[0], row[1], row[2].astimezone(UTC), *row[3:]) for row in connection.execute(_HOURS, given)]
 
 
+def hours_posting(
+    connection: psycopg.Connection[Any], from_at: datetime, to_at: datetime, site: str | None = None
+) -> tuple[list[Hour], list[Problem]]:
+    """Return the hours whose corrections are posted in a span, by site and time, and a problem for each that has no books at all."""
+    hours, problems = [], []
+    given = {"from_at": from_at, "to_at": to_at, "site": site}
+    for name, site_id, hour_at, revision, *rest in connection.execute(_POSTING, given):
+        at = hour_at.astimezone(UTC)
+        if revision is None:
+            problems.append(Problem(name, at, "invented", "corrections of an hour that is not in the books"))
+        else:
+            hours.append(Hour(name, site_id, at, revision, *rest))
+    return hours, problems
+
+
+def look_at_posted(connection: psycopg.Connection[Any], hour: Hour) -> list[Problem]:
+    """Check the corrections of an hour alone: their chains, and that they are what its revisions differ by."""
+    at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
+    stored, posted = _frame(connection, _LINES, at, _TOLD), _frame(connection, _POSTED, at, _CORRECTED)
+    names = load_names(connection, _ids("tenant_id", stored, posted), [], [])
+    found = [Problem(hour.site, hour.hour_at, kind, what) for kind, what in _corrections(hour, stored, posted, names)]
+    openings = (opens(seal, key) for key, seal in _sealed(posted).iter_rows())
+    other = Problem(hour.site, hour.hour_at, "altered", "the API key of a correction is not the one that was chained")
+    return found + [other for opened in openings if opened is False]
+
+
 def look_at(connection: psycopg.Connection[Any], hour: Hour) -> Looked:
     """Check all that is stored of one hour: every closed revision's chain, the sums of those that count, and its corrections."""
     at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
     stored = _frame(connection, _LINES, at, _TOLD)
     posted = _frame(connection, _POSTED, at, _CORRECTED)
     names = load_names(connection, *(_ids(name, stored, posted) for name in ("tenant_id", "price_id", "tariff_id")))
-    runs = {row[0]: row[1:] for row in connection.execute(_RUNS, at)}
+    every = connection.execute(_RUNS, at).fetchall()
+    runs = {revision: rest for _, kind, revision, *rest in every if kind != "attest"}
     problems: list[Problem] = []
     heads: dict[int, bytes] = {}
     unchained = 0
@@ -128,19 +165,15 @@ def look_at(connection: psycopg.Connection[Any], hour: Hour) -> Looked:
         found = first_break(_links(lines, names), start, count, bytes(head))
         if found is not None:
             wrong(found.fault.value, f"line {found.ordinal} of {count}, revision {revision}: {found.called}")
-    for revision in {hour.revision, hour.shadow_revision or hour.revision} - {0}:
-        if revision not in runs:
-            wrong("dropped", f"revision {revision}, which counts, has no run")
-            continue
-        of_revision = stored.filter(pl.col("revision") == revision)
-        for what in _sums(connection, at, of_revision, runs[revision][0]):
-            wrong("sums", f"revision {revision}: {what}")
+    for what in _newest(hour, every):
+        wrong("revision", what)
+    for kind, what in _carried(connection, hour, stored, {revision: rest[0] for revision, rest in runs.items()}):
+        wrong(kind, what)
     for what in _groups(connection, stored.filter(pl.col("revision") == hour.revision)):
         wrong("sums", what)
     for kind, what in _corrections(hour, stored, posted, names):
         wrong(kind, what)
-    told = pl.concat([stored.select("api_key", "api_key_seal"), posted.select("api_key", "api_key_seal")])
-    openings = [opens(seal, key) for key, seal in told.filter(pl.col("api_key_seal").is_not_null()).iter_rows()]
+    openings = [opens(seal, key) for key, seal in pl.concat([_sealed(stored), _sealed(posted)]).iter_rows()]
     for _ in range(openings.count(False)):
         wrong("altered", "the API key of a line is not the one that was chained")
     return Looked(tuple(problems), stored.height + posted.height, unchained, openings.count(None), heads)
@@ -160,6 +193,35 @@ def _links(lines: pl.DataFrame, names: Names) -> list[Link]:
         Link(row["ordinal"], row["chain_sha256"], text, called(row, names))
         for row, text in zip(rows, texts, strict=True)
     ]
+
+
+def _sealed(lines: pl.DataFrame) -> pl.DataFrame:
+    return lines.filter(pl.col("api_key_seal").is_not_null()).select("api_key", "api_key_seal")
+
+
+def _carried(
+    connection: psycopg.Connection[Any], hour: Hour, stored: pl.DataFrame, usage_of: Mapping[int, int]
+) -> Iterator[tuple[str, str]]:
+    """Hold the lines of what counts, and of what would by now, against the usage hours they are made of."""
+    at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
+    for revision in sorted({hour.revision, hour.shadow_revision or hour.revision} - {0}):
+        if revision not in usage_of:
+            yield "dropped", f"revision {revision}, which counts, has no run"
+            continue
+        for what in _sums(connection, at, stored.filter(pl.col("revision") == revision), usage_of[revision]):
+            yield "sums", f"revision {revision}: {what}"
+
+
+def _newest(hour: Hour, runs: list[tuple[Any, ...]]) -> Iterator[str]:
+    """What counts is the newest revision, or what is posted beside it leads there; and the runs an hour rests on are of what counts."""
+    newest, says = max((run[2] for run in runs), default=0), hour.shadow_revision or hour.revision
+    if newest != says:
+        yield f"revision {says} counts with what is posted for it, the newest is {newest}"
+    used = {run[0]: (run[2], run[3]) for run in runs}
+    wrote = {run[2]: run[3] for run in runs if run[1] != "attest"}
+    for run_id, revision in ((hour.run_id, hour.revision or says), (hour.shadow_run_id, hour.shadow_revision)):
+        if run_id is not None and used.get(run_id) != (revision, wrote.get(revision or 0)):
+            yield f"it rests on run {run_id}, which is none of revision {revision}"
 
 
 def _sums(

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from analytics.io.period_document import Entry, entries_of, faults, links_of
 from analytics.io.period_hours import entries_on_record, moved_since
 from analytics.io.periods import Period, listed
-from analytics.io.verify import Hour, Looked, Problem, hours_between, look_at
+from analytics.io.verify import Hour, Looked, Problem, hours_between, hours_posting, look_at, look_at_posted
 from analytics.model.chain import instant_text
 
 _FROZEN: Final = """
@@ -69,6 +69,11 @@ def verify(
             for hour in hours_between(connection, from_at, to_at, site)
         }
         problems = [problem for _, each in looked.values() for problem in each.problems]
+        posting, without_books = hours_posting(connection, from_at, to_at, site)
+        for hour in posting:
+            if (hour.site, hour.hour_at) not in looked:
+                problems += look_at_posted(connection, hour)
+        problems += without_books
         periods = [
             period
             for period in listed(connection, name)
