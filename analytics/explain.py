@@ -22,14 +22,14 @@ from analytics.model.beyond import BEYOND
 from analytics.model.edges import alone, split_edges
 from analytics.model.energy import meter
 from analytics.model.explain import Step
-from analytics.model.holding import Holdings, hold, resolve
+from analytics.model.holding import Holdings, hold
 from analytics.model.pools import POOL
 from analytics.model.readings import KeySpace, Timeline, timelines
 from analytics.model.replay import COVERED, GAP, Cut, Limits, Reading, Stretch, stretches
 from analytics.model.sensors import instruments
 from analytics.model.sharing import at_rest
 from analytics.model.usage import Activity, attribute
-from analytics.pipeline import UsageInputs
+from analytics.pipeline import UsageInputs, resolve_holds
 from analytics.policy import Policy
 from analytics.units import from_us, to_us
 
@@ -109,7 +109,7 @@ def _model(inputs: UsageInputs, policy: Policy, metered: pl.DataFrame) -> _Site:
     lines, _ = timelines(inputs.readings.filter(ours), inputs.epochs, keys, policy)
     lines, _ = insert(lines, inputs.anchors.filter(ours), metered, keys, policy)
     meters = [meter(line, metered, keys, policy) for line in lines]
-    resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    resolved = resolve_holds(inputs, policy)
     held = resolved.held.filter(ours)
     seen = looks(inputs.device_shares, inputs.instance_activity, held, inputs.devices, resolved.instances)
     holdings = hold(

@@ -103,7 +103,8 @@ class UsageInputs:
 
     ``readings``: all rows of these devices in [from - policy.margin_us, to + policy.margin_us) and, where the margin
     holds none with a counter (or a gauge), the nearest before and after, up to ``policy.gaps.reach_us`` away. More rows
-    never change the result. ``holds`` and ``placements``: all that touch [from - reach, to + reach).
+    never change the result. ``holds`` and ``placements``: all that touch [from - reach, to + reach), and of holdings that began before
+    it and whose end nobody told what may have ended them: the first that took the device over whole, and ``earlier_placements``.
     """
 
     window: Window
@@ -122,6 +123,7 @@ class UsageInputs:
     overhead_models: dy.DataFrame[OverheadModels] = field(default_factory=OverheadModels.create_empty)
     shared_it: dy.DataFrame[SharedIt] = field(default_factory=SharedIt.create_empty)
     meter_periods: dy.DataFrame[MeterPeriods] = field(default_factory=MeterPeriods.create_empty)
+    earlier_placements: dy.DataFrame[Placements] = field(default_factory=Placements.create_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,9 @@ def close_hours(inputs: HourInputs, policy: Policy, metered: Metered | None = No
 
 def resolve_holds(inputs: UsageInputs, policy: Policy) -> Resolved:
     """Return who had what of these devices; no reading is looked at. Of several shards it is asked once, and cut like them."""
-    return resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    return resolve(
+        inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy, earlier=inputs.earlier_placements
+    )
 
 
 def map_devices(
@@ -367,7 +371,7 @@ def roll_tenants(
     """Return the energy of each tenant and minute of the window, for dashboards: the rollups by who held the devices."""
     from_us, to_us = _bounds(inputs.window)
     devices, _ = _devices_and_pools(inputs)
-    resolved = resolve(inputs.holds, inputs.placements, inputs.devices, inputs.epochs, policy)
+    resolved = resolve_holds(inputs, policy)
     holdings = hold(devices, inputs.placements, resolved.held, from_us, to_us)
     rows = by_tenant(rollups, metered.meters, holdings, job_tenants, from_us, to_us)
     return _checked(TenantMinutes, rows, "minute_at", "tenant_id")

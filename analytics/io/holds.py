@@ -1,7 +1,8 @@
 """Loads what was told of who held what, and where devices stood: dated rows as they are, nothing summed up over a window.
 
 What a row means beside others (an end nobody told, a count on a node, contradicting evidence) is decided in the model, where a day
-and its hours are known to agree. It reads as far around a window as a silence of a meter reaches.
+and its hours are known to agree. It reads as far around a window as a silence of a meter reaches, and of holdings that began before
+and whose end nobody told what may have ended them since, however long ago.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import psycopg
 from analytics.frames import Assets, CapacityHolds, Devices, Holds, Placements
 from analytics.io.references import known
 from analytics.io.rows import fetch_frame
+from analytics.model.claims import START_UNKNOWN
+from analytics.policy import EVIDENCE, OTHER_EVIDENCE
 from ingest.store.pools import uuid_sql
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
@@ -56,19 +59,59 @@ AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_a
     .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
     .replace("{known}", known("held."))
 )
-_HOLDS: Final = (
-    """
+_HOLD: Final = """
 SELECT held.id AS allocation_id, held.job_id, {job_key} AS job_key, coalesce(held.device_id, pool.id) AS device_id, held.node_id,
        held.accelerators, (held.share_ratio * 1000000)::integer AS share_ppm, held.evidence, held.start_at, held.end_at,
        CASE WHEN held.end_at IS NULL THEN jobs.ended_at END AS job_ended_at, held.recorded_at
 FROM allocations AS held JOIN jobs ON jobs.id = held.job_id JOIN sites ON sites.id = held.site_id
 LEFT JOIN devices AS pool ON held.pool IS NOT NULL AND pool.uuid = {uuid}
-WHERE held.site_id = %(site_id)s AND {known}
-AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)
-""".replace("{job_key}", JOB_KEY)
-    .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
-    .replace("{known}", known("held."))
+""".replace("{job_key}", JOB_KEY).replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+_RANK: Final = (
+    f"CASE replace({{of}}evidence, '{START_UNKNOWN}', '') "
+    + " ".join(f"WHEN '{instrument}' THEN {rank}" for instrument, rank in EVIDENCE.items())
+    + f" ELSE {OTHER_EVIDENCE} END"
 )
+# Nearly all rows without an end were superseded when the end was told. A run sees what was not at its instant, or by a transaction
+# that had begun and was not committed: none takes a day. The exact condition stands beside this one, which an index answers.
+_OPEN: Final = """
+{of}end_at IS NULL AND ({of}superseded_at IS NULL OR {of}superseded_at > %(as_of)s::timestamptz - interval '1 day')
+"""
+_OPEN_LONG: Final = """
+FROM allocations AS open WHERE open.site_id = %(site_id)s AND {open} AND {known}
+AND open.device_id IS NOT NULL AND open.start_at < %(reach_from)s
+""".replace("{open}", _OPEN.replace("{of}", "open.")).replace("{known}", known("open."))
+# The first that took over whole, for each: it may have ended before the reach. Found in the order of an index, nearly always at once.
+_TAKEN: Final = (
+    """
+SELECT later.id FROM (SELECT open.* {open_long}) AS open CROSS JOIN LATERAL (
+    SELECT later.id FROM allocations AS later
+    WHERE later.device_id = open.device_id AND later.site_id = open.site_id AND later.job_id <> open.job_id AND {known}
+    AND later.start_at > open.start_at AND later.start_at < %(reach_from)s AND (later.end_at IS NULL OR later.end_at > later.start_at)
+    AND coalesce(later.share_ratio, 1) = 1 AND {later_rank} >= {rank}
+    ORDER BY later.start_at, later.id LIMIT 1) AS later
+""".replace("{open_long}", _OPEN_LONG)
+    .replace("{known}", known("later."))
+    .replace("{later_rank}", _RANK.replace("{of}", "later."))
+    .replace("{rank}", _RANK.replace("{of}", "open."))
+)
+_HOLDS: Final = (
+    """
+{hold} WHERE held.site_id = %(site_id)s AND {known}
+AND held.start_at < %(reach_to)s AND (held.end_at IS NULL OR held.end_at > %(reach_from)s)
+UNION ALL
+{hold} WHERE held.id IN ({taken}) AND held.end_at <= %(reach_from)s
+""".replace("{hold}", _HOLD)
+    .replace("{known}", known("held."))
+    .replace("{taken}", _TAKEN)
+)
+# Where a device stood from the beginning of its first such holding on, until it is within reach.
+_EARLIER: Final = """
+SELECT placed.device_id, placed.node_id, placed.in_service, placed.asset, placed.valid_from, placed.valid_to
+FROM (SELECT open.device_id, min(open.start_at) AS since {open_long} GROUP BY open.device_id) AS open
+JOIN placements AS placed ON placed.device_id = open.device_id JOIN nodes ON nodes.id = placed.node_id
+WHERE nodes.site_id = %(site_id)s AND {known}
+AND placed.valid_to <= %(reach_from)s AND placed.valid_to > open.since AND placed.valid_to > placed.valid_from
+""".replace("{open_long}", _OPEN_LONG).replace("{known}", known("placed."))
 
 
 _CAPACITY: Final = """
@@ -93,6 +136,8 @@ class Held:
     """Boards, MIG instances and nodes that stood in the site, and pools of which something was held in the window."""
     placements: dy.DataFrame[Placements]
     """By instances too."""
+    earlier_placements: dy.DataFrame[Placements]
+    """Those from before the reach, of devices with a holding from then whose end nobody told."""
     holds: dy.DataFrame[Holds]
     capacity_holds: dy.DataFrame[CapacityHolds]
     """Of the window."""
@@ -111,6 +156,7 @@ def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any]) ->
     return Held(
         fetch_frame(connection, _DEVICES, scope, Devices),
         fetch_frame(connection, _PLACEMENTS, scope, Placements),
+        fetch_frame(connection, _EARLIER, scope, Placements),
         fetch_frame(connection, _HOLDS, scope, Holds),
         fetch_frame(connection, _CAPACITY, scope, CapacityHolds),
         fetch_frame(connection, _ASSETS, scope, Assets),

@@ -185,6 +185,7 @@ def begin_batch(
         looks = Looks(session, site_id, window, boards, held.devices, held.holds["job_id"].unique().to_list())
         devices = Devices.validate(pl.concat([held.devices, site.devices]))
         more = _beyond(site, node_readings) | {"capacity_holds": held.capacity_holds, "assets": held.assets}
+        more |= {"earlier_placements": held.earlier_placements}
         none_yet = DeviceReadings.create_empty()
         usage = UsageInputs(window, devices, epochs, none_yet, held.placements, held.holds, anchors=anchors, **more)
         inputs = HourInputs(usage, references, calls)

@@ -24,6 +24,7 @@ _READ_APART: Final = frozenset({"window", "readings", "device_shares", "instance
 """Fields of what books are made of that are read of some devices at a time: readings are told by their files, the others hashed by device."""
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "placements": ("device_id", "valid_from"),
+    "earlier_placements": ("device_id", "valid_from"),
     "holds": ("allocation_id",),
     "capacity_holds": ("hold_id",),
     "assets": ("asset", "device_id", "node_id", "capitalized_at"),

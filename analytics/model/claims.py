@@ -47,7 +47,7 @@ COUNTS: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
     "jobs": pl.List(pl.Int64),
 }
 """Where jobs were said to hold more accelerators of a node than it has free."""
-_START_UNKNOWN: Final = "+start-unknown"
+START_UNKNOWN: Final = "+start-unknown"
 
 
 def boots(epochs: pl.DataFrame) -> pl.DataFrame:
@@ -92,7 +92,7 @@ def ended(holds: pl.DataFrame, stood: pl.DataFrame, booted: pl.DataFrame) -> pl.
     (``held_by_another``), the device's leaving its node (``device_left``). Without any of them it goes on. ``ended_by`` is
     null where the end was told, or there is none.
     """
-    instrument = pl.col("evidence").str.strip_suffix(_START_UNKNOWN)
+    instrument = pl.col("evidence").str.strip_suffix(START_UNKNOWN)
     of_device = instrument.replace_strict(EVIDENCE, default=OTHER_EVIDENCE, return_dtype=pl.Int64)
     told = holds.with_columns(
         pl.when(pl.col("device_id").is_null())

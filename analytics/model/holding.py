@@ -68,15 +68,21 @@ class Holdings:
 
 
 def resolve(
-    holds: pl.DataFrame, placements: pl.DataFrame, devices: pl.DataFrame, epochs: pl.DataFrame, policy: Policy
+    holds: pl.DataFrame,
+    placements: pl.DataFrame,
+    devices: pl.DataFrame,
+    epochs: pl.DataFrame,
+    policy: Policy,
+    earlier: pl.DataFrame | None = None,
 ) -> Resolved:
     """Return who had what, of all that was told: ``Holds``, ``Placements``, ``Devices`` with instances, ``Epochs`` of the nodes.
 
+    ``earlier`` (``Placements``): where devices stood before those, since the first holding of each whose end nobody told.
     Pools are not looked at: nobody knows which devices they mean. Rules and their order: docs/methodology.md §3.
     """
     pools = devices.filter(pl.col("kind") == _POOL).select("device_id")
     placed = holds.join(pools, on="device_id", how="anti")
-    known = ended(placed, stays(placements), boots(epochs))
+    known = ended(placed, stays(placements if earlier is None else pl.concat([placements, earlier])), boots(epochs))
     claims = on_devices(known, devices)
     counted, too_many = on_nodes(known, claims, devices, placements)
     every = pl.concat([claims, counted])

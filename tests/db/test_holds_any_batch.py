@@ -1,7 +1,7 @@
 """Books do not depend on how hours are batched: a day in one pass and its hours one by one, through the real loader.
 
 Boards that move, leave and return, are cut anew and go out of service; holdings by every kind of evidence, by name and by count, with
-and without an end.
+and without an end, some of them years old; what ended those leaves the reach between one hour and the next.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ HOURS: Final = 3
 HOUR: Final = timedelta(hours=1)
 EVIDENCE: Final = ("cgroup", "cgroup", "hook", "job-mapping", "environ")
 SECONDS: Final = HOURS * 3600
+REACH: Final = 48 * 3600
 
 
 def at(seconds: float) -> datetime:
@@ -51,6 +52,7 @@ class Fleet:
         self._boards()
         for number in range(1, 15):
             self._job(number)
+        self._of_long_ago()
 
     def _boards(self) -> None:
         draw, (first, second) = self._draw, self._nodes
@@ -65,6 +67,27 @@ class Fleet:
             self._board(f"{ratio}g", [(second, start, end, True)], parent=self._cut, slice_ratio=ratio / 7)
             for ratio, start, end in ((1, None, 1800), (3, 1800, None))
         ]
+
+    def _of_long_ago(self) -> None:
+        """Open holdings from before the reach, on boards that stood elsewhere then, left, were taken over, or went on."""
+        draw, (first, second) = self._draw, self._nodes
+        old = -400 * 86400
+        moved, left, repaired, freed = (draw.randrange(SECONDS) - REACH for _ in range(4))
+        boards: dict[str, list[tuple[int, int | None, int | None, bool]]] = {
+            "moved long ago": [(first, old, moved, True), (second, moved, None, True)],
+            "away for a day": [(first, old, left, True), (first, left + 86400, None, True)],
+            "repaired": [(second, old, repaired, False), (second, repaired, None, True)],
+            "taken over": [(first, old, None, True)],
+            "untouched": [(first, old, None, True)],
+        }
+        for number, (name, stays) in enumerate(boards.items(), 100):
+            device = self._board(name, stays)
+            start = draw.randrange(old, -REACH - 7200)
+            self._hold(self._job_row(number, start, None), device, start, None, "cgroup")
+            if name == "taken over":
+                for other, evidence, share in ((200, "environ", None), (201, "cgroup", 0.5), (202, "cgroup", None)):
+                    taken = freed - draw.randrange(1, 7200)
+                    self._hold(self._job_row(other, taken, freed), device, taken, freed, evidence, share)
 
     def _board(
         self,
@@ -88,7 +111,7 @@ class Fleet:
                 (device, node, at(first), None if end is None else at(last), in_service),
             )
             if parent is None:
-                self._samples(device, self._epochs[self._nodes.index(node)], first, last)
+                self._samples(device, self._epochs[self._nodes.index(node)], max(first, -7200), last)
         return device
 
     def _samples(self, device: int, epoch: int, first: int, last: int) -> None:
@@ -107,33 +130,50 @@ class Fleet:
         end = start + draw.choice([3, 300, 1800, 7200])
         told = draw.random() < 0.7
         ended = told or draw.random() < 0.5
-        job = self._one(
+        job = self._job_row(number, start, end if ended else None)
+        devices = [self._plain, self._moved, self._returned, self._stopped, *self._instances, None]
+        for device in draw.sample(devices, draw.randint(1, 3)):
+            by_name = device is not None
+            self._hold(
+                job,
+                device,
+                start,
+                end if told else None,
+                draw.choice(EVIDENCE) if by_name else "sacct",
+                draw.choice([None, None, 0.5, 0.333333]) if by_name else None,
+            )
+
+    def _job_row(self, number: int, start: int, end: int | None) -> int:
+        return self._one(
             "INSERT INTO jobs (site_id, cluster, native_id, started_at, ended_at, origin, source) "
             "VALUES (%s, %s, %s, %s, %s, 1, 'agent') RETURNING id",
             self.site_id,
             self._name,
             str(number),
             at(start),
-            at(end) if ended else None,
+            None if end is None else at(end),
         )
-        devices = [self._plain, self._moved, self._returned, self._stopped, *self._instances, None]
-        for device in draw.sample(devices, draw.randint(1, 3)):
-            self._connection.execute(
-                "INSERT INTO allocations (job_id, site_id, device_id, node_id, accelerators, share_ratio, start_at, end_at, evidence, "
-                "recorded_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (
-                    job,
-                    self.site_id,
-                    device,
-                    draw.choice(self._nodes) if device is None else None,
-                    draw.randint(1, 4) if device is None else 1,
-                    draw.choice([None, None, 0.5, 0.333333]) if device is not None else None,
-                    at(start),
-                    at(end) if told else None,
-                    draw.choice(EVIDENCE) if device is not None else "sacct",
-                    at(start),
-                ),
-            )
+
+    def _hold(
+        self, job: int, device: int | None, start: int, end: int | None, evidence: str, share: float | None = None
+    ) -> None:
+        """Insert what was told as it began: of a device, or of some accelerators of some node."""
+        self._connection.execute(
+            "INSERT INTO allocations (job_id, site_id, device_id, node_id, accelerators, share_ratio, start_at, end_at, evidence, "
+            "recorded_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                job,
+                self.site_id,
+                device,
+                self._draw.choice(self._nodes) if device is None else None,
+                self._draw.randint(1, 4) if device is None else 1,
+                share,
+                at(start),
+                None if end is None else at(end),
+                evidence,
+                at(start),
+            ),
+        )
 
     def _epoch(self, node: int, boot: str, seen_at: datetime) -> int:
         return self._one(

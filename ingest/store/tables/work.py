@@ -82,6 +82,17 @@ allocations = Table(
     instant("superseded_at", nullable=True, comment="instant, UTC: later evidence replaced this row"),
     *stamps(),
     Index("allocations_time_ix", "start_at", "end_at"),
+    # What followed a holding whose end nobody told.
+    Index("allocations_device_ix", "device_id", "start_at", postgresql_where=text("device_id IS NOT NULL")),
+    # Rows without an end that count, and those that counted lately: of all without an end, a few in a thousand.
+    Index(
+        "allocations_open_ix", "site_id", "start_at", postgresql_where=text("end_at IS NULL AND superseded_at IS NULL")
+    ),
+    Index(
+        "allocations_superseded_open_ix",
+        "superseded_at",
+        postgresql_where=text("end_at IS NULL AND superseded_at IS NOT NULL"),
+    ),
     # Jobs still in a pool send no samples: each worker round asks for them, to bring their hours into the books.
     Index(
         "allocations_open_pools_ix",
