@@ -47,6 +47,8 @@ class Round:
     """Hours whose inputs changed after their samples were past retention: a finding says so, and their books stay."""
     unsettled: list[tuple[int, datetime]] = field(default_factory=list, repr=False)
     """(site, hour) of those, and of lost races."""
+    read_whole: int = field(default=0, compare=False)
+    """Of ``provisional`` and ``unchanged``, open hours whose rows were read from their beginning on."""
 
 
 class HourCloser:
@@ -170,6 +172,7 @@ def _count(round_: Round, told: Done | Died) -> None:
         round_.unsettled.append((hour.site_id, hour.hour_at))
         return
     round_.rated += told.is_rating and told.saved is Saved.WRITTEN
+    round_.read_whole += told.is_read_whole
     if told.saved is Saved.UNCHANGED:
         round_.unchanged += 1
     elif not told.is_closed:

@@ -53,6 +53,10 @@ class WorkerMetrics:
             f"{_PREFIX}chore_duration_seconds", description="One run of a chore, by chore and outcome", unit="s"
         )
         self._hours = meter.create_counter(f"{_PREFIX}hours_total", description="Hours by what became of them")
+        self._rebuilds = meter.create_counter(
+            f"{_PREFIX}open_window_rebuilds_total",
+            description="Looks at an open hour for which its rows were read from their beginning on, since none were kept",
+        )
         meter.create_observable_gauge(
             f"{_PREFIX}due_hours", [lambda _: self._due()], description="Hours that are due and not yet done"
         )
@@ -120,6 +124,7 @@ class WorkerMetrics:
         """Count what a round did to hours; what it left unsettled is still due."""
         for outcome in _CLOSE_OUTCOMES:
             self._hours.add(getattr(done, outcome), {"outcome": outcome})
+        self._rebuilds.add(done.read_whole)
         with self._lock:
             if self._pending is not None:
                 self._pending = {key: self._pending[key] for key in done.unsettled if key in self._pending}

@@ -22,12 +22,15 @@ import psycopg
 
 from analytics.closing.hours import Here
 from analytics.closing.request import MinutesTask, Task
+from analytics.io.open_rows import OpenRows
 from ingest.store.segments import Segments
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY: Final = 77
 """Exit code of a child that was refused memory and lived to say so; others are ended by the allocator."""
 _MIB: Final = 1 << 20
+_KEPT: Final = 3
+"""A part of so many of what it may have is for rows of open hours."""
 _SPARE: Final = 1.5
 """Allocators keep address space that holds nothing: the parent looks at what is resident, and this bounds a leap between two looks."""
 
@@ -69,24 +72,27 @@ def serve(pipe: Connection, cap_mib: int, log_level: int) -> None:
     root.setLevel(log_level)
     _bound_memory(cap_mib)
     places: dict[str, Segments] = {}
+    rows = OpenRows(cap_mib * _MIB // _KEPT)
     pipe.send(Ready())
     while True:
         try:
             task: Task | MinutesTask = pipe.recv()
         except EOFError:
             return
-        _do(pipe, task, places)
+        _do(pipe, task, places, rows)
 
 
-def _do(pipe: Connection, task: Task | MinutesTask, places: dict[str, Segments]) -> None:
+def _do(pipe: Connection, task: Task | MinutesTask, places: dict[str, Segments], rows: OpenRows) -> None:
+    if not task.is_open:
+        rows.drop()  # hours that are closed have all of the memory
     if task.segments is not None:  # kept, for the files it has checked
         known = places.setdefault(task.segments.shown_as, task.segments)
         task = task.reading(known)
     try:
         if isinstance(task, MinutesTask):
-            pipe.send(End(Here().make_minutes(task)))
+            pipe.send(End(Here(rows).make_minutes(task)))
             return
-        for told in Here().close(task):
+        for told in Here(rows).close(task):
             pipe.send(told)
         pipe.send(End())
     except MemoryError:

@@ -22,6 +22,7 @@ from analytics.io.findings import report_attest, report_unbalanced
 from analytics.io.hours import batches, parted, remember_open, settle
 from analytics.io.load import Loaded, begin_batch
 from analytics.io.load_rating import load_rating
+from analytics.io.open_rows import Look, OpenRows
 from analytics.io.runs import HourState, Run, Saved
 from analytics.io.save import HourBooks, remember_silences, save_hour
 from analytics.io.save_rated import RatedBooks, save_rated
@@ -45,6 +46,9 @@ _IN_TURN: Final = "SELECT pg_advisory_xact_lock(1464616001, %s)"
 """Two processes that close hours of one site at a time save in turn: a job of both gets the tenant of its later hour, as it would in order."""
 
 
+_OURS: Final = (Saved.WRITTEN, Saved.UNCHANGED)
+
+
 @dataclass(frozen=True, slots=True)
 class _Books:
     """The books of one batch, not yet written."""
@@ -57,6 +61,10 @@ class _Books:
 class Here:
     """Closes in the process it is called in: what a child does, and a test whose hours are small."""
 
+    def __init__(self, rows: OpenRows | None = None) -> None:
+        """``rows``: what is kept of open hours between two tasks; without, each look at one reads all of it."""
+        self._rows = rows
+
     def close(self, task: Task) -> Iterator[Told]:
         """Tell of each hour of a task what became of it; raises psycopg.OperationalError where the database is gone."""
         settings = task.settings
@@ -66,17 +74,18 @@ class Here:
                 return
             for part in parted(connection, task.batch, settings.device_hours_per_load):
                 at_once = task.devices_at_once * len(task.batch.hours) // len(part.hours)
-                yield from _close(connection, replace(task, batch=part, devices_at_once=at_once))
+                yield from _close(connection, replace(task, batch=part, devices_at_once=at_once), self._rows)
 
     def make_minutes(self, task: MinutesTask) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or other books came."""
-        return make_minutes(task)
+        return make_minutes(task, self._rows)
 
 
-def _close(connection: psycopg.Connection[Any], task: Task) -> Iterator[Told]:
+def _close(connection: psycopg.Connection[Any], task: Task, rows: OpenRows | None = None) -> Iterator[Told]:
     hours, began_ns = task.batch.hours, time.time_ns()
+    look = rows.look(hours[0].site_id, hours[0].hour_at) if rows is not None and task.is_at_hand else None
     try:
-        books = _compute(connection, task)
+        books = _compute(connection, task, look)
     except MemoryError:
         raise  # the process is to end for it: what is too large for it is tried again with fewer devices at a time
     # Broad: what one site's data can provoke, from a row that fits no frame to memory that does not suffice,
@@ -98,15 +107,19 @@ def _close(connection: psycopg.Connection[Any], task: Task) -> Iterator[Told]:
         yield Done(hours[0], None, began_ns, time.time_ns(), is_refused=is_refused)
         return
     yield Computed(hours, began_ns, time.time_ns())
-    yield from _save(connection, task, books)
+    for done in _save(connection, task, books):
+        # Of an hour that had provisional books before, and has none by somebody else now: what changes of it is remembered until it is closed.
+        if rows is not None and look is not None and done.hour.status == "provisional" and done.saved in _OURS:
+            rows.keep(look)
+        yield replace(done, is_read_whole=look is not None and look.is_whole)
 
 
-def _compute(connection: psycopg.Connection[Any], task: Task) -> _Books:
+def _compute(connection: psycopg.Connection[Any], task: Task, look: Look | None = None) -> _Books:
     settings, batch = task.settings, task.batch
     window = Window(batch.from_at, min(batch.to_at, task.now), task.closed_before_at)
     policy = settings.policy
     begun = begin_batch(
-        task.database, connection, batch.site_id, window, policy, settings.currency, segments=task.segments
+        task.database, connection, batch.site_id, window, policy, settings.currency, segments=task.segments, look=look
     )
     with begun as batch_of:
         resolved = resolve_holds(batch_of.inputs.usage, policy)

@@ -15,20 +15,24 @@ from analytics.closing.request import PATIENCE, MinutesTask
 from analytics.errors import AnalyticsError
 from analytics.io.due_minutes import Minutes, job_tenants, write_minutes
 from analytics.io.load import begin_batch
+from analytics.io.open_rows import OpenRows
 from analytics.pipeline import Window, read_meters, roll_minutes, roll_tenants
 from ingest.store.segments import SegmentError, SegmentUnreachableError
 
 log = logging.getLogger(__name__)
 
 
-def make_minutes(task: MinutesTask) -> bool:
-    """Write an hour's minutes; False, logged, where they cannot be made for now or other books took the place of its own."""
+def make_minutes(task: MinutesTask, rows: OpenRows | None = None) -> bool:
+    """Write an hour's minutes; False, logged, where they cannot be made for now or other books took the place of its own.
+
+    ``rows``: what is kept of open hours by looks at them.
+    """
     settings, hour = task.settings, task.hour
     why: object = None
     with task.database.connect("worker", autocommit=True, application=settings.session) as connection:
         connection.execute(PATIENCE, (f"{settings.standstill_s}s", f"{settings.row_wait_s}s"))
         try:
-            return write_minutes(connection, hour, _minutes(connection, task))
+            return write_minutes(connection, hour, _minutes(connection, task, rows))
         except (SegmentError, SegmentUnreachableError, AnalyticsError, pl.exceptions.PolarsError) as error:
             why = error
         except (psycopg.errors.LockNotAvailable, psycopg.IntegrityError) as error:  # somebody else is at it
@@ -37,11 +41,12 @@ def make_minutes(task: MinutesTask) -> bool:
     return False
 
 
-def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTask) -> Minutes:
+def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTask, rows: OpenRows | None) -> Minutes:
     settings, hour = task.settings, task.hour
     end_at = hour.hour_at + timedelta(hours=1)
     is_open = hour.status != "closed"
     window = Window(hour.hour_at, min(end_at, task.now) if is_open else end_at, hour.hour_at if is_open else end_at)
+    look = rows.look(hour.site_id, hour.hour_at) if rows is not None and task.is_at_hand else None
     begun = begin_batch(
         task.database,
         connection,
@@ -51,6 +56,8 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
         settings.currency,
         as_of=hour.as_of,
         segments=task.segments,
+        look=look,
+        is_shown=True,
     )
     owners = job_tenants(connection, hour)
     rolled, by_tenant = [], []
@@ -59,5 +66,7 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
             metered = read_meters(part, settings.policy)
             rolled.append(roll_minutes(part, settings.policy, metered))
             by_tenant.append(roll_tenants(part, rolled[-1], owners, metered, settings.policy))
+    if rows is not None and look is not None:
+        rows.keep(look)
     minutes = pl.concat(by_tenant).group_by("minute_at", "tenant_id").agg(pl.col("energy_mj").sum())
     return Minutes(pl.concat(rolled), minutes.sort("minute_at", "tenant_id"))

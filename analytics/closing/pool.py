@@ -248,7 +248,7 @@ class Pool:
         """
         parts = _divided(task, len(self._children))
         if len(parts) == 1:
-            yield from self._children[0].close(task)
+            yield from self._of(task).close(task)
             return
         heard: queue.SimpleQueue[Told | BaseException | None] = queue.SimpleQueue()
         self._given_up.clear()
@@ -276,12 +276,16 @@ class Pool:
 
     def make_minutes(self, task: MinutesTask) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or their process died. Raises as above."""
-        return self._children[0].make_minutes(task)
+        return self._of(task).make_minutes(task)
 
     def end(self) -> None:
         """End the children, whatever they are in the middle of: what they have not committed never was."""
         for child in self._children:
             child.end()
+
+    def _of(self, task: Task | MinutesTask) -> Child:
+        """Return the child for a task of its own: one keeps rows of open hours, which hours that are closed would take the memory of."""
+        return self._children[-1 if task.is_open else 0]
 
     def _is_to_stop(self) -> bool:
         return self._stop.is_set() or self._given_up.is_set()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from analytics.io.due_minutes import DueHour
-from analytics.io.hours import Batch
+from analytics.io.hours import AT_HAND, Batch
 from analytics.io.runs import HourState, Saved
 from analytics.policy import Policy
 from ingest.store.engine import Database
@@ -63,6 +63,16 @@ class Task:
     devices_at_once: int
     """Readings of so many devices are in memory together."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is an hour of the open window, and no hour that is to be closed."""
+        return self.batch.to_at > self.closed_before_at
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it is an open hour that is looked at every few seconds."""
+        return self.is_open and self.batch.to_at > self.now - AT_HAND
+
     def reading(self, segments: Segments) -> Task:
         """Return the same with sealed hours read from ``segments``."""
         return replace(self, segments=segments)
@@ -78,6 +88,16 @@ class MinutesTask:
     hour: DueHour
     now: datetime
     devices_at_once: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its books are those of the open window."""
+        return self.hour.status != "closed"
+
+    @property
+    def is_at_hand(self) -> bool:
+        """As of a task."""
+        return self.is_open and self.hour.hour_at + timedelta(hours=1) > self.now - AT_HAND
 
     def reading(self, segments: Segments) -> MinutesTask:
         """Return the same with sealed hours read from ``segments``."""
@@ -108,6 +128,8 @@ class Done:
     is_rating: bool = False
     is_refused: bool = False
     """Its samples are past retention, so its books stay as they are."""
+    is_read_whole: bool = False
+    """Of an open hour: rows of it were read from their beginning on, since none were kept of the look before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from analytics.io.anchors import load_anchors
 from analytics.io.holds import load_holds
 from analytics.io.manifest import Manifest, RowsDigest, manifest
 from analytics.io.meters import SiteLoad, load_node_readings, load_site
+from analytics.io.open_rows import Look
 from analytics.io.placeholders import ensure
 from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, load_references
@@ -80,6 +81,10 @@ class Begun:
     """Devices that have readings of their own."""
     policy: Policy
     looks: Looks
+    is_hashed: bool = True
+    """Whether what is read is put on record; of the open window, which is read every few seconds and never repeated, it is not."""
+    is_shown: bool = False
+    """Whether readings have what is for dashboards alone."""
     digests: RowsDigest = field(default_factory=RowsDigest)
     silences: list[Silences] = field(default_factory=list)
     _not_digested: list[pl.DataFrame] = field(default_factory=list)
@@ -98,25 +103,28 @@ class Begun:
     def _read(self, part: UsageInputs, *, digested: bool) -> UsageInputs:
         devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
         shares, activity = self.looks.of(part.devices["device_id"])
-        self._seen["device_shares"].add(shares)
-        self._seen["instance_activity"].add(activity)
         readings, silences = self._readings(devices)
         self.silences.append(silences)
+        part = replace(part, readings=readings, device_shares=shares, instance_activity=activity)
+        if not self.is_hashed:
+            return part
+        self._seen["device_shares"].add(shares)
+        self._seen["instance_activity"].add(activity)
         if digested or self.session.rows_outside:
             self.digests.add(readings)
         else:
             self._not_digested.append(devices)
-        return replace(part, readings=readings, device_shares=shares, instance_activity=activity)
+        return part
 
     def end(self) -> Loaded:
         """Return what the shards were made of, once all of them were gone through: ``inputs`` without readings."""
         window = self.inputs.usage.window
         if (
-            self.session.rows_outside
+            self.is_hashed and self.session.rows_outside
         ):  # only a later shard had some: rare, so that hours that are sealed as a whole hash no reading
             for devices in self._not_digested:
                 self.digests.add(self._readings(devices)[0])
-        digest = self.digests.sha256() if self.session.rows_outside else None
+        digest = self.digests.sha256() if self.is_hashed and self.session.rows_outside else None
         read = manifest(self.inputs, self.session.files_read, self.session.rows_outside, digest, self._seen)
         generations = self.session.generations(window.from_at, window.to_at, self.site_id)
         return Loaded(self.inputs, self.as_of, self.seen_xid, read, Silences.of_all(self.silences), generations)
@@ -125,12 +133,19 @@ class Begun:
         usage = self.inputs.usage
         cast = Devices.cast(devices)
         return load_readings(
-            self.session, self.site_id, cast, usage.epochs, usage.placements, usage.window, self.policy
+            self.session,
+            self.site_id,
+            cast,
+            usage.epochs,
+            usage.placements,
+            usage.window,
+            self.policy,
+            is_shown=self.is_shown,
         )
 
 
 @contextmanager
-def begin_batch(
+def begin_batch(  # noqa: PLR0913 - what a close reads, from where, and as known when
     database: Database,
     connection: psycopg.Connection[Any],
     site_id: int,
@@ -140,8 +155,14 @@ def begin_batch(
     *,
     as_of: Known | None = None,
     segments: Segments | None = None,
+    look: Look | None = None,
+    is_shown: bool = False,
 ) -> Iterator[Begun]:
-    """Give what :func:`load_batch` returns, its readings still to be read, for a block."""
+    """Give what :func:`load_batch` returns, its readings still to be read, for a block.
+
+    ``look``: at an open hour, whose rows of before are taken from there, for books and for minutes. ``is_shown``: readings are to have
+    what is for dashboards alone.
+    """
     ours = connection.info.parameter_status("application_name") or "wattledger"
     reach = timedelta(microseconds=policy.gaps.reach_us)
     if as_of is None:
@@ -149,6 +170,8 @@ def begin_batch(
     with ExitStack() as until_read:
         with connection.transaction():
             seen = begin_snapshot(connection)
+            if look is not None:
+                look.begin(connection)
             then = as_of or Known(seen.at)
             scope: dict[str, Any] = {
                 "site_id": site_id,
@@ -159,7 +182,14 @@ def begin_batch(
                 "as_of": then.at,
                 "snapshot": then.snapshot,
             }
-            held = load_holds(connection, scope)
+            # Readings take long, and a transaction of this session must not stand open for long without a statement.
+            opened: AbstractContextManager[SampleSession] = (
+                sample_session(database, segments, snapshot=seen.exported, application=ours)
+                if then.files is None
+                else pinned_session(database, segments, site_id, then.files)
+            )
+            session = until_read.enter_context(opened)
+            held = load_holds(connection, scope, session.fetch if then.files is None else None)
             site = load_site(connection, scope, held.placements["node_id"].unique().sort().to_list())
             anchors = load_anchors(connection, scope, held.devices)
             epochs = fetch_frame(connection, _EPOCHS, scope, Epochs)
@@ -173,13 +203,8 @@ def begin_batch(
                 currency=currency,
                 jobs=fetch_frame(connection, JOBS, {"job_ids": held.holds["job_id"].unique().to_list()}, Jobs),
             )
-            # Readings take long, and a transaction of this session must not stand open for long without a statement.
-            opened: AbstractContextManager[SampleSession] = (
-                sample_session(database, segments, snapshot=seen.exported, application=ours)
-                if then.files is None
-                else pinned_session(database, segments, site_id, then.files)
-            )
-            session = until_read.enter_context(opened)
+        if look is not None:
+            session = look.session(session)
         node_readings = load_node_readings(session, site_id, site, window, policy)
         boards = shared_boards(held.holds, held.devices, held.placements)
         looks = Looks(session, site_id, window, boards, held.devices, held.holds["job_id"].unique().to_list())
@@ -190,7 +215,19 @@ def begin_batch(
         usage = UsageInputs(window, devices, epochs, none_yet, held.placements, held.holds, anchors=anchors, **more)
         inputs = HourInputs(usage, references, calls)
         known_as = as_of or Known(seen.at, seen.snapshot)
-        yield Begun(inputs, known_as, seen.oldest_xid, session, site_id, held.metered, policy, looks)
+        is_hashed = look is None
+        yield Begun(
+            inputs,
+            known_as,
+            seen.oldest_xid,
+            session,
+            site_id,
+            held.metered,
+            policy,
+            looks,
+            is_hashed,
+            is_shown or not is_hashed,
+        )
 
 
 def _beyond(site: SiteLoad, node_readings: dy.DataFrame[NodeReadings]) -> dict[str, Any]:

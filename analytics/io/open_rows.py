@@ -1,0 +1,251 @@
+"""Keeps the rows of open hours between two looks at them: the next look fetches what was written since, and no row twice.
+
+What was written the table ``changes`` tells, read in the snapshot that the rows are read in: of each transaction that the snapshot of the
+look before did not see. No such change is forgotten while the hour has provisional books, and rows are kept for such hours only.
+Whatever is not told by a change of samples (holdings, places, rates, words of jobs) is kept by nobody and read anew each time. A look that
+does not come to its end keeps nothing. It computes nothing: rows are the same whether they were kept or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import polars as pl
+import psycopg
+
+from analytics.io.hours import REACH, RESTATE
+from collector.wire import Stream
+from ingest.store.merge import KEYS
+from ingest.store.samples import SampleSession, Speaker
+
+Span = tuple[datetime, datetime]
+Make = Callable[[pl.LazyFrame], pl.LazyFrame]
+"""Makes something else of rows, of each by itself: a key and an instant it stays."""
+_Key = tuple[Stream, tuple[str, ...], int | None, tuple[int, ...], str]
+_HERE: Final = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text || ' ' || oid FROM pg_database WHERE datname = current_database()"
+_WRITTEN: Final = """
+SELECT kind, from_at, to_at FROM changes WHERE (site_id = %(site_id)s OR site_id IS NULL) AND kind = ANY (%(kinds)s)
+AND written_xid >= pg_snapshot_xmin(%(before)s::pg_snapshot) AND NOT pg_visible_in_snapshot(written_xid, %(before)s::pg_snapshot)
+"""
+_SEVERAL: Final = 2
+"""A piece is put together with the one before it unless that has more than so many times its rows: so there are few, and each row moves seldom."""
+
+
+@dataclass
+class _Kept:
+    """Rows of some keys of a stream over an interval, in pieces, each in order of key and time: who reads them has little left to sort."""
+
+    from_at: datetime
+    until_at: datetime
+    pieces: list[pl.DataFrame]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(int(piece.estimated_size()) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a look left for the next one."""
+
+    server: str
+    snapshot: str
+    kept: dict[_Key, _Kept]
+
+
+@dataclass
+class Look:
+    """One look at an open hour, in one snapshot: rows kept by the look before are brought up to date when they are asked for."""
+
+    site_id: int
+    hour_at: datetime
+    _before: _Left | None
+    is_whole: bool = False
+    """Whether some rows were read from their beginning on, because none of them were kept."""
+    _left: _Left | None = None
+    _written: dict[str, list[Span]] = field(default_factory=dict)
+
+    def begin(self, connection: psycopg.Connection[Any]) -> None:
+        """Take note of what was written since the look before; in the transaction whose snapshot rows are read in, once."""
+        found = connection.execute(_HERE).fetchone()
+        if found is None:
+            raise psycopg.DataError("pg_current_snapshot() returned no row")
+        snapshot, server = found
+        before = self._before
+        if before is not None and before.server != server:  # it may have been put back to what it was before
+            before = self._before = None
+        self._left = _Left(server, snapshot, {})
+        if before is None:
+            return
+        kinds = [stream.value for stream in Stream]
+        asked = {"site_id": self.site_id, "kinds": [*kinds, RESTATE], "before": before.snapshot}
+        for kind, from_at, to_at in connection.execute(_WRITTEN, asked).fetchall():
+            for told in kinds if kind == RESTATE else [kind]:
+                self._written.setdefault(told, []).append((from_at, to_at))
+
+    def session(self, opened: SampleSession) -> SampleSession:
+        """Return the session with the rows of whole intervals taken from here."""
+        return _Session(opened.fetch, opened.segments, look=self)
+
+    def rows(self, key: _Key, asked: Span, fetch: Callable[[datetime, datetime], pl.DataFrame]) -> pl.DataFrame:
+        """Return the rows of an interval; ``fetch`` gives those of a part of it."""
+        if self._left is None:
+            raise RuntimeError("a look begins with begin()")
+        from_at, to_at = asked
+        if self.hour_at - from_at > REACH:  # of what is written so far off nobody keeps the changes
+            return fetch(from_at, to_at)
+        known = self._before.kept.get(key) if self._before is not None else None
+        order = KEYS[key[0]], "at"
+        if known is None or known.from_at != from_at:
+            self.is_whole = True
+            kept = _Kept(from_at, to_at, [fetch(from_at, to_at).sort(order)])
+        else:
+            stale = _joined([*self._written.get(key[0].value, ()), (min(known.until_at, to_at), _LAST)], asked)
+            self.is_whole |= stale[0][0] <= from_at if stale else False
+            pieces = [_without(piece, stale) for piece in known.pieces]
+            pieces += [fetch(*span).sort(order) for span in stale]
+            kept = _Kept(from_at, to_at, _put_together(pieces, order))
+        self._left.kept[key] = kept
+        return pl.concat(kept.pieces)
+
+    @property
+    def left(self) -> _Left | None:
+        """What the next look may begin with."""
+        return self._left
+
+
+@dataclass
+class OpenRows:
+    """What a process keeps of open hours, at most so many bytes of it. For one thread."""
+
+    most_bytes: int
+    _left: dict[tuple[int, datetime], _Left] = field(default_factory=dict)
+
+    def look(self, site_id: int, hour_at: datetime) -> Look:
+        """Begin a look at an hour; whatever was kept of it is that look's, and is gone unless it is kept again."""
+        return Look(site_id, hour_at, self._left.pop((site_id, hour_at), None))
+
+    def keep(self, look: Look) -> bool:
+        """Keep what a look has read, instead of other hours of its site; False, and nothing is kept of it, where that is too much.
+
+        Only of an hour that had provisional books when the look began: changes of others may be forgotten before the next one.
+        """
+        left = look.left
+        for site_id, hour_at in list(self._left):
+            if site_id == look.site_id:
+                del self._left[site_id, hour_at]
+        if left is None:
+            return False
+        mine = _size_bytes(left)
+        if mine > self.most_bytes:
+            return False
+        while mine + sum(_size_bytes(other) for other in self._left.values()) > self.most_bytes:
+            del self._left[next(iter(self._left))]  # the one that was looked at longest ago
+        self._left[look.site_id, look.hour_at] = left
+        return True
+
+    def drop(self) -> None:
+        """Forget all rows: their memory is wanted."""
+        self._left.clear()
+
+
+@dataclass
+class _Session(SampleSession):
+    """A session whose look knows rows of before; single instants and single feeds it leaves to the tables."""
+
+    look: Look | None = None
+
+    def rows(
+        self,
+        stream: Stream,
+        columns: Sequence[str],
+        from_at: datetime,
+        to_at: datetime,
+        *,
+        keys: Collection[int] | None = None,
+        site_id: int | None = None,
+        instants: Collection[datetime] | None = None,
+        speaker: Speaker | None = None,
+    ) -> pl.LazyFrame:
+        if self.look is None or keys is None or instants is not None or speaker is not None:
+            return super().rows(
+                stream, columns, from_at, to_at, keys=keys, site_id=site_id, instants=instants, speaker=speaker
+            )
+        return self.kept(stream, columns, (from_at, to_at), keys, site_id, _as_they_are, self.look).lazy()
+
+    def kept(
+        self,
+        stream: Stream,
+        columns: Sequence[str],
+        asked: Span,
+        keys: Collection[int],
+        site_id: int | None,
+        make: Make,
+        look: Look,
+    ) -> pl.DataFrame:
+        whole = super().rows
+
+        def fetch(since: datetime, until: datetime) -> pl.DataFrame:
+            return make(whole(stream, columns, since, until, keys=keys, site_id=site_id)).collect()
+
+        key = (stream, tuple(columns), site_id, tuple(sorted(keys)), make.__qualname__)
+        return look.rows(key, asked, fetch)
+
+
+def rows_made(
+    session: SampleSession,
+    stream: Stream,
+    columns: Sequence[str],
+    asked: Span,
+    keys: Collection[int],
+    site_id: int,
+    make: Make,
+) -> pl.DataFrame:
+    """Return what is made of the rows of some keys in an interval; a session that keeps rows keeps that instead."""
+    if isinstance(session, _Session) and session.look is not None:
+        return session.kept(stream, columns, asked, keys, site_id, make, session.look)
+    return make(session.rows(stream, columns, *asked, keys=keys, site_id=site_id)).collect()
+
+
+def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows
+
+
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+def _joined(spans: Sequence[Span], within: Span) -> list[Span]:
+    """Return the parts of ``within`` that any of the spans covers, apart from each other and in order."""
+    first, last = within
+    found: list[Span] = []
+    for from_at, to_at in sorted((max(start, first), min(end, last)) for start, end in spans):
+        if from_at >= to_at:
+            continue
+        if found and from_at <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], to_at)
+        else:
+            found.append((from_at, to_at))
+    return found
+
+
+def _without(piece: pl.DataFrame, stale: Sequence[Span]) -> pl.DataFrame:
+    at = pl.col("at")
+    for from_at, to_at in stale:
+        inside = (at >= from_at) & (at < to_at)
+        if piece.height and piece.select(inside.any()).item():
+            piece = piece.filter(~inside)
+    return piece
+
+
+def _put_together(pieces: Sequence[pl.DataFrame], order: Sequence[str]) -> list[pl.DataFrame]:
+    found = [piece for piece in pieces if piece.height] or list(pieces[:1])
+    while len(found) > 1 and found[-2].height <= _SEVERAL * found[-1].height:
+        found[-2:] = [pl.concat(found[-2:]).sort(order)]
+    return found
+
+
+def _size_bytes(left: _Left) -> int:
+    return sum(kept.size_bytes for kept in left.kept.values())
