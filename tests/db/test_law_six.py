@@ -1,4 +1,5 @@
-"""Law 6 over simulated worlds: whatever came late, was merged, restated, re-rated or restored, every past bill comes out again to the byte."""
+"""Laws 1, 2, 3 and 6 over simulated worlds in a store: whatever came late or twice, was merged, restated, re-rated or restored, every past bill comes
+out again to the byte, and the last one balances against the raw samples."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ import pytest
 from analytics.io import tenant_moves
 from analytics.io.recompute import Ground, Recomputed, recompute, runs_in_force
 from analytics.io.restate import ask
+from analytics.io.verify_period import verify
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.seal_hours import delete_retired
 from ingest.store.segments import Segments
+from tests.db.independent_energy import INDEPENDENT
 from tests.db.test_backup import emptied
 from tests.db.world_store import HOUR, StoredWorld, rate, store
 from tests.fakes.site import HOUR as START
@@ -33,13 +36,35 @@ pytestmark = pytest.mark.db
 LATER: Final = START + 8 * HOUR
 SETTINGS: Final = WorkerSettings(code_version="test")
 HOURS: Final = 2
+LATE: Final = ("late_samples", "late_device_shares", "late_node_samples")
+BOOKED: Final = """
+SELECT device_id, sum(energy_mj)::bigint FROM current_usage_hours JOIN devices ON devices.id = device_id
+WHERE hour_at = %s AND kind = 'gpu' AND energy_mj IS NOT NULL GROUP BY 1 ORDER BY 1
+"""
+SILENT: Final = """
+SELECT count(*) FROM current_ledger_lines WHERE origin <> 4 OR source IS NULL OR coverage IS NULL OR coverage NOT BETWEEN 0 AND 1
+OR source = 'estimated' AND energy_mj IS NOT NULL AND NOT coalesce(energy_mj BETWEEN energy_low_mj AND energy_high_mj, false)
+"""
 WEATHER: Final = Weather(
-    reset_rate=0.5, silence_s=600, reload_in_outage=True, two_feeds=True, moved_devices=1, lost_end_rate=0.1
+    reset_rate=0.5,
+    silence_s=600,
+    reload_in_outage=True,
+    wrap_mj=400_000_000,
+    two_feeds=True,
+    moved_devices=1,
+    lost_end_rate=0.2,
+    requeue_rate=0.2,
+    clock_jitter_us=400_000,
+    node_meter_gain=1.0,
+    failing_evidence=0.1,
+    overlap_rate=0.25,
+    count_only_rate=0.2,
 )
 SHARINGS: Final = (
-    None,
+    Sharing("mps", boards=1),
     Sharing("time_slice", boards=1),
-    Sharing("mig", profiles=((3, 2, 2), (7,)), reconfigure_at_s=4_000),
+    Sharing("mig", boards=1, profiles=((3, 2, 2), (7,)), reconfigure_at_s=4_000),
+    None,
 )
 
 
@@ -49,25 +74,39 @@ class Life:
     def __init__(self, database: Database, segments: Segments, seed: int) -> None:
         self.draw = random.Random(seed)
         sharing = SHARINGS[seed % len(SHARINGS)]
-        mix = JobMix(count=8, duration_s=(300, 5_000))
-        spec = WorldSpec(seed=seed, hours=HOURS, boards=2, nodes=2, jobs=mix, sharing=sharing, weather=WEATHER)
-        self.world: StoredWorld = store(database, World(spec).sample(Sampling(cadence_s=30)))
+        mix = JobMix(count=14, duration_s=(300, 5_000), boards_each=(1, 2))
+        spec = WorldSpec(seed=seed, hours=HOURS, boards=3, nodes=2, jobs=mix, sharing=sharing, weather=WEATHER)
+        hooks = seed % 2 == 1
+        how = Sampling(cadence_s=30, process_period_s=30, exact_at_events=not hooks, hook_anchors=hooks)
+        self.world: StoredWorld = store(database, World(spec).sample(how), WEATHER.wrap_mj)
         self.segments = segments
         self.sealer = Sealer(database, segments)
         self.closer = HourCloser(database, SETTINGS, segments)
         self.sealed: set[datetime] = set()
-        late = pl.Series([self.draw.random() < 0.05 for _ in range(self.world.readings.height)])
-        self.waiting = self.world.readings.filter(late)
-        self.world.come(self.world.readings.filter(~late))
+        now, self.waiting = self._some(self.world.readings, 0.95)
+        looks, self.looks_waiting = self._some(self.world.looks, 0.9)
+        self.world.come(now, looks)
+        self.world.meters_come()
         self.marks: list[datetime] = []
+
+    def _some(self, rows: pl.DataFrame, part: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Draw some of the rows; return them, and the others."""
+        drawn = pl.Series([self.draw.random() < part for _ in range(rows.height)], dtype=pl.Boolean)
+        return rows.filter(drawn), rows.filter(~drawn)
 
     def all_hours(self) -> list[datetime]:
         return [START + n * HOUR for n in range(-1, HOURS + 1)]
 
     def late(self) -> None:
-        some = pl.Series([self.draw.random() < 0.5 for _ in range(self.waiting.height)], dtype=pl.Boolean)
-        self.world.come(self.waiting.filter(some))
-        self.waiting = self.waiting.filter(~some)
+        some, self.waiting = self._some(self.waiting, 0.5)
+        looks, self.looks_waiting = self._some(self.looks_waiting, 0.5)
+        self.world.come(some, looks)
+
+    def again(self) -> None:
+        """What came comes once more, as from an agent whose acknowledgement was lost."""
+        self.world.come(
+            self._some(self.world.readings.join(self.waiting, on=["device_id", "epoch_id", "at"], how="anti"), 0.05)[0]
+        )
 
     def seal(self) -> None:
         for hour in self.all_hours():
@@ -77,7 +116,10 @@ class Life:
 
     def merge(self) -> None:
         for hour in sorted(self.sealed):
-            if self.world.rows("SELECT 1 FROM late_samples WHERE at >= %s AND at < %s LIMIT 1", hour, hour + HOUR):
+            if any(
+                self.world.rows(f"SELECT 1 FROM {late} WHERE at >= %s AND at < %s LIMIT 1", hour, hour + HOUR)
+                for late in LATE
+            ):
                 self.sealer.merge(hour_of(self.world.site_id, hour))
         with self.world.database.connect("worker") as connection:
             delete_retired(connection, self.segments, timedelta(0))
@@ -107,7 +149,7 @@ class Life:
 
     def live(self) -> None:
         """Close, let everything happen in some order, closing after each, and note when the books stood how."""
-        events: list[Callable[[], None]] = [self.late, self.rates, self.move, self.restate, self.late]
+        events: list[Callable[[], None]] = [self.late, self.rates, self.move, self.restate, self.late, self.again]
         self.draw.shuffle(events)
         events.insert(self.draw.randint(0, 2), self.seal)
         for event in [lambda: None, *events, self.seal, self.merge, self.late, self.merge]:
@@ -138,6 +180,19 @@ def test_every_bill_there_ever_was_comes_out_again(db: Database, tmp_path: Path,
     assert grounds[-1] == {Ground.SAMPLES}
     kinds = {kind for (kind,) in life.world.rows("SELECT DISTINCT kind FROM ledger_runs WHERE revision > 1")}
     assert kinds >= {"close", "rate"}
+    balances(life)
+
+
+def balances(life: Life) -> None:
+    """Laws 1, 2 and 3: the books against raw samples, lines against usage hours, and nothing silent."""
+    for hour in range(HOURS):
+        at = START + hour * HOUR
+        with life.world.admin() as connection:
+            assert life.world.rows(BOOKED, at) == connection.execute(INDEPENDENT.encode(), {"hour": at}).fetchall()
+    assert life.world.rows(SILENT) == [(0,)]
+    with life.world.database.connect("worker", autocommit=True) as connection:
+        found = verify(connection, from_at=START, to_at=LATER)
+    assert (found.problems, found.lines > 0) == ((), True)
 
 
 @pytest.mark.slow

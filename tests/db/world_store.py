@@ -16,8 +16,22 @@ from tests.sim.observed import Observed
 HOUR: Final = timedelta(hours=1)
 ACCOUNTS: Final = ("a", "b", "c")
 _COLUMNS: Final = (
-    "at, device_id, epoch_id, reading, span_us, samples, samples_missed, energy_mj, power_average_mw, gpu_util_percent"
+    *("at", "device_id", "epoch_id", "reading", "span_us", "samples", "samples_missed"),
+    *("energy_mj", "power_average_mw", "gpu_util_percent"),
 )
+_ACTIVITY: Final = (*_COLUMNS[:7], "sm_active_ratio")
+_METERS: Final = ("at", "meter_id", "epoch_id", "span_us", "energy_mj")
+_LOOKS: Final = (
+    *("at", "device_id", "epoch_id", "span_us", "cluster", "native_job_id", "job_started_at_us", "processes"),
+    *("sm_util_percent", "share_ratio", "evidence", "method"),
+)
+_USUAL: Final = {
+    "reading": pl.lit(0),
+    "span_us": pl.lit(10_000_000),
+    "samples": pl.lit(10),
+    "samples_missed": pl.lit(0),
+}
+STATES: Final = ("completed", "failed", "preempted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +42,12 @@ class StoredWorld:
     site_id: int
     readings: pl.DataFrame
     tenants: tuple[int, ...]
+    meters: pl.DataFrame
+    """Of the nodes' meters, as ``readings`` but by meter_id."""
+    looks: pl.DataFrame
+    """At processes of shared boards, as their stream has them."""
+    activity: pl.DataFrame
+    """Of MIG instances: rows of device samples with nothing else in them."""
 
     def admin(self) -> psycopg.Connection[Any]:
         return self.database.connect("admin", autocommit=True)
@@ -36,29 +56,37 @@ class StoredWorld:
         with self.admin() as connection:
             return connection.execute(query.encode(), parameters).fetchall()
 
-    def come(self, readings: pl.DataFrame) -> None:
-        """Insert readings where they belong, hot or late, and announce them, as ingest does."""
+    def come(self, readings: pl.DataFrame, looks: pl.DataFrame | None = None) -> None:
+        """Insert readings (and looks) where they belong, hot or late, and announce them, as ingest does."""
+        self._insert(
+            "device_samples", "late_samples", _COLUMNS, readings.with_columns(power_average_mw="power_mw", **_USUAL)
+        )
+        if looks is not None:
+            self._insert("device_shares", "late_device_shares", _LOOKS, looks)
+
+    def meters_come(self) -> None:
+        """Insert all that the nodes' meters and the instances of boards say."""
+        self._insert("node_samples", "late_node_samples", _METERS, self.meters.with_columns(span_us=pl.lit(10_000_000)))
+        self._insert("device_samples", "late_samples", _ACTIVITY, self.activity.with_columns(**_USUAL))
+
+    def _insert(self, hot: str, late: str, columns: tuple[str, ...], rows: pl.DataFrame) -> None:
         sealed = {
             at
             for (at,) in self.rows(
                 "SELECT hour_at FROM hour_catalog WHERE site_id = %s AND state = 'sealed'", self.site_id
             )
         }
-        hours = readings["at"].dt.truncate("1h")
+        hours = rows["at"].dt.truncate("1h")
         with self.admin() as connection, connection.transaction():
-            for table, mine in (
-                ("late_samples", hours.is_in(list(sealed))),
-                ("device_samples", ~hours.is_in(list(sealed))),
-            ):
+            for table, mine in ((late, hours.is_in(list(sealed))), (hot, ~hours.is_in(list(sealed)))):
                 with (
                     connection.cursor() as cursor,
-                    cursor.copy(f"COPY {table} ({_COLUMNS}) FROM STDIN".encode()) as copy,
+                    cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN".encode()) as copy,
                 ):
-                    for row in readings.filter(mine).iter_rows(named=True):
-                        numbers = (row["energy_mj"], row["power_mw"], row["gpu_util_percent"])
-                        copy.write_row((row["at"], row["device_id"], row["epoch_id"], 0, 10_000_000, 10, 0, *numbers))
-            for (at,) in readings.select(hours.unique()).iter_rows():
-                self.changed("device_samples", at, at + HOUR, connection)
+                    for row in rows.filter(mine).select(columns).iter_rows():
+                        copy.write_row(row)
+            for (at,) in rows.select(hours.unique()).iter_rows():
+                self.changed(hot, at, at + HOUR, connection)
 
     def changed(self, kind: str, from_at: datetime, to_at: datetime, connection: psycopg.Connection[Any]) -> None:
         connection.execute(
@@ -67,8 +95,8 @@ class StoredWorld:
         )
 
 
-def store(database: Database, seen: Observed) -> StoredWorld:
-    """Insert everything but readings."""
+def store(database: Database, seen: Observed, wrap_mj: int | None = None) -> StoredWorld:
+    """Insert everything but readings. ``wrap_mj``: at which the nodes' meters begin anew, as is known of them."""
     with database.connect("admin", autocommit=True) as connection:
 
         def one(query: str, *parameters: Any) -> int:
@@ -86,7 +114,8 @@ def store(database: Database, seen: Observed) -> StoredWorld:
         }
         add = "INSERT INTO devices (uuid, vendor, model, kind, parent_device_id, slice_ratio, accelerators) VALUES (%s, 'sim', %s, %s, %s, %s, 1) RETURNING id"
         devices: dict[int, int] = {}
-        for row in sorted(seen.devices, key=lambda row: row.get("parent_device_id") is not None):
+        boards = [row for row in seen.devices if row["kind"] != "node"]
+        for row in sorted(boards, key=lambda row: row.get("parent_device_id") is not None):
             board = row.get("parent_device_id")
             given = (
                 row["uuid"],
@@ -119,26 +148,35 @@ def store(database: Database, seen: Observed) -> StoredWorld:
         )
         for position, name in enumerate(ACCOUNTS[:2], start=1):
             bind(connection, position, tenants[position - 1], name)
+        # Not near the hour's edges, so that who knows of no anchors reads the same counter there.
+        apart = seen.anchors.filter(pl.col("at").dt.offset_by("2m").dt.minute() >= 4)
+        anchors = {(board, at): mj for board, at, mj in apart.select("device_id", "at", "energy_mj").iter_rows()}
         starts = dict(seen.holds.group_by("job_id").agg(pl.col("start_at").min()).iter_rows())
         jobs = {
             job: one(
-                "INSERT INTO jobs (site_id, cluster, native_id, started_at, account, origin, source) VALUES (%s, 'sim', %s, %s, %s, 4, 'agent') RETURNING id",
-                site, seen.native_ids[job], start_at, ACCOUNTS[job % 3],
+                "INSERT INTO jobs (site_id, cluster, native_id, started_at, account, state, origin, source) "
+                "VALUES (%s, 'sim', %s, %s, %s, %s, 4, 'agent') RETURNING id",
+                site, seen.native_ids[job], start_at, ACCOUNTS[job % 3], STATES[job % 3],
             )
             for job, start_at in sorted(starts.items())
         }  # fmt: skip
         for row in seen.holds.iter_rows(named=True):
             share = None if row["share_ppm"] is None else row["share_ppm"] / 1_000_000
+            told = [anchors.get((row["device_id"], row[at])) for at in ("start_at", "end_at")]
             connection.execute(
-                "INSERT INTO allocations (job_id, site_id, device_id, share_ratio, start_at, end_at, evidence) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                "INSERT INTO allocations (job_id, site_id, device_id, node_id, accelerators, share_ratio, start_at, end_at, evidence, "
+                "start_energy_mj, end_energy_mj) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 (
                     jobs[row["job_id"]],
                     site,
-                    devices[row["device_id"]],
+                    None if row["device_id"] is None else devices[row["device_id"]],
+                    None if row["node_id"] is None else nodes[row["node_id"]],
+                    row["accelerators"],
                     share,
                     row["start_at"],
                     row["end_at"],
                     row["evidence"],
+                    *told,
                 ),
             )
         connection.execute(
@@ -152,11 +190,41 @@ def store(database: Database, seen: Observed) -> StoredWorld:
             "INSERT INTO intensity (grid_zone, basis, gco2e_per_kwh, life_cycle, source, valid_from) VALUES ('SIM', 'location', 400, false, 'test', %s)",
             (LONG_AGO,),
         )
-    ids = [
-        pl.col("device_id").replace_strict(devices, return_dtype=pl.Int32),
-        pl.col("epoch_id").replace_strict(epochs, return_dtype=pl.Int32),
-    ]
-    return StoredWorld(database, site, seen.readings.with_columns(ids), tenants)
+        meters = {
+            row["device_id"]: one("INSERT INTO meters (node_id, name, wrap_mj) VALUES (%s, 'redfish', %s) RETURNING id", nodes[row["node_id"]], wrap_mj)
+            for row in seen.devices
+            if row["kind"] == "node"
+        }  # fmt: skip
+    epoch = pl.col("epoch_id").replace_strict(epochs, return_dtype=pl.Int32)
+    device = pl.col("device_id").replace_strict(devices, return_dtype=pl.Int32)
+    is_meter = pl.col("device_id").is_in(list(meters))
+    readings = seen.readings.filter(~is_meter).with_columns(device, epoch)
+    of_meters = seen.readings.filter(is_meter).with_columns(
+        pl.col("device_id").replace_strict(meters, return_dtype=pl.Int32).alias("meter_id"), epoch
+    )
+    # Looks are an agent's: of the epoch its last reading of that board was of.
+    native = seen.readings.filter(
+        pl.col("epoch_id").is_in([row["epoch_id"] for row in seen.epochs if row["feed"] == 1])
+    )
+    runs = pl.DataFrame(
+        [(job, seen.native_ids[job], int(at.timestamp()) * 1_000_000) for job, at in sorted(starts.items())],
+        schema={"job_id": pl.Int64, "native_job_id": pl.String, "job_started_at_us": pl.Int64},
+        orient="row",
+    )
+    looks = (
+        seen.shares.sort("at").join_asof(native.select("device_id", "at", "epoch_id").sort("at"), on="at", by="device_id", check_sortedness=False)
+        .filter(pl.col("epoch_id").is_not_null()).join(runs, on="job_id", how="left").with_columns(
+            device, epoch, pl.lit("sim").alias("cluster"), pl.lit(1).alias("processes"), pl.lit("cgroup").alias("evidence"),
+            (pl.col("sm_util_ppm") / 10_000).alias("sm_util_percent"), (pl.col("share_ppm") / 1_000_000).alias("share_ratio"),
+        )
+    )  # fmt: skip
+    activity = (
+        seen.activity.sort("at").join_asof(native.select("device_id", "at", "epoch_id").sort("at"), on="at", by="device_id", check_sortedness=False)
+        .filter(pl.col("epoch_id").is_not_null())
+        .select(pl.col("instance_id").alias("device_id"), "at", "epoch_id", (pl.col("sm_active_ppm") / 1_000_000).alias("sm_active_ratio"))
+        .with_columns(device, epoch)
+    )  # fmt: skip
+    return StoredWorld(database, site, readings, tenants, of_meters, looks, activity)
 
 
 def bind(connection: psycopg.Connection[Any], position: int, tenant: int, account: str) -> None:
