@@ -151,25 +151,37 @@ WITH plain AS MATERIALIZED (
     WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
 )
 """
-BUILD_LINES: Final = f"""
+LINES_SUMMED: Final = """
+tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost, effective_cost, energy_mj, facility_mj,
+carbon_gco2e, tokens, sources, origins
+"""
+TIMES_SUMMED: Final = "tenant_id, pool, held_us, covered_us, active_us, idle_us, throttled_us"
+WASTE_SUMMED: Final = "tenant_id, kind, currency, avoidable_cash"
+"""Columns of the sums, in the order in which the statements below return them."""
+SUM_LINES: Final = f"""
 {_PLAIN}
-INSERT INTO bill_lines (span_id, tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost,
-                        effective_cost, energy_mj, facility_mj, carbon_gco2e, tokens, sources, origins)
-SELECT %(span_id)s, tenant_id, pool, charge_category, currency, sum(lines), sum(unpriced_lines), coalesce(sum(usage_unknown_calls), 0),
+SELECT tenant_id, pool, charge_category, currency, sum(lines), sum(unpriced_lines), coalesce(sum(usage_unknown_calls), 0),
        sum(billed_cost), sum(effective_cost), sum(energy_mj), sum(facility_mj), sum(carbon_gco2e), sum(tokens), bit_or(sources),
        bit_or(origins)
 FROM (SELECT {_OF_LINE} FROM plain JOIN ledger_lines AS l USING (site_id, hour_at, revision)) AS rows
 GROUP BY tenant_id, pool, charge_category, currency
 """
-BUILD_TIMES: Final = f"""
+SUM_TIMES: Final = f"""
 {_PLAIN}
-INSERT INTO bill_times (span_id, tenant_id, pool, held_us, covered_us, active_us, idle_us, throttled_us)
-SELECT %(span_id)s, tenant_id, pool, sum(held_us), sum(covered_us), sum(active_us), sum(idle_us), sum(throttled_us)
+SELECT tenant_id, pool, sum(held_us), sum(covered_us), sum(active_us), sum(idle_us), sum(throttled_us)
 FROM ({_USAGE}) AS rows GROUP BY tenant_id, pool
 """
-BUILD_WASTE: Final = f"""
-INSERT INTO bill_waste (span_id, tenant_id, kind, currency, avoidable_cash)
-SELECT %(span_id)s, f.tenant_id, {WASTE_KIND}, f.currency, sum(f.avoidable_cash) FROM findings AS f
+SUM_WASTE: Final = f"""
+SELECT f.tenant_id, {WASTE_KIND}, f.currency, sum(f.avoidable_cash) FROM findings AS f
 WHERE {_OF_FINDING} AND f.site_id = %(site_id)s AND f.start_at >= %(from_at)s AND f.start_at < %(to_at)s AND f.avoidable_cash IS NOT NULL
-GROUP BY 2, 3, 4
+GROUP BY 1, 2, 3
 """
+BUILD_LINES: Final = (
+    f"INSERT INTO bill_lines (span_id, {LINES_SUMMED}) SELECT %(span_id)s, summed.* FROM ({SUM_LINES}) AS summed"
+)
+BUILD_TIMES: Final = (
+    f"INSERT INTO bill_times (span_id, {TIMES_SUMMED}) SELECT %(span_id)s, summed.* FROM ({SUM_TIMES}) AS summed"
+)
+BUILD_WASTE: Final = (
+    f"INSERT INTO bill_waste (span_id, {WASTE_SUMMED}) SELECT %(span_id)s, summed.* FROM ({SUM_WASTE}) AS summed"
+)

@@ -80,7 +80,8 @@ class Hour:
 class Problem:
     """Something that is not as it was written.
 
-    ``kind``: altered, dropped, reordered or invented for lines; sums; revision where another counts than the newest; period and document.
+    ``kind``: altered, dropped, reordered or invented for lines; sums; bills for what is summed
+    for them; revision where another counts than the newest; period and document.
     """
 
     site: str

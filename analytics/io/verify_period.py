@@ -14,6 +14,7 @@ from analytics.io.period_document import Entry, entries_of, faults, links_of
 from analytics.io.period_hours import entries_on_record, moved_since
 from analytics.io.periods import Period, listed
 from analytics.io.verify import Hour, Looked, Problem, hours_between, hours_posting, look_at, look_at_posted
+from analytics.io.verify_sums import look_at_sums
 from analytics.model.chain import instant_text
 
 _FROZEN: Final = """
@@ -74,6 +75,7 @@ def verify(
             if (hour.site, hour.hour_at) not in looked:
                 problems += look_at_posted(connection, hour)
         problems += without_books
+        problems += look_at_sums(connection, from_at, to_at, site)
         periods = [
             period
             for period in listed(connection, name)

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from analytics.io.bill_spans import sum_spans
 from analytics.io.periods import Closed, close_month
 from analytics.io.verify_period import Verified, verify
 from analytics.jobs import HourCloser, WorkerSettings
@@ -117,3 +118,19 @@ def test_a_line_given_to_an_hour_that_had_no_books_is_invented(fleet: SmallFleet
     found = look(fleet, document=done.document)
     assert ("invented", NOON) in told(found)
     assert "lines of revision 0, which no run wrote" in found.problems[0].what
+
+
+def test_sums_that_bills_are_read_from_are_made_once_more(fleet: SmallFleet, rogue: psycopg.Connection[Any]) -> None:
+    with fleet.database.connect("worker", autocommit=True) as worker:
+        sum_spans(worker, for_s=60)
+        assert look(fleet).problems == ()
+        worker.execute(  # no more than a worker may
+            "INSERT INTO bill_lines SELECT span_id, tenant_id, pool, charge_category, currency, 0, 0, 0, 500, 500, NULL, NULL, NULL, NULL, "
+            "sources, origins FROM bill_lines WHERE tenant_id IS NOT NULL AND charge_category = 'gpu_owned'"
+        )
+    (problem,) = look(fleet).problems
+    assert (problem.kind, problem.site) == ("bills", "s1")
+    assert problem.what.startswith("1 rows of bill_lines from 2026-11-01 ")
+    rogue.execute("DELETE FROM bill_lines WHERE billed_cost = 500")
+    rogue.execute("UPDATE bill_times SET held_us = held_us + 1 WHERE pool = 'job'")
+    assert [problem.what.split(" from ")[0] for problem in look(fleet).problems] == ["2 rows of bill_times"]
