@@ -50,20 +50,42 @@ class Measured:
 
 
 def measure(
-    holdings: Holdings,
-    meters: Sequence[Meter],
-    held: pl.DataFrame,
-    instruments: pl.DataFrame | None = None,
-    names: Sequence[str] = QUANTITIES,
+    holdings: Holdings, meters: Sequence[Meter], held: pl.DataFrame, instruments: pl.DataFrame | None = None
 ) -> Measured:
     """Return each piece's quantities; where no meter speaks they are 0 and ``feed`` is null.
 
     ``held``: device_id, start_us, end_us of what jobs hold, far enough around the pieces to judge a gap. ``instruments``: as of
-    :func:`sensors.instruments`; without it nothing is said of how far an estimate may be off. ``names``: which of the :data:`QUANTITIES` are asked
-    for, energy and covered time among them; the others are 0.
+    :func:`sensors.instruments`; without it nothing is said of how far an estimate may be off.
     """
-    asked = ask(holdings.pieces)
-    taken, holes = [], []
+    taken, rest = _taken(ask(holdings.pieces), meters, held, instruments, QUANTITIES)
+    parts = pl.concat([_NOTHING, *taken])
+    told = _time(rest.filter(pl.col("open") != _SILENT), "open")
+    return Measured(
+        _summed(holdings.pieces, parts),
+        pl.concat([*map(_gap_time, taken), told]),
+        _mainly(parts),
+        parts.select("meter", "piece", *DEVICE_HOUR, "from_us", "to_us"),
+    )
+
+
+def energy_of(pieces: pl.DataFrame, meters: Sequence[Meter]) -> pl.DataFrame:
+    """Return pieces (piece, device_id, hour_us, from_us, to_us) as :func:`measure` does that nobody holds, by energy and covered time alone."""
+    nobody = pl.DataFrame(schema={"device_id": pl.Int32, "start_us": pl.Int64, "end_us": pl.Int64})
+    taken, _ = _taken(ask(pieces), meters, nobody, None, ("energy_mj", "covered_us"), ends=False)
+    return _summed(pieces, pl.concat([_NOTHING, *taken]))
+
+
+def _taken(
+    asked: pl.DataFrame,
+    meters: Sequence[Meter],
+    held: pl.DataFrame,
+    instruments: pl.DataFrame | None,
+    names: Sequence[str],
+    *,
+    ends: bool = True,
+) -> tuple[list[pl.DataFrame], pl.DataFrame]:
+    """Return what is taken from each meter, and what none of them told; without ``ends`` nobody wants to know why the last told nothing."""
+    taken = []
     for index, meter in enumerate(meters):
         able, others = may_tell(asked, meter)
         if able.is_empty():
@@ -72,18 +94,12 @@ def measure(
         spans = pl.col("covered_us") + pl.col("gap_us")
         took = read.filter(spans > 0)
         if took.height:
-            taken.append(took.with_columns(pl.lit(index, dtype=pl.Int32).alias("meter")))
-            holes.append(_gap_time(took))
+            taken.append(took.with_columns(pl.lit(index, dtype=pl.Int32).alias("meter")).select(_NOTHING.columns))
+        if not ends and index == len(meters) - 1:
+            break
         short = read.filter(spans < pl.col("to_us") - pl.col("from_us"))
         asked = pl.concat([others, left_open(short.select(_ASKED), meter)])
-    holes.append(_time(asked.filter(pl.col("open") != _SILENT), "open"))
-    parts = pl.concat(taken) if taken else _NOTHING.clone()
-    return Measured(
-        _summed(holdings.pieces, parts),
-        pl.concat(holes),
-        _mainly(parts),
-        parts.select("meter", "piece", *DEVICE_HOUR, "from_us", "to_us"),
-    )
+    return taken, asked
 
 
 def ask(pieces: pl.DataFrame) -> pl.DataFrame:

@@ -75,7 +75,7 @@ def _of_meter(
     taken: pl.DataFrame, sole: pl.DataFrame, meter: Meter, devices: pl.DataFrame, policy: Policy
 ) -> pl.DataFrame | None:
     """Return piece, moved_mj and what is to be added to the :data:`_ADDED`, several rows a piece; None where nothing is to be moved."""
-    rows = taken.join(sole, on="piece", how="left", maintain_order="left").sort("device_id", "from_us")
+    rows = taken.join(sole, on="piece", how="inner").sort("device_id", "from_us")
     same = (
         (pl.col("device_id") == pl.col("device_id").shift())
         & (pl.col("hour_us") == pl.col("hour_us").shift())
@@ -157,11 +157,9 @@ def _parts(cut: pl.DataFrame, rows: pl.DataFrame, meter: Meter) -> pl.DataFrame:
     ).with_columns(
         pl.max_horizontal("from_us", "lo_us").alias("from_us"), pl.min_horizontal("to_us", "hi_us").alias("to_us")
     )
-    whole = (
-        ((pl.col("to_us") - pl.col("from_us")).sum() == (pl.col("hi_us") - pl.col("lo_us")).first())
-        & pl.col("holder_key").is_not_null().all()
-        & (pl.col("device_id") == pl.col("of_device")).all()
-    )
+    whole = ((pl.col("to_us") - pl.col("from_us")).sum() == (pl.col("hi_us") - pl.col("lo_us")).first()) & (
+        pl.col("device_id") == pl.col("of_device")
+    ).all()
     return parts.filter(whole.over(_INTERVAL)).drop("of_device", "row")
 
 

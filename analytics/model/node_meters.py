@@ -12,17 +12,14 @@ from typing import Final
 
 import polars as pl
 
-from analytics.model.authority import measure
+from analytics.model.authority import energy_of
 from analytics.model.energy import Meter, meter
-from analytics.model.holding import Holdings
 from analytics.model.overhead import Read
 from analytics.model.readings import KeySpace, timelines, unwrapped
 from analytics.policy import Policy
 
 ACCELERATORS: Final = 64
 """What a node's meter may show is bounded by so many accelerators' power: more is a broken counter."""
-_ENERGY: Final = ("energy_mj", "covered_us")
-_HELD: Final = {"device_id": pl.Int32, "start_us": pl.Int64, "end_us": pl.Int64}
 
 
 def metered(
@@ -55,13 +52,9 @@ def reader(meters: Sequence[Meter]) -> Read:
     """Return what gives the energy of spans by these meters, the one of authority for each."""
 
     def read(asked: pl.DataFrame) -> pl.DataFrame:
-        pieces = asked.with_row_index("piece").with_columns(pl.lit(value=True).alias("placed"))
-        nobody = pl.DataFrame(schema=_HELD)
-        measured = measure(Holdings(pieces, pl.DataFrame()), meters, nobody, names=_ENERGY).pieces.sort("piece")
+        told = energy_of(asked.with_row_index("piece"), meters)
         return asked.hstack(
-            measured.select(
-                "energy_mj", "gap_mj", "covered_us", (pl.col("gauged_mj") > 0).alias("gauge"), "feed", "origin"
-            )
+            told.select("energy_mj", "gap_mj", "covered_us", (pl.col("gauged_mj") > 0).alias("gauge"), "feed", "origin")
         )
 
     return read
