@@ -17,9 +17,11 @@ import psycopg
 
 from analytics.frames import Assets, CapacityHolds, Devices, Holds, Placements
 from analytics.io.references import known
-from analytics.io.rows import fetch_frame
+from analytics.io.rows import fetch_frame, fetch_many
 from analytics.model.claims import START_UNKNOWN
 from analytics.policy import EVIDENCE, OTHER_EVIDENCE
+from ingest.store.arrow import Fetch
+from ingest.store.arrow import Fetch
 from ingest.store.pools import uuid_sql
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.
@@ -151,13 +153,18 @@ class Held:
         )
 
 
-def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any]) -> Held:
-    """Return what the model resolves holdings from; ``scope`` as of :func:`analytics.io.load.load_batch`, in its transaction."""
+def load_holds(connection: psycopg.Connection[Any], scope: Mapping[str, Any], fetch: Fetch | None = None) -> Held:
+    """Return what the model resolves holdings from; ``scope`` as of :func:`analytics.io.load.load_batch`, in its transaction.
+
+    ``fetch``: of a session in the same snapshot, for holds, of which a busy site has some hundred thousand as far as the reach.
+    """
     return Held(
         fetch_frame(connection, _DEVICES, scope, Devices),
         fetch_frame(connection, _PLACEMENTS, scope, Placements),
         fetch_frame(connection, _EARLIER, scope, Placements),
-        fetch_frame(connection, _HOLDS, scope, Holds),
+        fetch_frame(connection, _HOLDS, scope, Holds)
+        if fetch is None
+        else fetch_many(connection, fetch, _HOLDS, scope, Holds),
         fetch_frame(connection, _CAPACITY, scope, CapacityHolds),
         fetch_frame(connection, _ASSETS, scope, Assets),
     )

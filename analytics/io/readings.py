@@ -33,15 +33,9 @@ _THROTTLED: Final = (
     "throttle_hw_thermal_ns",
     "throttle_power_brake_ns",
 )
-_COLUMNS: Final = (
-    "energy_mj",
-    "power_average_mw",
-    "power_max_mw",
-    "gpu_util_percent",
-    "temp_c",
-    "clocks_event_reasons",
-    *_THROTTLED,
-)
+_COLUMNS: Final = ("energy_mj", "power_average_mw", "gpu_util_percent", "clocks_event_reasons", *_THROTTLED)
+_SHOWN: Final = ("power_max_mw", "temp_c")
+"""For dashboards alone, and of those that take the longest to decode: a fifth of the time."""
 _NODE_COLUMNS: Final = ("energy_mj", "power_mw")
 _USABLE: Final = {Stream.DEVICE: ("energy_mj", "power_average_mw"), Stream.NODE: ("energy_mj", "power_mw")}
 # Of several meters of a node one bills. A node whose devices report themselves has no device of kind node.
@@ -103,19 +97,22 @@ def load_readings(
     placements: dy.DataFrame[Placements],
     window: Window,
     policy: Policy,
+    *,
+    is_shown: bool = True,
 ) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
     """Return the readings the model needs for these devices, and the silences around the window.
 
     Readings are in order of device and time, and rows of one instant in an order of their values: the same whatever the order
     in which they were stored. ``epochs``: the site's, in the session's snapshot or a later one: each is committed before its
     first reading, so no reading comes without its epoch. ``placements``: where the devices stood as far as the reach. A feed
-    that has no epoch on a device's nodes is looked for only if it speaks in the window or its margins.
+    that has no epoch on a device's nodes is looked for only if it speaks in the window or its margins. ``is_shown``: also what is for
+    dashboards alone (highest power, temperature), which is null otherwise.
     """
     if devices.is_empty():
         return DeviceReadings.create_empty(), Silences()
     margin = timedelta(microseconds=policy.margin_us)
     reach = timedelta(microseconds=policy.gaps.reach_us)
-    reader = _Reader(session, site_id, epochs)
+    reader = _Reader(session, site_id, epochs, is_shown=is_shown)
     around = reader.between(devices, window.from_at - margin, window.to_at + margin)
     told = _told(devices, around, epochs, placements)
     # Not "at or before": a reading right on the hour ends a silence whose hours must learn of it.
@@ -143,8 +140,9 @@ def load_readings(
 class _Reader:
     """Reads one site's readings: rows of devices, and of the meters of nodes that have no devices of their own."""
 
-    def __init__(self, session: SampleSession, site_id: int, epochs: pl.DataFrame) -> None:
+    def __init__(self, session: SampleSession, site_id: int, epochs: pl.DataFrame, *, is_shown: bool) -> None:
         self._session = session
+        self._columns = (*_COLUMNS, *_SHOWN) if is_shown else _COLUMNS
         self._site_id = site_id
         self._epochs = epochs
 
@@ -262,7 +260,7 @@ class _Reader:
     def _of_streams(self, devices: pl.DataFrame) -> Iterator[tuple[Stream, tuple[str, ...], list[int]]]:
         fleet, nodes = devices.filter(pl.col("kind") != "node"), devices.filter(pl.col("kind") == "node")
         if not fleet.is_empty():
-            yield Stream.DEVICE, _COLUMNS, fleet["device_id"].unique().sort().to_list()
+            yield Stream.DEVICE, self._columns, fleet["device_id"].unique().sort().to_list()
         if not nodes.is_empty():
             meters = self._meters.join(nodes, on="device_id", how="semi")
             yield Stream.NODE, _NODE_COLUMNS, meters["meter_id"].unique().sort().to_list()
@@ -274,7 +272,8 @@ class _Reader:
 
 def _of_devices(rows: pl.LazyFrame) -> pl.LazyFrame:
     throttled = pl.when(pl.any_horizontal(pl.col(_THROTTLED).is_not_null())).then(pl.sum_horizontal(_THROTTLED))
-    return rows.with_columns(throttled.alias("throttled_ns"), pl.col("power_average_mw").alias("power_mw"))
+    absent = [pl.lit(None).alias(name) for name in _SHOWN if name not in rows.collect_schema()]
+    return rows.with_columns(throttled.alias("throttled_ns"), pl.col("power_average_mw").alias("power_mw"), *absent)
 
 
 def _as_readings(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -395,7 +394,12 @@ def _taken(rows: pl.DataFrame, begins: Places, lengths: Places) -> pl.DataFrame:
     places = pl.Series(np.arange(lengths.sum(), dtype=np.int32) + np.repeat(shifts, lengths), dtype=pl.UInt32)
     # In one piece and by 32 bits: rows taken out of many chunks by 64 took nine times as long. Column by column, so that
     # there are two of all rows and not three.
-    return pl.DataFrame([column.rechunk().gather(places) for column in rows])
+    return pl.DataFrame(
+        [
+            column if column.null_count() == rows.height == len(places) else column.rechunk().gather(places)
+            for column in rows
+        ]
+    )
 
 
 def _typed(rows: pl.DataFrame) -> pl.DataFrame:

@@ -21,7 +21,7 @@ def test_an_epoch_that_begins_while_a_close_reads_is_known_with_its_readings(
     fleet = small_fleet(db)
     fleet.samples(HOUR_AT, HOUR_AT + timedelta(minutes=20))
 
-    def a_reboot_is_committed_just_before(*arguments: Any) -> Any:
+    def a_reboot_is_committed_just_before(*arguments: Any, **named: Any) -> Any:
         ((epoch_id,),) = fleet.rows(
             "INSERT INTO epochs (node_id, boot_id, driver_epoch, feed, origin, cadence_us, agent_version) "
             "VALUES (%s, 'b2', 0, 1, 1, 10000000, 'test') RETURNING id",
@@ -34,7 +34,7 @@ def test_an_epoch_that_begins_while_a_close_reads_is_known_with_its_readings(
             fleet.device_id,
             epoch_id,
         )
-        return load_readings(*arguments)
+        return load_readings(*arguments, **named)
 
     monkeypatch.setattr("analytics.io.load.load_readings", a_reboot_is_committed_just_before)
 
