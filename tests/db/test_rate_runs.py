@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 from analytics.closing import hours
 from analytics.io.hours import due_hours
 from analytics.io.load_rating import load_rating
+from analytics.io.periods import close_month
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
+from analytics.model.month import month
 from ingest.store import migrate, tenancy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
@@ -50,13 +52,17 @@ def closer(fleet: SmallFleet) -> HourCloser:
 def rebound(fleet: SmallFleet) -> int:
     """Bind the account of the first job to another tenant, from ever, and announce it; return the tenant."""
     ((tenant_id,),) = fleet.rows("INSERT INTO tenants (path) VALUES ('globex') RETURNING id")
-    fleet.rows("UPDATE bindings SET superseded_at = now() RETURNING 1")
+    bind_nlp(fleet, int(tenant_id))
+    return int(tenant_id)
+
+
+def bind_nlp(fleet: SmallFleet, tenant_id: int) -> None:
+    fleet.rows("UPDATE bindings SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
     fleet.rows(
         "INSERT INTO bindings (position, tenant_id, account, valid_from) VALUES (1, %s, 'nlp', '2026-10-01Z') RETURNING 1",
         tenant_id,
     )
     announce(fleet, "bindings")
-    return int(tenant_id)
 
 
 def announce(fleet: SmallFleet, kind: str) -> None:
@@ -164,20 +170,47 @@ def test_a_holding_told_of_while_a_rating_begins_is_not_taken_for_seen(
     assert fleet.rows(held, NINE) == [(2,)]
 
 
+def seen(fleet: SmallFleet, path: str, of: str = "current_usage_hours") -> list[int]:
+    """Return the energy of the usage hours a tenant sees."""
+    engine = fleet.database.create_engine("api")
+    with engine.connect() as connection, tenancy.tenant_scope(connection, path):
+        found = connection.exec_driver_sql(f"SELECT energy_mj FROM {of} WHERE energy_mj IS NOT NULL").scalars().all()
+    engine.dispose()
+    return list(found)
+
+
 def test_a_tenant_sees_what_was_rated_to_it_and_no_more_what_it_had(fleet: SmallFleet, closer: HourCloser) -> None:
     rebound(fleet)
     closer.run(LATER)
-    engine = fleet.database.create_engine("api")
+    assert seen(fleet, "globex") == [360_000_000]
+    assert seen(fleet, "acme") == []
+    assert sum(seen(fleet, "*")) == 720_000_000
 
-    def seen(path: str) -> list[Any]:
-        with engine.connect() as connection, tenancy.tenant_scope(connection, path):
-            query = "SELECT energy_mj FROM current_usage_hours WHERE energy_mj IS NOT NULL"
-            return [row[0] for row in connection.exec_driver_sql(query)]
 
-    assert seen("globex") == [360_000_000]
-    assert seen("acme") == []
-    assert sum(seen("*")) == 720_000_000
-    engine.dispose()
+def test_what_was_rated_to_a_tenant_and_taken_back_it_sees_no_more(fleet: SmallFleet, closer: HourCloser) -> None:
+    rebound(fleet)
+    closer.run(LATER)
+    bind_nlp(fleet, fleet.tenant_id)
+    announce(fleet, "device_samples")  # so the hour is closed as a whole, and its usage hours name their tenants again
+    assert closer.run(LATER).restated == 1
+    assert seen(fleet, "globex") == seen(fleet, "globex", "usage_hours") == []
+    assert seen(fleet, "acme") == [360_000_000]
+
+
+def test_what_a_closed_month_would_be_shows_a_tenant_nothing_of_what_it_is(
+    fleet: SmallFleet, closer: HourCloser
+) -> None:
+    with fleet.database.connect("owner", autocommit=True) as connection:
+        december = datetime(2026, 12, 2, tzinfo=UTC)
+        accepted = ["coverage", "mapped"]
+        close_month(
+            connection, month("2026-11"), None, now=december, lateness=timedelta(0), by="ada", accepted=accepted
+        )
+    rebound(fleet)
+    closer.run(LATER)
+    assert [row[0] for row in fleet.rows(RUNS, HOUR_AT)] == ["close", "rate"]
+    assert seen(fleet, "globex") == seen(fleet, "globex", "usage_hours") == []
+    assert seen(fleet, "acme") == [360_000_000]
 
 
 def test_minutes_by_tenant_of_a_job_that_changed_hands_are_made_anew(fleet: SmallFleet, closer: HourCloser) -> None:
