@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from analytics.closing import hours
+from analytics.io.tenant_moves import move, take_back
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
@@ -67,6 +68,22 @@ def test_a_move_rates_the_hours_it_reaches_and_no_others_and_can_be_taken_back(
     assert fleet.rows(PAID) == [(HOUR_AT, "acme/research/nlp"), (NINE, "acme/research/nlp")]
     assert fleet.rows(RATED) == [(NINE,), (NINE,)]
     assert terminal.run("tenants", "move", OLD, NEW, "--undo").exit_code == 2
+
+
+def test_a_move_told_by_a_machine_whose_clock_is_ahead_counts_at_once(fleet: SmallFleet) -> None:
+    closer = HourCloser(fleet.database, WorkerSettings(code_version="test"))
+    closer.run(LATER)
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    with fleet.database.connect("owner", autocommit=True) as connection:
+        move(connection, OLD, NEW, NINE, ahead)
+    closer.run(LATER)
+    assert fleet.rows(PAID) == [(HOUR_AT, "acme/research/nlp"), (NINE, "globex/labs/nlp")]
+    ((recorded_at,),) = fleet.rows("SELECT recorded_at FROM tenant_moves")
+    assert recorded_at < ahead - timedelta(minutes=30)
+    with fleet.database.connect("owner", autocommit=True) as connection:
+        take_back(connection, OLD, NEW, ahead)
+    closer.run(LATER)
+    assert fleet.rows(PAID) == [(HOUR_AT, "acme/research/nlp"), (NINE, "acme/research/nlp")]
 
 
 def test_a_job_that_began_after_a_move_is_explained_with_it(fleet: SmallFleet, terminal: Terminal) -> None:
