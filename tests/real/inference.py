@@ -41,10 +41,11 @@ WHERE holder = 'idle' AND energy_mj IS NOT NULL ORDER BY 1
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One labelled window: books, independent trapezoid, publisher's table."""
+    """One labelled window: books, bill, independent trapezoid, publisher's table."""
 
     name: str
     kwh: float
+    billed_kwh: float
     independent_kwh: float
     table_kwh: float
     bad_readings: int
@@ -114,6 +115,7 @@ def captures(stand: Stand, shared: Path) -> list[Capture]:
     steps, windows = _steps(shared), _windows(shared)
     inside = {row["window"]: row for row in energy(steps, windows, ["node"]).to_dicts()}
     books = {name: figures for name, *figures in stand.rows(_JOBS)}
+    billed = stand.billed_mj(datetime(2024, 7, 1, tzinfo=UTC), datetime(2024, 8, 1, tzinfo=UTC))
     first = {row["run_id"]: _to_us(datetime.fromisoformat(row["first"]).replace(tzinfo=UTC)) for row in truth(shared)}
     before = windows.with_columns(
         pl.col("start_us").alias("stop_us"),
@@ -133,6 +135,7 @@ def captures(stand: Stand, shared: Path) -> list[Capture]:
             Capture(
                 name=name.split("|", 2)[2],
                 kwh=energy_mj / MJ_PER_KWH,
+                billed_kwh=billed[name] / MJ_PER_KWH,
                 independent_kwh=inside[name]["energy_j"] / J_PER_KWH,
                 table_kwh=row["win_kwh"],
                 bad_readings=bad.len(),

@@ -10,12 +10,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
 
+from analytics.io.recompute import Ground
 from analytics.io.statements import GroupBy
 from ingest.importers.columns import Source
 from ingest.importers.intensity import IntensityOptions, import_intensity
@@ -54,7 +56,7 @@ def main() -> int:
             admin.execute("CREATE DATABASE wattledger_real_template OWNER wattledger_owner")
         upgrade(template.url)
         verdicts = [
-            *_training(server, template, shared),
+            *_training(server, template, shared, home),
             *_inference(server, template, shared, home),
             *_jobs(server, template, shared, home),
             *_tokens(server, template, shared, home),
@@ -70,15 +72,22 @@ def main() -> int:
     return 0 if all(verdict.held for verdict in verdicts) else 1
 
 
-def _training(server: EmbeddedServer, template: Database, shared: Path) -> list[Verdict]:
+def _training(server: EmbeddedServer, template: Database, shared: Path, folder: Path) -> list[Verdict]:
     published = training.Published.read(shared)
     found: dict[str, list[training.Run]] = {}
+    verdicts = []
     for meter in training.METERS:
-        with deployed(server, template, f"wattledger_real_train_{meter}") as stand:
+        with deployed(server, template, f"wattledger_real_train_{meter}", _folder(folder, meter)) as stand:
             _progress(f"training power, {meter} bills: 366,361 readings of 77 runs")
             training.load(stand, shared, meter)
             found[meter] = training.runs(stand, published, meter)
             _times(stand)
+            verdicts.append(
+                _restored(
+                    server, stand, folder, f"training, {meter}", found[meter],
+                    partial(training.runs, published=published, meter=meter),
+                )
+            )  # fmt: skip
     _table(
         "Training: 77 MLPerf runs on 8 x H100 nodes, node meters every 2 s; job = energy of the ac meter inside the job's window",
         ("benchmark", "run", "nodes", "ac kWh", "table", "difference", "dc kWh", "table", "difference", "job kWh", "coverage",
@@ -102,7 +111,7 @@ def _training(server: EmbeddedServer, template: Database, shared: Path) -> list[
         [
             (
                 run.bench, _short(run.run), meter,
-                f"{run.job_kwh:.3f}", f"{kwh:.2f}", f"{run.published_difference_percent:+.3f} %",
+                f"{run.billed_kwh:.3f}", f"{kwh:.2f}", f"{run.published_difference_percent:+.3f} %",
                 f"{run.coverage:.4f}", _count(run.bad_of_meter),
             )
             for meter, run, kwh in totals
@@ -113,6 +122,7 @@ def _training(server: EmbeddedServer, template: Database, shared: Path) -> list[
     inside = [abs(run.job_kwh / run.job_independent_kwh - 1) for _, run in both]
     bad = sum(run.not_positive for run in found["ac"]), sum(run.repeated for run in found["ac"])
     return [
+        *verdicts,
         Verdict(
             f"{len(off)} published totals: difference at most {max(off):.3f} %, median {median(off):.3f} % "
             f"(bounds {PUBLISHED_PERCENT} and {MEDIAN_PERCENT})",
@@ -128,17 +138,18 @@ def _training(server: EmbeddedServer, template: Database, shared: Path) -> list[
 
 
 def _inference(server: EmbeddedServer, template: Database, shared: Path, folder: Path) -> list[Verdict]:
-    with deployed(server, template, "wattledger_real_infer") as stand:
+    with deployed(server, template, "wattledger_real_infer", _folder(folder, "infer")) as stand:
         _progress("inference power: 27,439 readings of 20 captures")
         inference.load(stand, shared, folder)
         found = inference.captures(stand, shared)
         _times(stand)
+        restored = _restored(server, stand, folder, "inference", found, lambda copy: inference.captures(copy, shared))
     _table(
         "Inference: 20 captures of an 8 x H200 server at the wall, inside the labelled windows",
         ("capture", "ours kWh", "table kWh", "difference", "J/token", "table", "idle before", "at", "bad"),
         [
             (
-                each.name.replace("|", " "), f"{each.kwh:.5f}", f"{each.table_good_kwh:.5f}", f"{each.difference_percent:+.3f} %",
+                each.name.replace("|", " "), f"{each.billed_kwh:.5f}", f"{each.table_good_kwh:.5f}", f"{each.difference_percent:+.3f} %",
                 "" if each.j_per_token is None else f"{each.j_per_token:.5f}",
                 "" if each.table_j_per_token is None else f"{each.table_j_per_token:.5f}",
                 f"{each.idle_before_s:.0f} s", f"{each.idle_before_w:,.0f} W", _count(each.bad_readings),
@@ -154,12 +165,35 @@ def _inference(server: EmbeddedServer, template: Database, shared: Path, folder:
         if each.j_per_token and each.table_j_per_token
     ]
     return [
+        restored,
         Verdict(
             f"{len(off)} windows: difference at most {max(off):.3f} %, median {median(off):.3f} %; J/token at most "
             f"{max(tokens):.3f} % (bound {WINDOW_PERCENT})",
             max(*off, *tokens) <= WINDOW_PERCENT,
-        )
+        ),
     ]
+
+
+def _restored(
+    server: EmbeddedServer, stand: Stand, folder: Path, name: str, wanted: object, figures: Callable[[Stand], object]
+) -> Verdict:
+    """Back up, restore, and compare every figure; then compute each hour again from the restored files."""
+    with stand.restored(server, _folder(folder, f"{stand.database.name}_backup")) as copy:
+        same = figures(copy) == wanted
+        again = copy.recomputed()
+        _times(copy)
+    repeated = sum(is_same is True and ground is Ground.SAMPLES for is_same, ground in again)
+    return Verdict(
+        f"{name}: imported, sealed, closed, billed; restored from a backup every figure {'is the same' if same else 'DIFFERS'}, "
+        f"{repeated} of {len(again)} hours computed again from its files to the byte",
+        same and repeated == len(again) > 0,
+    )
+
+
+def _folder(home: Path, name: str) -> Path:
+    found = home / name
+    found.mkdir()
+    return found
 
 
 def _jobs(server: EmbeddedServer, template: Database, shared: Path, folder: Path) -> list[Verdict]:

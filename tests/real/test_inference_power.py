@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from analytics.io.recompute import Ground
 from ingest.importers.report import ImportReport
+from ingest.store.embedded import EmbeddedServer
 from tests.real.inference import Capture, IdleHour, captures, idle_hours, load
 from tests.real.stand import Stand
 
@@ -23,8 +25,8 @@ class Inference:
 
 
 @pytest.fixture(scope="module")
-def inference(shared: Path, deploy: Callable[[str], Stand], tmp_path_factory: pytest.TempPathFactory) -> Inference:
-    stand = deploy("infer")
+def inference(shared: Path, deploy: Callable[..., Stand], tmp_path_factory: pytest.TempPathFactory) -> Inference:
+    stand = deploy("infer", sealed=True)
     power, jobs = load(stand, shared, tmp_path_factory.mktemp("infer"))
     return Inference(stand, power, jobs, captures(stand, shared), idle_hours(stand, shared))
 
@@ -65,6 +67,20 @@ def test_joules_per_token_are_the_published_ones(inference: Inference) -> None:
         assert capture.j_per_token == pytest.approx(capture.table_j_per_token, rel=2e-3), capture
     server = next(capture for capture in found if capture.name == "llama2-70b-99.9|Server|run_1")
     assert round(server.j_per_token or 0, 4) == pytest.approx(0.2717, abs=2e-4)
+
+
+def test_a_bill_says_the_same_and_so_does_a_restored_one_that_is_computed_anew(
+    inference: Inference, server: EmbeddedServer, tmp_path: Path, shared: Path
+) -> None:
+    """The whole path: imported, sealed, closed of files, billed; backed up, restored, and each hour computed again."""
+    billed = [capture.billed_kwh for capture in inference.captures]
+    assert billed == [capture.kwh for capture in inference.captures]
+    assert inference.stand.rows("SELECT count(*) FROM late_node_samples") == [(0,)]
+    with inference.stand.restored(server, tmp_path) as copy:
+        assert captures(copy, shared) == inference.captures
+        found = copy.recomputed()
+    assert len(found) >= 15
+    assert set(found) == {(True, Ground.SAMPLES)}
 
 
 def test_the_minutes_before_a_window_are_idle_and_nobody_pays_for_them(inference: Inference) -> None:

@@ -7,9 +7,12 @@ from statistics import median
 
 import pytest
 
+from analytics.io.recompute import Ground
+from ingest.store.embedded import EmbeddedServer
 from tests.real.stand import Stand
 from tests.real.training import FOLDER, METERS, Imported, Published, Run, load, runs
 
+SEALED = "dc"
 pytestmark = [pytest.mark.real, pytest.mark.db]
 
 
@@ -25,9 +28,10 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def training(shared: Path, deploy: Callable[[str], Stand]) -> Training:
+def training(shared: Path, deploy: Callable[..., Stand]) -> Training:
     published = Published.read(shared)
-    stands = {meter: deploy(f"train_{meter}") for meter in METERS}
+    # One of them closed of late rows, the other of sealed hours.
+    stands = {meter: deploy(f"train_{meter}", sealed=meter == SEALED) for meter in METERS}
     imported = {meter: load(stands[meter], shared, meter) for meter in METERS}
     return Training(published, stands, imported, {m: runs(stands[m], published, m) for m in METERS})
 
@@ -78,6 +82,21 @@ def test_64_node_jobs_come_to_the_totals_their_submitter_published(training: Tra
     assert len(off) == 14
     assert max(off) <= 0.7
     assert median(off) <= 0.2
+
+
+def test_a_restored_bill_is_the_one_that_was_backed_up_and_comes_out_of_its_files_again(
+    training: Training, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """The whole path: imported, sealed, closed of files, billed; backed up, restored, and each hour computed again."""
+    for run in training.all():
+        assert run.billed_kwh == run.job_kwh, run
+    stand = training.stands[SEALED]
+    assert stand.rows("SELECT count(*) FROM late_node_samples") == [(0,)]
+    with stand.restored(server, tmp_path) as copy:
+        assert runs(copy, training.published, SEALED) == training.runs[SEALED]
+        found = copy.recomputed()
+    assert len(found) == training.imported[SEALED].hours_closed
+    assert set(found) == {(True, Ground.SAMPLES)}
 
 
 def test_uncovered_edges_of_a_window_are_coverage_and_not_energy(training: Training) -> None:

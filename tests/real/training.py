@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +70,7 @@ class Run:
     device_kwh: float
     device_independent_kwh: float
     job_kwh: float
+    billed_kwh: float
     job_independent_kwh: float
     coverage: float
     independent_coverage: float
@@ -82,7 +84,7 @@ class Run:
 
     @property
     def published_difference_percent(self) -> float | None:
-        return None if self.published_kwh is None else (self.job_kwh / self.published_kwh - 1) * 100
+        return None if self.published_kwh is None else (self.billed_kwh / self.published_kwh - 1) * 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def load(stand: Stand, shared: Path, meter: str) -> Imported:
 
 def runs(stand: Stand, published: Published, meter: str) -> list[Run]:
     """Return the 77 runs as the books have them, beside the independent figures, by bench and run."""
+    billed = stand.billed_mj(datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
     refused: dict[tuple[str, str], int] = {(run, reason): rows for run, reason, rows in stand.rows(_REFUSED)}
     books = pl.DataFrame(
         stand.rows(_BOOKS), schema=["run", "node", "device_mj", "job_mj", "held_us", "covered_us"], orient="row"
@@ -139,6 +142,7 @@ def runs(stand: Stand, published: Published, meter: str) -> list[Run]:
                 device_kwh=ours["device_mj"] / MJ_PER_KWH,
                 device_independent_kwh=whole[run]["energy_j"] / J_PER_KWH,
                 job_kwh=ours["job_mj"] / MJ_PER_KWH,
+                billed_kwh=billed[run] / MJ_PER_KWH,
                 job_independent_kwh=inside[run]["energy_j"] / J_PER_KWH,
                 coverage=ours["covered_us"] / ours["held_us"],
                 independent_coverage=inside[run]["covered_us"] / (length[run] * row["nodes"]),
