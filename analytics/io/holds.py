@@ -21,7 +21,6 @@ from analytics.io.rows import fetch_frame, fetch_many
 from analytics.model.claims import START_UNKNOWN
 from analytics.policy import EVIDENCE, OTHER_EVIDENCE
 from ingest.store.arrow import Fetch
-from ingest.store.arrow import Fetch
 from ingest.store.pools import uuid_sql
 
 # As it was known then: until a device that was known by name alone is described its model is unknown, and it is a part of none.

@@ -20,7 +20,6 @@ import polars as pl
 
 from analytics.frames import DeviceReadings, Devices, Epochs, Placements
 from analytics.io.open_rows import rows_made
-from analytics.io.open_rows import rows_made
 from analytics.model.overhead import AUTHORITY
 from analytics.pipeline import Window
 from analytics.policy import Policy
@@ -164,10 +163,6 @@ class _Reader:
                 asked = (from_at, to_at)
                 found.append(rows_made(self._session, stream, columns, asked, keys, self._site_id, _as_readings))
                 continue
-            if stream is Stream.DEVICE and instants is None and speaker is None:
-                asked = (from_at, to_at)
-                found.append(rows_made(self._session, stream, columns, asked, keys, self._site_id, _as_readings))
-                continue
             rows = self._session.rows(
                 stream, columns, from_at, to_at, keys=keys, site_id=self._site_id, instants=instants, speaker=speaker
             )
@@ -274,11 +269,6 @@ def _of_devices(rows: pl.LazyFrame) -> pl.LazyFrame:
     throttled = pl.when(pl.any_horizontal(pl.col(_THROTTLED).is_not_null())).then(pl.sum_horizontal(_THROTTLED))
     absent = [pl.lit(None).alias(name) for name in _SHOWN if name not in rows.collect_schema()]
     return rows.with_columns(throttled.alias("throttled_ns"), pl.col("power_average_mw").alias("power_mw"), *absent)
-
-
-def _as_readings(rows: pl.LazyFrame) -> pl.LazyFrame:
-    kinds = DeviceReadings.create_empty().schema
-    return _of_devices(rows).select(pl.col(name).cast(kind) for name, kind in kinds.items())
 
 
 def _as_readings(rows: pl.LazyFrame) -> pl.LazyFrame:
