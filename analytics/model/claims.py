@@ -135,7 +135,8 @@ def _assumed_ends(unended: pl.DataFrame, told: pl.DataFrame, stood: pl.DataFrame
         allow_exact_matches=False,
         check_sortedness=False,
     )
-    wholes = told.filter(pl.col("share_ppm").is_null() & pl.col("device_id").is_not_null()).select(
+    lasts = pl.col("end_us").is_null() | (pl.col("end_us") > pl.col("start_us"))
+    wholes = told.filter(_is_whole() & lasts & pl.col("device_id").is_not_null()).select(
         "device_id",
         pl.col("job_id").alias("other"),
         pl.col("rank").alias("other_rank"),
@@ -171,6 +172,10 @@ def _assumed_ends(unended: pl.DataFrame, told: pl.DataFrame, stood: pl.DataFrame
     )
 
 
+def _is_whole() -> pl.Expr:
+    return pl.col("share_ppm").fill_null(PPM) == PPM
+
+
 def on_devices(holds: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
     """Return the :data:`CLAIMS` of holdings of named devices. ``holds``: as of :func:`ended`; ``devices``: with instances."""
     mine = holds.filter(pl.col("device_id").is_not_null()).join(
@@ -178,7 +183,7 @@ def on_devices(holds: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
     )
     part = _fractions(mine["share_ppm"].fill_null(PPM), "share_num", "share_den")
     slices = _fractions(mine["slice_ppm"], "slice_num", "slice_den")
-    of_instance, whole = pl.col("parent_device_id").is_not_null(), pl.col("share_ppm").is_null()
+    of_instance, whole = pl.col("parent_device_id").is_not_null(), _is_whole()
     method = pl.when(of_instance).then(pl.lit("slice")).when(whole).then(pl.lit("whole")).otherwise(pl.lit("share"))
     one = pl.lit(1, dtype=pl.Int64)
     return (

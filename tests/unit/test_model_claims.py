@@ -73,6 +73,17 @@ def test_a_part_that_another_takes_ends_no_open_holding() -> None:
     assert _ends(told(1, 1, 0, None), told(2, 1, 2000, None, share_ppm=500_000)) == []
 
 
+def test_a_holding_of_no_length_ends_no_open_one() -> None:
+    assert _ends(told(1, 1, 0, None), told(2, 1, 600, 600)) == []
+    assert _ends(told(1, 1, 0, None), told(2, 1, 600, 601)) == [("held_by_another", 600)]
+
+
+def test_a_share_of_one_is_the_whole_device() -> None:
+    assert _ends(told(1, 1, 0, None), told(2, 1, 600, 900, share_ppm=1_000_000)) == [("held_by_another", 600)]
+    both = [told(1, 1, 0, 3600), told(2, 1, 0, 3600, share_ppm=1_000_000)]
+    assert who(both) == [(0, 3600, "unattributed:overlap", 1)]
+
+
 def test_a_board_leaves_where_it_goes_to_another_node_or_another_board_comes_in_its_place() -> None:
     for there in (stands(1, start=1200, node=2), stands(2, start=1200)):
         placements = [stands(1, end=1200), there]
