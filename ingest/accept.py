@@ -58,8 +58,14 @@ _COUNTERS: Final = frozenset(
         "oldest_unsent_us",
     )
 )
-_MOST_MW: Final = 2**31 - 1
+MOST_MW: Final = 2**31 - 1
 """2.1 MW: more than any node draws, and the most that a close reads as milliwatts."""
+MOST_PERCENT: Final = 10_000
+"""Of the sum over many processes of one device: a hundred that keep all of it busy. What is more is an error value of some library."""
+MOST_RATIO: Final = 2
+"""Above 1, for a mean over a span that was misjudged; twice as much is no ratio."""
+_MANY_CORES: Final = "cpu_ratio"
+"""Of one core: an agent may use several."""
 _LEAST_SHARE: Final = 6e-7
 """Shares are kept to six places; what is less would be kept as none."""
 _NOT_NEGATIVE_SUFFIXES: Final = ("_mw", "_mhz", "_mbps")
@@ -136,15 +142,15 @@ class Bounds:
 
     def hold(self, values: np.ndarray[Any, Any]) -> bool:
         """Whether all values are within: a minimum and a maximum tell, and of floats not even infinity hides from them."""
-        if values.dtype.kind == "f":
-            return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+        if values.dtype.kind == "f" and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            return False
         return (self.low is None or bool(values.min() >= self.low)) and (
             self.high is None or bool(values.max() <= self.high)
         )
 
     def broken_in(self, rows: pl.DataFrame) -> bool:
         values = rows[self.column]
-        if values.dtype == pl.Float32:
+        if self.low is None and self.high is None:
             return not bool(values.is_finite().all())
         low: Any = values.min()
         high: Any = values.max()
@@ -240,10 +246,14 @@ def value_bounds(stream: Stream) -> tuple[Bounds, ...]:
             continue
         if column.type == "f32":
             bounds.append(Bounds("not_a_number", column.name, None, None))
+            if column.name.endswith("_percent"):
+                bounds.append(Bounds("out_of_range", column.name, 0, MOST_PERCENT))
+            elif column.name != _MANY_CORES:
+                bounds.append(Bounds("out_of_range", column.name, 0, MOST_RATIO))
         elif column.name in _COUNTERS or column.name.endswith(_COUNTER_SUFFIXES):
             bounds.append(Bounds("negative_counter", column.name, 0, None))
         elif column.name.endswith(_NOT_NEGATIVE_SUFFIXES):
-            bounds.append(Bounds("out_of_range", column.name, 0, _MOST_MW if column.name.endswith("_mw") else None))
+            bounds.append(Bounds("out_of_range", column.name, 0, MOST_MW if column.name.endswith("_mw") else None))
         elif column.name.endswith("_percent"):
             bounds.append(Bounds("out_of_range", column.name, 0, 100))
     return tuple(bounds)

@@ -1,7 +1,7 @@
 """Reads who was seen working on shared boards: processes by job (``device_shares``) and SM activity of MIG instances.
 
 Of boards that somebody holds a part of, and no others: most boards are held whole and cost nothing here. Floats become parts per million
-at this door. A process is its job's by cluster, native id and start, as ingest found the job's row.
+at this door; what no measurement can be is not known, as if it had not been told: one such value must not keep a site without books. A process is its job's by cluster, native id and start, as ingest found the job's row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from analytics.model.activity import LONGEST_US
 from analytics.pipeline import Window
 from analytics.units import PPM
 from collector.wire import Stream
+from ingest.accept import MOST_PERCENT, MOST_RATIO
 from ingest.store.job_runs import SAME_START_US, is_unique
 from ingest.store.samples import SampleSession
 
@@ -125,9 +126,9 @@ def load_shares(
         "at",
         "span_us",
         "job_id",
-        _ppm("sm_util_percent", PPM // _PERCENT).alias("sm_util_ppm"),
-        "memory_used_bytes",
-        _ppm("share_ratio", PPM).clip(0, PPM).alias("share_ppm"),
+        _ppm("sm_util_percent", PPM // _PERCENT, MOST_PERCENT).alias("sm_util_ppm"),
+        pl.when(pl.col("memory_used_bytes") >= 0).then("memory_used_bytes").alias("memory_used_bytes"),
+        _ppm("share_ratio", PPM, MOST_RATIO).clip(upper_bound=PPM).alias("share_ppm"),
         "method",
     )
     # The first look of an agent speaks of no time.
@@ -156,8 +157,9 @@ def load_activity(
         pl.col("device_id").alias("instance_id"),
         "at",
         "span_us",
-        _ppm("sm_active_ratio", PPM).clip(0, PPM).alias("sm_active_ppm"),
+        _ppm("sm_active_ratio", PPM, MOST_RATIO).clip(upper_bound=PPM).alias("sm_active_ppm"),
     )
+    typed = typed.drop_nulls("sm_active_ppm")
     return InstanceActivity.validate(_in_order(typed, InstanceActivity))
 
 
@@ -183,8 +185,10 @@ def _around(window: Window) -> tuple[datetime, datetime]:
     return window.from_at - _MARGIN, window.to_at + _MARGIN
 
 
-def _ppm(name: str, times: int) -> pl.Expr:
-    return (pl.col(name).cast(pl.Float64) * times).round().cast(pl.Int64)
+def _ppm(name: str, times: int, most: int) -> pl.Expr:
+    """Return a float from 0 to ``most`` as parts per million, null for any other."""
+    known = pl.col(name).cast(pl.Float64)
+    return (pl.when(known.is_between(0, most)).then(known) * times).round().cast(pl.Int64)
 
 
 def _in_order(rows: pl.DataFrame, schema: type[dy.Schema]) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Imports logs of node power meters: one row per node, meter and instant, in watts or as an energy counter.
 
-Readings that cannot be power (zero, negative, repeated, in the future) are counted and left out, so they are neither billed
+Readings that cannot be power (zero, negative, more than 2.1 MW, repeated, in the future) are counted and left out, so they are neither billed
 nor smoothed over. Rows of nodes that share a meter all count: whether the log splits a shared reading it does not say, and
 the published totals of such logs are sums over all rows.
 """
@@ -16,6 +16,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from ingest.accept import MOST_MW
 from ingest.importers.columns import ENERGY_UNITS, POWER_UNITS, Chunk, Field, Source, read
 from ingest.importers.errors import OptionError
 from ingest.importers.instants import EPOCH
@@ -211,6 +212,8 @@ def _fault(at_us: int, power_mw: int | None, energy_mj: int | None, latest_us: i
         return "power is empty"
     if power_mw is not None and power_mw <= 0:
         return "power not positive"
+    if power_mw is not None and power_mw > MOST_MW:
+        return "power impossible"
     if energy_mj is not None and energy_mj < 0:
         return "energy negative"
     return None

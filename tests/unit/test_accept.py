@@ -120,3 +120,22 @@ def test_a_node_that_draws_more_than_two_megawatts_has_no_reading() -> None:
     taken = accept(Stream.NODE, with_body([frame], [[(0, 2)]]), [BodyFacts(7, ())], NOW_US)
     assert taken.rows["power_mw"].to_list() == [2_147_483_647, None]
     assert taken.refusals == (Refusal(0, Stream.NODE, "out_of_range", 1),)
+
+
+@pytest.mark.parametrize(
+    ("stream", "column", "kept", "refused"),
+    [
+        (Stream.DEVICE_SHARE, "sm_util_percent", [0.0, 100.0, 10_000.0], [-5.0, 10_001.0, 300_000.0, 1e30]),
+        (Stream.DEVICE, "sm_active_ratio", [0.0, 1.0, 2.0], [-0.5, 2.5, 1.4e14, 1e30]),
+        (Stream.AGENT, "cpu_ratio", [0.0, 3.5, 64.0], []),
+    ],
+)
+def test_a_percentage_or_ratio_that_no_measurement_can_be_is_null(
+    stream: Stream, column: str, kept: list[float], refused: list[float]
+) -> None:
+    schema = {each.name: KINDS[each.type] for each in COLUMNS[stream]}
+    usual = {"at_us": NOW_US, "device": 0, "reading": 0, "span_us": 1, "samples": 1, "samples_missed": 0}
+    rows = pl.DataFrame([usual | {column: value} for value in (*kept, *refused)], schema=schema)
+    taken = accept(stream, with_body([rows], [[(0, rows.height)]]), [BodyFacts(7, (10,))], NOW_US)
+    assert taken.rows[column].to_list() == [*kept, *[None] * len(refused)]
+    assert taken.refusals == ((Refusal(0, stream, "out_of_range", len(refused)),) if refused else ())

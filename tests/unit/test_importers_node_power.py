@@ -33,14 +33,16 @@ def test_readings_that_cannot_be_are_counted_by_reason(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text(
         "node,timestamp,watts,run\nn1,2024-05-01 10:00,2000,r\nn1,2024-05-01 10:01,0,r\nn1,2024-05-01 10:02,-43,r\n"
-        "n1,2026-05-01 10:00,2000,r\nn1,2024-05-01 10:03,,r\nn1,2024-05-01 10:04,2000,\n",
+        "n1,2026-05-01 10:00,2000,r\nn1,2024-05-01 10:03,,r\nn1,2024-05-01 10:04,2000,\n"
+        "n1,2024-05-01 10:05,2147483.648,r\nn1,2024-05-01 10:06,2147483.647,r\n",
         encoding="utf-8",
     )
     rows, report, state = parsed(path, NodePowerOptions("lab", node_name="{run}-{node}"))
-    assert [row[3] for row in rows] == [2_000_000]
+    assert [row[3] for row in rows] == [2_000_000, 2**31 - 1]
     assert state.keys == {("r-n1", "import"): 0}
     assert report.rejections.by_reason == {
         "power not positive": 2,
+        "power impossible": 1,
         "in the future": 1,
         "power is empty": 1,
         "node name incomplete": 1,
