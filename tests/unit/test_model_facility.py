@@ -91,5 +91,13 @@ def test_lines_add_up_to_the_rounded_total_of_the_hour() -> None:
 def test_no_millijoule_is_lost_and_none_invented(energies: list[int], factor: Decimal) -> None:
     factors = {HOUR_US: HourFactor(Fraction(factor), 1)}
     parts = [part for part, _ in _facility(_lines(*energies), factors)]
-    assert sum(parts) == round(Fraction(sum(energies)) * Fraction(factor))
-    assert all(abs(part - energy * Fraction(factor)) <= 1 for part, energy in zip(parts, energies, strict=True))
+    total = round(Fraction(sum(energies)) * Fraction(factor))
+    assert sum(parts) == total
+    # Each is within one of its share of the rounded total: 2, 2 and 22 by 2.863637 are 74, of which the last has 62.6.
+    fair = [Fraction(total * energy, sum(energies) or 1) for energy in energies]
+    assert all(abs(part - share) < 1 for part, share in zip(parts, fair, strict=True))
+
+
+def test_a_part_is_fair_by_the_total_that_was_rounded() -> None:
+    # 26 mJ x 2.863637 = 74.45: 74, of which 5.69, 5.69 and 62.62; the leftovers of 5, 5 and 62 go to the two first.
+    assert _facility(_lines(2, 2, 22), {HOUR_US: HourFactor(Fraction("2.863637"), 1)}) == [(6, 1), (6, 1), (62, 1)]
