@@ -56,16 +56,26 @@ def odd(timeline: Timeline, found: Steps, max_power_mw: Int64s | int, policy: Po
 
     ``max_power_mw``: of each reading's device, or one for all.
     """
-    rows = timeline.rows
-    segment, max_gap_us = rows["segment"].to_numpy(), rows["max_gap_us"].to_numpy()
-    doubtful = found.dt_us > np.minimum(max_gap_us, policy.gaps.reach_us)
-    doubtful[:-1] |= segment[1:] != segment[:-1]
-    if timeline.instrument == "counter":
-        doubtful |= found.growth < 0
-        # What is not above this cannot be above what the rules allow, which is more by a refresh.
-        doubtful |= found.growth > max_power_mw // MW_PER_W * found.dt_us // MW_PER_W
-    indices: Int64s = np.flatnonzero(doubtful & found.is_one)
+    doubtful = [
+        _doubtful(timeline, found, slice(start, start + _CHUNK), max_power_mw, policy)
+        for start in range(0, len(found.is_one), _CHUNK)
+    ]
+    indices: Int64s = np.flatnonzero(np.concatenate(doubtful) & found.is_one)
     return indices
+
+
+def _doubtful(timeline: Timeline, found: Steps, part: slice, max_power_mw: Int64s | int, policy: Policy) -> Bools:
+    dt_us, growth = found.dt_us[part], found.growth[part]
+    segment = timeline.rows["segment"].slice(part.start, len(dt_us) + 1).to_numpy()
+    max_gap_us = timeline.rows["max_gap_us"].slice(part.start, len(dt_us)).to_numpy()
+    doubtful: Bools = dt_us > np.minimum(max_gap_us, policy.gaps.reach_us)
+    doubtful[: len(segment) - 1] |= segment[1:] != segment[:-1]
+    if timeline.instrument == "counter":
+        most_mw = max_power_mw if isinstance(max_power_mw, int) else max_power_mw[part]
+        doubtful |= growth < 0
+        # What is not above this cannot be above what the rules allow, which is more by a refresh.
+        doubtful |= growth > most_mw // MW_PER_W * dt_us // MW_PER_W
+    return doubtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,8 @@ def running_sums(
         end = min(start + _CHUNK, intervals)
         floor = idle_below_mw if isinstance(idle_below_mw, int) else idle_below_mw[start:end]
         times = _state_times(told, start, end, covered_us[start:end], floor)
-        for name, each in {**{name: sums[name][start:end] for name in ("energy_mj", "covered_us")}, **times}.items():
+        # Those that take the place of what they sum come last: times are made of what is covered.
+        for name, each in {**times, **{name: sums[name][start:end] for name in ("energy_mj", "covered_us")}}.items():
             if name not in sums:
                 sums[name] = np.empty(rows.height, dtype=np.int64)
             running = sums[name]
@@ -127,44 +138,49 @@ def running_sums(
                 running[start:end] += running[start - 1]
     for running in sums.values():
         running[intervals:] = running[intervals - 1] if intervals else 0
-    if told.util is not None and told.util.known is None:
+    if told.util is not None and not len(told.util.silent):
         sums["known_us"] = covered_us
     return pl.DataFrame(sums)
 
 
 @dataclass(frozen=True, slots=True)
 class _Spoken:
-    """A column as the reading that ends an interval speaks of it."""
+    """A column as readings speak of it; taken out of the frame a part at a time, since few parts are to be in memory together."""
 
-    values: Int64s
-    known: Bools | None
-    """Where it says anything; null = everywhere."""
+    column: pl.Series
+    silent: Int64s
+    """The readings that say nothing, in order."""
+    helped: Int64s
+    """Those for which another one speaks, in order."""
+    words: Int64s
+    """What it says."""
 
     @classmethod
     def of(cls, column: pl.Series) -> _Spoken:
-        if column.null_count() == 0:
-            return cls(column.to_numpy(), None)
-        # Few say nothing: to look for them is less work than to write down of each whether it is one.
-        known = np.ones(len(column), dtype=np.bool_)
-        known[column.is_null().arg_true().to_numpy()] = False
-        return cls(column.fill_null(0).to_numpy(writable=True), known)
+        none = np.zeros(0, dtype=np.int64)
+        return cls(column, column.is_null().arg_true().to_numpy().astype(np.int64), none, none)
 
     def completed(self, device: Int64s, key: Int64s, soon_us: int) -> _Spoken:
         """Let the reading after one that carries no gauges (it was taken at an event) speak for it, if it comes soon."""
-        if self.known is None:
-            return self
-        lacks = np.flatnonzero(~self.known[1:-1]) + 1
+        lacks = self.silent[(self.silent > 0) & (self.silent < len(key) - 1)]
         # The interval that ends there must be of the same device as the reading that speaks for it.
         soon = (device[lacks + 1] == device[lacks - 1]) & (key[lacks + 1] - key[lacks] <= soon_us)
         lacks = lacks[soon]
-        values, known = self.values[lacks + 1], self.known[lacks + 1]
-        self.values[lacks], self.known[lacks] = values, known
-        return _Spoken(self.values, None if self.known.all() else self.known)
+        words = self.column.gather(lacks + 1)
+        helped = lacks[words.is_not_null().to_numpy()]
+        return _Spoken(self.column, np.setdiff1d(self.silent, helped), helped, words.drop_nulls().to_numpy())
 
-    def at_ends(self, start: int, end: int) -> tuple[Int64s, Bools | None]:
-        """Return what is said at the ends of these intervals."""
-        ends = slice(start + 1, end + 1)
-        return self.values[ends], None if self.known is None else self.known[ends]
+    def said(self, start: int, end: int) -> tuple[Int64s, Bools | None]:
+        """Return what these readings say, and where they say anything; null = everywhere."""
+        values = self.column.slice(start, end - start).fill_null(0).to_numpy(writable=True)
+        here = slice(*np.searchsorted(self.helped, (start, end)))
+        values[self.helped[here] - start] = self.words[here]
+        silent = self.silent[slice(*np.searchsorted(self.silent, (start, end)))]
+        if not len(silent):
+            return values, None
+        known = np.ones(end - start, dtype=np.bool_)
+        known[silent - start] = False
+        return values, known
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,24 +211,24 @@ class _Told:
 def _state_times(
     told: _Told, start: int, end: int, covered_us: Int64s, idle_below_mw: Int64s | int
 ) -> dict[str, Int64s]:
-    """Return the microseconds of each of these intervals in each state; ``known_us`` is left out where it is all that is covered."""
+    """Return the microseconds of each of these intervals in each state; ``known_us`` is left out where every reading tells."""
     times: dict[str, Int64s] = {}
     bits_us: Int64s | None = None
     if told.util is not None:
-        util, known = told.util.at_ends(start, end)
-        power, powered = told.power.at_ends(start, end)
+        util, known = told.util.said(start + 1, end + 1)
+        power, powered = told.power.said(start + 1, end + 1)
         is_active, is_idle = util > 0, (util == 0) & (power <= idle_below_mw)
         if known is not None:
             is_active &= known
             is_idle &= known
         if powered is not None:
             is_idle &= powered
-        if known is not None:
-            times["known_us"] = covered_us * known
+        if len(told.util.silent):
+            times["known_us"] = covered_us if known is None else covered_us * known
         times["active_us"] = covered_us * is_active
         times["idle_us"] = covered_us * is_idle
         if told.reasons is not None:
-            reasons, given = told.reasons.at_ends(start, end)
+            reasons, given = told.reasons.said(start + 1, end + 1)
             # An idle board reports power cap too (RTX 2080S at 39 W of 250 W): only work can be slowed.
             is_slowed = is_active & ((reasons & THROTTLE_BITS) != 0)
             bits_us = covered_us * (is_slowed if given is None else is_slowed & given)
@@ -230,8 +246,9 @@ def _state_times(
 
 def _violations(throttled: _Spoken, start: int, end: int) -> tuple[Int64s, Bools]:
     """Return by how many microseconds the counter of throttling grew in these intervals, and where that is known."""
-    grown_us = (throttled.values[start + 1 : end + 1] - throttled.values[start:end]) // NS_PER_US
+    values, known = throttled.said(start, end + 1)
+    grown_us = (values[1:] - values[:-1]) // NS_PER_US
     counted = grown_us >= 0
-    if throttled.known is not None:
-        counted &= throttled.known[start + 1 : end + 1] & throttled.known[start:end]
+    if known is not None:
+        counted &= known[1:] & known[:-1]
     return grown_us, counted
