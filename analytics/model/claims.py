@@ -209,13 +209,14 @@ def on_devices(holds: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
 
 
 def on_nodes(
-    holds: pl.DataFrame, claims: pl.DataFrame, devices: pl.DataFrame, placements: pl.DataFrame
+    holds: pl.DataFrame, claims: pl.DataFrame, devices: pl.DataFrame, placements: pl.DataFrame, handover_us: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the :data:`CLAIMS` of counts on nodes, and :data:`COUNTS` where they pass what is free.
 
     ``claims``: of named devices. At each instant a count is of the devices in service on the node that no such claim of its
-    rank or above holds: all of them where it says so many, else an equal part of each. Of a board that is cut up its instances
-    are counted. Devices that the job itself is known to hold are a part of its count.
+    rank or above holds: all of them where it says so many, else an equal part of each. Counts that are more together than what is
+    free have it by how many each is, none of them more than all; of two that overlap by less than ``handover_us`` the later one counts.
+    Of a board that is cut up its instances are counted. Devices that the job itself is known to hold are a part of its count.
     """
     counts = holds.filter(pl.col("device_id").is_null() & pl.col("node_id").is_not_null()).drop("device_id")
     if counts.is_empty():
@@ -253,13 +254,19 @@ def on_nodes(
         )
         .filter(pl.col("wanted") > 0)
     )
-    all_of_it = pl.col("wanted") >= pl.col("free")
+    asked = _handed_over(asked, handover_us)
+    # The node's word is one, whoever passed it on: no count is more likely than another of its rank.
+    alone = (pl.len() == 1).over("segment", "rank")
+    all_of_it = alone & (pl.col("wanted") >= pl.col("free"))
+    part = pl.min_horizontal("wanted", "free")
+    asked = asked.with_columns(all_of_it.alias("whole"), part.alias("part")).with_columns(
+        pl.max_horizontal("free", pl.col("part").sum().over("segment", "rank")).alias("parts")
+    )
     parts = asked.join(
         free.select("segment", "device_id", "parent_device_id", "slice_ppm"), on="segment", how="inner"
     ).with_columns(
-        pl.when(all_of_it).then(1).otherwise("wanted").alias("part"),
-        pl.when(all_of_it).then(1).otherwise("free").alias("parts"),
-        all_of_it.alias("whole"),
+        pl.when("whole").then(1).otherwise("part").alias("part"),
+        pl.when("whole").then(1).otherwise("parts").alias("parts"),
     )
     slices = _fractions(parts["slice_ppm"], "slice_num", "slice_den")
     found = parts.hstack(slices).select(
@@ -282,6 +289,20 @@ def on_nodes(
         pl.col("to_us").alias("told_end_us"),
     )
     return found.cast(CLAIMS), _too_many(asked)  # type: ignore[arg-type]
+
+
+def _handed_over(asked: pl.DataFrame, handover_us: int) -> pl.DataFrame:
+    """Return ``asked`` without who hands what there is to a later one: schedulers tell one instant some seconds apart."""
+    crowded = asked.filter(pl.col("wanted").sum().over("segment") > pl.col("free"))
+    both = crowded.join(crowded.select("segment", "job_id", "rank", "from_us", "to_us"), on="segment", suffix="_b")
+    overlap = pl.min_horizontal("to_us", "to_us_b") - pl.max_horizontal("from_us", "from_us_b")
+    gone = both.filter(
+        (pl.col("job_id") != pl.col("job_id_b"))
+        & (pl.col("rank_b") >= pl.col("rank"))
+        & (pl.col("from_us_b") > pl.col("from_us"))
+        & (overlap < handover_us)
+    )
+    return asked.join(gone.select("segment", "job_id").unique(), on=["segment", "job_id"], how="anti")
 
 
 def _countable(placements: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:

@@ -111,15 +111,35 @@ def _settled(claims: pl.DataFrame, handover_us: int) -> tuple[pl.DataFrame, pl.D
         standing.select(pl.col("claim").alias("claim_b")), on="claim_b", how="semi"
     )
     lost = standing.join(contested.select("claim").unique(), on="claim", how="semi")
-    rows = pl.concat([_won(standing.join(lost.select("claim"), on="claim", how="anti")), _nobodys(lost)])
+    won = standing.join(lost.select("claim"), on="claim", how="anti")
+    won, beaten = _within_one(won)
+    rows = pl.concat([_won(won), _nobodys(lost)])
     held = rows.join(segments, on="segment", how="inner").select(
         "segment", pl.col("board_id").alias("device_id"), "start_us", "end_us", "holder", "job_id", "holder_key",
         "weight", "weights", "method",
     )  # fmt: skip
-    serious = weaker.filter(~pl.col("hands_over"))
-    return held, _contests(
-        parts, segments, {"overlap": contested.select("segment", "claim"), "conflict": _both_sides(serious)}
+    told = pl.concat([_both_sides(weaker.filter(~pl.col("hands_over"))), _beside(beaten, won, handover_us)])
+    return held, _contests(parts, segments, {"overlap": contested.select("segment", "claim"), "conflict": told})
+
+
+def _within_one(won: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the claims that stand, and those that do not: where parts pass the whole, those of the weakest word go first."""
+    ranks = (
+        won.group_by("segment", "rank")
+        .agg(pl.col("num").sum(), pl.col("den").first())
+        .sort("segment", "rank", descending=[False, True])
     )
+    above = pl.col("num").cum_sum().over("segment") > pl.col("den")
+    beaten = ranks.filter(above & (pl.col("rank") < pl.col("rank").max().over("segment"))).select("segment", "rank")
+    on = ["segment", "rank"]
+    return won.join(beaten, on=on, how="anti"), won.join(beaten, on=on, how="semi")
+
+
+def _beside(beaten: pl.DataFrame, won: pl.DataFrame, handover_us: int) -> pl.DataFrame:
+    """Return segment, claim of those that were left out and of those they gave way to, where that is more than a handover."""
+    both = beaten.join(won, on="segment", how="inner", suffix="_b")
+    overlap = pl.min_horizontal("told_end_us", "told_end_us_b") - pl.max_horizontal("told_start_us", "told_start_us_b")
+    return _both_sides(both.filter((overlap >= handover_us) & (pl.col("job_id") != pl.col("job_id_b"))))
 
 
 def _cut(claims: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

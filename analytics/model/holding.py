@@ -84,7 +84,7 @@ def resolve(
     placed = holds.join(pools, on="device_id", how="anti")
     known = ended(placed, stays(placements if earlier is None else pl.concat([placements, earlier])), boots(epochs))
     claims = on_devices(known, devices)
-    counted, too_many = on_nodes(known, claims, devices, placements)
+    counted, too_many = on_nodes(known, claims, devices, placements, policy.holding.handover_us)
     every = pl.concat([claims, counted])
     held, contests = settle(every, policy.holding.handover_us)
     instances = every.filter(pl.col("leaf_id") != pl.col("board_id")).select(

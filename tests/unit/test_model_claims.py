@@ -121,6 +121,29 @@ def test_counts_of_exactly_what_is_free_are_not_too_many() -> None:
     ]
 
 
+def test_counts_that_pass_what_is_free_have_it_by_how_many_each_is() -> None:
+    """Eight of one and one of another, of eight: 8/9 and 1/9 of each board, and the node that has too few is told of."""
+    boards = [device(number) for number in range(1, 9)]
+    words = [on_node(1, 8, 0, 3600), on_node(2, 1, 0, 3600)]
+    assert who(words, boards) == [(0, 3600, "job:1", 0.888889), (0, 3600, "job:2", 0.111111)]
+    found = resolved(words, boards)
+    assert found.too_many.select("wanted", "free", "jobs").rows() == [(9, 8, [1, 2])]
+    assert found.contests.is_empty()
+    # Nobody has more than there is: 20 of 8 are 8.
+    assert who([on_node(1, 20, 0, 3600), on_node(2, 8, 0, 3600)], boards) == [
+        (0, 3600, "job:1", 0.5),
+        (0, 3600, "job:2", 0.5),
+    ]
+
+
+def test_of_two_counts_that_overlap_by_less_than_five_seconds_the_later_one_has_the_node() -> None:
+    boards = [device(number) for number in range(1, 9)]
+    words = [on_node(1, 8, 0, 1804), on_node(2, 8, 1800, 3600)]
+    assert who(words, boards) == [(0, 1800, "job:1", 1), (1800, 3600, "job:2", 1)]
+    words = [on_node(1, 8, 0, 1805), on_node(2, 8, 1800, 3600)]
+    assert who(words, boards)[1:3] == [(1800, 1805, "job:1", 0.5), (1800, 1805, "job:2", 0.5)]
+
+
 def test_a_job_known_to_hold_more_than_its_count_gets_no_more() -> None:
     boards = [device(1), device(2), device(3)]
     held = resolved([told(7, 1, 0, 3600), told(7, 2, 0, 3600), on_node(7, 1, 0, 3600)], boards).held

@@ -40,6 +40,23 @@ def test_what_a_process_says_alone_is_no_jobs_time_whether_it_is_contested_or_no
     ]
 
 
+def test_of_shares_that_pass_the_whole_the_weakest_words_go_first() -> None:
+    """Three quarters by what its node saw, half by a job table, a quarter by what a process says: 1.5 of one board."""
+    words = [
+        told(1, 1, 0, 3600, share_ppm=750_000),
+        told(2, 1, 0, 3600, share_ppm=500_000, evidence="sacct"),
+        told(3, 1, 0, 3600, share_ppm=250_000, evidence="environ"),
+    ]
+    assert who(words) == [(0, 3600, "idle", 0.25), (0, 3600, "job:1", 0.75)]
+    assert resolved(words).contests.select("kind", "jobs").rows() == [("conflict", [1, 2, 3])]
+    # A quarter more is not too much, and of words of one rank none is better.
+    assert who([words[0], words[2]]) == [(0, 3600, "job:1", 0.75), (0, 3600, "unattributed:hint_only", 0.25)]
+    assert who([words[0], told(2, 1, 0, 3600, share_ppm=500_000)]) == [(0, 3600, "job:1", 0.6), (0, 3600, "job:2", 0.4)]
+    # Four seconds of both are one that gives way to another.
+    handed = [told(1, 1, 0, 1804, share_ppm=750_000), told(2, 1, 1800, 3600, share_ppm=500_000, evidence="sacct")]
+    assert resolved(handed).contests.is_empty()
+
+
 def test_whoever_has_part_of_an_instance_contradicts_whoever_has_it_whole() -> None:
     devices = [device(1), instance(11, 1, 250_000)]
     assert who([told(1, 11, 0, 3600), told(2, 11, 0, 3600, share_ppm=500_000)], devices) == [
