@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -38,9 +39,21 @@ SILENT_S: Final = 900.0
 """A child that tells nothing for so long is ended: it stands still, or its hour is none that it can do."""
 _FEWER: Final = 10
 """An hour that ends its child is tried again with so many times fewer devices in memory together."""
-_RESERVES_NOTHING: Final = ("MIMALLOC_ARENA_EAGER_COMMIT", "0")
-"""Of the child's environment, read while it loads libraries: the allocator of pgpq otherwise takes a GiB of what RLIMIT_DATA allows
-when the first row is saved, and uses next to none of it."""
+_STARTS_WITH: Final = {
+    # The allocator of pgpq otherwise takes a GiB of what RLIMIT_DATA allows when the first row is saved, and uses next to none of it.
+    "MIMALLOC_ARENA_EAGER_COMMIT": "0",
+    # Of polars: what one shard gave back is there for the next, instead of being unmapped and faulted in again (a fifth of the time), and all
+    # threads have one arena, so that nothing is held twice.
+    "_RJEM_MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:0,narenas:1",
+    # Of numpy, the same.
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "256000000",
+}
+"""Of a child's environment, read while it loads libraries; what the worker's own environment says comes first. Six hours of 10,000 boards:
+14.2 core-seconds instead of 18.1, 699 MiB of data instead of 1,427."""
+_THREADS: Final = "POLARS_MAX_THREADS"
+"""Of a child, where there are as many children as processors: each then has one of its own, and work cut for two costs a seventh more."""
+_starting = threading.Lock()
 _GIVEN_UP: Final = "the worker is to stop; the hours at hand are left due"
 _PAGE_BYTES: Final = 4_096
 _MIB: Final = 1 << 20
@@ -86,9 +99,10 @@ def processes_of(env: Mapping[str, str]) -> int:
 class Child:
     """One process, kept between tasks. For one thread, but for :meth:`end` and ``stop``."""
 
-    def __init__(self, memory_mib: int, stop: Callable[[], bool], silent_s: float) -> None:
-        """Nothing is started yet. ``stop``: once it holds, whatever is being closed is given up."""
+    def __init__(self, memory_mib: int, stop: Callable[[], bool], silent_s: float, threads: int | None = None) -> None:
+        """Nothing is started yet. ``stop``: once it holds, whatever is being closed is given up. ``threads``: of polars; None = its own choice."""
         self.memory_mib = memory_mib
+        self._threads = threads
         self._stop = stop
         self._silent_s = silent_s
         self._context = multiprocessing.get_context("spawn")
@@ -183,12 +197,12 @@ class Child:
             return self._child, self._pipe
         self.end()
         ours, theirs = self._context.Pipe()
-        os.environ.setdefault(*_RESERVES_NOTHING)
         level = logging.getLogger().getEffectiveLevel()
         child = self._context.Process(
             target=serve, args=(theirs, self.memory_mib, level), name="wattledger-closing", daemon=True
         )
-        child.start()
+        with _starting, _environment(_STARTS_WITH | ({_THREADS: str(self._threads)} if self._threads else {})):
+            child.start()
         theirs.close()
         self._child, self._pipe, self._pid = child, ours, child.pid
         return child, ours
@@ -234,7 +248,8 @@ class Pool:
         """Nothing is started yet. ``stop``: once set, whatever is being closed is given up. ``memory_mib``: of each child."""
         self._stop = stop or threading.Event()
         self._given_up = threading.Event()
-        self._children = [Child(memory_mib, self._is_to_stop, silent_s) for _ in range(children)]
+        threads = max(1, len(os.sched_getaffinity(0)) // children) if children > 1 else None
+        self._children = [Child(memory_mib, self._is_to_stop, silent_s, threads) for _ in range(children)]
 
     @property
     def pids(self) -> list[int]:
@@ -312,6 +327,18 @@ def _tell_of(child: Child, task: Task, heard: queue.SimpleQueue[Told | BaseExcep
         heard.put(None)
     except BaseException as error:  # noqa: BLE001 - the end of a thread: raised where it is listened to
         heard.put(error)
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Have what is wanted in the environment, where nothing else is said there, until the end."""
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 def _resident_bytes(child: SpawnProcess) -> int:
