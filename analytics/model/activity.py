@@ -165,8 +165,15 @@ def _of_processes(shares: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
         (pl.col("start_us") < pl.col("to_us")) & (pl.col("end_us") > pl.col("from_us"))
     )
     # Of processes of no job, and of jobs that held nothing of the board just then.
-    nobodys = own.join(theirs, on="look", how="anti").with_columns(pl.lit(None, dtype=pl.Int64).alias("job_id"))
+    nobodys = _without(own, theirs["look"]).with_columns(pl.lit(None, dtype=pl.Int64).alias("job_id"))
     return pl.concat([_clipped(theirs), nobodys.select(list(LOOKS))])
+
+
+def _without(rows: pl.DataFrame, looks: pl.Series) -> pl.DataFrame:
+    """Return the rows, numbered by ``look`` in their order, that are none of these."""
+    others = np.ones(rows.height, dtype=np.bool_)
+    others[looks.to_numpy()] = False
+    return rows.filter(others)
 
 
 def _joined(held: pl.DataFrame) -> pl.DataFrame:
@@ -250,7 +257,7 @@ def _of_instances(instances: pl.DataFrame, slices: pl.DataFrame, on_slices: pl.D
         last.alias("to_us"),
         part_ppm.clip(upper_bound=PPM).cast(pl.Int64).alias("activity_ppm"),
     )
-    nobodys = rows.join(both, on="look", how="anti").select(
+    nobodys = _without(rows, both["look"]).select(
         "look",
         "device_id",
         pl.lit(None, dtype=pl.Int64).alias("job_id"),

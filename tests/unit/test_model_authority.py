@@ -1,8 +1,13 @@
 """Which meter speaks for which part of an hour, and what stays open: worked out by hand."""
 
-from analytics.model.authority import IMPORT_FEED
+import polars as pl
+
+from analytics.model.authority import IMPORT_FEED, energy_of
+from analytics.pipeline import read_meters
+from analytics.policy import Policy
+from analytics.units import to_us
 from collector.wire import Feed
-from tests.fakes.site import Site, device, epoch, holds, reading, steady
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading, steady
 
 NATIVE, DCGM, IMPORTED = epoch(1), epoch(2, feed=2, driver_epoch=8), epoch(3, feed=4, origin=2, boot_id="import")
 
@@ -245,3 +250,29 @@ def test_a_reload_before_the_hour_is_told_in_the_hour_in_which_the_counter_is_re
 def test_a_reload_that_ends_or_begins_on_the_hour_is_of_the_hour_it_lies_in() -> None:
     assert _by_hour(0, 2400, 3600, 3700) == [(10, "epoch_change", 1200, 120), (11, "no_data", 3500, 0)]
     assert _by_hour(10, 3600, 4800, 7200) == [(10, "no_data", 10, 0), (11, "epoch_change", 1200, 120)]
+
+
+def test_energy_of_any_pieces_is_asked_of_the_same_meters_in_the_same_order() -> None:
+    # As above: the agent's 100 W until 305 s, DCGM's 200 W afterwards and until 3,660 s; nobody tells of 4,000 s.
+    site = Site(
+        readings=[*steady(1, -55, 305, 100), *steady(1, -60, 3660, 200, step=30, epoch_id=2)], epochs=[NATIVE, DCGM]
+    )
+    meters = read_meters(site.inputs().usage, Policy()).meters
+    hour_us = to_us(HOUR)
+    spans = [(0, 600), (1000, 2000), (4000, 4060)]
+    pieces = pl.DataFrame(
+        [
+            {"piece": n, "device_id": 1, "hour_us": hour_us, "from_us": to_us(at(a)), "to_us": to_us(at(b))}
+            for n, (a, b) in enumerate(spans)
+        ],
+        schema_overrides={"piece": pl.UInt32, "device_id": pl.Int32},
+    )
+    told = energy_of(pieces, meters).select(
+        "piece", "energy_mj", "covered_us", "gap_mj", "gauged_mj", "feed", "known_us"
+    )
+    assert told.rows() == [
+        (0, 30_500_000 + 295 * 200_000, 600_000_000, 0, 0, 1, 0),
+        (1, 200_000_000, 1_000_000_000, 0, 0, 2, 0),
+        (2, 0, 0, 0, 0, None, 0),
+    ]
+    assert energy_of(pieces, []).select("energy_mj", "feed").rows() == [(0, None)] * 3
