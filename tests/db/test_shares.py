@@ -116,6 +116,17 @@ def test_what_two_time_sliced_jobs_were_seen_to_do_ends_in_their_lines(fleet: Sm
     assert {row[1:] for row in lines} == {(True, True, "process_utilization")}
 
 
+@pytest.mark.parametrize("percent", [300_000, -5, 1e30])
+def test_a_value_that_no_measurement_can_be_is_not_known_and_the_hour_closes(fleet: SmallFleet, percent: float) -> None:
+    """As if nobody had looked at job 2: of what both hold all goes by what was granted."""
+    hold(fleet, "1", fleet.device_id, "0.5")
+    hold(fleet, "2", fleet.device_id, "0.5")
+    looks(fleet, "1", 60)
+    looks(fleet, "2", percent)
+    close(fleet)
+    assert by_job(fleet) == {"1": (900_000, "share", "estimated"), "2": (900_000, "share", "estimated")}
+
+
 def test_processes_of_no_job_on_a_shared_board_are_nobodys_work(fleet: SmallFleet) -> None:
     """Half of the board is a job's, half nobody's; a stranger works as much as the job does."""
     hold(fleet, "a", fleet.device_id, "0.5")
