@@ -209,6 +209,7 @@ class Meters(dy.Schema):
     """As its source names it: redfish, rapl, ac; of several of one node it decides which bills."""
     covers = dy.String(check=lambda covers: covers.is_in(["it", "part", "cooling", "all"]))
     node_id = dy.Int32(nullable=True)
+    """Null = of the site itself, or of shared IT, whichever node speaks for it."""
     wrap_mj = dy.Int64(nullable=True, min=1)
     """Where its counter begins anew; null = it does not, or nobody knows."""
     gain_ppm = dy.Int32(min=0)

@@ -258,7 +258,9 @@ def reduce_shards(
 ) -> HourResult:
     """Merge shards of disjoint nodes, at least one, then map tenants, price, and round once per group."""
     parts = list(shards)
-    usage = _as_usage(pl.concat([part.usage for part in parts]).sort("hour_us", "device_id", "holder"))
+    # Only shards with something beyond their devices say what kind of figure a row is.
+    told = pl.concat([part.usage for part in parts], how="diagonal")
+    usage = _as_usage(told.sort("hour_us", "device_id", "holder"))
     found = pl.concat([part.findings for part in parts])
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
     factors = factors_of(hours, references.facility_factors, to_us_of(window.to_at))

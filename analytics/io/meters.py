@@ -23,6 +23,7 @@ from analytics.io.rows import fetch_frame
 from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import Stream
+from ingest.accept import MOST_MW
 from ingest.store.samples import SampleSession
 
 _LIKE_A_DEVICE: Final = """
@@ -40,9 +41,10 @@ JOIN devices AS known ON known.uuid = {SITE} AND known.kind = 'site' AND known.c
 WHERE shared.site_id = %(site_id)s AND {known("shared.")}
 AND shared.valid_from < %(to_at)s AND (shared.valid_to IS NULL OR shared.valid_to > %(from_at)s)
 """  # noqa: S608 (constants of this package)
-# Rows of the meter 'host' carry no power.
+# Rows of the meter 'host' carry no power. A meter that shared IT names is no meter of the node that speaks for it.
 _METERS: Final = """
-SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, covers, meters.node_id, wrap_mj, gain_ppm
+SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, covers, CASE WHEN meters.id <> ALL (%(shared)s) THEN meters.node_id END
+       AS node_id, wrap_mj, gain_ppm
 FROM meters LEFT JOIN nodes ON nodes.id = meters.node_id
 WHERE meters.name <> 'host' AND ((bills AND meters.node_id = ANY (%(nodes)s)) OR meters.id = ANY (%(shared)s))
 """
@@ -98,7 +100,7 @@ def load_node_readings(
     session: SampleSession, site_id: int, site: SiteLoad, window: Window, policy: Policy
 ) -> dy.DataFrame[NodeReadings]:
     """Return the readings of the nodes' meters of the window and the margin around it, in order of meter and time."""
-    meters = site.meters.filter(pl.col("node_id").is_not_null())
+    meters = site.meters.filter(level="node")
     if meters.is_empty():
         return NodeReadings.create_empty()
     margin = timedelta(microseconds=policy.margin_us)
@@ -106,10 +108,11 @@ def load_node_readings(
     rows = session.rows(
         Stream.NODE, _COLUMNS, window.from_at - margin, window.to_at + margin, keys=keys, site_id=site_id
     )
-    alone = pl.col("meter_id").is_in(site.shared["meter_id"].drop_nulls().implode())
-    on_node = meters.select("meter_id", pl.when(alone).then(None).otherwise(pl.col("node_id")).alias("node_id"))
+    on_node = meters.select("meter_id", "node_id")
     usable = pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null()
-    found = rows.filter(usable).join(on_node.lazy(), on="meter_id", how="left").collect()
+    # Stored before more than a node can draw was refused.
+    possible = pl.when(pl.col("power_mw").is_between(0, MOST_MW)).then("power_mw").alias("power_mw")
+    found = rows.with_columns(possible).filter(usable).join(on_node.lazy(), on="meter_id", how="left").collect()
     kinds = NodeReadings.create_empty().schema
     typed = found.select(pl.col(name).cast(kind) for name, kind in kinds.items())
     return NodeReadings.validate(typed.sort("meter_id", "at", "energy_mj", "power_mw", "epoch_id", nulls_last=True))

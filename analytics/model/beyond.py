@@ -95,9 +95,11 @@ def book_beyond(
     read_boards = reader(meters)
     of_nodes = metered(facts.readings, facts.epochs, facts.meters, keys, policy)
     read_meters = _both(reader(of_nodes), read_boards)
+    # What cools a node is none of its own.
+    its_own = pl.col("node_id").is_not_null() & (pl.col("covers") != "cooling")
     told = pl.concat(
         [
-            facts.meters.filter(pl.col("node_id").is_not_null()).select("meter_id", "node_id", "name", "covers"),
+            facts.meters.filter(its_own).select("meter_id", "node_id", "name", "covers"),
             as_meters.select(
                 (-pl.col("device_id")).alias("meter_id"),
                 "node_id",
@@ -116,7 +118,7 @@ def book_beyond(
         _dated(facts.models).drop("model_id"),
     )
     shared, unknown = (
-        share(items, _periods(facts.periods), read_meters, facts.readings["meter_id"].unique(), from_us, to_us)
+        share(items, _periods(facts.periods), read_meters, _of_nodes(facts.meters), from_us, to_us)
         if items.height
         else (overhead.rows.clear(), overhead.quality.clear())
     )
@@ -130,6 +132,10 @@ def book_beyond(
         overhead.findings,
         pl.concat([overhead.quality, unknown]),
     )
+
+
+def _of_nodes(meters: pl.DataFrame) -> pl.Series:
+    return meters.filter(level="node")["meter_id"]
 
 
 def _is_time(name: str) -> bool:

@@ -136,7 +136,7 @@ def _by_periods(asked: pl.DataFrame, periods: pl.DataFrame) -> pl.DataFrame:
         asked.with_row_index("item")
         .join(named, on="meter_id", how="left")
         .with_columns(start.alias("s"), end.alias("e"))
-        .with_columns((pl.col("s") < pl.col("e")).fill_null(value=False).alias("here"))
+        .with_columns(((pl.col("s") < pl.col("e")) & pl.col("period_from_us").is_not_null()).alias("here"))
         .with_columns(pl.when("here").then(until(pl.col("e")) - until(pl.col("s"))).otherwise(0).alias("part_mj"))
         .with_columns((pl.col("here") & ((pl.col("e") - pl.col("s")) < width)).alias("cut"))
     )
@@ -162,6 +162,13 @@ def _by_readings(asked: pl.DataFrame, read: Read) -> pl.DataFrame:
         .with_columns(
             (pl.col("energy_mj") - pl.col("gap_mj")).alias("energy_mj"), pl.col("covered_us").alias("known_us")
         )
+    )
+    # Of an hour in which it was silent nobody knows anything, wherever else it was heard.
+    heard = pl.col("known_us") > 0
+    told = told.with_columns(
+        pl.when(heard).then("energy_mj").otherwise(0).alias("energy_mj"),
+        pl.when(heard).then("feed").alias("feed"),
+        pl.when(heard).then("origin").otherwise(IMPORTED).alias("origin"),
     )
     error = pl.when("gauge").then(pl.col("energy_mj") * GAUGE_ERROR_PPM // PPM).otherwise(0)
     return _part(

@@ -234,6 +234,29 @@ def test_shared_it_with_a_meter_is_measured_by_its_periods(fleet: SmallFleet) ->
     assert usage(fleet)[1:] == [("site:s1/filer", "platform:shared_it", 10_000, 0)]
 
 
+def test_shared_it_on_the_meter_of_a_node_is_not_that_nodes_overhead_and_closes_without_it(fleet: SmallFleet) -> None:
+    ((site,),) = fleet.rows("SELECT id FROM sites")
+    number = meter(fleet, "rack-pdu")
+    node_rows(fleet, number, 500)
+    fleet.samples(UNTIL, UNTIL + HOUR)
+    fleet.rows(
+        "INSERT INTO shared_it (site_id, name, kind, meter_id, error_ppm, valid_from) "
+        "VALUES (%s, 'leaf-1', 'switch', %s, 0, '2026-01-01Z') RETURNING 1",
+        site,
+        number,
+    )
+    HourCloser(fleet.database, SETTINGS).run(LATER + HOUR)
+    assert usage(fleet) == [
+        ("GPU-1", "idle", 100 * HOUR_MJ, 3_600_000_000),
+        ("site:s1/leaf-1", "platform:shared_it", 500 * HOUR_MJ, 0),
+    ]
+    # The meter says nothing after five minutes of the next hour.
+    after = fleet.rows(
+        "SELECT energy_mj FROM current_usage_hours WHERE holder = 'platform:shared_it' AND hour_at = %s", HOUR_AT + HOUR
+    )
+    assert after == [(500 * HOUR_MJ // 12,)]
+
+
 def test_a_node_with_a_node_meter_alone_keeps_its_whole_energy(db: Database) -> None:
     fleet = small_fleet(db)
     job_id = fleet.job("7", HOUR_AT, HOUR_AT + HOUR)
