@@ -31,6 +31,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from analytics.io.yaml_lines import Document, Fault, Plain, read, spelled
+from analytics.units import PPM
 from ingest.store.tenancy import TenantPathError, checked_path
 
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,10 +88,12 @@ def _text(value: str, _: tzinfo) -> str:
     return value
 
 
-def _scaled(factor: int, what: str) -> Parse:
+def _scaled(factor: int, what: str, most: int, *, least: int = 0) -> Parse:
+    """Parse a number of up to ``most`` into units of which ``factor`` make one; ``least``: of those units."""
+
     def parse(value: str, _: tzinfo) -> int:
-        if _NUMBER.fullmatch(value) is None:
-            raise _ValueFaultError(f"must be {what} as a number, 0 or more")
+        if _NUMBER.fullmatch(value) is None or Decimal(value) > most or round(Decimal(value) * factor) < least:
+            raise _ValueFaultError(f"must be {what} as a number, {'more than 0' if least else '0'} to {most:,}")
         return round(Decimal(value) * factor)
 
     return parse
@@ -130,8 +133,9 @@ def _instant(value: str, zone: tzinfo) -> datetime:
     raise _ValueFaultError(f"{value!r} is not a date; write it like 2026-01-31")
 
 
-_PERCENT: Final = _scaled(_PPM_PER_PERCENT, "a percentage")
-_WATTS: Final = _scaled(_MW_PER_W, "watts")
+_PERCENT: Final = _scaled(_PPM_PER_PERCENT, "a percentage", 1_000)
+_PART: Final = _scaled(_PPM_PER_PERCENT, "a percentage", 100)
+_WATTS: Final = _scaled(_MW_PER_W, "watts", 10**9)
 _DATES: Final[dict[str, Parse]] = {"from": _instant, "to": _instant}
 SECTIONS: Final[Mapping[str, Mapping[str, Parse]]] = {
     "meters": {
@@ -142,7 +146,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Parse]]] = {
         "covers": _one_of("it", "part", "cooling", "all"),
         "parent": _text,
         "error_percent": _PERCENT,
-        "wrap_kwh": _scaled(_MJ_PER_KWH, "kWh"),
+        "wrap_kwh": _scaled(_MJ_PER_KWH, "kWh", 10**9, least=1),
     },
     "overhead": {"nodes": _text, "idle_w": _WATTS, "active_percent": _PERCENT, "error_percent": _PERCENT, **_DATES},
     "shared_it": {
@@ -173,7 +177,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Parse]]] = {
         "policy": _one_of("keep", "proportional", "fixed"),
         "basis": _one_of("time", "energy"),
         "tenant": _tenant,
-        "share_percent": _PERCENT,
+        "share_percent": _PART,
         **_DATES,
     },
 }
@@ -307,3 +311,24 @@ def _overlapping(section: str, facts: tuple[Fact, ...]) -> Iterator[Fault]:
             yield Fault(fact.line, section, f"overlaps the entry on line {known[1]} in time; make their dates meet")
             continue
         latest[same] = (fact["to"], fact.line)
+    if section == "idle":
+        yield from _impossible_together(facts)
+
+
+def _impossible_together(facts: tuple[Fact, ...]) -> Iterator[Fault]:
+    """Find fixed parts beside another policy, and those that are more than all together: no hour could be closed by them."""
+    begins = [(fact["from"] or EVER, True, fact) for fact in facts]
+    ends = [(fact["to"], False, fact) for fact in facts if fact["to"] is not None]
+    fixed_ppm = fixed = others = 0
+    for at, is_begin, fact in sorted([*ends, *begins], key=lambda each: (each[0], each[1], each[2].line)):
+        sign, is_fixed = 1 if is_begin else -1, fact["policy"] == "fixed"
+        fixed, others = fixed + sign * is_fixed, others + sign * (not is_fixed)
+        fixed_ppm += sign * (fact["share_percent"] or 0)
+        if is_begin and fixed and others:
+            yield Fault(
+                fact.line, "idle", f"fixed parts and another policy hold at once from {at:%Y-%m-%d} on; one at a time"
+            )
+        elif is_begin and fixed_ppm > PPM:
+            yield Fault(
+                fact.line, "idle", f"fixed parts that hold from {at:%Y-%m-%d} on are more than 100 percent together"
+            )

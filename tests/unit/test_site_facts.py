@@ -67,6 +67,34 @@ def test_two_entries_of_one_thing_do_not_hold_at_once(text: str) -> None:
     assert "overlaps the entry on line 2" in fault
 
 
+def test_idle_cost_is_carried_in_one_way_at_a_time_and_not_by_more_than_all() -> None:
+    fixed = "idle:\n  - {policy: fixed, tenant: a, share_percent: 60}\n"
+    assert _faults(fixed + "  - {policy: keep, from: 2026-01-01}\n") == [
+        "line 3: idle: fixed parts and another policy hold at once from 2026-01-01 on; one at a time"
+    ]
+    more = "  - {policy: fixed, tenant: b, share_percent: 40.0001, from: 2026-01-01, to: 2026-02-01}\n"
+    assert _faults(fixed + more) == [
+        "line 3: idle: fixed parts that hold from 2026-01-01 on are more than 100 percent together"
+    ]
+    whole = more.replace("40.0001", "40") + "  - {policy: fixed, tenant: c, share_percent: 40, from: 2026-02-01}\n"
+    assert len(check(fixed + whole).sections["idle"]) == 3
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "meters: [{meter: m, wrap_kwh: 0}]",
+        "meters: [{meter: m, wrap_kwh: 1000000001}]",
+        "meters: [{meter: m, error_percent: 999999}]",
+        "shared_it: [{name: s, kind: switch, power_w: 1000000001}]",
+        "idle: [{policy: fixed, tenant: a, share_percent: 101}]",
+    ],
+)
+def test_an_amount_that_nothing_can_have_is_a_fault(entry: str) -> None:
+    (fault,) = _faults(entry + "\n")
+    assert "as a number" in fault
+
+
 def test_entries_that_meet_in_time_are_fine() -> None:
     text = 'overhead:\n  - {nodes: "*", idle_w: 1, to: 2026-01-01}\n  - {nodes: "*", idle_w: 2, from: 2026-01-01}\n'
     assert len(check(text).sections["overhead"]) == 2
