@@ -114,7 +114,7 @@ def _model(inputs: UsageInputs, policy: Policy, metered: pl.DataFrame) -> _Site:
     seen = looks(inputs.device_shares, inputs.instance_activity, held, inputs.devices, resolved.instances)
     holdings = hold(
         metered,
-        inputs.placements.filter(ours),
+        inputs.placements,
         held,
         from_us,
         until_us,

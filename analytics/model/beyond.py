@@ -77,7 +77,8 @@ def book_beyond(
     """Return the usage of the devices with node overhead and shared IT of [from, to).
 
     ``rows``: attributed usage; ``pieces``: what ``meters`` measured of it. ``devices``: all, those of :data:`BEYOND` among them.
-    A device of kind ``node`` that has boards beside it in an hour is their node's meter then, and not booked by itself.
+    A device of kind ``node`` is the meter of the boards beside it; of the time before they were known ``rows`` have it by itself, and
+    if nothing else stands for what their node uses beside them, it does not in that hour.
     """
     from_us, to_us = window
     # A MIG instance is a part of its board.
@@ -88,7 +89,6 @@ def book_beyond(
     if chassis.is_empty() and nodes.is_empty() and items.is_empty():
         return Beyond(rows, pl.DataFrame(schema=SCHEMA), pl.DataFrame(schema=_QUALITY))
     spans = spans_of(_placed(boards, facts.placements), from_us, to_us)
-    stands_for = nodes.join(spans.select("node_id", "hour_us").unique(), on="node_id", how="inner")
     as_meters = nodes.join(spans, on="node_id", how="semi").join(chassis, on="node_id", how="anti")
     chassis = pl.concat([chassis, as_meters]).unique("node_id", keep="first", maintain_order=True)
     keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
@@ -122,13 +122,12 @@ def book_beyond(
         if items.height
         else (overhead.rows.clear(), overhead.quality.clear())
     )
-    rest = rows.join(stands_for.select("device_id", "hour_us"), on=["device_id", "hour_us"], how="anti")
-    more = pl.concat([overhead.rows, shared])
+    more = pl.concat([overhead.rows, shared]).join(rows, on=["device_id", "hour_us"], how="anti")
     times = [
         pl.lit(0, dtype=pl.Int64).alias(name) for name in rows.columns if _is_time(name) and name not in more.columns
     ]
     return Beyond(
-        pl.concat([rest, more.with_columns(times)], how="diagonal").sort("hour_us", "device_id", "holder"),
+        pl.concat([rows, more.with_columns(times)], how="diagonal").sort("hour_us", "device_id", "holder"),
         overhead.findings,
         pl.concat([overhead.quality, unknown]),
     )

@@ -114,6 +114,7 @@ def hold(
 
     ``held``: of :class:`Resolved`. ``cuts``: :data:`CUTS`, where pieces are cut beside: whatever changes there, holders do not.
     ``assets`` (``Assets``) and ``capacity`` (``CapacityHolds``): what is declared of devices; without them they stand by placement.
+    A node that is metered as a whole (kind ``node``) has no pieces while anything else stands in it: ``placements`` are of all of these.
     """
     parts = held.filter((pl.col("start_us") < to_us) & (pl.col("end_us") > from_us))
     inside = parts.unique("segment").select("segment", "device_id", "start_us", "end_us")
@@ -124,13 +125,20 @@ def hold(
         "node_id",
         "in_service",
     ).sort("device_id", "from_us")
+    known_apart = _known_apart(devices, where)
     edges = [
+        *(known_apart.select("device_id", pl.col(name).alias("cut_us")) for name in ("from_us", "until_us")),
         *(inside.select("device_id", pl.col(name).alias("cut_us")) for name in ("start_us", "end_us")),
         *(where.select("device_id", pl.col(name).alias("cut_us")) for name in ("from_us", "until_us")),
         *(cut.select("device_id", "cut_us") for cut in cuts),
         declared_cuts(placements, assets, capacity),
     ]
     pieces = _cut(devices, pl.concat(edges), from_us, to_us)
+    if known_apart.height:
+        inside_one = pieces.join(known_apart, on="device_id", how="inner", suffix="_apart").filter(
+            (pl.col("from_us") >= pl.col("from_us_apart")) & (pl.col("to_us") <= pl.col("until_us"))
+        )
+        pieces = pieces.join(inside_one, on=["device_id", "from_us"], how="anti", maintain_order="left")
     pieces = _at(pieces, where, {"node_id": pl.Int32, "in_service": pl.Boolean})
     pieces = _at(
         pieces,
@@ -154,6 +162,21 @@ def hold(
     of_node = pl.col("span").is_in(metered_whole.implode()) & (pl.col("method") == "whole")
     told = pl.when(of_node).then(pl.lit("node_meter")).otherwise("method").alias("method")
     return Holdings(pieces, holders.with_columns(told).sort("span", "holder_key", "holder"))
+
+
+def _known_apart(devices: pl.DataFrame, where: pl.DataFrame) -> pl.DataFrame:
+    """Return device_id, from_us, until_us: when something else stands in the nodes that are metered as a whole."""
+    nodes = devices.filter(pl.col("kind") == "node").select("device_id")
+    stand = where.join(nodes, on="device_id", how="semi")
+    others = where.join(stand.select("node_id").unique(), on="node_id", how="semi").join(
+        nodes, on="device_id", how="anti"
+    )
+    start, end = pl.max_horizontal("from_us", "from_us_other"), pl.min_horizontal("until_us", "until_us_other")
+    return (
+        stand.join(others, on="node_id", how="inner", suffix="_other")
+        .select("device_id", start.alias("from_us"), end.alias("until_us"))
+        .filter(pl.col("from_us") < pl.col("until_us"))
+    )
 
 
 def whole_holder(gaps: pl.DataFrame, held: pl.DataFrame) -> pl.Series:

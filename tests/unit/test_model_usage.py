@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from analytics.pipeline import Window
-from tests.fakes.site import HOUR, Site, at, device, holds, placed, reading, steady
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, placed, reading, steady
 
 FULL = steady(1, 0, 3600, 100)
 
@@ -136,6 +136,23 @@ def test_overhead_of_an_hour_not_wholly_seen_is_unknown() -> None:
         devices=[device(1), device(9, kind="node", model="chassis")],
     )
     assert "overhead_unknown" in site.close().quality["reason"].to_list()
+
+
+def test_a_node_metered_as_a_whole_is_booked_by_itself_until_its_boards_are_known() -> None:
+    """1,000 W all hour, held by job 7; of its board, 300 W, an agent tells from 59:00 on, when the meter becomes the node's."""
+    known = 3540
+    site = Site(
+        readings=[*steady(9, -60, 3660, 1000), *steady(1, known, 3660, 300, epoch_id=2)],
+        devices=[device(1), device(9, kind="node", accelerators=8), device(90, kind="chassis", model="chassis")],
+        placements=[placed(9), placed(1, known)],
+        epochs=[epoch(), epoch(2, boot_id="agent")],
+        allocations=[holds(7, 9, -100, 4000)],
+    )
+    rows = site.close().usage.select("device_id", "holder", "energy_mj", "held_us").rows()
+    assert rows == [
+        (1, "idle", 300 * 60 * 1000, 60_000_000),
+        (9, "job:7", 1000 * known * 1000, known * 1_000_000),
+    ]
 
 
 def _looked(job: int | None, util_ppm: int) -> dict[str, Any]:
