@@ -42,8 +42,6 @@ from analytics.shards import resolved_of
 from ingest.store.segments import SegmentExpiredError
 
 log = logging.getLogger(__name__)
-_IN_TURN: Final = "SELECT pg_advisory_xact_lock(1464616001, %s)"
-"""Two processes that close hours of one site at a time save in turn: a job of both gets the tenant of its later hour, as it would in order."""
 
 
 _OURS: Final = (Saved.WRITTEN, Saved.UNCHANGED)
@@ -150,11 +148,7 @@ def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Ite
         )
         saved = None
         try:
-            with connection.transaction():
-                connection.execute(_IN_TURN, (hour.site_id,))
-                saved = save_hour(connection, hour, _books_of(hour.hour_at, books), run, closed=closed)
-        except psycopg.errors.LockNotAvailable:
-            saved = Saved.LOST_RACE
+            saved = save_hour(connection, hour, _books_of(hour.hour_at, books), run, closed=closed)
         except (psycopg.Error, pl.exceptions.PolarsError) as error:
             if connection.closed:
                 raise
@@ -190,11 +184,7 @@ def _rate(connection: psycopg.Connection[Any], task: Task) -> Generator[Told, No
         began_ns, saved = time.time_ns(), None
         run = Run(settings.code_version, loaded.as_of, loaded.seen_xid, loaded.read, settings.policy, "changed rates")
         try:
-            with connection.transaction():
-                connection.execute(_IN_TURN, (hour.site_id,))
-                saved = save_rated(connection, hour, _rated_of(hour.hour_at, rated), run)
-        except psycopg.errors.LockNotAvailable:
-            saved = Saved.LOST_RACE
+            saved = save_rated(connection, hour, _rated_of(hour.hour_at, rated), run)
         except (psycopg.Error, pl.exceptions.PolarsError) as error:
             if connection.closed:
                 raise

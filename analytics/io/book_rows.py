@@ -8,16 +8,21 @@ from typing import Any, Final, LiteralString
 import polars as pl
 import psycopg
 
-from analytics.io.runs import HourState
+from analytics.io.runs import HourState, in_turn
 from analytics.pipeline import content_hash
 from ingest.store.copy import copy_statement, encode
 
 
 def content_of(usage: pl.DataFrame, lines: pl.DataFrame, *, closed: bool) -> bytes:
     """Return the SHA-256 of what makes a revision: equal content is no new one."""
+    return content_with(content_hash(usage), lines, closed=closed)
+
+
+def content_with(of_usage: bytes, lines: pl.DataFrame, *, closed: bool) -> bytes:
+    """Return the same of usage hours of which only the hash is at hand."""
     digest = hashlib.sha256(b"closed" if closed else b"provisional")
-    for frame in (usage, lines):
-        digest.update(content_hash(frame))
+    digest.update(of_usage)
+    digest.update(content_hash(lines))
     return digest.digest()
 
 
@@ -74,10 +79,11 @@ def bind_jobs(connection: psycopg.Connection[Any], state: HourState, job_tenants
     """Note on each job the tenant its binding gives it, so that row-level security shows it there.
 
     The job's last hour says which: an older one that is closed again does not take the job back. A tenant without a binding
-    was named by an import and stays.
+    was named by an import and stays. Call it last, once the hour's rows are written: others wait until the transaction ends.
     """
     if job_tenants.is_empty():
         return
+    in_turn(connection, state.site_id)
     connection.execute(
         """
         UPDATE jobs SET tenant_id = bound.tenant_id, binding_id = bound.binding_id

@@ -107,6 +107,15 @@ class LostRaceError(Exception):
     """Another run took the hour; leaves the transaction so that it rolls back."""
 
 
+def in_turn(connection: psycopg.Connection[Any], site_id: int) -> None:
+    """Wait for whoever writes what hours of a site share, and keep others waiting until the transaction ends.
+
+    Of two processes that save hours of a site the second sees what the first saved: a job of both gets the tenant of its later hour, as it
+    would in order. What is an hour's own needs no turn, and is written before.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(1464616001, %s)", (site_id,))
+
+
 def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | None:
     """Return what the hour rests on, its row locked until the transaction ends; None = never closed.
 
@@ -278,6 +287,7 @@ def pin(connection: psycopg.Connection[Any], state: HourState, run: Run) -> None
     files = run.read.files
     if not files:
         return
+    in_turn(connection, state.site_id)  # hours beside each other read the same files
     connection.execute(
         """
         UPDATE hour_segments AS files SET pinned = true

@@ -14,7 +14,7 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
-from analytics.io.book_rows import bind_jobs, content_of, difference, insert_rows
+from analytics.io.book_rows import bind_jobs, content_with, difference, insert_rows
 from analytics.io.counted import count_lines
 from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
@@ -50,16 +50,16 @@ def save_hour(
 def _save_in_transaction(
     connection: psycopg.Connection[Any], state: HourState, books: HourBooks, run: Run, *, closed: bool
 ) -> Saved:
-    content = content_of(books.usage, books.lines, closed=closed)
+    of_usage = content_hash(books.usage)
+    content = content_with(of_usage, books.lines, closed=closed)
     with connection.transaction():
         current = locked(connection, state)
         if current is not None and current.content == content:
-            _attest(connection, state, books, run, current, closed=closed)
             replace_findings(connection, state.site_id, state.hour_at, books.findings)
+            _attest(connection, state, books, run, current, of_usage, closed=closed)
             return Saved.UNCHANGED
         revision = _next_revision(state, closed=closed)
         diff = difference(connection, state, books.lines) if state.status == "closed" else None
-        of_usage = content_hash(books.usage)
         made = Made(Kind.CLOSE, revision, revision, content, of_usage, diff, _quality(books.quality))
         if closed:
             count_lines(connection, state, run, current, made, books.lines)
@@ -80,7 +80,14 @@ def _save_in_transaction(
 
 
 def _attest(
-    connection: psycopg.Connection[Any], state: HourState, books: HourBooks, run: Run, current: Current, *, closed: bool
+    connection: psycopg.Connection[Any],
+    state: HourState,
+    books: HourBooks,
+    run: Run,
+    current: Current,
+    of_usage: bytes,
+    *,
+    closed: bool,
 ) -> None:
     """Note that later changes were seen; where they changed what was read, keep that, as the run the revision rests on now."""
     run_id = current.run_id
@@ -90,7 +97,7 @@ def _attest(
             current.revision,
             current.usage_revision,
             current.content,
-            content_hash(books.usage),
+            of_usage,
             quality=_quality(books.quality),
             line_count=current.line_count,
             head_sha256=current.head_sha256,

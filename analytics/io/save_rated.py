@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import psycopg
 
-from analytics.io.book_rows import bind_jobs, content_of, difference, insert_rows
+from analytics.io.book_rows import bind_jobs, content_with, difference, insert_rows
 from analytics.io.counted import count_lines
 from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
@@ -46,7 +46,8 @@ def save_rated(connection: psycopg.Connection[Any], state: HourState, books: Rat
 
 
 def _save(connection: psycopg.Connection[Any], state: HourState, books: RatedBooks, run: Run) -> Saved:
-    content = content_of(books.usage, books.lines, closed=True)
+    of_usage = content_hash(books.usage)
+    content = content_with(of_usage, books.lines, closed=True)
     current = locked(connection, state)
     if current is None:
         raise LostRaceError
@@ -64,7 +65,7 @@ def _save(connection: psycopg.Connection[Any], state: HourState, books: RatedBoo
     is_moved = connection.execute(_MOVED, given).fetchone() == (True,)
     revision = current.revision + 1
     diff = difference(connection, state, books.lines)
-    made = Made(Kind.RATE, revision, current.usage_revision, content, content_hash(books.usage), diff)
+    made = Made(Kind.RATE, revision, current.usage_revision, content, of_usage, diff)
     count_lines(connection, state, run, current, made, books.lines)
     insert_rows(connection, "hour_jobs", state, revision, books.job_tenants)
     replace_findings(connection, state.site_id, state.hour_at, books.findings)
