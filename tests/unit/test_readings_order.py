@@ -48,3 +48,18 @@ def test_any_device_id_is_sorted_over_any_span(device: int) -> None:
 
 def test_nothing_stays_nothing() -> None:
     assert _in_order(readings((1, 0, 1)).clear()).is_empty()
+
+
+def test_runs_of_one_device_that_overlap_are_sorted_row_by_row() -> None:
+    one_feed, other = ((1, 0, 1), (1, 10, 2), (1, 20, 3), (2, 0, 8)), ((1, 5, 4), (1, 15, 5), (2, 5, 9))
+    expected = [(1, 0, 1), (1, 5, 4), (1, 10, 2), (1, 15, 5), (1, 20, 3), (2, 0, 8), (2, 5, 9)]
+    assert told(_in_order(readings(*one_feed, *other))) == told(_in_order(readings(*other, *one_feed))) == expected
+
+
+def test_a_run_that_begins_when_another_ends_has_that_instant_in_the_order_of_values() -> None:
+    assert told(_in_order(readings((1, 0, 7), (1, 10, 9), (1, 10, 3), (1, 20, 1)))) == [
+        (1, 0, 7),
+        (1, 10, 3),
+        (1, 10, 9),
+        (1, 20, 1),
+    ]
