@@ -24,7 +24,7 @@ from analytics.io.load import Loaded, begin_batch
 from analytics.io.load_rating import load_rating
 from analytics.io.open_rows import Look, OpenRows
 from analytics.io.runs import HourState, Run, Saved
-from analytics.io.save import HourBooks, remember_silences, save_hour
+from analytics.io.save import HourBooks, SilencesTold, save_hour
 from analytics.io.save_rated import RatedBooks, save_rated
 from analytics.io.segments import raise_refused
 from analytics.pipeline import (
@@ -133,7 +133,6 @@ def _compute(connection: psycopg.Connection[Any], task: Task, look: Look | None 
 
 def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Iterator[Done]:
     settings, loaded = task.settings, books.loaded
-    written = restated = False
     for hour in task.batch.hours:
         began_ns = time.time_ns()
         closed = hour.hour_at + timedelta(hours=1) <= task.closed_before_at
@@ -158,10 +157,7 @@ def _save(connection: psycopg.Connection[Any], task: Task, books: _Books) -> Ite
                 "site %s, hour %s: sealed samples give other books than hot rows gave", hour.site_id, hour.hour_at
             )
             report_attest(connection, hour.site_id, hour.hour_at)
-        written |= saved is Saved.WRITTEN and closed
-        restated |= saved is Saved.WRITTEN and hour.status == "closed"
         yield Done(hour, saved, began_ns, time.time_ns(), is_closed=closed)
-    remember_silences(connection, task.batch.site_id, loaded.silences, books.window, written=written, restated=restated)
 
 
 def _rate(connection: psycopg.Connection[Any], task: Task) -> Generator[Told, None, bool]:
@@ -221,6 +217,7 @@ def _books_of(at: datetime, books: _Books) -> HourBooks:
         findings=result.findings.filter(result.findings["hour_at"] == at),
         quality=result.quality.filter(result.quality["hour_at"] == at),
         job_tenants=result.job_tenants.filter(result.job_tenants["hour_at"] == at),
+        silences=SilencesTold.of(books.loaded.silences, books.window, at),
     )
 
 

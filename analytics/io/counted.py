@@ -43,7 +43,7 @@ def count_lines(
     """
     if state.status == "closed" and current is not None:
         run = replace(run, reason=_with_kinds(connection, state, run, current))
-    period_id = _frozen_in(connection, state, current)
+    period_id = frozen_in(connection, state, current)
     chained = chain_lines(connection, state, lines)
     made = replace(made, line_count=lines.height, head_sha256=chained.head, after_period_id=period_id)
     run_id = insert_run(connection, state, run, made)
@@ -82,7 +82,7 @@ def _with_kinds(connection: psycopg.Connection[Any], state: HourState, run: Run,
     return f"{run.reason}: {', '.join(kinds)}" if kinds else run.reason
 
 
-def _frozen_in(connection: psycopg.Connection[Any], state: HourState, current: Current | None) -> int | None:
+def frozen_in(connection: psycopg.Connection[Any], state: HourState, current: Current | None) -> int | None:
     """Return the closed month an hour is frozen in; one that had no books when its month was closed is, too."""
     if current is not None:
         return current.frozen_period_id

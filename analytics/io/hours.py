@@ -57,9 +57,7 @@ EXISTS (
     AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({but}))
 """.replace("{reach}", _REACH)
 _SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
-_RATING_ONLY: Final = "hours.status = 'closed' AND hours.shadow_run_id IS NULL AND NOT " + _UNSEEN.replace(
-    "{but}", "%(rating)s"
-)
+_RATING_ONLY: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "%(rating)s")
 _ASKED: Final = f"""
 (SELECT note FROM changes WHERE kind = '{RESTATE}' AND (changes.site_id = hours.site_id OR changes.site_id IS NULL) AND hours.status = 'closed'
  AND changes.from_at <= hours.hour_at AND changes.to_at > hours.hour_at AND changes.written_xid >= hours.seen_xid
@@ -125,7 +123,7 @@ WITH data AS (
 )
 -- Of a frozen hour, what it would be by now: that is what a change is computed against.
 SELECT due.site_id, due.hour_at, coalesce(hours.shadow_revision, hours.revision), coalesce(hours.shadow_run_id, hours.run_id), hours.status,
-       coalesce({rating_only}, false), coalesce({settled}, false), {asked}
+       hours.seen_xid::text, coalesce({rating_only}, false), coalesce({settled}, false), {asked}
 FROM due LEFT JOIN ledger_hours AS hours USING (site_id, hour_at)
 WHERE due.hour_at < %(now)s
 ORDER BY due.site_id, due.hour_at
@@ -190,8 +188,8 @@ def due_hours(
         },
     ).fetchall()
     return [
-        HourState(site_id, hour_at, revision, run_id, status, is_rated and not is_settled, is_settled, asked)
-        for site_id, hour_at, revision, run_id, status, is_rated, is_settled, asked in rows
+        HourState(site_id, hour_at, revision, run_id, status, seen_xid, is_rated and not is_settled, is_settled, asked)
+        for site_id, hour_at, revision, run_id, status, seen_xid, is_rated, is_settled, asked in rows
     ]
 
 
@@ -262,7 +260,7 @@ def settle(connection: psycopg.Connection[Any], hour: HourState, horizon_xid: st
     return bool(
         connection.execute(
             "UPDATE ledger_hours SET seen_xid = greatest(seen_xid, %s::xid8) "
-            "WHERE site_id = %s AND hour_at = %s AND run_id = %s AND status = 'closed'",
+            "WHERE site_id = %s AND hour_at = %s AND coalesce(shadow_run_id, run_id) = %s AND status = 'closed'",
             (horizon_xid, hour.site_id, hour.hour_at, hour.run_id),
         ).rowcount
     )

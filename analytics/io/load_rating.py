@@ -31,12 +31,16 @@ SELECT used.hour_at, used.device_id, used.holder, used.job_id, used.tenant_id, u
         used.reason, used.source, used.coverage, used.feed, used.origin,
        device.model AS device_model, CASE WHEN job_id IS NULL THEN holder ELSE 'job:' || {job_key} END AS holder_key
 """
+# Of a frozen hour those of what it would be by now; whose they were is asked anew anyway.
 _USAGE: Final = (
     (
         STORED_USAGE
         + """
-FROM current_usage_hours AS used JOIN {device} AS device ON device.id = used.device_id LEFT JOIN jobs ON jobs.id = used.job_id
-WHERE used.site_id = %(site_id)s AND used.hour_at >= %(from_at)s AND used.hour_at < %(to_at)s
+FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = coalesce(hours.shadow_run_id, hours.run_id)
+JOIN usage_hours AS used ON used.site_id = hours.site_id AND used.hour_at = hours.hour_at
+    AND used.revision = coalesce(runs.usage_revision, runs.revision)
+JOIN {device} AS device ON device.id = used.device_id LEFT JOIN jobs ON jobs.id = used.job_id
+WHERE hours.site_id = %(site_id)s AND hours.hour_at >= %(from_at)s AND hours.hour_at < %(to_at)s
 ORDER BY used.hour_at, used.device_id, used.holder
 """
     )

@@ -44,6 +44,8 @@ class HourState:
     revision: int | None
     run_id: int | None
     status: str | None
+    seen_xid: str | None
+    """Changes of transactions before this one are in its books."""
     is_rating_only: bool = False
     """Closed, and of what it was computed from only prices, bindings or API calls changed since."""
     is_settled: bool = False
@@ -119,7 +121,8 @@ def in_turn(connection: psycopg.Connection[Any], site_id: int) -> None:
 def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | None:
     """Return what the hour rests on, its row locked until the transaction ends; None = never closed.
 
-    Raises LostRaceError where that is not what it rested on when the hour was picked.
+    Raises LostRaceError where that is not what it rested on when the hour was picked, or others looked at it since: they may have found it
+    unchanged by what is different again from what this one read.
     """
     # A month is closed under a lock of the whole table, which waits for whoever saves an hour, and they for it: none slips in between.
     connection.execute("LOCK TABLE ledger_hours IN ROW EXCLUSIVE MODE")
@@ -149,7 +152,8 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
             head,
             period_id,
         )
-    if (current.run_id if current else None) != state.run_id:
+    rests_on = (current.run_id, current.seen_xid) if current else (None, None)
+    if rests_on != (state.run_id, state.seen_xid):
         raise LostRaceError
     return current
 

@@ -8,22 +8,44 @@ this time is on record as a run that attests the revision. Findings are no conte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import polars as pl
 import psycopg
 
 from analytics.io.book_rows import bind_jobs, content_with, difference, insert_rows
-from analytics.io.counted import count_lines
+from analytics.io.counted import count_lines, frozen_in
 from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
-from analytics.io.readings import Silences
+from analytics.io.readings import Gap, Silences
 from analytics.io.runs import Current, HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, pin, swap
 from analytics.pipeline import Window, content_hash
 
 PROVISIONAL: Final = 0
 """Revision of the open window."""
+
+
+@dataclass(frozen=True, slots=True)
+class SilencesTold:
+    """What an hour's readings tell of silences that reach beyond it."""
+
+    ended: tuple[Gap, ...] = ()
+    """Those that end in the hour."""
+    around: tuple[tuple[datetime, datetime], ...] = ()
+    """Where devices were silent before and after what was read together: late readings of the hour may have split that."""
+
+    @classmethod
+    def of(cls, silences: Silences, window: Window, hour_at: datetime) -> SilencesTold:
+        """Return the part of one of the hours that were read together."""
+        to_at = hour_at + timedelta(hours=1)
+        is_first, is_last = hour_at <= window.from_at, to_at >= window.to_at
+        ended = tuple(
+            gap for gap in silences.ended if (is_first or gap.to_at >= hour_at) and (is_last or gap.to_at < to_at)
+        )
+        around = ((silences.before_at, window.from_at), (window.to_at, silences.after_at))
+        return cls(ended, tuple((a, b) for a, b in around if a is not None and b is not None and a < b))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,7 @@ class HourBooks:
     findings: pl.DataFrame
     quality: pl.DataFrame
     job_tenants: pl.DataFrame
+    silences: SilencesTold = field(default_factory=SilencesTold)
 
 
 def save_hour(
@@ -57,7 +80,10 @@ def _save_in_transaction(
         if current is not None and current.content == content:
             replace_findings(connection, state.site_id, state.hour_at, books.findings)
             _attest(connection, state, books, run, current, of_usage, closed=closed)
+            _remember(connection, state, books.silences, written=False)
             return Saved.UNCHANGED
+        if not closed and current is None and frozen_in(connection, state, None) is not None:
+            raise LostRaceError  # no figures for now in a closed month: what it owes is posted once the hour is closed
         revision = _next_revision(state, closed=closed)
         diff = difference(connection, state, books.lines) if state.status == "closed" else None
         made = Made(Kind.CLOSE, revision, revision, content, of_usage, diff, _quality(books.quality))
@@ -76,6 +102,7 @@ def _save_in_transaction(
         bind_jobs(connection, state, books.job_tenants)
         if closed:
             pin(connection, state, run)
+        _remember(connection, state, books.silences, written=closed)
         return Saved.WRITTEN
 
 
@@ -135,43 +162,29 @@ SELECT %(site_id)s, %(from_at)s, %(to_at)s, 'gap' WHERE %(displaced)s OR EXISTS 
     SELECT FROM generate_series(date_trunc('hour', %(from_at)s, 'UTC'), %(to_at)s - interval '1 microsecond',
                                 interval '1 hour') AS silent(hour_at)
     WHERE NOT EXISTS (
-        SELECT FROM current_usage_hours AS known WHERE known.site_id = %(site_id)s AND known.hour_at = silent.hour_at
+        -- Of a frozen hour, what it would be by now.
+        SELECT FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = coalesce(hours.shadow_run_id, hours.run_id)
+        JOIN usage_hours AS known ON known.site_id = hours.site_id AND known.hour_at = hours.hour_at
+            AND known.revision = coalesce(runs.usage_revision, runs.revision)
+        WHERE hours.site_id = %(site_id)s AND hours.hour_at = silent.hour_at
         AND known.device_id = %(device_id)s AND known.energy_mj IS NOT NULL))
 """
 
 
-def remember_silences(
-    connection: psycopg.Connection[Any],
-    site_id: int,
-    silences: Silences,
-    window: Window,
-    *,
-    written: bool,
-    restated: bool,
-) -> None:
-    """Make hours due again whose energy hangs on a silence that this window's readings ended, or split.
+def _remember(connection: psycopg.Connection[Any], state: HourState, told: SilencesTold, *, written: bool) -> None:
+    """Make hours due again whose energy hangs on a silence that this hour's readings ended, or split.
 
     A silence that ends makes the hours it spans know their energy, once; of a feed that others stood in for, also hours that know
-    it from those, where closed books were ``written``. If the window was ``restated``, late readings may lie
-    inside a silence already told, which bends the line on both sides of them: all of it is looked at again. An hour that is
-    closed again unchanged passes nothing on, so the worker comes to rest.
+    it from those, where closed books were ``written``. If the hour was restated, late readings may lie inside a silence already told,
+    which bends the line on both sides of them: all of it is looked at again. An hour that is closed again unchanged passes nothing on,
+    so the worker comes to rest.
     """
-    for gap in silences.ended:
-        connection.execute(
-            _REMEMBER_GAP,
-            {
-                "site_id": site_id,
-                "device_id": gap.device_id,
-                "from_at": gap.from_at,
-                "to_at": gap.to_at,
-                "displaced": written and gap.displaces,
-            },
-        )
-    if not restated:
-        return
-    for from_at, to_at in ((silences.before_at, window.from_at), (window.to_at, silences.after_at)):
-        if from_at is not None and to_at is not None and from_at < to_at:
+    for gap in told.ended:
+        given = {"site_id": state.site_id, "device_id": gap.device_id, "from_at": gap.from_at, "to_at": gap.to_at}
+        connection.execute(_REMEMBER_GAP, given | {"displaced": written and gap.displaces})
+    if written and state.status == "closed":
+        for from_at, to_at in told.around:
             connection.execute(
                 "INSERT INTO changes (site_id, from_at, to_at, kind) VALUES (%s, %s, %s, 'gap')",
-                (site_id, from_at, to_at),
+                (state.site_id, from_at, to_at),
             )
