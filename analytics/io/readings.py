@@ -24,6 +24,7 @@ from analytics.model.overhead import AUTHORITY
 from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import Stream
+from ingest.accept import MOST_MW
 from ingest.store.samples import SampleSession, Speaker
 
 _THROTTLED: Final = (
@@ -42,7 +43,8 @@ _METERS: Final = f"""
 SELECT DISTINCT ON (placed.device_id) placed.device_id, meters.id AS meter_id FROM meters
 JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL
 JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node'
-WHERE meters.bills AND meters.name <> 'host' AND meters.covers <> 'part'
+WHERE meters.bills AND meters.name <> 'host' AND meters.covers IN ('it', 'all')
+AND NOT EXISTS (SELECT FROM shared_it WHERE shared_it.meter_id = meters.id AND shared_it.superseded_at IS NULL)
 ORDER BY placed.device_id, array_position(ARRAY[{", ".join(f"'{name}'" for name in AUTHORITY)}], meters.name), meters.name, meters.id
 """  # noqa: S608 (constants)
 
@@ -262,7 +264,10 @@ class _Reader:
 
     def _of_nodes(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         absent = ("power_max_mw", "gpu_util_percent", "temp_c", "clocks_event_reasons", "throttled_ns")
-        return rows.join(self._meters.lazy(), on="meter_id").with_columns(pl.lit(None).alias(name) for name in absent)
+        # Stored before more than a node can draw was refused.
+        possible = pl.when(pl.col("power_mw").is_between(0, MOST_MW)).then("power_mw").alias("power_mw")
+        missing = (pl.lit(None).alias(name) for name in absent)
+        return rows.join(self._meters.lazy(), on="meter_id").with_columns(possible, *missing)
 
 
 def _of_devices(rows: pl.LazyFrame) -> pl.LazyFrame:

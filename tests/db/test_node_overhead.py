@@ -270,3 +270,19 @@ def test_a_node_with_a_node_meter_alone_keeps_its_whole_energy(db: Database) -> 
     HourCloser(fleet.database, SETTINGS).run(LATER)
     assert usage(fleet) == [("node:s1/n1", f"job:{job_id}", 4000 * HOUR_MJ, 3_600_000_000)]
     assert fleet.rows("SELECT DISTINCT method FROM current_usage_hours") == [("node_meter",)]
+
+
+def test_no_power_that_no_node_can_draw_and_no_meter_of_cooling_is_a_nodes(db: Database) -> None:
+    fleet = small_fleet(db)
+    fleet.rows("UPDATE devices SET kind = 'node', uuid = 'node:s1/n1', accelerators = 8 RETURNING 1")
+    with fleet.admin() as connection:
+        connection.execute(
+            "SELECT ensure_partitions(%s, %s, NULL)", (HOUR_AT.date(), HOUR_AT.date() + timedelta(days=1))
+        )
+    node_rows(fleet, meter(fleet, "dc"), 3800)
+    cooling = meter(fleet, "ac")  # it would come before
+    node_rows(fleet, cooling, 900)
+    fleet.rows("UPDATE meters SET covers = 'cooling' WHERE id = %s RETURNING 1", cooling)
+    fleet.rows("UPDATE node_samples SET power_mw = 2147483648 RETURNING 1")  # as an import once kept it
+    HourCloser(fleet.database, SETTINGS).run(LATER)
+    assert usage(fleet) == [("node:s1/n1", "idle", 3800 * HOUR_MJ, 3_600_000_000)]
