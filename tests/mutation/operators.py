@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -49,26 +49,26 @@ def mutants(source: str) -> Iterator[Mutant]:
     numbers off by one, negated conditions, swapped booleans. Annotations, docstrings and messages of errors are left alone.
     """
     tree = ast.parse(source)
-    plain = ast.unparse(tree)
+    plain = [ast.unparse(statement) for statement in tree.body]
     seen: Counter[tuple[int, str]] = Counter()
-    for number, node in enumerate(_nodes(tree)):
-        for what, change in _changes(node):
-            mutated = copy.deepcopy(tree)
-            target = list(_nodes(mutated))[number]
-            _replace(mutated, target, change)
-            text = ast.unparse(ast.fix_missing_locations(mutated))
-            if text != plain:
-                line = getattr(node, "lineno", 0)
-                yield Mutant(line, what, text, seen[line, what])
-                seen[line, what] += 1
+    for number, statement in enumerate(tree.body):
+        for node in list(_nodes([statement])):
+            for what, change in _changes(node):
+                undo = _replace(tree, node, change)
+                text = ast.unparse(tree.body[number])
+                undo()
+                if text != plain[number]:
+                    line = getattr(node, "lineno", 0)
+                    yield Mutant(line, what, "\n".join((*plain[:number], text, *plain[number + 1 :])), seen[line, what])
+                    seen[line, what] += 1
 
 
-def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
+def _nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
     """Walk what computes: inside functions and at module level, but not annotations, docstrings and what is raised.
 
     Nor numbers given by keyword: ``max(initial=0)`` of what is never negative has no other meaning with 1.
     """
-    stack: list[ast.AST] = list(reversed(tree.body))
+    stack: list[ast.AST] = list(reversed(body))
     while stack:
         node = stack.pop()
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert)):
@@ -142,12 +142,15 @@ def _of_arithmetic(node: ast.BinOp) -> Iterator[tuple[str, Change]]:
         yield "| becomes &", ast.BinOp(left, ast.BitAnd(), right)
 
 
-def _replace(tree: ast.AST, target: ast.AST, change: ast.AST) -> None:
+def _replace(tree: ast.Module, target: ast.AST, change: ast.AST) -> Callable[[], None]:
+    """Put a change in a node's place; what is returned takes it back. A change may hold the node's own parts: they are only read."""
     for node in ast.walk(tree):
         for field, value in ast.iter_fields(node):
             if value is target:
                 setattr(node, field, change)
-                return
-            if isinstance(value, list) and target in value:
-                value[value.index(target)] = change
-                return
+                return lambda: setattr(node, field, target)
+            if isinstance(value, list) and any(each is target for each in value):
+                place = next(place for place, each in enumerate(value) if each is target)
+                value[place] = change
+                return lambda: value.__setitem__(place, target)
+    raise LookupError(f"{ast.dump(target)} is not of this tree")

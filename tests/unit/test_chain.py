@@ -8,6 +8,7 @@ import random
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -99,7 +100,9 @@ def found(stored: pl.DataFrame, before: pl.DataFrame) -> Break | None:
     return first_break(links(stored), START, before.height, before["chain_sha256"][-1] if before.height else START)
 
 
-THREE = chained(line("a"), line("b", tenant_id=2), line("c"))
+@cache
+def three() -> pl.DataFrame:
+    return chained(line("a"), line("b", tenant_id=2), line("c"))
 
 
 def with_at(stored: pl.DataFrame, place: int, **values: Any) -> pl.DataFrame:
@@ -109,59 +112,63 @@ def with_at(stored: pl.DataFrame, place: int, **values: Any) -> pl.DataFrame:
 
 
 def test_three_lines_hold_and_the_chain_is_sha256_over_the_link_before_and_the_text() -> None:
-    assert found(THREE, THREE) is None
-    first = hashlib.sha256(START + canonical(THREE, NAMES)[0].encode()).digest()
-    second = hashlib.sha256(first + canonical(THREE, NAMES)[1].encode()).digest()
-    assert THREE["chain_sha256"].to_list()[:2] == [first, second]
+    assert found(three(), three()) is None
+    first = hashlib.sha256(START + canonical(three(), NAMES)[0].encode()).digest()
+    second = hashlib.sha256(first + canonical(three(), NAMES)[1].encode()).digest()
+    assert three()["chain_sha256"].to_list()[:2] == [first, second]
     assert hashlib.sha256(b'["wattledger/line/1","fra1","2026-10-01T00:00:00Z"]').digest() == START
 
 
 def test_one_millijoule_too_many_is_found_and_its_line_named() -> None:
-    assert found(with_at(THREE, 1, energy_mj=360_000_001), THREE) == Break(Fault.ALTERED, 2, "b")
+    assert found(with_at(three(), 1, energy_mj=360_000_001), three()) == Break(Fault.ALTERED, 2, "b")
 
 
 def test_a_billionth_too_little_is_found_and_its_line_named() -> None:
     less = Decimal("2.000000000") - NANO
-    assert found(with_at(THREE, 2, billed_cost=less), THREE) == Break(Fault.ALTERED, 3, "c")
+    assert found(with_at(three(), 2, billed_cost=less), three()) == Break(Fault.ALTERED, 3, "c")
 
 
 def test_a_line_of_another_tenant_than_then_is_found() -> None:
-    assert found(with_at(THREE, 0, tenant_id=2), THREE) == Break(Fault.ALTERED, 1, "a")
+    assert found(with_at(three(), 0, tenant_id=2), three()) == Break(Fault.ALTERED, 1, "a")
 
 
 def test_a_dropped_line_is_named_by_its_place() -> None:
-    without = THREE.filter(pl.col("holder_key") != "b")
-    assert found(without, THREE) == Break(Fault.DROPPED, 2, "what stood before c")
+    without = three().filter(pl.col("holder_key") != "b")
+    assert found(without, three()) == Break(Fault.DROPPED, 2, "what stood before c")
     renumbered = without.with_columns(pl.Series("ordinal", [1, 2], pl.Int32))
-    assert found(renumbered, THREE) == Break(Fault.DROPPED, 2, "what stood before c")
-    assert found(THREE.head(2), THREE) == Break(Fault.DROPPED, 3, "the last 1 of 3")
+    assert found(renumbered, three()) == Break(Fault.DROPPED, 2, "what stood before c")
+    assert found(three().head(2), three()) == Break(Fault.DROPPED, 3, "the last 1 of 3")
 
 
 def test_two_lines_that_changed_places_are_reordered_with_or_without_their_links() -> None:
-    moved = THREE.with_columns(pl.Series("ordinal", [2, 1, 3], pl.Int32))
-    assert found(moved, THREE) == Break(Fault.REORDERED, 1, "a")
-    rows = THREE.to_dicts()
+    moved = three().with_columns(pl.Series("ordinal", [2, 1, 3], pl.Int32))
+    assert found(moved, three()) == Break(Fault.REORDERED, 1, "a")
+    rows = three().to_dicts()
     for name in ("ordinal", "chain_sha256"):
         rows[0][name], rows[1][name] = rows[1][name], rows[0][name]
-    assert found(pl.DataFrame(rows, schema=THREE.schema), THREE) == Break(Fault.REORDERED, 1, "a")
+    assert found(pl.DataFrame(rows, schema=three().schema), three()) == Break(Fault.REORDERED, 1, "a")
 
 
 @pytest.mark.parametrize("ordinal", [None, 1, 2, 3, 4])
 def test_an_invented_line_is_named_wherever_it_claims_to_stand(ordinal: int | None) -> None:
-    mine = THREE.head(1).with_columns(
-        pl.lit("x").alias("holder_key"),
-        pl.lit(ordinal, pl.Int32).alias("ordinal"),
-        pl.lit(b"\x07" * 32).alias("chain_sha256"),
+    mine = (
+        three()
+        .head(1)
+        .with_columns(
+            pl.lit("x").alias("holder_key"),
+            pl.lit(ordinal, pl.Int32).alias("ordinal"),
+            pl.lit(b"\x07" * 32).alias("chain_sha256"),
+        )
     )
-    shown = found(pl.concat([mine, THREE]), THREE)
+    shown = found(pl.concat([mine, three()]), three())
     assert shown is not None
     assert (shown.fault, shown.called) == (Fault.INVENTED, "x")
 
 
 def test_an_hour_without_lines_holds_and_one_invented_there_does_not() -> None:
-    none = THREE.clear()
+    none = three().clear()
     assert found(none, none) is None
-    assert found(THREE.head(1), none) == Break(Fault.INVENTED, 1, "a")
+    assert found(three().head(1), none) == Break(Fault.INVENTED, 1, "a")
 
 
 def test_the_order_and_the_links_do_not_hang_on_ids_or_on_the_order_of_rows() -> None:
@@ -170,7 +177,7 @@ def test_the_order_and_the_links_do_not_hang_on_ids_or_on_the_order_of_rows() ->
     ids = {1: 11, 2: 12}
     moved = [each | {"tenant_id": ids[each["tenant_id"]], "price_id": 17} for each in reversed(lines)]
     rebuilt = stamp(pl.DataFrame(moved, schema=SCHEMA), other_ids, START, b"salt")
-    assert rebuilt["chain_sha256"].to_list() == THREE["chain_sha256"].to_list()
+    assert rebuilt["chain_sha256"].to_list() == three()["chain_sha256"].to_list()
 
 
 def test_a_forgotten_name_leaves_the_chain_as_it_was_and_says_nothing_of_the_name() -> None:
