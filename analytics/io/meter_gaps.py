@@ -37,7 +37,8 @@ WHERE site_id = %(site_id)s AND superseded_at IS NULL AND from_at < %(to_at)s AN
 # Of the whole site lines are a tenth of usage hours; node 0 stands for all of it.
 _OF_SITE: Final = """
 SELECT 0 AS node_id, (extract(epoch FROM hour_at) * 1000000)::bigint AS hour_us, sum(energy_mj)::bigint AS energy_mj,
-       coalesce(sum(energy_mj) FILTER (WHERE charge_category = 'gpu_owned'), 0)::bigint AS devices_mj
+       coalesce(sum(energy_mj) FILTER (WHERE charge_category = 'gpu_owned'), 0)::bigint AS devices_mj,
+       coalesce(sum(energy_mj) FILTER (WHERE charge_category = 'shared_it'), 0)::bigint AS shared_mj
 FROM current_ledger_lines WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
 AND charge_category IN ('gpu_owned', 'node_overhead', 'shared_it')
 GROUP BY hour_at
@@ -58,9 +59,11 @@ WITH used AS (
     )) AS node_id
     FROM used JOIN devices ON devices.id = used.device_id LEFT JOIN chassis ON chassis.device_id = used.device_id
 )
-SELECT coalesce(node_id, 0) AS node_id, (extract(epoch FROM hour_at) * 1000000)::bigint AS hour_us, sum(energy_mj)::bigint AS energy_mj,
-       coalesce(sum(energy_mj) FILTER (WHERE kind NOT IN ('chassis', 'site')), 0)::bigint AS devices_mj
-FROM stood GROUP BY 1, 2 HAVING sum(covered_us) >= %(known)s * sum(held_us)
+SELECT coalesce(node_id, 0) AS node_id, (extract(epoch FROM hour_at) * 1000000)::bigint AS hour_us,
+       CASE WHEN sum(covered_us) >= %(known)s * sum(held_us) THEN sum(energy_mj) END::bigint AS energy_mj,
+       coalesce(sum(energy_mj) FILTER (WHERE kind NOT IN ('chassis', 'site')), 0)::bigint AS devices_mj,
+       coalesce(sum(energy_mj) FILTER (WHERE kind = 'site'), 0)::bigint AS shared_mj
+FROM stood GROUP BY 1, 2
 """  # noqa: S608 (constants)
 _LISTED: Final = """
 SELECT sites.name AS site, coalesce(nodes.name, '') AS node, meters.name, meters.level, meters.covers, meters.bills, upper.name AS parent,
@@ -83,6 +86,7 @@ _KINDS: Final = {
     "hour_us": pl.Int64,
     "energy_mj": pl.Int64,
     "devices_mj": pl.Int64,
+    "shared_mj": pl.Int64,
 }
 
 

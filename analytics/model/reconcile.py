@@ -68,13 +68,16 @@ def gap(meters: pl.DataFrame, metered: pl.DataFrame, nodes: pl.DataFrame, of_hou
     """Return :data:`GAPS` of one site, the site's levels first, then its meters by level and name.
 
     ``meters``: meter_id, parent_meter_id, level, name, covers, node_id, gain_ppm. ``metered``: of :func:`hours_of`. ``nodes``:
-    node_id, hour_us, energy_mj, devices_mj: what the books have of each node's hours.
+    node_id, hour_us, energy_mj, devices_mj, shared_mj: what the books have of each node's hours, null energy where too little is known.
+    The site's levels are compared over hours in which every node is known: a node that fell silent is no loss of the site.
     """
     above = meters.filter(pl.col("node_id").is_null())
     gains = meters.filter(pl.col("node_id").is_not_null()).group_by("node_id").agg(pl.col("gain_ppm").max())
     booked = nodes.join(gains, on="node_id", how="left").with_columns(pl.col("gain_ppm").fill_null(NODE_GAIN_PPM))
+    silent = booked.filter(pl.col("energy_mj").is_null()).select("hour_us").unique()
+    of_site, booked = booked.join(silent, on="hour_us", how="anti"), booked.drop_nulls("energy_mj")
     sides = metered.join(above.select("meter_id", "gain_ppm"), on="meter_id")
-    found = [*_levels(above, sides, booked, of_hours), *_trees(meters, sides, booked, of_hours)]
+    found = [*_levels(above, sides, of_site, of_hours), *_trees(meters, sides, booked, of_hours)]
     return pl.DataFrame(found, schema=GAPS, orient="row")
 
 
@@ -99,7 +102,10 @@ def _levels(above: pl.DataFrame, sides: pl.DataFrame, booked: pl.DataFrame, of_h
         if chosen.height and booked.height:
             found.append(_compared(level, None, "node", _all(chosen, sides), _by_hour(booked), of_hours))
             break
-    told = booked.filter(pl.col("energy_mj") > pl.col("devices_mj"))
+    # Shared IT is in no node.
+    told = booked.with_columns(pl.col("energy_mj") - pl.col("shared_mj")).filter(
+        pl.col("energy_mj") > pl.col("devices_mj")
+    )
     if told.height:
         devices = told.with_columns(pl.col("devices_mj").alias("energy_mj"), pl.lit(0).alias("gain_ppm"))
         found.append(_compared("node", None, "device", _by_hour(told), _by_hour(devices), of_hours))

@@ -36,13 +36,20 @@ def _meters(*rows: tuple[int, int | None, str, str, str, int | None, int]) -> pl
     )  # fmt: skip
 
 
-def _nodes(*rows: tuple[int, int, float, float]) -> pl.DataFrame:
-    """Node, hour, kWh of the node and of its devices."""
+def _nodes(*rows: tuple[int, int, float | None, float], shared: float = 0) -> pl.DataFrame:
+    """Node, hour, kWh of the node (None: too little is known) and of its devices; node 0 has what is ``shared`` beside."""
+    told = [
+        (n, h * US_PER_HOUR, None if kwh is None else round(kwh * MJ_PER_KWH), round(of * MJ_PER_KWH), 0)
+        for n, h, kwh, of in rows
+    ]
+    other = [(0, hour * US_PER_HOUR, *[round(kwh * MJ_PER_KWH) for kwh in (shared, 0, shared)]) for hour in (0,)]
     return pl.DataFrame(
-        [(n, h * US_PER_HOUR, round(kwh * MJ_PER_KWH), round(of * MJ_PER_KWH)) for n, h, kwh, of in rows],
-        schema={"node_id": pl.Int32, "hour_us": pl.Int64, "energy_mj": pl.Int64, "devices_mj": pl.Int64},
+        told + other if shared else told,
+        schema={
+            "node_id": pl.Int32, "hour_us": pl.Int64, "energy_mj": pl.Int64, "devices_mj": pl.Int64, "shared_mj": pl.Int64,
+        },
         orient="row",
-    )
+    )  # fmt: skip
 
 
 def _gaps(
@@ -125,3 +132,20 @@ def test_cooling_counts_below_the_utility_and_not_above_the_nodes() -> None:
 
 def test_without_meters_above_there_is_nothing_to_compare() -> None:
     assert _gaps(_meters(), _periods(), _nodes((1, 0, 49, 49))) == {}
+
+
+def test_an_hour_in_which_one_node_is_not_known_is_no_gap_of_the_site() -> None:
+    """Two hours of 100 kWh; in the second node 2 fell silent: the first alone is compared, of node 1 both are."""
+    periods = _periods(*((meter, 0, 2, kwh) for meter, kwh in ((UTILITY, 200), (PDU_A, 100), (PDU_B, 100))))
+    found = _gaps(SITE, periods, _nodes((1, 0, 50, 40), (2, 0, 50, 40), (1, 1, 50, 40), (2, 1, None, 3)), hours=2)
+    of_site = found["pdu", None, "node"]
+    assert (of_site["metered_mj"], of_site["gap_mj"], of_site["hours"]) == (100 * MJ_PER_KWH, 0, 1)
+    assert found["pdu", "pdu-a", "node"]["hours"] == 2
+
+
+def test_shared_it_is_below_the_site_and_above_no_device() -> None:
+    periods = _periods((UTILITY, 0, 1, 100), (PDU_A, 0, 1, 50), (PDU_B, 0, 1, 50))
+    found = _gaps(SITE, periods, _nodes((1, 0, 45, 40), (2, 0, 45, 45), shared=10))
+    assert found["pdu", None, "node"]["gap_mj"] == 0
+    pair = found["node", None, "device"]
+    assert (pair["metered_mj"], pair["below_mj"]) == (45 * MJ_PER_KWH, 40 * MJ_PER_KWH)
