@@ -44,7 +44,7 @@ class PeriodList(BaseModel):
 
 
 class DocumentModel(BaseModel):
-    """``document``: what `wattledger close` wrote, made once more from what is on record; without the public key."""
+    """``document``: what `wattledger close` wrote, made once more from what is on record."""
 
     period: PeriodModel
     document: dict[str, Any]

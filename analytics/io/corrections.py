@@ -29,7 +29,8 @@ WITH RECURSIVE later (at) AS (
     SELECT %(hour_at)s::timestamptz
     UNION
     SELECT period.to_at FROM later JOIN ledger_periods AS period ON period.from_at <= later.at AND period.to_at > later.at
-    WHERE period.reopened_at IS NULL AND (period.site_id = %(site_id)s OR period.site_id IS NULL)
+    WHERE period.reopened_at IS NULL
+      AND (period.site_id = %(site_id)s OR (period.site_id IS NULL AND %(site_id)s <> ALL (period.apart_site_ids)))
 )
 SELECT max(at) FROM later
 """

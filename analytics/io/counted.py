@@ -25,7 +25,7 @@ AND written_xid >= %(seen_xid)s::xid8 AND kind <> ALL (%(outside)s) ORDER BY kin
 """
 _CLOSED_OVER: Final = """
 SELECT id FROM ledger_periods AS period WHERE reopened_at IS NULL AND from_at <= %(hour_at)s AND to_at > %(hour_at)s
-AND (site_id = %(site_id)s OR site_id IS NULL) ORDER BY site_id LIMIT 1
+AND (site_id = %(site_id)s OR (site_id IS NULL AND %(site_id)s <> ALL (apart_site_ids))) ORDER BY site_id LIMIT 1
 """
 
 

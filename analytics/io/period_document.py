@@ -7,8 +7,9 @@ what they were, the head beside its name in this file says so, whatever was made
 from __future__ import annotations
 
 import base64
+import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -19,8 +20,24 @@ from analytics.errors import CloseError
 from analytics.io.signing import Signed, holds, key_id
 from analytics.model.chain import follow, instant_text, start_of, told
 
-FORMAT: Final = "wattledger/close/1"
+FORMAT: Final = "wattledger/close/2"
 ALL_SITES: Final = "*"
+MOVED_TOLD: Final = 1_000
+"""Lines that a document tells of those that moved; all of them are under the root, and in a file of their own (:func:`moved_link`)."""
+_FIGURES: Final = ("closed_by", "closed_at", "apart", "totals", "checklist")
+_PARTS: Final = {
+    "period": dict,
+    "closed_by": str,
+    "closed_at": str,
+    "apart": list,
+    "totals": dict,
+    "checklist": list,
+    "moved": dict,
+    "hours": list,
+    "corrections": list,
+    "root_sha256": str,
+}
+_PERIOD: Final = {"name": str, "site": str, "number": int, "from": str, "to": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +56,35 @@ class Entry:
 
 
 def links_of(head: Mapping[str, Any], entries: list[Entry]) -> list[bytes]:
-    """Return the link of each entry and, last, the root, which covers the document's figures too.
+    """Return the link of each entry and, last, the root, which covers the document's figures too, who closed it and when.
 
-    ``head``: ``period`` (name, site, number, from, to), ``totals``, ``checklist`` and ``moved``, as in the document.
+    ``head``: what the document says before its hours. Of ``moved`` the count and the last link are under the root, and so each of its lines.
     """
-    period = head["period"]
+    period, moved = head["period"], head["moved"]
     start = start_of(FORMAT, period["name"], period["site"], period["number"], period["from"], period["to"])
-    figures = {name: _exact(head[name]) for name in ("totals", "checklist", "moved")}
-    return follow(start, [*(entry.text() for entry in entries), told(**figures)])
+    figures = {name: _exact(head[name]) for name in _FIGURES}
+    return follow(
+        start, [*(entry.text() for entry in entries), told(**figures, moved=_exact([moved["lines"], moved["sha256"]]))]
+    )
+
+
+def moved_start(name: str, site: str | None, number: int) -> bytes:
+    """Return the beginning of the chain of what moved since a month was closed before."""
+    return start_of("wattledger/moved/1", name, site or ALL_SITES, number)
+
+
+def moved_link(before: bytes, texts: Iterable[str]) -> tuple[bytes, int]:
+    """Return the last link and the count of lines that moved, each as :func:`moved_text` has it; however many, one is held at a time."""
+    count = 0
+    for text in texts:
+        (before,) = follow(before, [text])
+        count += 1
+    return before, count
+
+
+def moved_text(row: Mapping[str, Any]) -> str:
+    """Return a line that moved as it is chained, and written to a file line by line."""
+    return _exact(row)
 
 
 def message_of(period: Mapping[str, Any], root: str) -> bytes:
@@ -76,6 +114,43 @@ def document(head: Mapping[str, Any], entries: list[Entry], root: bytes, signed:
     }
 
 
+def checked(found: Mapping[str, Any], called: str) -> Mapping[str, Any]:
+    """Return a document that has the form of one; raises CloseError naming the first part that has not."""
+    missing = [name for name in _PARTS if name not in found]
+    if missing:
+        raise CloseError(f"{called} lacks {', '.join(missing)}")
+    for of, parts, told_as in ((found, _PARTS, ""), (found["period"], _PERIOD, "period.")):
+        for name, kind in parts.items():
+            if not isinstance(of, dict) or not isinstance(of.get(name), kind):
+                raise CloseError(f"{called}: {told_as}{name} is not of the form of a document ({FORMAT}); is it whole?")
+    moved = found["moved"]
+    if not isinstance(moved.get("lines"), int) or not isinstance(moved.get("told"), list):
+        raise CloseError(f"{called}: moved is not of the form of a document ({FORMAT}); is it whole?")
+    for name, size in (("hours", 4), ("corrections", 5)):
+        for place, row in enumerate(found[name], start=1):
+            if not _is_entry(row, size):
+                raise CloseError(f"{called}: {name}, entry {place}, is not of the form of a document; is it whole?")
+    try:
+        base64.b64decode(found.get("signature") or "", validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise CloseError(f"{called}: its signature is no base64; is it whole?") from None
+    return found
+
+
+def _is_entry(row: Any, size: int) -> bool:
+    try:
+        site, at, lines, head, *reason = row
+        return (
+            len(row) == size
+            and datetime.fromisoformat(at).tzinfo is not None
+            and isinstance(lines, int)
+            and len(bytes.fromhex(head)) > 0
+            and all(isinstance(word, str) for word in (site, *reason))
+        )
+    except (TypeError, ValueError):
+        return False
+
+
 def parsed(text: str, called: str) -> dict[str, Any]:
     """Return a document that was read from a file; raises CloseError for what is none."""
     try:
@@ -84,13 +159,7 @@ def parsed(text: str, called: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise CloseError(f"{called} is no document of a closed month ({FORMAT}); `wattledger close` wrote it")
-    missing = [
-        name
-        for name in ("period", "totals", "checklist", "moved", "hours", "corrections", "root_sha256")
-        if name not in found
-    ]
-    if missing:
-        raise CloseError(f"{called} lacks {', '.join(missing)}")
+    checked(found, called)
     return found
 
 
@@ -108,14 +177,19 @@ def entries_of(found: Mapping[str, Any]) -> list[Entry]:
 
 
 def faults(found: Mapping[str, Any], key: Ed25519PublicKey | None) -> list[str]:
-    """Return what is wrong with a document by itself: its root, and its signature by this key. Empty: nothing."""
+    """Return what is wrong with a document (:func:`checked`) by itself: its root, and its signature by this key. Empty: nothing."""
     wrong = []
-    try:
-        root = links_of(found, entries_of(found))[-1].hex()
-    except (TypeError, ValueError, KeyError):
-        return ["its hours and figures are not of the form of a document"]
+    root = links_of(found, entries_of(found))[-1].hex()
     if root != found["root_sha256"]:
         wrong.append(f"its hours and figures lead to the root {root}, it says {found['root_sha256']}")
+    period, moved = found["period"], found["moved"]
+    if moved["lines"] == len(moved["told"]):
+        start = moved_start(period["name"], period["site"], period["number"])
+        link, _ = moved_link(start, map(moved_text, moved["told"]))
+        if moved["sha256"] != (link.hex() if period["number"] > 1 else None):
+            wrong.append("the lines that it says moved are not those under its root")
+    elif len(moved["told"]) != MOVED_TOLD or moved["lines"] < MOVED_TOLD:
+        wrong.append(f"it tells {len(moved['told'])} of {moved['lines']} lines that moved")
     if key is None:
         return wrong
     if found.get("signature") is None:

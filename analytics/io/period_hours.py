@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import polars as pl
 import psycopg
 
 from analytics.frames import LedgerLines
+from analytics.io.holds import JOB_KEY
 from analytics.io.line_names import names_of, site_name
-from analytics.io.period_document import Entry
+from analytics.io.period_document import Entry, moved_text
 from analytics.io.rows import fetch_frame
 from analytics.model.chain import stamp, start_of_hour
 from analytics.model.corrections import differences
@@ -54,6 +55,13 @@ AND runs.head_sha256 IS NULL ORDER BY hours.site_id, hours.hour_at
 _LINES: Final = (
     "SELECT * FROM ledger_lines WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s"
 )
+# As lines are made today, so that a line is followed by the same name when its hour is computed again: a job by its scheduler's words, a call
+# by what it used. What an id in a key stood for is only known here.
+_NAME_HOLDERS: Final = f"""
+UPDATE ledger_lines AS line SET holder_key = CASE WHEN line.pool = 'api' THEN 'api:' || split_part(line.line_key, '|', -3) ELSE coalesce(
+    (SELECT 'job:' || {JOB_KEY} FROM jobs WHERE jobs.id = line.job_id), split_part(line.line_key, '|', 2)) END
+WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s AND holder_key IS NULL
+"""  # noqa: S608 (constants)
 _MOVED: Final = """
 SELECT sites.name, entry.site_id, entry.hour_at, coalesce(before.revision, 0), {now}, (
     SELECT array_agg(DISTINCT reason ORDER BY reason) FROM ledger_runs AS runs WHERE runs.site_id = entry.site_id
@@ -121,16 +129,7 @@ def chain_old_hours(connection: psycopg.Connection[Any], month: Month, site_ids:
     given = {"sites": list(site_ids), "from_at": month.from_at, "to_at": month.to_at}
     for site_id, hour_at, revision, run_id in connection.execute(_UNCHAINED, given).fetchall():
         at = {"site_id": site_id, "hour_at": hour_at, "revision": revision}
-        connection.execute(
-            "UPDATE ledger_lines SET holder_key = split_part(line_key, '|', 2) "
-            "WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s AND holder_key IS NULL AND pool <> 'api'",
-            at,
-        )
-        connection.execute(
-            "UPDATE ledger_lines SET holder_key = 'api:' || coalesce(device_model, '-') "
-            "WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s AND holder_key IS NULL",
-            at,
-        )
+        connection.execute(_NAME_HOLDERS.encode(), at)
         lines = fetch_frame(connection, _LINES, at, LedgerLines)
         start = start_of_hour(site_name(connection, site_id), hour_at)
         chained = stamp(lines, names_of(connection, lines), start, secrets.token_bytes(32))
@@ -155,23 +154,24 @@ def chain_old_hours(connection: psycopg.Connection[Any], month: Month, site_ids:
 
 def moved_lines(
     connection: psycopg.Connection[Any], before_id: int, site_ids: Sequence[int], month: Month
-) -> list[dict[str, Any]]:
-    """Return every line of a reopened month that is not what it was when it was closed before, with the reasons; amounts are differences."""
+) -> Iterator[str]:
+    """Yield every line of a reopened month that is not what it was when it was closed before, as JSON with the reasons; amounts are differences.
+
+    By site and hour, and then by what is told, so that no name that is forgotten later moves a line. One hour is in memory at a time.
+    """
     given = {"sites": list(site_ids), "from_at": month.from_at, "to_at": month.to_at, "before": before_id}
-    return _differing(connection, connection.execute(_MOVED_SINCE.encode(), given).fetchall())
+    yield from _differing(connection, connection.execute(_MOVED_SINCE.encode(), given).fetchall())
 
 
-def moved_since(connection: psycopg.Connection[Any], period_id: int) -> list[dict[str, Any]]:
-    """Return the same of a period on record, against the one before it; empty for the first."""
+def moved_since(connection: psycopg.Connection[Any], period_id: int) -> Iterator[str]:
+    """Yield the same of a period on record, against the one before it; nothing for the first."""
     row = connection.execute(_BEFORE, [period_id]).fetchone()
-    if row is None:
-        return []
-    given = {"period": period_id, "before": row[0]}
-    return _differing(connection, connection.execute(_MOVED_ON_RECORD.encode(), given).fetchall())
+    if row is not None:
+        given = {"period": period_id, "before": row[0]}
+        yield from _differing(connection, connection.execute(_MOVED_ON_RECORD.encode(), given).fetchall())
 
 
-def _differing(connection: psycopg.Connection[Any], hours: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    found = []
+def _differing(connection: psycopg.Connection[Any], hours: Sequence[tuple[Any, ...]]) -> Iterator[str]:
     for site, site_id, hour_at, old, new, reasons in hours:
         at = {"site_id": site_id, "hour_at": hour_at}
         before, after = (
@@ -182,20 +182,21 @@ def _differing(connection: psycopg.Connection[Any], hours: Sequence[tuple[Any, .
             connection,
             moved.with_columns(pl.lit(None, pl.Int32).alias("price_id"), pl.lit(None, pl.Int32).alias("tariff_id")),
         )
-        found += [
-            {
-                "site": site,
-                "hour": hour_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "tenant": names.tenants.get(row["tenant_id"]),
-                "holder": row["holder_key"],
-                "model": row["device_model"],
-                "category": row["charge_category"],
-                "currency": row["currency"],
-                "billed_cost": None if row["billed_cost"] is None else f"{row['billed_cost']:f}",
-                "energy_mj": None if row["energy_mj"] is None else str(row["energy_mj"]),
-                "carbon_gco2e": None if row["carbon_gco2e"] is None else f"{row['carbon_gco2e']:f}",
-                "reasons": list(reasons or ()),
-            }
+        yield from sorted(
+            moved_text(
+                {
+                    "site": site,
+                    "hour": hour_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    "tenant": names.tenants.get(row["tenant_id"]),
+                    "holder": row["holder_key"],
+                    "model": row["device_model"],
+                    "category": row["charge_category"],
+                    "currency": row["currency"],
+                    "billed_cost": None if row["billed_cost"] is None else f"{row['billed_cost']:f}",
+                    "energy_mj": None if row["energy_mj"] is None else str(row["energy_mj"]),
+                    "carbon_gco2e": None if row["carbon_gco2e"] is None else f"{row['carbon_gco2e']:f}",
+                    "reasons": list(reasons or ()),
+                }
+            )
             for row in moved.to_dicts()
-        ]
-    return found
+        )

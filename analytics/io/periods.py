@@ -6,9 +6,11 @@ frozen is never written again; what changes later is ``corrections``' business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 import psycopg
@@ -18,7 +20,15 @@ from psycopg.types.json import Jsonb
 from analytics.errors import AnalyticsError, CloseError
 from analytics.io.checklist import Item, Scope, Verdict, checklist
 from analytics.io.corrections import post
-from analytics.io.period_document import ALL_SITES, Entry, document, links_of, message_of
+from analytics.io.period_document import (
+    ALL_SITES,
+    MOVED_TOLD,
+    document,
+    links_of,
+    message_of,
+    moved_link,
+    moved_start,
+)
 from analytics.io.period_hours import (
     chain_old_hours,
     entries_on_record,
@@ -38,21 +48,25 @@ _LOCK: Final = "LOCK TABLE ledger_hours IN SHARE ROW EXCLUSIVE MODE"
 _PATIENCE: Final = "SET LOCAL lock_timeout = '60s'"
 _COLUMNS: Final = """
 SELECT period.id, period.name, sites.name, period.site_id, period.number, period.from_at, period.to_at, period.hours, period.lines,
-       period.corrections, period.checklist, period.totals, period.root_sha256, period.signature, period.key_id, period.closed_by,
-       period.closed_at, period.reopened_at, period.reopened_by, period.reopen_reason
+       period.corrections, period.checklist, period.totals, period.closed_by, period.closed_at,
+       ARRAY(SELECT apart.name FROM sites AS apart WHERE apart.id = ANY (period.apart_site_ids) ORDER BY apart.name), period.moved_lines,
+       period.moved_sha256, period.root_sha256, period.signature, period.key_id, period.public_key, period.reopened_at, period.reopened_by,
+       period.reopen_reason
 FROM ledger_periods AS period LEFT JOIN sites ON sites.id = period.site_id
 """
 _SITES: Final = """
 SELECT id, name FROM sites WHERE (%(site)s::text IS NULL OR name = %(site)s) AND NOT EXISTS (
     SELECT FROM ledger_periods AS own WHERE own.reopened_at IS NULL AND own.from_at < %(to_at)s AND own.to_at > %(from_at)s
-    AND (own.site_id = sites.id OR (own.site_id IS NULL AND %(site)s::text IS NOT NULL))) ORDER BY name
+    AND (own.site_id = sites.id OR (own.site_id IS NULL AND %(site)s::text IS NOT NULL AND sites.id <> ALL (own.apart_site_ids)))) ORDER BY name
 """
 _INSERT: Final = """
 INSERT INTO ledger_periods (name, site_id, number, from_at, to_at, hours, lines, corrections, checklist, totals, root_sha256, signature, key_id,
-                            closed_by, closed_at)
+                            closed_by, closed_at, apart_site_ids, moved_lines, moved_sha256, public_key)
 VALUES (%(name)s, %(site_id)s, %(number)s, %(from_at)s, %(to_at)s, %(hours)s, %(lines)s, %(corrections)s, %(checklist)s, %(totals)s, %(root)s,
-        %(signature)s, %(key_id)s, %(closed_by)s, %(closed_at)s) RETURNING id
+        %(signature)s, %(key_id)s, %(closed_by)s, %(closed_at)s, %(apart)s, %(moved_lines)s, %(moved_sha256)s, %(public_key)s) RETURNING id
 """
+_APART_AT: Final = 14
+_APART: Final = "SELECT id, name FROM sites WHERE %s AND id <> ALL (%s) ORDER BY name"
 _UNFREEZE: Final = """
 UPDATE ledger_hours AS hours SET frozen_period_id = NULL, shadow_revision = NULL, shadow_run_id = NULL,
        revision = coalesce(hours.shadow_revision, hours.revision), run_id = coalesce(hours.shadow_run_id, hours.run_id),
@@ -87,29 +101,51 @@ class Period:
     corrections: int
     checklist: list[dict[str, Any]]
     totals: dict[str, Any]
-    root_sha256: bytes
-    signature: bytes | None
-    key_id: str | None
     closed_by: str
     closed_at: datetime
-    reopened_at: datetime | None
-    reopened_by: str | None
-    reopen_reason: str | None
+    apart: tuple[str, ...]
+    """Sites that had a period of their own, and are not in this one of all the others."""
+    moved_lines: int
+    moved_sha256: bytes | None
+    """Of the chain of the lines that moved since the month was closed before; None: it never was."""
+    root_sha256: bytes = b""
+    """Empty until it is on record."""
+    signature: bytes | None = None
+    key_id: str | None = None
+    public_key: str | None = None
+    reopened_at: datetime | None = None
+    reopened_by: str | None = None
+    reopen_reason: str | None = None
 
     @property
     def status(self) -> str:
         return "closed" if self.reopened_at is None else "reopened"
 
-    def head(self, moved: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return what the document says before its hours."""
-        return _head(
-            (self.name, self.site, self.number, self.from_at, self.to_at),
-            self.closed_by,
-            self.closed_at,
-            self.totals,
-            self.checklist,
-            moved,
-        )
+    def head(self, moved: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """Return what the document says before its hours; ``moved``: the first of the lines that did, which are told."""
+        return {
+            "period": {
+                "name": self.name,
+                "site": self.site or ALL_SITES,
+                "number": self.number,
+                "from": instant_text(self.from_at),
+                "to": instant_text(self.to_at),
+            },
+            "closed_by": self.closed_by,
+            "closed_at": instant_text(self.closed_at),
+            "apart": list(self.apart),
+            "totals": self.totals,
+            "checklist": self.checklist,
+            "moved": {
+                "lines": self.moved_lines,
+                "sha256": None if self.moved_sha256 is None else self.moved_sha256.hex(),
+                "told": list(moved),
+            },
+        }
+
+    def covers(self, site: str) -> bool:
+        """Say whether hours of a site are this period's: its own, or of all that had none; also of a site that came later."""
+        return self.site == site if self.site is not None else site not in self.apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,25 +213,34 @@ def close_month(
         number = 1 if before is None else before.number + 1
         told = [item.as_json() | ({"accepted_by": by} if item.name in accepted else {}) for item in items]
         entries, references = entries_within(connection, month, site_ids)
-        moved = [] if before is None else moved_lines(connection, before.period_id, site_ids, month)
-        sums = totals(connection, month, site_ids)
-        head = _head((month.name, site, number, month.from_at, month.to_at), by, now, sums, told, moved)
+        link, moved = None, 0
+        if before is not None:
+            texts = moved_lines(connection, before.period_id, site_ids, month)
+            link, moved = moved_link(moved_start(month.name, site, number), texts)
+        apart = connection.execute(_APART, [site is None, site_ids]).fetchall()
+        period = Period(
+            period_id=0,
+            name=month.name,
+            site=site,
+            site_id=site_ids[0] if site else None,
+            number=number,
+            from_at=month.from_at,
+            to_at=month.to_at,
+            hours=sum(entry.reason is None for entry in entries),
+            lines=sum(entry.lines for entry in entries if entry.reason is None),
+            corrections=sum(entry.lines for entry in entries if entry.reason is not None),
+            checklist=told,
+            totals=totals(connection, month, site_ids),
+            closed_by=by,
+            closed_at=now,
+            apart=tuple(name for _, name in apart),
+            moved_lines=moved,
+            moved_sha256=link,
+        )
+        head = period.head()
         links = links_of(head, entries)
-        root = links[-1]
-        signed = None if key is None else sign(key, message_of(head["period"], root.hex()))
-        values = {
-            "name": month.name,
-            "site_id": site_ids[0] if site else None,
-            "number": number,
-            "from_at": month.from_at,
-            "to_at": month.to_at,
-            "checklist": Jsonb(told),
-            "totals": Jsonb(sums),
-            "root": root,
-            "closed_by": by,
-            "closed_at": now,
-        }
-        period_id = _insert(connection, values, entries, signed)
+        signed = None if key is None else sign(key, message_of(head["period"], links[-1].hex()))
+        period_id = _insert(connection, period, [number for number, _ in apart], links[-1], signed)
         with connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO period_hours (period_id, ordinal, site_id, hour_at, run_id, revision, lines, head_sha256, chain_sha256) "
@@ -219,13 +264,13 @@ def close_month(
             f"period/{month.name}",
             site=site,
             number=number,
-            root=root.hex(),
+            root=links[-1].hex(),
             accepted=sorted(accepted),
         )
-        period = find(connection, month.name, site)
-        if period is None:
+        made = find(connection, month.name, site)
+        if made is None:
             raise AssertionError("the period that was just inserted is not there")
-        return Closed(period, document(head, entries, root, signed), tuple(items))
+        return Closed(made, exported(connection, made), tuple(items))
 
 
 def reopen(
@@ -270,12 +315,12 @@ def reopen(
         return found
 
 
-def exported(connection: psycopg.Connection[Any], period: Period, public_pem: str | None = None) -> dict[str, Any]:
-    """Return the document of a period once more, from what is on record."""
-    head = period.head(moved_since(connection, period.period_id))
+def exported(connection: psycopg.Connection[Any], period: Period) -> dict[str, Any]:
+    """Return the document of a period, from what is on record; of the lines that moved it tells the first, ``moved_since`` yields all."""
+    head = period.head([json.loads(text) for text in islice(moved_since(connection, period.period_id), MOVED_TOLD)])
     signed = None
     if period.signature is not None and period.key_id is not None:
-        signed = Signed(period.signature, period.key_id, public_pem or "")
+        signed = Signed(period.signature, period.key_id, period.public_key or "")
     return document(head, entries_on_record(connection, period.period_id), period.root_sha256, signed)
 
 
@@ -318,49 +363,38 @@ def _chains(connection: psycopg.Connection[Any], month: Month, sites: Sequence[s
     return Item("chains", Verdict.OK, f"{lines} lines are as they were written and add up", figures)
 
 
-def _head(
-    named: tuple[str, str | None, int, datetime, datetime],
-    by: str,
-    at: datetime,
-    sums: dict[str, Any],
-    told: list[dict[str, Any]],
-    moved: list[dict[str, Any]],
-) -> dict[str, Any]:
-    name, site, number, from_at, to_at = named
-    return {
-        "period": {
-            "name": name,
-            "site": site or ALL_SITES,
-            "number": number,
-            "from": instant_text(from_at),
-            "to": instant_text(to_at),
-        },
-        "closed_by": by,
-        "closed_at": instant_text(at),
-        "totals": sums,
-        "checklist": told,
-        "moved": moved,
-    }
-
-
 def _insert(
-    connection: psycopg.Connection[Any], values: dict[str, Any], entries: list[Entry], signed: Signed | None
+    connection: psycopg.Connection[Any], period: Period, apart_ids: list[int], root: bytes, signed: Signed | None
 ) -> int:
-    hours = [entry for entry in entries if entry.reason is None]
-    counted = {
-        "hours": len(hours),
-        "lines": sum(entry.lines for entry in hours),
-        "corrections": sum(entry.lines for entry in entries if entry.reason is not None),
+    values = {
+        "name": period.name,
+        "site_id": period.site_id,
+        "number": period.number,
+        "from_at": period.from_at,
+        "to_at": period.to_at,
+        "hours": period.hours,
+        "lines": period.lines,
+        "corrections": period.corrections,
+        "checklist": Jsonb(period.checklist),
+        "totals": Jsonb(period.totals),
+        "root": root,
         "signature": None if signed is None else signed.signature,
         "key_id": None if signed is None else signed.key_id,
+        "public_key": None if signed is None else signed.public_pem,
+        "closed_by": period.closed_by,
+        "closed_at": period.closed_at,
+        "apart": apart_ids,
+        "moved_lines": period.moved_lines,
+        "moved_sha256": period.moved_sha256,
     }
-    row = connection.execute(_INSERT, values | counted).fetchone()
+    row = connection.execute(_INSERT, values).fetchone()
     if row is None:
         raise psycopg.DataError("INSERT INTO ledger_periods returned no id")
     return int(row[0])
 
 
 def _period(row: Sequence[Any]) -> Period:
-    values: Any = [bytes(value) if isinstance(value, memoryview) else value for value in row]
+    values: list[Any] = [bytes(value) if isinstance(value, memoryview) else value for value in row]
     values = [value.astimezone(UTC) if isinstance(value, datetime) else value for value in values]
+    values[_APART_AT] = tuple(values[_APART_AT])
     return Period(*values)

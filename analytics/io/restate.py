@@ -6,7 +6,7 @@ An hour that comes out the same keeps its revision. Of a closed month, what come
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -32,6 +32,7 @@ def ask(
     """Make closed hours of [from, to) due, of a site or of all; raise RestateError where there is none, or no reason."""
     if not reason.strip():
         raise RestateError("say why: the reason stays with the runs of these hours")
+    from_at, to_at = from_at.astimezone(UTC), to_at.astimezone(UTC)
     if to_at <= from_at or any(at.minute or at.second or at.microsecond for at in (from_at, to_at)):
         raise RestateError(f"from {from_at.isoformat()} to {to_at.isoformat()} are no full hours; give full UTC hours")
     given = {"site": site, "from_at": from_at, "to_at": to_at, "kind": RESTATE, "note": reason.strip()}

@@ -84,7 +84,7 @@ def test_a_month_is_looked_at_closed_signed_verified_and_opened_again(
         True,
     )
     assert run("close", "export", "2026-11", "again.json").exit_code == 0
-    assert json.loads(Path("again.json").read_text())["root_sha256"] == document["root_sha256"]
+    assert json.loads(Path("again.json").read_text()) == document  # and its public key
 
     fleet.rows(
         "UPDATE ledger_lines SET billed_cost = billed_cost + 0.000000001 WHERE charge_category = 'electricity' RETURNING 1"
@@ -153,3 +153,23 @@ def test_the_close_waits_for_whoever_saves_an_hour(fleet: SmallFleet, monkeypatc
         saving.execute("LOCK TABLE ledger_hours IN ROW EXCLUSIVE MODE")
         assert "lock timeout" in refused("close", "2026-11")
     assert run("close", "2026-11").exit_code == 0
+
+
+def test_nothing_is_closed_where_its_document_cannot_be_written(fleet: SmallFleet) -> None:
+    answer = run("close", "2026-11", "--export", "nowhere/close.json")
+    assert (answer.exit_code, "nowhere/close.json.part cannot be written: No such file" in answer.output) == (2, True)
+    assert fleet.rows("SELECT count(*) FROM ledger_periods") == [(0,)]
+    verified = run("audit", "verify", "--period", "2026-11")
+    assert (verified.exit_code, "2026-11 was never closed: there is no root to look at" in verified.output) == (0, True)
+    assert run("close", "2026-11").exit_code == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["close-2026-11.json"]
+
+
+def test_a_full_hour_elsewhere_that_is_none_in_utc_is_refused(fleet: SmallFleet) -> None:
+    span = ["--from", "2026-11-01T00:00+05:30", "--to", "2026-11-02T00:00+05:30"]
+    assert "are no full hours; give full UTC hours" in str(
+        run("recompute", "--restate", *span, "--reason", "x").exception
+    )
+    moved = run("tenants", "move", "acme/research/nlp", "globex", "--from", "2026-11-01T14:00+05:30")
+    assert (moved.exit_code, "2026-11-01T08:30:00+00:00 cuts an hour of the books" in moved.output) == (2, True)
+    assert fleet.rows("SELECT count(*) FROM tenant_moves") == [(0,)]

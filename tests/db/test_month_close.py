@@ -197,7 +197,7 @@ def test_a_reopened_month_counts_what_it_would_be_by_now_and_its_second_close_sa
     second = close(owner, accepted=["coverage"])
 
     assert second.period.number == 2
-    assert [(row["category"], row["billed_cost"], row["reasons"]) for row in second.document["moved"]] == [
+    assert [(row["category"], row["billed_cost"], row["reasons"]) for row in second.document["moved"]["told"]] == [
         ("electricity", "0.031000000", ["changed rates: tariffs"]),
     ] * 2
     assert exported(owner, second.period)["moved"] == second.document["moved"]
@@ -235,3 +235,45 @@ def test_a_site_of_its_own_is_closed_alone_and_the_rest_without_it(
         close(owner)
     with pytest.raises(InputError, match="there is no site fra9"):
         close(owner, site="fra9")
+
+
+def test_a_site_closed_alone_beside_the_rest_is_opened_and_closed_again(
+    fleet: SmallFleet, owner: psycopg.Connection[Any]
+) -> None:
+    fleet.rows("INSERT INTO sites (name, grid_zone) VALUES ('s2', 'TEST') RETURNING 1")
+    close(owner, site="s1", accepted=["coverage"])
+    rest = close(owner, accepted=["coverage", "hours", "mapped"])
+    assert rest.document["apart"] == ["s1"]
+    reopen(owner, "2026-11", "s1", by="ada", reason="wrong tariff", now=LATER)
+    tariff_was(fleet, "0.51")
+    assert fleet.rows("SELECT count(*) FROM ledger_corrections") == [(0,)]  # open, whatever the others are
+    assert cost(fleet, NOVEMBER) == Decimal("6.102")
+    again = close(owner, site="s1", accepted=["coverage"])
+    assert (again.period.number, again.document["moved"]["lines"]) == (2, 2)
+    assert fleet.rows("SELECT DISTINCT frozen_period_id FROM ledger_hours") == [(again.period.period_id,)]
+
+
+def test_no_worker_lets_a_frozen_hour_go(fleet: SmallFleet, owner: psycopg.Connection[Any]) -> None:
+    close(owner, accepted=["coverage"])
+    with fleet.database.connect("worker", autocommit=True) as worker:
+        for change in ("frozen_period_id = NULL", "revision = revision + 1", "status = 'provisional'"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is frozen in a closed month"):
+                worker.execute(f"UPDATE ledger_hours SET {change}".encode())
+        assert worker.execute("UPDATE ledger_hours SET closed_at = now()").rowcount == 3
+    reopen(owner, "2026-11", None, by="ada", reason="wrong tariff", now=LATER)
+    assert fleet.rows("SELECT count(frozen_period_id) FROM ledger_hours") == [(0,)]
+
+
+def test_lines_from_before_chains_are_followed_by_the_names_of_now(
+    fleet: SmallFleet, owner: psycopg.Connection[Any]
+) -> None:
+    named = fleet.rows("SELECT line_key, holder_key FROM ledger_lines ORDER BY 1")
+    with fleet.admin() as rogue:  # as they were written before migration 0044
+        rogue.execute("SET session_replication_role = replica")
+        rogue.execute("UPDATE ledger_lines SET holder_key = NULL, ordinal = NULL, chain_sha256 = NULL")
+        rogue.execute("UPDATE ledger_runs SET head_sha256 = NULL, line_count = NULL")
+    close(owner, accepted=["coverage"])
+    assert fleet.rows("SELECT line_key, holder_key FROM ledger_lines ORDER BY 1") == named
+    tariff_was(fleet, "0.51")
+    # 0.1 kWh x 0.31 USD, of the job and of the idle hour after it, and nothing else.
+    assert [row[2] for row in fleet.rows(POSTED)] == [Decimal("0.031"), Decimal("0.031")]

@@ -141,6 +141,8 @@ def verify(
         {"site": each.site, "hour_at": each.hour_at, "kind": each.kind, "what": each.what} for each in found.problems
     ]
     notes = list(_told(found, signed=key is not None))
+    if period is not None and not found.periods:
+        notes.append(f"{period} was never closed{f' for {site}' if site else ''}: there is no root to look at")
     shown = (
         Shown("site", "site"),
         Shown("hour_at", "hour (UTC)", lambda at: f"{at:%Y-%m-%d %H:%M}"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Instant(click.ParamType[datetime]):
-    """A day or an RFC 3339 instant; without an offset it is UTC."""
+    """A day or an RFC 3339 instant, as UTC; without an offset it is UTC. So 05:30 past a full hour elsewhere is no full hour of the books."""
 
     name = "instant"
 
@@ -25,7 +25,7 @@ class Instant(click.ParamType[datetime]):
             parsed = datetime.fromisoformat(str(value))
         except ValueError:
             self.fail(f"{value!r} is no date or instant; write 2026-11-01 or 2026-11-01T08:00Z", param, ctx)
-        return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+        return parsed.astimezone(UTC) if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
 
 
 @click.command(

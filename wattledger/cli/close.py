@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -120,19 +121,22 @@ def month(
             ctx.exit(EXIT_NO if stops else 0)
         before = find(connection, name, site)
         target = export_file or Path(_file_name(name, site, 1 if before is None else before.number + 1))
-        if target.exists():
-            raise click.UsageError(f"{target} is there already; name another file with --export")
-        try:
-            done = close_month(connection, of, site, now=now, lateness=lateness, by=actor(), accepted=accepted, key=key)
-        except NotReadyError as error:
-            _print_items(error.items, accepted, format_, f"checklist of {_called(name, site)}, which is not closed")
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(EXIT_NO)
-    target.write_text(json.dumps(done.document, ensure_ascii=False, indent=1) + "\n")
+        with _reserved(
+            target
+        ) as draft:  # before anything is closed: the file is the half of it that nobody can write again from elsewhere
+            try:
+                done = close_month(
+                    connection, of, site, now=now, lateness=lateness, by=actor(), accepted=accepted, key=key
+                )
+            except NotReadyError as error:
+                _print_items(error.items, accepted, format_, f"checklist of {_called(name, site)}, which is not closed")
+                click.echo(f"error: {error}", err=True)
+                ctx.exit(EXIT_NO)
+            files = _write(connection, done.period, done.document, draft, target)
     _print_items(done.items, accepted, format_, f"checklist of {_called(name, site)}, which is closed")
     if format_ == "table":
         click.echo("")
-        for line in _summary(done.period, done.document, target):
+        for line in _summary(done.period, files):
             click.echo(line)
 
 
@@ -188,15 +192,14 @@ def export(ctx: click.Context, name: str, file: Path, site: str | None) -> None:
     from analytics.errors import CloseError
     from analytics.io.periods import exported, find
 
-    if file.exists():
-        raise click.UsageError(f"{file} is there already; name another file")
-    with _connection(ctx, "worker") as connection:
+    with _connection(ctx, "worker") as connection, _reserved(file) as draft:
         period = find(connection, name, site)
         if period is None:
             raise CloseError(f"{_called(name, site)} was never closed; see `wattledger close list`")
-        document = exported(connection, period)
-    file.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-    click.echo(f"{file}: {_called(name, site)} number {period.number}, root {period.root_sha256.hex()}")
+        files = _write(connection, period, exported(connection, period), draft, file)
+    click.echo(
+        f"{' and '.join(map(str, files))}: {_called(name, site)} number {period.number}, root {period.root_sha256.hex()}"
+    )
 
 
 @close.command(
@@ -229,6 +232,48 @@ def reopen(ctx: click.Context, name: str, site: str | None, person: str, reason:
         f"{_called(name, site)} number {period.number} is open again, by {period.reopened_by}: {period.reopen_reason}"
     )
     click.echo("its hours are restated like any other's; close it again when it is right")
+
+
+@contextmanager
+def _reserved(target: Path) -> Iterator[TextIO]:
+    """Give a file beside ``target`` to write to, which nobody else has; it is gone again where it was not made the target."""
+    if target.exists():
+        raise click.UsageError(f"{target} is there already; name another file")
+    draft = target.with_name(f"{target.name}.part")
+    try:
+        stream = draft.open("x", encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{draft} cannot be written: {error.strerror}; name another place") from None
+    try:
+        with stream:
+            yield stream
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write(
+    connection: psycopg.Connection[Any], period: Period, document: dict[str, Any], draft: TextIO, target: Path
+) -> list[Path]:
+    """Write a document to its place, and all lines that moved to a file beside it where the document does not tell them all; return both."""
+    from analytics.errors import CloseError
+    from analytics.io.period_hours import moved_since
+
+    try:
+        files = [target]
+        if period.moved_lines > len(document["moved"]["told"]):
+            files.append(target.with_suffix(".moved.jsonl"))
+            with files[1].open("x", encoding="utf-8") as stream:
+                stream.writelines(f"{text}\n" for text in moved_since(connection, period.period_id))
+        draft.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        draft.flush()
+        os.fsync(draft.fileno())
+        Path(draft.name).rename(target)
+    except OSError as error:
+        raise CloseError(
+            f"{_called(period.name, period.site)} is closed as number {period.number}, and {error.filename or target} could not be written: "
+            f"{error.strerror}; `wattledger close export {period.name} FILE` writes it again"
+        ) from error
+    return files
 
 
 def _closing_token(ctx: click.Context) -> str:
@@ -301,7 +346,7 @@ def _verdict(item: Item, accepted: Sequence[str]) -> str:
     return "accepted" if item.verdict.value == "stop" and item.name in accepted else item.verdict.value
 
 
-def _summary(period: Period, document: dict[str, Any], target: Path) -> list[str]:
+def _summary(period: Period, files: Sequence[Path]) -> list[str]:
     cost = (
         ", ".join(f"{amount} {currency}" for currency, amount in period.totals["billed_cost"].items())
         or "nothing priced"
@@ -316,11 +361,11 @@ def _summary(period: Period, document: dict[str, Any], target: Path) -> list[str
         f"{_called(period.name, period.site)} number {period.number}: {counted}, {cost}",
         f"root  {period.root_sha256.hex()}",
         f"      {signed}",
-        f"file  {target}; keep it where nobody who can write to the database can",
+        f"file  {files[0]}; keep it where nobody who can write to the database can",
     ]
-    if document["moved"]:
+    if period.moved_lines:
         lines.append(
-            f"{len(document['moved'])} lines differ from number {period.number - 1}; {target} says which, by how much and why"
+            f"{period.moved_lines} lines differ from number {period.number - 1}; {files[-1]} says which, by how much and why"
         )
     return lines
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB
 
 from ingest.store.tables.columns import MONEY, column, instant, reference, surrogate_id
 from ingest.store.tables.metadata import metadata
@@ -54,6 +54,25 @@ ledger_periods = Table(
     column("reopened_at", _HOUR, nullable=True, comment="instant, UTC; null = it is closed"),
     column("reopened_by", Text, nullable=True),
     column("reopen_reason", Text, nullable=True),
+    column(
+        "apart_site_ids",
+        ARRAY(Integer),
+        server_default="{}",
+        comment="surrogate ids of sites that had a period of their own when all the others were closed",
+    ),
+    column(
+        "moved_lines",
+        BigInteger,
+        server_default="0",
+        comment="lines that are not what they were when it was closed before",
+    ),
+    column(
+        "moved_sha256",
+        LargeBinary,
+        nullable=True,
+        comment="last link of the chain of those lines; null = the first close",
+    ),
+    column("public_key", Text, nullable=True, comment="of the key that signed it, PEM; null = not signed, or not kept"),
     UniqueConstraint("name", "site_id", "number", postgresql_nulls_not_distinct=True),
     CheckConstraint("from_at < to_at", name="span"),
     CheckConstraint("num_nulls(signature, key_id) IN (0, 2)", name="signature"),
