@@ -216,7 +216,8 @@ def _idle_runs(meter: Meter, devices: pl.Series, least_us: int) -> pl.DataFrame:
     # Keys are unique: what is adjacent is so by number, and of one device, as an interval between two is none and not idle.
     idle = np.flatnonzero(np.append(idle_us[:1] > 0, idle_us[1:] > idle_us[:-1]))
     first = np.flatnonzero(np.diff(idle, prepend=-2) != 1)
-    begin, end = key[idle[first]], key[idle[np.append(first[1:], len(idle)) - 1] + 1]
+    last = np.flatnonzero(np.diff(idle, append=-2) != 1)
+    begin, end = key[idle[first]], key[idle[last] + 1]
     long = end - begin >= least_us
     begin, end = begin[long], end[long]
     device = begin // keys.span_us

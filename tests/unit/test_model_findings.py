@@ -6,7 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from analytics.model.findings import json_of, to_json
+from analytics.model.findings import idle_waste, json_of, to_json
+from analytics.pipeline import read_meters, resolve_holds
+from analytics.policy import Policy
+from analytics.units import to_us
 from tests.fakes.site import HOUR, Site, at, epoch, holds, reading, steady, tariff
 
 IDLE = {"gpu_util_percent": 0, "clocks_event_reasons": 0}
@@ -130,3 +133,15 @@ def test_evidence_made_of_columns_is_what_is_made_of_each_row() -> None:
     of_columns = rows.select(json_of(values=[pl.col("a"), {"deep": pl.col("b")}], **nested)).to_series()
     of_rows = [to_json(values=[a, {"deep": b}], **nested) for a, b in rows.iter_rows()]
     assert of_columns.to_list() == of_rows
+
+
+def test_where_no_interval_is_idle_there_is_no_run_of_them() -> None:
+    site = Site(readings=steady(1, 0, 3600, 300, **BUSY), allocations=[holds(7, 1, 0, 3600)])
+    inputs = site.inputs().usage
+    (meter,) = read_meters(inputs, Policy()).meters
+    assert meter.sums["idle_us"].sum() == 0
+    hours = pl.DataFrame({"device_id": [1], "hour_us": [to_us(HOUR)]}, schema_overrides={"device_id": pl.Int32})
+    # Another meter of the device told of idle time in the hour.
+    usage = hours.with_columns(pl.lit(7).alias("job_id"), pl.lit(1).alias("idle_us"))
+    held = resolve_holds(inputs, Policy()).held
+    assert idle_waste([meter], {0: hours}, usage, held, inputs.devices, Policy(), to_us(at(3600))).is_empty()
