@@ -64,7 +64,7 @@ def cuts(seen: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
     boards = seen["device_id"].unique().sort()
     instants = Instants.around(boards, seen["from_us"], seen["to_us"])
     # Looks follow each other, and several jobs are seen in one: each instant is told many times.
-    edges = distinct(np.concatenate([instants.numbered(seen["device_id"], seen[at]) for at in ("from_us", "to_us")]))
+    edges = distinct(np.concatenate(instants.numbered(seen["device_id"], seen["from_us"], seen["to_us"])))
     return (
         instants.named(edges, "cut_us")
         .join_asof(
@@ -279,8 +279,8 @@ def _overlaps(pieces: pl.DataFrame, seen: pl.DataFrame) -> tuple[Ints, Ints, Int
     """
     boards = pieces["device_id"].unique().sort()
     instants = Instants.around(boards, pieces["from_us"], pieces["to_us"])
-    begins, finishes = (instants.numbered(pieces["device_id"], pieces[name]) for name in ("from_us", "to_us"))
-    since, until = (instants.numbered(seen["device_id"], seen[name]) for name in ("from_us", "to_us"))
+    begins, finishes = instants.numbered(pieces["device_id"], pieces["from_us"], pieces["to_us"])
+    since, until = instants.numbered(seen["device_id"], seen["from_us"], seen["to_us"])
     first = np.searchsorted(finishes, since, side="right")
     last = np.searchsorted(begins, until, side="left")
     here = seen["device_id"].is_in(boards.implode()).to_numpy()

@@ -210,7 +210,7 @@ def _cut(devices: pl.DataFrame, inner: pl.DataFrame, from_us: int, to_us: int) -
     instants = Instants(ids["device_id"].unique().sort(), first, to_us)
     of_all = np.append(np.arange(first, to_us, US_PER_HOUR), to_us) - first
     every = (np.arange(len(instants.devices)) * instants.width)[:, None] + of_all
-    numbers = distinct(np.append(every, instants.numbered(mine["device_id"], mine["cut_us"])))
+    numbers = distinct(np.append(every, *instants.numbered(mine["device_id"], mine["cut_us"])))
     cuts = instants.named(numbers, "cut_us")
     return (
         cuts.with_columns(

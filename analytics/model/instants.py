@@ -32,11 +32,10 @@ class Instants:
     def width(self) -> int:
         return self.last_us - self.first_us + 1
 
-    def numbered(self, device: pl.Series, at_us: pl.Series) -> Ints:
-        """Return the number of each instant of a device that is known; before the first it is taken for the first, after the last for the last."""
-        number = np.searchsorted(self.devices.to_numpy(), device.to_numpy())
-        found: Ints = number * self.width + np.clip(at_us.to_numpy() - self.first_us, 0, self.width - 1)
-        return found
+    def numbered(self, device: pl.Series, *instants: pl.Series) -> tuple[Ints, ...]:
+        """Return the numbers of instants of devices that are known; before the first they are taken for the first, after the last for the last."""
+        base = np.searchsorted(self.devices.to_numpy(), device.to_numpy()) * self.width
+        return tuple(base + np.clip(at_us.to_numpy() - self.first_us, 0, self.width - 1) for at_us in instants)
 
     def named(self, numbers: Ints, instant: str) -> pl.DataFrame:
         """Return device_id and the instant of these numbers."""

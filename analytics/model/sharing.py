@@ -32,7 +32,7 @@ def split_shared(
 ) -> pl.DataFrame:
     """Return span, holder, job_id, holder_key, energy_mj, active_mj, below_mj, above_mj, seen_us, method.
 
-    ``pieces``: piece, span, device_id, hour_us, from_us, to_us, energy_mj, gap_mj, covered_us. ``holders``: span, holder, job_id, holder_key,
+    ``pieces``, by device and time: piece, span, device_id, hour_us, from_us, to_us, energy_mj, gap_mj, covered_us. ``holders``: span, holder, job_id, holder_key,
     weight, weights, method; spans whose holder has it alone are left out. ``seen``: ``activity.LOOKS``. ``floors``: device_id, idle_power_mw.
 
     Of a piece, without gaps: floor = min(E, idle power x covered time) goes by weight; E - floor by activity x the job's level (``levels``).
@@ -43,7 +43,7 @@ def split_shared(
     exact of the pieces'. Rows are sorted by span and holder_key. Source: DESIGN §7.6.
     """
     of_span = _holders(holders, pieces, seen)
-    mine = pieces.join(of_span.select("span").unique(), on="span", how="semi").sort("device_id", "from_us")
+    mine = pieces.filter(pl.col("span").is_in(of_span["span"].unique().implode()))
     if mine.is_empty():
         return _NOTHING.clone()
     rows = _Rows(mine, of_span)
