@@ -24,6 +24,9 @@ _LEAST: Final = 0.125
 _MOST: Final = 8.0
 """Beyond what boards do: a kernel that waits for memory and one on tensor cores lie a factor of 3 to 5 apart."""
 _SWEEPS: Final = 40
+_ALIKE: Final = 8
+"""Boards of up to so many jobs are fitted with those of as many; of more, with those of up to the next power of two: jobs that are not there
+take nothing from any, to the last bit, and a site has few widths however many jobs its boards had."""
 _PPM_OF_PART: Final = 100
 _PARTS: Final = 10_000.0
 """Activity is fitted in ten-thousandths, time in milliseconds: their products stay exact in 64 bits over an hour."""
@@ -65,13 +68,17 @@ def levels(pieces: pl.DataFrame, place: Ints, job: Ints, activity_ppm: Ints, act
         if apart:
             both += _sums(base[i] + at[j] * size[i] + at[i], product, len(both))
     fitted = np.zeros(len(keys), dtype=np.int64)
-    for jobs_there in np.unique(count[count > 0]):
-        boards = np.flatnonzero(count == jobs_there)
-        mine = first[boards][:, None] + np.arange(jobs_there)
-        pairs = offset[boards][:, None] + np.arange(jobs_there * jobs_there)
-        fitted[mine] = _fit(
-            both[pairs].reshape(len(boards), jobs_there, jobs_there), seen[mine], work[mine], energy[boards]
-        )
+    width = np.where(count > _ALIKE, 2 ** np.ceil(np.log2(np.maximum(count, 1))).astype(np.int64), count)
+    for columns in np.unique(width[count > 0]):
+        boards = np.flatnonzero(width == columns)
+        column, there = np.arange(columns), count[boards]
+        is_job = column < there[:, None]
+        mine = np.where(is_job, first[boards][:, None] + column, 0)
+        is_pair = is_job[:, :, None] & is_job[:, None, :]
+        pairs = offset[boards][:, None, None] + column[:, None] * there[:, None, None] + column
+        overlaps = np.where(is_pair, both[np.where(is_pair, pairs, 0)], 0.0)
+        of_boards = _fit(overlaps, np.where(is_job, seen[mine], 0.0), np.where(is_job, work[mine], 0.0), energy[boards])
+        fitted[mine[is_job]] = of_boards[is_job]
     level[row] = fitted[unknown]
     return level
 
@@ -88,19 +95,23 @@ def _numbered(pieces: pl.DataFrame) -> Ints:
 
 
 def _fit(both: Floats, seen: Floats, work: Floats, energy: Floats) -> Ints:
-    """Return the levels of boards (rows) with equally many jobs (columns), by sweeps over the normal equations."""
+    """Return the levels of boards (rows) with up to as many jobs as there are columns, by sweeps over the normal equations.
+
+    Overlaps are subtracted one after the other in the order of jobs, as ``np.subtract.reduce`` does: sums of floats depend on it.
+    """
     both = np.moveaxis(both, 0, 2) / (_PARTS * _PARTS)
     mean_w = np.maximum(energy / np.maximum(work.sum(axis=1) / _PARTS, 1.0), 1e-9)
     wanted = (seen / _PARTS / mean_w[:, None]).T
     jobs = range(len(wanted))
     begin, whole = wanted + _PRIOR_MS, [both[job, job] + _PRIOR_MS for job in jobs]
-    beside = [[(other, both[job, other]) for other in jobs if other != job] for job in jobs]
+    both[jobs, jobs] = 0.0
     level: Floats = np.ones(wanted.shape)
+    taken = np.empty((len(wanted) + 1, wanted.shape[1]))
     for _ in range(_SWEEPS):
         for job in jobs:
-            rest = begin[job]
-            for other, overlap in beside[job]:
-                rest = rest - overlap * level[other]
+            taken[0] = begin[job]
+            np.multiply(both[job], level, out=taken[1:])
+            rest = np.subtract.reduce(taken, axis=0)
             # As np.clip does, which takes longer to begin than to do it.
             level[job] = np.minimum(np.maximum(rest / whole[job], _LEAST), _MOST)
     return np.rint(level.T * EVEN).astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -451,3 +452,65 @@ def test_boards_are_divided_as_each_alone() -> None:
 
     assert divided(0, 1, 2) == [*divided(0), *divided(1), *divided(2)]
     assert len(divided(0)) > 6
+
+
+def _fitted_one_by_one(part: np.ndarray[Any, Any], ms: float, watts: np.ndarray[Any, Any]) -> list[int]:
+    """Levels of one board as the method says it, in plain floats; ``part`` (piece, job) in ten-thousandths, pieces of ``ms``."""
+    pieces, jobs = part.shape
+    both = [[float((part[:, i] * part[:, j] * ms).sum()) / 1e8 for j in range(jobs)] for i in range(jobs)]
+    energy = [float(round(watt * ms)) if of_piece.any() else 0.0 for watt, of_piece in zip(watts, part, strict=True)]
+    work = [float((part[:, job] * ms).sum()) for job in range(jobs)]
+    mean = max(sum(energy) / max(sum(work) / 1e4, 1.0), 1e-9)
+    wanted = [sum(float(part[p, job]) * energy[p] for p in range(pieces)) / 1e4 / mean for job in range(jobs)]
+    level = [1.0] * jobs
+    for _ in range(40):
+        for job in range(jobs):
+            rest = wanted[job] + 5000.0
+            for other in range(jobs):
+                if other != job:
+                    rest = rest - both[job][other] * level[other]
+            level[job] = min(max(rest / (both[job][job] + 5000.0), 0.125), 8.0)
+    return [int(round_to) for round_to in np.rint(np.array(level) * 1000)]
+
+
+def _boards(jobs_of: list[int]) -> tuple[pl.DataFrame, list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Pieces of 10 s on boards with so many jobs, all of which are active at times, and the boards' watts in each piece."""
+    draw = np.random.default_rng(7)
+    pieces, parts, watts = [], [], []
+    for board, jobs in enumerate(jobs_of):
+        many = 30
+        part = draw.integers(1, 5_000, (many, jobs)) * (draw.random((many, jobs)) < 0.7)
+        part[0] = 1  # each of them is active once
+        parts.append(part)
+        watts.append(draw.integers(50, 600, many))
+        pieces += [(board, 0, n * 10_000_000, (n + 1) * 10_000_000) for n in range(many)]
+    frame = pl.DataFrame(pieces, schema=["device_id", "hour_us", "from_us", "to_us"], orient="row")
+    return frame, parts, np.concatenate(watts)
+
+
+def _levels_of(jobs_of: list[int]) -> list[list[int]]:
+    pieces, parts, watts = _boards(jobs_of)
+    offsets = np.cumsum([0, *[len(part) for part in parts]])
+    place = np.concatenate([np.repeat(np.arange(len(p)), p.shape[1]) + o for p, o in zip(parts, offsets, strict=False)])
+    job = np.concatenate([np.tile(np.arange(part.shape[1]), len(part)) for part in parts])
+    found = levels(pieces, place, job, np.concatenate([part.ravel() for part in parts]) * 100, watts * 10_000)
+    ends = np.cumsum([part.shape[1] for part in parts for _ in range(len(part))])
+    last = np.concatenate([[0], ends])
+    first_rows = [last[offset] for offset in offsets[:-1]]
+    return [found[row : row + part.shape[1]].tolist() for row, part in zip(first_rows, parts, strict=True)]
+
+
+def test_levels_are_those_of_each_board_alone_however_many_jobs_others_have() -> None:
+    jobs_of = [2, 9, 13, 1, 16, 2, 8]
+    _, parts, watts = _boards(jobs_of)
+    alone = [
+        _fitted_one_by_one(part.astype(float), 10_000.0, watts[30 * board : 30 * board + 30])
+        for board, part in enumerate(parts)
+    ]
+    assert _levels_of(jobs_of) == alone
+
+
+def test_a_board_that_hundreds_of_jobs_shared_in_an_hour_takes_no_minute() -> None:
+    began_s = time.process_time()
+    _levels_of([360, *range(121, 129)])
+    assert time.process_time() - began_s < 3  # 0.4 s; 24 s where each pair of jobs was a step of its own
