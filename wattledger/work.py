@@ -59,6 +59,8 @@ ENFORCE_INTERVAL_S: Final = 30.0
 HOUSEKEEPING_INTERVAL_S: Final = 3_600.0
 FLEET_INTERVAL_S: Final = 60.0
 SOURCES_INTERVAL_S: Final = 300.0
+HOURS_WITHIN_S: Final = 30.0
+"""No more hours are begun in a round that has taken so long: years that are rated anew keep no budget from being looked at."""
 BILLS_INTERVAL_S: Final = 30.0
 BILLS_STEP_S: Final = 5.0
 """An hour is summed once it is closed, a day once it is over; after an upgrade there are years of them."""
@@ -264,8 +266,11 @@ class Worker:
         return "worked"
 
     def once(self) -> None:
-        """Do every chore once; the first failure is raised."""
-        for chore in self.chores:
+        """Do every chore once, as long as it takes; the first failure is raised."""
+        hours, *others = self.chores
+        with self.metrics.chore(hours.name):
+            self._close_hours(self._clock(), within_s=math.inf)
+        for chore in others:
             with self.metrics.chore(chore.name):
                 chore.do(self._clock())
         self._minutes.step(self._clock(), within_s=math.inf)
@@ -280,8 +285,8 @@ class Worker:
         if self._traces is not None:
             self._traces.close()
 
-    def _close_hours(self, now: datetime) -> object | None:
-        done = self._closer.run(now, on_due=self.metrics.due, on_hour=self.metrics.saved)
+    def _close_hours(self, now: datetime, within_s: float = HOURS_WITHIN_S) -> object | None:
+        done = self._closer.run(now, on_due=self.metrics.due, on_hour=self.metrics.saved, within_s=within_s)
         self.metrics.closed(done)
         if done.failed:  # all others are closed; these are tried again, with the growing pause of a failure
             raise OpenHoursError(f"{done.failed} hours were left open by errors, see above: {done}")

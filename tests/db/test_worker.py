@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -391,3 +392,23 @@ def test_books_and_what_a_run_says_it_read_do_not_depend_on_what_is_in_memory_to
     # Each hour by itself reads less, and comes to the same.
     assert [row[:2] for row in told[2]] == [row[:2] for row in told[0]]
     assert told[0][0][2]["outside"][0] > 6 * 300
+
+
+def test_what_is_open_comes_before_a_correction_of_many_hours_which_takes_as_many_rounds_as_it_needs(
+    fleet: SmallFleet,
+) -> None:
+    now = HOUR_AT + 5 * HOUR + timedelta(minutes=20)
+    fleet.samples(HOUR_AT, now)
+    closer = HourCloser(fleet.database, replace(SETTINGS, hours_per_pass=2))
+    assert closer.run(now).closed == 5
+    fleet.rows("UPDATE tariffs SET amount_per_kwh = amount_per_kwh * 2 RETURNING 1")
+    with fleet.admin() as connection:
+        fleet.changed("tariffs", HOUR_AT, now, connection)
+    order: list[datetime] = []
+    rounds = [closer.run(now, on_hour=lambda hour, _: order.append(hour.hour_at), within_s=0.0) for _ in range(2)]
+    open_hour = HOUR_AT + 5 * HOUR
+    eight, nine, ten, eleven = (HOUR_AT + number * HOUR for number in range(4))
+    assert order == [open_hour, eight, nine, open_hour, ten, eleven]
+    assert [(done.rated, done.left) for done in rounds] == [(2, 3), (2, 1)]
+    assert closer.run(now).rated == 1
+    assert closer.run(now).rated == 0
