@@ -126,7 +126,7 @@ def _compute(connection: psycopg.Connection[Any], task: Task, look: Look | None 
             return map_devices(part, policy, resolved=resolved_of(resolved, part))
 
         # No loop: its variable would keep the readings of some devices while those of the next are read.
-        mapped = list(map(of_some, batch_of.shards(task.devices_at_once)))
+        mapped = list(map(of_some, batch_of.shards(task.devices_together)))
         loaded = batch_of.end()
     return _Books(loaded, window, reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls))
 

@@ -62,7 +62,7 @@ def _minutes(connection: psycopg.Connection[tuple[object, ...]], task: MinutesTa
     owners = job_tenants(connection, hour)
     rolled, by_tenant = [], []
     with begun as hour_of:
-        for part in hour_of.shards(task.devices_at_once):
+        for part in hour_of.shards(task.devices_together):
             metered = read_meters(part, settings.policy)
             rolled.append(roll_minutes(part, settings.policy, metered))
             by_tenant.append(roll_tenants(part, rolled[-1], owners, metered, settings.policy))

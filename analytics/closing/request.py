@@ -45,6 +45,8 @@ class WorkerSettings:
     it all grow with both (40 MiB an hour of 10,000 GPUs), and are saved before the next are loaded."""
     device_hours_per_pass: int = 5_120
     """Readings of at most so many devices x hours are in memory together (these at 10 s take about 0.3 GiB), but always one node's."""
+    devices_per_look: int = 4_096
+    """Readings of at most so many devices of an open hour are in memory together, beside the rows that are kept of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,18 @@ class Task:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is an hour of the open window, and no hour that is to be closed."""
-        return self.batch.to_at > self.closed_before_at
+        """Whether all of its hours are of the open window, and none is to be closed."""
+        return self.batch.from_at + timedelta(hours=1) > self.closed_before_at
 
     @property
     def is_at_hand(self) -> bool:
         """Whether it is an open hour that is looked at every few seconds."""
-        return self.is_open and self.batch.to_at > self.now - AT_HAND
+        return self.is_open and len(self.batch.hours) == 1 and self.batch.to_at > self.now - AT_HAND
+
+    @property
+    def devices_together(self) -> int:
+        """Readings of so many devices are read together: of an hour at hand always as many, by which the rows of them that are kept are known."""
+        return min(self.devices_at_once, self.settings.devices_per_look) if self.is_at_hand else self.devices_at_once
 
     def reading(self, segments: Segments) -> Task:
         """Return the same with sealed hours read from ``segments``."""
@@ -98,6 +105,11 @@ class MinutesTask:
     def is_at_hand(self) -> bool:
         """As of a task."""
         return self.is_open and self.hour.hour_at + timedelta(hours=1) > self.now - AT_HAND
+
+    @property
+    def devices_together(self) -> int:
+        """Readings of so many devices are read together: of an hour at hand always as many, by which the rows of them that are kept are known."""
+        return min(self.devices_at_once, self.settings.devices_per_look) if self.is_at_hand else self.devices_at_once
 
     def reading(self, segments: Segments) -> MinutesTask:
         """Return the same with sealed hours read from ``segments``."""

@@ -8,9 +8,9 @@ does not come to its end keeps nothing. It computes nothing: rows are the same w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import polars as pl
@@ -30,8 +30,8 @@ _WRITTEN: Final = """
 SELECT kind, from_at, to_at FROM changes WHERE (site_id = %(site_id)s OR site_id IS NULL) AND kind = ANY (%(kinds)s)
 AND written_xid >= pg_snapshot_xmin(%(before)s::pg_snapshot) AND NOT pg_visible_in_snapshot(written_xid, %(before)s::pg_snapshot)
 """
-_SEVERAL: Final = 2
-"""A piece is put together with the one before it unless that has more than so many times its rows: so there are few, and each row moves seldom."""
+_PIECE_ROWS: Final = 1 << 18
+"""Pieces are put together up to so many rows (13 MiB of readings): so there are few, and what is made on the way to a larger one is small."""
 
 
 @dataclass
@@ -97,11 +97,12 @@ class Look:
         from_at, to_at = asked
         if self.hour_at - from_at > REACH:  # of what is written so far off nobody keeps the changes
             return fetch(from_at, to_at)
-        known = self._before.kept.get(key) if self._before is not None else None
+        known = self._before.kept.pop(key, None) if self._before is not None else None  # its rows are nowhere twice
         order = KEYS[key[0]], "at"
         if known is None or known.from_at != from_at:
             self.is_whole = True
-            kept = _Kept(from_at, to_at, [fetch(from_at, to_at).sort(order)])
+            pieces = [fetch(*span).sort(order) for span in _slices(from_at, to_at)]
+            kept = _Kept(from_at, to_at, _put_together(pieces, order))
         else:
             stale = _joined([*self._written.get(key[0].value, ()), (min(known.until_at, to_at), _LAST)], asked)
             self.is_whole |= stale[0][0] <= from_at if stale else False
@@ -214,6 +215,8 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows
 
 
+_NEW: Final = timedelta(minutes=2)
+_SLICE: Final = timedelta(minutes=10)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -241,10 +244,33 @@ def _without(piece: pl.DataFrame, stale: Sequence[Span]) -> pl.DataFrame:
 
 
 def _put_together(pieces: Sequence[pl.DataFrame], order: Sequence[str]) -> list[pl.DataFrame]:
-    found = [piece for piece in pieces if piece.height] or list(pieces[:1])
-    while len(found) > 1 and found[-2].height <= _SEVERAL * found[-1].height:
-        found[-2:] = [pl.concat(found[-2:]).sort(order)]
-    return found
+    """Return few pieces with the rows of these, the newest rows in the last one by themselves: those are written beside soon."""
+    found = [piece for piece in pieces if piece.height]
+    if not found:
+        return list(pieces[:1])
+    newest_at = max(piece["at"].max() for piece in found) - _NEW  # type: ignore[type-var,operator]
+    settled: list[pl.DataFrame] = []
+    new: list[pl.DataFrame] = []
+    for piece in found:
+        is_new = pl.col("at") >= newest_at
+        if piece.select(is_new.any()).item():
+            new.append(piece.filter(is_new))
+            old = piece.filter(~is_new)
+        else:
+            old = piece
+        if settled and settled[-1].height + old.height <= _PIECE_ROWS:
+            settled[-1] = pl.concat([settled[-1], old]).sort(order)
+        elif old.height:
+            settled.append(old)
+    return [*settled, pl.concat(new).sort(order)]
+
+
+def _slices(from_at: datetime, to_at: datetime) -> Iterator[Span]:
+    """Cut an interval: as they come, rows take several times the memory of what is made of them."""
+    while from_at < to_at:
+        until = min(from_at + _SLICE, to_at)
+        yield from_at, until
+        from_at = until
 
 
 def _size_bytes(left: _Left) -> int:

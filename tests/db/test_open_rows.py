@@ -79,7 +79,19 @@ def test_what_is_committed_after_a_look_is_seen_by_the_next_however_early_it_beg
     assert fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours") == [(6 * 60 * 100_000,)]
 
 
-def test_a_look_that_fails_keeps_nothing(fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_that_is_closed_with_the_next_one_open_is_read_and_put_on_record_as_ever(fleet: SmallFleet) -> None:
+    fleet.samples(HOUR_AT, HOUR_AT + HOUR + 15 * MINUTE)
+    closer = keeping(fleet)
+    for _ in range(3):
+        closer.run(HOUR_AT + HOUR + 10 * MINUTE)
+
+    assert closer.run(HOUR_AT + HOUR + 15 * MINUTE) == Round(closed=1, provisional=1)
+    # What was read outside of files is hashed, the hour and at least ten minutes after it: it can be told from others when it is computed again.
+    ((rows,),) = fleet.rows("SELECT (inputs->'outside'->>0)::int FROM ledger_runs WHERE revision = 1")
+    assert rows >= 420
+
+
+def test_a_look_that_fails_keeps_nothing(fleet: SmallFleet) -> None:
     fleet.samples(HOUR_AT, HOUR_AT + 10 * MINUTE)
     closer = keeping(fleet)
     for _ in range(3):
