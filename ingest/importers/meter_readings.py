@@ -1,6 +1,6 @@
 """Imports what meters of a site above its nodes showed: utility, PDU, CDU; energy of a period, or a register at an instant.
 
-A register that falls is refused unless it is said where it begins anew. Readings of meters of nodes are samples and come by
+A register that falls is refused unless it is said where it begins anew, and what it shows then is like what it showed before or after. Readings of meters of nodes are samples and come by
 ``node-power``. It knows no books.
 """
 
@@ -24,6 +24,7 @@ from ingest.store.import_meters import MeterError, MeterFact, Periods, site_mete
 LEVELS: Final = ("utility", "pdu", "cdu", "other")
 COVERS: Final = ("it", "part", "cooling", "all")
 _NAMES: Final = {"kwh": "kWh", "wh": "Wh", "mj": "mJ", "j": "J", "kj": "kJ"}
+_STEADY: Final = 10
 _METER: Final = Field("meter", "text", {"meter": None, "meter_id": None, "name": None, "sensor": None, "outlet": None})
 _ENERGY: Final = Field(
     "energy",
@@ -191,16 +192,33 @@ def _take_periods(
 def _from_registers(
     found: _Read, options: MeterOptions, report: ImportReport
 ) -> Iterator[tuple[int, str, int, int, int]]:
-    """Yield the periods between a meter's readings, in the order of their instants."""
-    for meter, readings in found.registers.items():
-        readings.sort()
-        for (from_us, _, before), (to_us, line, after) in pairwise(readings):
-            energy = after - before
+    """Yield the periods between a meter's readings, in the order of their instants; of one instant the first line counts."""
+    for meter, told in found.registers.items():
+        readings: list[tuple[int, int, int]] = []
+        for reading in sorted(told):
+            if readings and readings[-1][0] == reading[0]:
+                report.rejections.reject(reading[1], "repeated timestamp")
+            else:
+                readings.append(reading)
+        steps = [(to_us - from_us, after - before) for (from_us, _, before), (to_us, _, after) in pairwise(readings)]
+        for number, ((from_us, _, _), (to_us, line, _)) in enumerate(pairwise(readings)):
+            took_us, energy = steps[number]
             if energy < 0 and options.wrap_mj is not None:
-                energy += options.wrap_mj
-            if to_us == from_us:
-                report.rejections.reject(line, "repeated timestamp")
-            elif energy < 0:
+                lifted = energy + options.wrap_mj
+                beside = steps[max(number - 1, 0) : number] + steps[number + 1 : number + 2]
+                if lifted < 0 or not _goes_on(took_us, lifted, beside):
+                    report.rejections.reject(line, "register fell", "too far for one that begins anew at its limit")
+                    continue
+                energy = lifted
+            if energy < 0:
                 report.rejections.reject(line, "register fell", "say where it begins anew: --wrap")
             else:
                 yield line, meter, from_us, to_us, energy
+
+
+def _goes_on(took_us: int, energy: int, beside: list[tuple[int, int]]) -> bool:
+    """Whether so much is at most ten times the power of the step before or after; else the meter was swapped, or set back.
+
+    As the books judge the counters of nodes (docs/methodology.md §2). Where nothing stands beside it, its word is taken.
+    """
+    return not beside or any(grown >= 0 and energy * took <= _STEADY * grown * took_us for took, grown in beside)

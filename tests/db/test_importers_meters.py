@@ -89,6 +89,27 @@ def test_a_register_that_falls_is_refused_where_nobody_said_it_begins_anew(conn:
     assert report.rejections.by_reason == {"register fell": 1}
 
 
+def test_a_meter_that_was_swapped_has_not_gone_on_over_its_limit(conn: sa.Connection, write: Write) -> None:
+    """10 kWh an hour; the new meter begins at 5: 600 kWh in that hour are sixty times as much, and nothing is known of it."""
+    text = "at,register_kwh\n2026-11-01T08:00Z,395\n2026-11-01T09:00Z,405\n2026-11-01T10:00Z,5\n2026-11-01T11:00Z,15\n"
+    options = MeterOptions("lab", meter="pdu-b", level="pdu", wrap_mj=1000 * KWH_MJ)
+    report = import_meters(conn, write(text), options)
+    assert report.rejections.by_reason == {"register fell": 1}
+    assert [row[1:] for row in rows(conn, CURRENT)] == [
+        ("08:00:00", "09:00:00", 10 * KWH_MJ),
+        ("10:00:00", "11:00:00", 10 * KWH_MJ),
+    ]
+
+
+def test_of_an_instant_that_is_told_twice_the_first_line_goes_on(conn: sa.Connection, write: Write) -> None:
+    text = (
+        "at,register_kwh\n2026-11-01T08:00Z,100\n2026-11-01T09:00Z,110\n2026-11-01T09:00Z,119\n2026-11-01T10:00Z,120\n"
+    )
+    report = import_meters(conn, write(text), MeterOptions("lab", meter="pdu-b", level="pdu"))
+    assert report.rejections.by_reason == {"repeated timestamp": 1}
+    assert [row[3] for row in rows(conn, CURRENT)] == [10 * KWH_MJ, 10 * KWH_MJ]
+
+
 def test_a_correction_takes_the_place_of_whole_periods_and_cuts_through_none(conn: sa.Connection, write: Write) -> None:
     options = MeterOptions("lab", meter="grid", level="utility", step=timedelta(hours=1))
     header = "start,to,energy_kwh\n"
