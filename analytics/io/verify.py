@@ -18,6 +18,7 @@ import psycopg
 from analytics.frames import API_TOKENS, CARRIERS, ELECTRICITY, GPU_OWNED, LedgerLines
 from analytics.io.corrections import start_of_corrections
 from analytics.io.line_names import load_names
+from analytics.io.verify_usage import look_at_usage
 from analytics.model.chain import Link, Names, canonical, first_break, opens, start_of_hour
 from analytics.model.corrections import AMOUNTS, WHO, differences
 from analytics.model.money import exact_nano
@@ -80,7 +81,7 @@ class Hour:
 class Problem:
     """Something that is not as it was written.
 
-    ``kind``: altered, dropped, reordered or invented for lines; sums; bills for what is summed
+    ``kind``: altered, dropped, reordered or invented for lines; sums; usage; bills for what is summed
     for them; revision where another counts than the newest; period and document.
     """
 
@@ -205,12 +206,15 @@ def _carried(
 ) -> Iterator[tuple[str, str]]:
     """Hold the lines of what counts, and of what would by now, against the usage hours they are made of."""
     at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
-    for revision in sorted({hour.revision, hour.shadow_revision or hour.revision} - {0}):
+    counting = sorted({hour.revision, hour.shadow_revision or hour.revision} - {0})
+    for revision in counting:
         if revision not in usage_of:
             yield "dropped", f"revision {revision}, which counts, has no run"
             continue
         for what in _sums(connection, at, stored.filter(pl.col("revision") == revision), usage_of[revision]):
             yield "sums", f"revision {revision}: {what}"
+    used = {number: stored.filter(pl.col("revision") == number) for number in counting if number in usage_of}
+    yield from look_at_usage(connection, at, usage_of, used)
 
 
 def _newest(hour: Hour, runs: list[tuple[Any, ...]]) -> Iterator[str]:

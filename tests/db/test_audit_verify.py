@@ -154,8 +154,9 @@ def test_a_millijoule_in_a_usage_hour_is_found_by_the_lines_that_carry_it(
     fleet: SmallFleet, rogue: psycopg.Connection[Any]
 ) -> None:
     rogue.execute("UPDATE usage_hours SET energy_mj = energy_mj + 1 WHERE hour_at = %s AND holder = 'idle'", [HOUR_AT])
-    (problem,) = look(fleet).problems
+    problem, hashed = look(fleet).problems
     assert (problem.kind, problem.hour_at) == ("sums", HOUR_AT)
+    assert (hashed.kind, hashed.what) == ("usage", "the usage hours of revision 1 are not those that its run wrote")
     assert "energy of idle: lines say 180000000 mJ, usage hours 180000001 mJ" in problem.what
 
 
@@ -203,7 +204,7 @@ def test_who_makes_all_links_anew_is_found_by_the_month_s_root_and_by_the_docume
         "AND charge_category = 'gpu_owned'",
         [HOUR_AT],
     )
-    rogue.execute("UPDATE ledger_runs SET head_sha256 = NULL WHERE hour_at = %s", [HOUR_AT])
+    rogue.execute("UPDATE ledger_runs SET head_sha256 = NULL, usage_sha256 = NULL WHERE hour_at = %s", [HOUR_AT])
     rogue.execute("UPDATE ledger_hours SET frozen_period_id = NULL")
     rogue.execute("DELETE FROM period_hours")
     rogue.execute("DELETE FROM ledger_periods")
