@@ -1,4 +1,4 @@
-"""The worker's schedule of hours: finds what is due, has it closed oldest first, and counts what became of each.
+"""The worker's schedule of hours: finds what is due, has it closed, first what is open and then the oldest, and counts what became of each.
 
 Any number of workers may run. A lease (one row, renewed each round) lets only one of them do the work; it saves work and
 guards nothing: every write swaps the row it was computed against, so a worker that stood still for a minute and wakes
@@ -8,9 +8,11 @@ its own, whose memory is bounded.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -47,12 +49,14 @@ class Round:
     """Hours whose inputs changed after their samples were past retention: a finding says so, and their books stay."""
     unsettled: list[tuple[int, datetime]] = field(default_factory=list, repr=False)
     """(site, hour) of those, and of lost races."""
+    left: int = 0
+    """Hours that were due and not come to in the time given; they stay due."""
     read_whole: int = field(default=0, compare=False)
     """Of ``provisional`` and ``unchanged``, open hours whose rows were read from their beginning on."""
 
 
 class HourCloser:
-    """Closes due hours of the ledger, oldest first, and keeps the open window priced."""
+    """Keeps the open window priced, and closes due hours of the ledger, oldest first."""
 
     def __init__(
         self,
@@ -79,9 +83,12 @@ class HourCloser:
         *,
         on_due: Callable[[Sequence[HourState]], None] | None = None,
         on_hour: Callable[[HourState, Saved], None] | None = None,
+        within_s: float = math.inf,
     ) -> Round:
         """Bring the ledger up to date as of ``now``; an hour that fails is logged, counted and left due, others go on.
 
+        ``within_s``: once so much time has passed no more hours are begun, but for the first that are to be closed. A correction of
+        years has thousands of hours rated anew, and what is open, and budgets that hang on it, wait for none of them.
         ``on_due`` is told once what is due, ``on_hour`` of each hour that was written or found to be as it was.
         Raises only when the database is gone, or the worker is to stop: then no more hours could be written.
         """
@@ -96,10 +103,14 @@ class HourCloser:
             if on_due is not None:
                 on_due(due)
             # Apart, since one load has one instant from which on hours are open.
-            open_, over = _parted(due, awaited)
-            for batch in batches(over, settings.hours_per_pass) + batches(open_, 1):
+            open_, over = _parted(due, awaited, now - lateness)
+            began_s, at_hand = time.monotonic(), batches(open_, 1)
+            for number, batch in enumerate([*at_hand, *batches(over, settings.hours_per_pass)]):
                 closed_before = now - lateness
-                if batch.hours[0] in open_:
+                if number > len(at_hand) and time.monotonic() - began_s > within_s:
+                    round_.left += len(batch.hours)
+                    continue
+                if number < len(at_hand):
                     closed_before = min(closed_before, batch.from_at)
                 at_once = max(1, settings.device_hours_per_pass // len(batch.hours))
                 task = Task(self._database, self._segments, settings, batch, now, closed_before, horizon, at_once)
@@ -131,11 +142,16 @@ class HourCloser:
         _count(round_, told)
 
 
-def _parted(due: Sequence[HourState], awaited: Mapping[int, datetime]) -> tuple[list[HourState], list[HourState]]:
-    """Return the hours that stay open whatever the time, since they or one before them wait for a reading, and all others."""
-    late = datetime.max.replace(tzinfo=UTC)
-    waiting = [hour for hour in due if hour.status != "closed" and hour.hour_at >= awaited.get(hour.site_id, late)]
-    return waiting, [hour for hour in due if hour not in waiting]
+def _parted(
+    due: Sequence[HourState], awaited: Mapping[int, datetime], closed_before: datetime
+) -> tuple[list[HourState], list[HourState]]:
+    """Return the hours that stay open, by the time or since they or one before them wait for a reading, and all others."""
+
+    def is_open(hour: HourState) -> bool:
+        from_at = min(awaited.get(hour.site_id, closed_before), closed_before)
+        return hour.status != "closed" and hour.hour_at + timedelta(hours=1) > from_at
+
+    return [hour for hour in due if is_open(hour)], [hour for hour in due if not is_open(hour)]
 
 
 def _told(hours: Sequence[HourState]) -> dict[str, str | int]:
