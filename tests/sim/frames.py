@@ -1,13 +1,24 @@
-"""Schemas of the frames that the simulated world tells of, as ``analytics.frames`` declares them."""
+"""Schemas of the frames that the simulated world tells of, as ``analytics.frames`` declares them.
+
+Read off the declarations: an empty frame would have polars compute at import, after which a process cannot be forked.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
+import dataframely as dy
+import polars as pl
+
 from analytics import frames
 
-ANCHORS: Final = frames.Anchors.create_empty().schema
-PLACEMENTS: Final = frames.Placements.create_empty().schema
-HOLDS: Final = frames.Holds.create_empty().schema
-DEVICE_SHARES: Final = frames.DeviceShares.create_empty().schema
-INSTANCE_ACTIVITY: Final = frames.InstanceActivity.create_empty().schema
+
+def _schema(of: type[dy.Schema]) -> pl.Schema:
+    return pl.Schema({name: column.dtype for name, column in of.columns().items()})
+
+
+ANCHORS: Final = _schema(frames.Anchors)
+PLACEMENTS: Final = _schema(frames.Placements)
+HOLDS: Final = _schema(frames.Holds)
+DEVICE_SHARES: Final = _schema(frames.DeviceShares)
+INSTANCE_ACTIVITY: Final = _schema(frames.InstanceActivity)

@@ -145,3 +145,39 @@ def test_where_no_interval_is_idle_there_is_no_run_of_them() -> None:
     usage = hours.with_columns(pl.lit(7).alias("job_id"), pl.lit(1).alias("idle_us"))
     held = resolve_holds(inputs, Policy()).held
     assert idle_waste([meter], {0: hours}, usage, held, inputs.devices, Policy(), to_us(at(3600))).is_empty()
+
+
+def _slow(percent: int, until: int = 3600, **more: Any) -> list[dict[str, Any]]:
+    """700 W at work, slowed for so much of each second up to ``until`` by the counters."""
+    hot = {"gpu_util_percent": 99, "clocks_event_reasons": 0x40} | more
+    return [
+        {**row, "throttled_ns": min((row["at"] - HOUR).seconds, until) * percent * 10_000_000}
+        for row in steady(1, 0, 3600, 700, **hot)
+    ]
+
+
+def _kinds(readings: list[dict[str, Any]]) -> list[str]:
+    return [row["kind"] for row in _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))]
+
+
+def test_throttling_counts_from_the_policys_least_share_and_time_on() -> None:
+    limits = Site().policy.throttle
+    least = limits.min_throttled_percent
+    seconds = limits.min_throttled_us // 1_000_000
+    assert least * 36 >= seconds  # of an hour, the share is the longer of the two
+    assert _kinds(_slow(least)) == ["throttling"]
+    assert _kinds(_slow(least - 1)) == []
+
+
+def test_an_overlap_over_two_hours_is_told_in_each_with_what_is_of_it() -> None:
+    both = [holds(1, 1, 3000, 4200), holds(2, 1, 3000, 4200)]
+    site = Site(readings=steady(1, 0, 7200, 300), allocations=both, hours=2)
+    rows = [row for row in _findings(site) if row["kind"] == "overlapping_allocations"]
+    assert [(row["start_at"], row["end_at"]) for row in rows] == [(at(3000), at(3600)), (at(3600), at(4200))]
+    assert {row["evidence"] for row in rows} == {'{"jobs":[1,2]}'}
+
+
+def test_an_overlap_that_ends_on_the_hour_is_not_of_the_next() -> None:
+    both = [holds(1, 1, 3000, 3600), holds(2, 1, 3000, 3600)]
+    rows = _findings(Site(readings=steady(1, 0, 7200, 300), allocations=both, hours=2))
+    assert [(row["start_at"], row["end_at"]) for row in rows] == [(at(3000), at(3600))]

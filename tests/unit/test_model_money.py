@@ -38,6 +38,29 @@ def test_a_remainder_goes_to_the_largest_rests_then_to_the_first_key() -> None:
     assert _spread(5, 1, 3) == [1, 4]
 
 
+def test_one_unit_of_weight_takes_all_and_what_weighs_nothing_has_nothing() -> None:
+    assert _spread(5, 0, 1) == [0, 5]
+    assert _spread(5, 1, 0, 0) == [5, 0, 0]
+
+
+def test_equal_rests_go_by_the_key_whatever_they_weigh() -> None:
+    # 2 over 1 and 3: 0.5 and 1.5. Both rests are a half, and the first key has the one that is left.
+    assert _spread(2, 1, 3) == [1, 1]
+    assert _spread(2, 3, 1) == [2, 0]
+
+
+def test_a_token_line_is_named_by_its_key_its_provider_its_model_and_its_part() -> None:
+    prices = _token_prices(input_tokens="0.1")
+    told = Site(calls=[call("k", 1, input_uncached_tokens=2)], prices=prices, devices=[]).close().lines
+    assert told.select("line_key", "holder_key").rows() == [
+        ("-|api:k|openai/gpt/input_uncached_tokens|api_tokens|10", "api:openai/gpt/input_uncached_tokens")
+    ]
+    nobody = Site(calls=[call(None, 1, usage_known=False)], devices=[]).close().lines
+    assert nobody.select("line_key", "holder_key").rows() == [
+        ("-|api:-|openai/gpt/usage_unknown|api_tokens|-", "api:openai/gpt/usage_unknown")
+    ]
+
+
 def test_a_negative_total_is_split_like_its_mirror() -> None:
     assert _spread(-11, 3, 3, 3, 1) == [-4, -3, -3, -1]
 

@@ -149,3 +149,49 @@ def test_shared_it_is_below_the_site_and_above_no_device() -> None:
     assert found["pdu", None, "node"]["gap_mj"] == 0
     pair = found["node", None, "device"]
     assert (pair["metered_mj"], pair["below_mj"]) == (45 * MJ_PER_KWH, 40 * MJ_PER_KWH)
+
+
+def test_a_period_that_ends_within_an_hour_takes_nothing_from_the_next() -> None:
+    # A kWh until half past, then 2 kWh an hour for two and a half hours; the third hour is not asked for.
+    told = hours_of(_periods((1, 0, 0.5, 1), (1, 0.5, 3, 5)), 0, 2 * US_PER_HOUR)
+    assert told.rows() == [(1, 0, 2 * MJ_PER_KWH), (1, US_PER_HOUR, 2 * MJ_PER_KWH)]
+    # Nor the first, where the second alone is asked for.
+    assert hours_of(_periods((1, 0, 3, 6)), US_PER_HOUR, 2 * US_PER_HOUR).rows() == [(1, US_PER_HOUR, 2 * MJ_PER_KWH)]
+
+
+def test_a_period_is_even_over_its_time_and_adds_up_in_integers() -> None:
+    # 10 mJ over three hours: 3.33 each; what was reached by the end of an hour is rounded down.
+    rows = pl.DataFrame(
+        [(1, 0, 3 * US_PER_HOUR, 10)],
+        schema={"meter_id": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64, "energy_mj": pl.Int64},
+        orient="row",
+    )
+    assert hours_of(rows, 0, 3 * US_PER_HOUR)["energy_mj"].to_list() == [3, 3, 4]
+
+
+def test_a_meter_that_showed_nothing_has_a_gap_of_no_share() -> None:
+    found = _gaps(SITE, _periods((UTILITY, 0, 1, 0), (PDU_A, 0, 1, 1), (PDU_B, 0, 1, 0)), _nodes((1, 0, 1, 1)))
+    row = found["utility", None, "pdu"]
+    assert (row["metered_mj"], row["below_mj"], row["gap_ppm"]) == (0, MJ_PER_KWH, None)
+
+
+def test_devices_are_taken_as_exact_beside_their_node() -> None:
+    # 2 % of 50 kWh; the devices' 40 add nothing to it.
+    row = _gaps(SITE, _periods((PDU_A, 0, 1, 50)), _nodes((1, 0, 50, 40)))["node", None, "device"]
+    assert (row["metered_mj"], row["below_mj"], row["gap_ppm"]) == (50 * MJ_PER_KWH, 40 * MJ_PER_KWH, 200_000)
+    assert row["error_ppm"] == 20_000
+
+
+def test_meters_are_told_from_the_utility_down_and_by_name() -> None:
+    tree = _meters(
+        (4, 5, "rack", "a-rack", "it", None, 0),
+        (5, 6, "cdu", "b-cdu", "it", None, 0),
+        (6, 7, "pdu", "c-pdu", "it", None, 0),
+        (7, None, "utility", "z-grid", "all", None, 0),
+        (8, 4, "node", "redfish", "it", 1, 0),
+    )
+    periods = _periods(*((meter, 0, 1, 1) for meter in (4, 5, 6, 7)))
+    found = gap(tree, hours_of(periods, 0, US_PER_HOUR), _nodes((1, 0, 1, 1)), 1)
+    named = found.drop_nulls("meter")["meter"].to_list()
+    assert named[0] == "z-grid"
+    assert sorted(named) == ["a-rack", "b-cdu", "c-pdu", "z-grid"]
