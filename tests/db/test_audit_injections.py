@@ -93,7 +93,7 @@ def look(fleet: SmallFleet) -> Verified:
         return verify(connection, from_at=NOVEMBER.from_at, to_at=LATER)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_least_amount_anywhere_in_the_books_is_found(fleet: SmallFleet, data: st.DataObject) -> None:
     table, name, least = data.draw(st.sampled_from(TARGETS))

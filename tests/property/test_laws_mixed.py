@@ -38,7 +38,7 @@ from tests.sim.spec import JobMix, Sampling, Sharing, WorldSpec
 from tests.sim.world import World
 
 pytestmark = pytest.mark.property
-LAW: Final = settings(max_examples=5, deadline=None)
+LAW: Final = settings(max_examples=4, deadline=None)
 HOURS: Final = 2
 WRAP_MJ: Final = 400_000_000
 WEATHER: Final = replace(EVERYTHING, wrap_mj=WRAP_MJ, node_meter_gain=1.0)
