@@ -1,0 +1,107 @@
+"""Rows kept of an open hour are the table's: whatever transactions write, in whatever order they commit, and whenever somebody looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analytics.io.open_rows import Look, OpenRows
+from collector.wire import Stream
+
+pytestmark = pytest.mark.property
+
+HOUR_AT = datetime(2026, 11, 1, 8, tzinfo=UTC)
+FROM_AT = HOUR_AT - timedelta(minutes=10)
+MINUTE = timedelta(minutes=1)
+KEY = (Stream.DEVICE, ("energy_mj",), 1, (1, 2, 3), "as they are")
+ROWS: dict[str, Any] = {"device_id": pl.Int32, "at": pl.Datetime("us", "UTC"), "energy_mj": pl.Int64}
+
+
+@dataclass
+class Store:
+    """A table and its changes, as a snapshot sees them: what transactions that are over have written."""
+
+    rows: list[tuple[int, datetime, int]] = field(default_factory=list)
+    changes: list[tuple[int, str, datetime, datetime]] = field(default_factory=list)
+    """With the number of the transaction."""
+    over: set[int] = field(default_factory=set)
+    seen: dict[str, frozenset[int]] = field(default_factory=dict)
+    server: str = "one"
+
+    def execute(self, query: str, asked: dict[str, Any] | None = None) -> Store:
+        """Answer the two questions of a look: where it is, and what was written since the one before."""
+        del query
+        if asked is None:
+            name = str(len(self.seen))
+            self.seen[name] = frozenset(self.over)
+            self.answer: list[tuple[Any, ...]] = [(name, self.server)]
+        else:
+            before = self.seen[asked["before"]]
+            self.answer = [told for number, *told in self.changes if number in self.over and number not in before]  # type: ignore[misc]
+        return self
+
+    def fetchone(self) -> tuple[Any, ...]:
+        return self.answer[0]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.answer
+
+    def fetch(self, from_at: datetime, to_at: datetime) -> pl.DataFrame:
+        found = [row for row in self.rows if from_at <= row[1] < to_at]
+        return pl.DataFrame(found, schema=ROWS, orient="row")
+
+
+minutes = st.integers(-12, 40)
+bodies = st.tuples(st.sampled_from([1, 2, 3]), minutes, st.integers(1, 15), st.booleans())
+"""Device, first minute, minutes, whether its transaction is over at once; else with the next one."""
+steps = st.lists(st.one_of(bodies, st.integers(0, 40), st.just("started anew"), st.just("fails")), max_size=25)
+
+
+@given(steps)
+def test_what_is_kept_is_what_the_table_has(steps: list[Any]) -> None:
+    store, kept = Store(), OpenRows(1 << 20)
+    waiting: list[tuple[int, list[tuple[int, datetime, int]]]] = []
+    now = HOUR_AT
+    for number, step in enumerate(steps):
+        if step == "started anew":
+            store.server = f"{store.server}'"
+        elif step == "fails":
+            kept.look(1, HOUR_AT)  # and is not kept
+        elif isinstance(step, int):
+            now = max(now, HOUR_AT + step * MINUTE)
+            looked = look(store, kept, now)
+            assert looked.sort(*ROWS).equals(store.fetch(FROM_AT, now + 10 * MINUTE).sort(*ROWS))
+        else:
+            device, first, count, at_once = step
+            since = HOUR_AT + first * MINUTE
+            rows = [(device, since + n * MINUTE, number) for n in range(count)]
+            store.changes.append((number, "device_samples", since, rows[-1][1] + timedelta(microseconds=1)))
+            waiting.append((number, rows))
+            if at_once:
+                for each, written in waiting:
+                    store.over.add(each)
+                    store.rows += written
+                waiting.clear()
+
+
+def test_a_second_look_fetches_no_row_that_it_has() -> None:
+    store, kept = Store(rows=[(1, HOUR_AT + n * MINUTE, n) for n in range(30)]), OpenRows(1 << 20)
+    look(store, kept, HOUR_AT + 30 * MINUTE)
+    store.rows, store.over = [(1, HOUR_AT + 30 * MINUTE, 30)], {7}
+    store.changes.append((7, "device_samples", HOUR_AT + 30 * MINUTE, HOUR_AT + 31 * MINUTE))
+
+    assert look(store, kept, HOUR_AT + 31 * MINUTE)["energy_mj"].to_list() == list(range(31))
+
+
+def look(store: Store, kept: OpenRows, now: datetime) -> pl.DataFrame:
+    looking: Look = kept.look(1, HOUR_AT)
+    looking.begin(store)  # type: ignore[arg-type]
+    found = looking.rows(KEY, (FROM_AT, now + 10 * MINUTE), store.fetch)
+    assert kept.keep(looking)
+    return found
