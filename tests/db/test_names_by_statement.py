@@ -82,7 +82,7 @@ def test_what_is_named_stays(admin: Connection) -> None:
         # Whatever else names it has a foreign key; without those only the triggers are left.
         for (drop,) in admin.execute(
             "SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname) FROM pg_constraint "
-            "WHERE contype = 'f' AND confrelid = %s::regclass AND conparentid = 0",
+            "WHERE contype = 'f' AND confrelid = %s::regclass AND conparentid = 0 AND connamespace = 'public'::regnamespace",
             (named,),
         ).fetchall():
             admin.execute(drop.encode())
