@@ -205,7 +205,7 @@ def begin_batch(  # noqa: PLR0913 - what a close reads, from where, and as known
             )
         if look is not None:
             session = look.session(session)
-        node_readings = load_node_readings(session, site_id, site, window, policy)
+        node_readings = load_node_readings(session, site_id, site, epochs, window, policy)
         boards = shared_boards(held.holds, held.devices, held.placements)
         looks = Looks(session, site_id, window, boards, held.devices, held.holds["job_id"].unique().to_list())
         devices = Devices.validate(pl.concat([held.devices, site.devices]))

@@ -97,13 +97,19 @@ def load_site(connection: psycopg.Connection[Any], scope: Mapping[str, Any], nod
 
 
 def load_node_readings(
-    session: SampleSession, site_id: int, site: SiteLoad, window: Window, policy: Policy
+    session: SampleSession, site_id: int, site: SiteLoad, epochs: pl.DataFrame, window: Window, policy: Policy
 ) -> dy.DataFrame[NodeReadings]:
-    """Return the readings of the nodes' meters of the window and the margin around it, in order of meter and time."""
+    """Return the readings of the nodes' meters of the window and the margin around it, in order of meter and time.
+
+    The margin is as long as an interval that is no gap may be: a meter that is read each quarter of an hour has none nearer to an hour's
+    edge, and hours that are closed alone would lack what those closed together have. ``epochs``: of the site.
+    """
     meters = site.meters.filter(level="node")
     if meters.is_empty():
         return NodeReadings.create_empty()
-    margin = timedelta(microseconds=policy.margin_us)
+    slowest_us = max(int(epochs["cadence_us"].max() or 0), 0)  # type: ignore[arg-type]
+    longest_us = min(slowest_us * policy.gaps.max_gap_cadences, policy.gaps.reach_us)
+    margin = timedelta(microseconds=max(policy.margin_us, longest_us))
     keys = meters["meter_id"].sort().to_list()
     rows = session.rows(
         Stream.NODE, _COLUMNS, window.from_at - margin, window.to_at + margin, keys=keys, site_id=site_id

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
+from analytics.pipeline import Window, close_hours
+from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.identities import OnNode, meter_ids
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
@@ -286,3 +289,28 @@ def test_no_power_that_no_node_can_draw_and_no_meter_of_cooling_is_a_nodes(db: D
     fleet.rows("UPDATE node_samples SET power_mw = 2147483648 RETURNING 1")  # as an import once kept it
     HourCloser(fleet.database, SETTINGS).run(LATER)
     assert usage(fleet) == [("node:s1/n1", "idle", 3800 * HOUR_MJ, 3_600_000_000)]
+
+
+def test_a_meter_that_is_read_each_quarter_has_the_same_books_hour_by_hour(fleet: SmallFleet) -> None:
+    ((site,),) = fleet.rows("SELECT id FROM sites")
+    fleet.samples(UNTIL, UNTIL + 2 * HOUR, start_mj=70 * 60 * 100_000)
+    fleet.rows("UPDATE epochs SET cadence_us = 900000000 RETURNING 1")
+    fleet.rows(
+        "INSERT INTO node_samples (at, meter_id, epoch_id, span_us, energy_mj) "
+        "SELECT %s::timestamptz + n * interval '1 second', %s, %s, 900000000, (n + 9000) * 400000::bigint "
+        "FROM generate_series(-3150, 12000, 900) AS n RETURNING 1",
+        HOUR_AT,
+        meter(fleet, "redfish"),
+        fleet.epoch_id,
+    )
+
+    def overhead(first: int, count: int) -> list[tuple[Any, ...]]:
+        start, end = HOUR_AT + first * HOUR, HOUR_AT + (first + count) * HOUR
+        with fleet.database.connect("worker", autocommit=True) as connection:
+            found = load_batch(fleet.database, connection, site, Window(start, end, end), Policy(), "USD")
+        usage = close_hours(found.inputs, Policy()).usage.filter(method="overhead")
+        return usage.select("hour_at", "energy_mj", "coverage").rows()
+
+    together = overhead(0, 3)
+    assert [row[1] for row in together] == [300 * HOUR_MJ] * 3
+    assert [row for hour in range(3) for row in overhead(hour, 1)] == together
