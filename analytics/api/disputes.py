@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from analytics.api.cursors import cursor_of, id_position
 from analytics.api.problems import RESPONSES, ApiError
 from analytics.api.service import Api, Approver, Closer, Reader
 from analytics.errors import CloseError
@@ -54,15 +55,25 @@ class DisputeModel(BaseModel):
 
 class DisputeList(BaseModel):
     disputes: list[DisputeModel]
+    next_cursor: str | None
 
 
 @router.get("/v1/disputes", response_model=DisputeList, tags=["disputes"])
 def get_disputes(
-    api: Api, reader: Reader, *, resolved: Annotated[bool, Query(description="those that are resolved, too")] = False
+    api: Api,
+    reader: Reader,
+    *,
+    resolved: Annotated[bool, Query(description="those that are resolved, too")] = False,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """Return the disputes of the token's subtree, the newest first."""
+    """Return the disputes of the token's subtree, the newest first, by pages."""
     with api.scoped(reader) as conn:
-        return {"disputes": [dispute_dict(each) for each in listed(conn, resolved=resolved)]}
+        found = listed(conn, resolved=resolved, before_id=id_position(cursor), limit=limit + 1)
+    return {
+        "disputes": [dispute_dict(each) for each in found[:limit]],
+        "next_cursor": cursor_of(found[limit - 1].id) if len(found) > limit else None,
+    }
 
 
 @router.post("/v1/disputes", response_model=DisputeModel, tags=["disputes"])

@@ -5,6 +5,7 @@ A month is closed and reopened on the command line: its key is in nobody's serve
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,9 +14,10 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
+from analytics.api.cursors import cursor_of, position_of
 from analytics.api.problems import RESPONSES, ApiError
 from analytics.api.service import Api, Closer, Reader, aware, covered
-from analytics.io.disputes import line_dict, lines_of_hour
+from analytics.io.disputes import line_dict, page_of_lines
 from analytics.io.periods import Period, exported, find, listed
 from analytics.io.statement_formats import rfc3339
 
@@ -79,6 +81,7 @@ class LineModel(BaseModel):
 
 class LineList(BaseModel):
     lines: list[LineModel]
+    next_cursor: str | None
 
 
 @router.get("/v1/periods", response_model=PeriodList, tags=["periods"])
@@ -104,15 +107,34 @@ def get_lines(
     reader: Reader,
     hour: Annotated[datetime, Query(description="full UTC hour", examples=["2026-10-03T08:00:00Z"])],
     tenant: Annotated[str | None, Query(description="a subtree of what the token covers")] = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
 ) -> dict[str, Any]:
-    """Return the lines of an hour with the names they are disputed by."""
+    """Return the lines of an hour with the names they are disputed by, by site and pages."""
     at = aware("hour", hour)
     if at.replace(minute=0, second=0, microsecond=0) != at:
         raise ApiError(400, "invalid_hour", "hour must be a full UTC hour, like 2026-10-03T08:00:00Z")
     if tenant is not None:
         covered(reader, tenant)
     with api.scoped(reader) as conn:
-        return {"lines": [line_dict(line) for line in lines_of_hour(conn, at, tenant)]}
+        found, place = page_of_lines(conn, at, tenant, after=_place(cursor), limit=limit)
+    return {
+        "lines": [line_dict(line) for line in found],
+        "next_cursor": None if place is None else cursor_of(json.dumps(place)),
+    }
+
+
+def _place(cursor: str | None) -> list[str] | None:
+    position = position_of(cursor)
+    try:
+        place = None if position is None else json.loads(position)
+    except ValueError:
+        place = ()
+    if place is not None and not (
+        isinstance(place, list) and len(place) == 3 and all(isinstance(part, str) for part in place)
+    ):
+        raise ApiError(400, "invalid_cursor", "this cursor is not one this API gave; start without it")
+    return place
 
 
 def _driver(conn: sa.Connection) -> psycopg.Connection[Any]:

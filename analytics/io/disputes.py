@@ -29,7 +29,15 @@ SELECT lines.site_id, sites.name AS site, lines.hour_at, lines.chain_sha256, t.p
            AND open.line_sha256 = lines.chain_sha256 AND open.resolved_at IS NULL) AS is_disputed
 FROM current_ledger_lines AS lines JOIN sites ON sites.id = lines.site_id LEFT JOIN tenants AS t ON t.id = lines.tenant_id
 WHERE lines.hour_at = :hour_at AND (CAST(:path AS text) IS NULL OR t.path = :path OR starts_with(t.path, :path || '/'))
-ORDER BY sites.name, tenant NULLS LAST, lines.charge_category, lines.holder_key, lines.device_model, lines.chain_sha256
+"""
+_AS_READ: Final = "ORDER BY sites.name, tenant NULLS LAST, lines.charge_category, lines.holder_key, lines.device_model, lines.chain_sha256"
+# Of a line no two are the same: pages go on where the last one ended, whatever came or went meanwhile.
+_PLACE: Final = """
+sites.name COLLATE "C", lines.line_key COLLATE "C", coalesce(encode(lines.chain_sha256, 'hex'), '') COLLATE "C"
+"""
+_PAGE: Final = f"""
+{_LINES.replace("SELECT ", f"SELECT ARRAY[{_PLACE}] AS place, ", 1)}
+AND (CAST(:after AS text[]) IS NULL OR ARRAY[{_PLACE}] > CAST(:after AS text[])) ORDER BY place LIMIT :limit
 """
 _DISPUTES: Final = """
 SELECT d.id, sites.name AS site, d.hour_at, d.line_sha256, d.line, t.path AS tenant, d.billed_cost, d.currency, d.opened_by, d.opened_at,
@@ -91,18 +99,37 @@ class Dispute:
 
 def lines_of_hour(conn: sa.Connection, hour_at: datetime, tenant: str | None = None) -> list[Line]:
     """Return the visible lines of an hour, of a tenant's subtree or all."""
-    return [_line(row) for row in conn.execute(sa.text(_LINES), {"hour_at": hour_at, "path": tenant})]
+    return [_line(row) for row in conn.execute(sa.text(_LINES + _AS_READ), {"hour_at": hour_at, "path": tenant})]
+
+
+def page_of_lines(
+    conn: sa.Connection, hour_at: datetime, tenant: str | None, *, after: Sequence[str] | None, limit: int
+) -> tuple[list[Line], list[str] | None]:
+    """Return at most so many visible lines of an hour by site and key, and where the next page begins; None: there is none.
+
+    ``after``: what the page before returned.
+    """
+    given = {"hour_at": hour_at, "path": tenant, "after": None if after is None else list(after), "limit": limit + 1}
+    rows = conn.execute(sa.text(_PAGE), given).fetchall()
+    return [_line(row) for row in rows[:limit]], list(rows[limit - 1].place) if len(rows) > limit else None
 
 
 def listed(
-    conn: sa.Connection, *, from_at: datetime | None = None, to_at: datetime | None = None, resolved: bool = False
+    conn: sa.Connection,
+    *,
+    from_at: datetime | None = None,
+    to_at: datetime | None = None,
+    resolved: bool = False,
+    before_id: int | None = None,
+    limit: int | None = None,
 ) -> list[Dispute]:
-    """Return visible disputes, the newest first; ``resolved``: those that are, too."""
+    """Return visible disputes, the newest first; ``resolved``: those that are, too. ``before_id``, ``limit``: a page of them."""
     query = (
         f"{_DISPUTES} WHERE (CAST(:from_at AS timestamptz) IS NULL OR d.hour_at >= :from_at) "
-        "AND (CAST(:to_at AS timestamptz) IS NULL OR d.hour_at < :to_at) AND (:resolved OR d.resolved_at IS NULL) ORDER BY d.id DESC"
+        "AND (CAST(:to_at AS timestamptz) IS NULL OR d.hour_at < :to_at) AND (:resolved OR d.resolved_at IS NULL) "
+        "AND (CAST(:before_id AS bigint) IS NULL OR d.id < :before_id) ORDER BY d.id DESC LIMIT :limit"
     )
-    given = {"from_at": from_at, "to_at": to_at, "resolved": resolved}
+    given = {"from_at": from_at, "to_at": to_at, "resolved": resolved, "before_id": before_id, "limit": limit}
     return [_dispute(row) for row in conn.execute(sa.text(query), given)]
 
 

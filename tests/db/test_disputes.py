@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from analytics.errors import CloseError
-from analytics.io.disputes import lines_of_hour, listed, open_dispute, parsed, resolve
+from analytics.io.disputes import lines_of_hour, listed, open_dispute, page_of_lines, parsed, resolve
 from analytics.io.statement_table import as_table
 from analytics.io.statements import bill
 from analytics.jobs import HourCloser, WorkerSettings
@@ -98,3 +98,18 @@ def test_what_names_no_line_is_refused_in_words(name: str) -> None:
 
 def test_an_hour_and_the_beginning_of_a_link_name_a_line() -> None:
     assert parsed("2026-11-01T08:00Z/abababababab") == (datetime(2026, 11, 1, 8, tzinfo=UTC), "abababababab")
+
+
+def test_lines_and_disputes_come_by_pages_that_hold_each_once(fleet: SmallFleet, owner: sa.Connection) -> None:
+    every = lines_of_hour(owner, HOUR_AT)
+    assert len(every) == 2  # the job's time and its electricity
+    first, place = page_of_lines(owner, HOUR_AT, None, after=None, limit=1)
+    second, end = page_of_lines(owner, HOUR_AT, None, after=place, limit=1)
+    assert end is None
+    assert sorted(line.category for line in first + second) == ["electricity", "gpu_owned"]
+    for line in every:
+        open_dispute(owner, str(line.name), "wrong", by="ada")
+    (newest,) = listed(owner, limit=1)
+    (older,) = listed(owner, before_id=newest.id, limit=1)
+    assert newest.id > older.id
+    assert listed(owner, before_id=older.id) == []
