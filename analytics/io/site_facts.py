@@ -6,6 +6,7 @@
     time_zone: Europe/Berlin
     meters:
       - {node: gpu-01, meter: redfish, parent: pdu-a}
+      - {node: gpu-02, meter: ipmi, bills: false, from: 2026-11-01}
     overhead:
       - {nodes: "gpu-*", idle_w: 200, active_percent: 10, from: 2026-01-01}
     shared_it:
@@ -17,7 +18,8 @@
     idle:
       - {policy: proportional, basis: time, from: 2026-01-01}
 
-A section that is there is all that holds of its kind; one that is not there stays as it is known.
+A section that is there is all that holds of its kind; one that is not there stays as it is known. What is said of meters is not dated:
+``from`` is since when hours are closed again by it, all of them without one.
 """
 
 from __future__ import annotations
@@ -147,6 +149,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Parse]]] = {
         "parent": _text,
         "error_percent": _PERCENT,
         "wrap_kwh": _scaled(_MJ_PER_KWH, "kWh", 10**9, least=1),
+        "from": _instant,
     },
     "overhead": {"nodes": _text, "idle_w": _WATTS, "active_percent": _PERCENT, "error_percent": _PERCENT, **_DATES},
     "shared_it": {

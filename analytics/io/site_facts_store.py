@@ -206,7 +206,7 @@ _BOOKS: Final = frozenset({"bills", "covers", "wrap_mj"})
 
 def _meters(connection: psycopg.Connection[Any], facts: Sequence[Fact], names: _Names, now: datetime) -> int:
     """Describe meters that are known, make those of the site that are not, and hang them where they hang."""
-    described, matters = 0, False
+    described, since = 0, list[datetime]()
     for fact in facts:
         names.resolved([fact], lambda *_: ())
         if fact["node"] is None and fact["level"] is not None:
@@ -234,13 +234,14 @@ def _meters(connection: psycopg.Connection[Any], facts: Sequence[Fact], names: _
             connection.execute(f"UPDATE meters SET {sets} WHERE id = %(id)s".encode(), {**said, "id": meter})
             described += 1
             before = dict(zip(said, known, strict=True))
-            matters |= any(column in _BOOKS and before[column] != said[column] for column in said)
+            if any(column in _BOOKS and before[column] != said[column] for column in said):
+                since.append(fact["from"] or EVER)
     names.faults.extend(fresh.faults)
     _no_circle(connection, names)
     if names.faults:
         raise SiteFactsError(tuple(sorted(names.faults)))
-    if matters:
-        _changed(connection, names.site_id, "meters", [(EVER, None)], now)
+    if since:
+        _changed(connection, names.site_id, "meters", [(min(since), None)], now)
     return described
 
 

@@ -109,3 +109,8 @@ def test_which_meter_bills_matters_to_the_books_and_where_it_hangs_does_not(flee
     assert fleet.rows("SELECT count(*) FROM changes") == [(0,)]
     applied(fleet, "meters:\n  - {node: n1, meter: redfish, bills: false}\n")
     assert fleet.rows("SELECT kind, from_at::date::text FROM changes") == [("meters", "1970-01-01")]
+
+
+def test_words_of_meters_reach_back_as_far_as_they_say(fleet: SmallFleet) -> None:
+    applied(fleet, "meters:\n  - {node: n1, meter: redfish, bills: false, from: 2026-11-01}\n")
+    assert fleet.rows("SELECT kind, from_at::date::text FROM changes") == [("meters", "2026-11-01")]
