@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from analytics.model.corrections import AMOUNTS, WHO, differences
+from analytics.model.explain import correction_steps
 from tests.unit.test_chain import SCHEMA, line
 
 pytestmark = pytest.mark.unit
@@ -92,3 +93,23 @@ def test_of_the_methods_of_one_sum_the_least_exact_is_told_and_of_facility_categ
     assert (row["method"], row["facility_category"]) == ("share", 1)
     (row,) = differences(lines(), lines(one | {"method": "equal"}, other | {"method": None})).to_dicts()
     assert row["method"] == "equal"
+
+
+def test_a_correction_is_explained_as_what_it_would_be_by_now_less_what_was_posted() -> None:
+    # 2 and 0.5 USD were posted for one device's two prices; it would be 2.25 by now. The quantity stands.
+    half = {"billed_cost": Decimal("0.500000000"), "energy_mj": None, "quantity": 0}
+    before = lines(line("a"), line("a", price_id=8, **half), line("b"))
+    after = lines(line("a", billed_cost=Decimal("2.250000000"), energy_mj=None), line("b"))
+    posted = dict.fromkeys(MORE) | line("a", billed_cost=Decimal("-0.250000000"), energy_mj=-360_000_000, quantity=0)
+    told = correction_steps(posted, before, after)
+    assert [(step.words, step.value, step.unit) for step in told.steps] == [
+        ("billed cost: 2.250000000 by now − 2.500000000 posted before", "-0.250000000", "USD"),
+        ("energy: nothing by now − 360,000,000 posted before", "-360,000,000", "mJ"),
+        ("quantity: 3,600,000,000 by now − 3,600,000,000 posted before", "0", "accelerator-us"),
+    ]
+    assert told.differs == ()
+    wrong = correction_steps(posted | {"energy_mj": None, "quantity": 1}, before, after)
+    assert wrong.differs == (
+        "energy: -360,000,000 worked out, nothing stored (mJ)",
+        "quantity: 0 worked out, 1 stored (accelerator-us)",
+    )
