@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import pytest
 from analytics.io import tenant_moves
 from analytics.io.recompute import Ground, Recomputed, recompute, runs_in_force
 from analytics.io.restate import ask
+from analytics.io.statements import GroupBy, bill
 from analytics.io.verify_period import verify
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store.embedded import EmbeddedServer
@@ -25,7 +27,7 @@ from ingest.store.seal_hours import delete_retired
 from ingest.store.segments import Segments
 from tests.db.independent_energy import INDEPENDENT
 from tests.db.test_backup import emptied
-from tests.db.world_store import HOUR, StoredWorld, rate, store
+from tests.db.world_store import HOUR, STATES, StoredWorld, rate, store
 from tests.fakes.site import HOUR as START
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec
 from tests.sim.world import World
@@ -193,6 +195,17 @@ def balances(life: Life) -> None:
     with life.world.database.connect("worker", autocommit=True) as connection:
         found = verify(connection, from_at=START, to_at=LATER)
     assert (found.problems, found.lines > 0) == ((), True)
+    engine = life.world.database.create_engine("worker")
+    with engine.connect() as conn:
+        first, last = START - HOUR, START + (HOURS + 1) * HOUR
+        by_tenant, by_job = bill(conn, first, last, outcomes=True), bill(conn, first, last, GroupBy.JOB)
+    engine.dispose()
+    # Work that failed or was pre-empted is a column of its own; each way of adding up is the same sum of the same lines.
+    ((cost, energy),) = life.world.rows("SELECT sum(billed_cost), sum(energy_mj)::bigint FROM current_ledger_lines")
+    assert [(each.total.cost, each.total.energy_mj) for each in (by_tenant, by_job)] == [(cost, energy)] * 2
+    for outcome in STATES[1:]:
+        of_jobs = sum((row.figures.cost for row in by_job.rows if row.details.get("state") == outcome), Decimal(0))
+        assert (by_tenant.total.cost_of or {})[outcome] == of_jobs
 
 
 @pytest.mark.slow
