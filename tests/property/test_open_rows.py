@@ -57,10 +57,13 @@ class Store:
         return pl.DataFrame(found, schema=ROWS, orient="row")
 
 
-minutes = st.integers(-12, 40)
-bodies = st.tuples(st.sampled_from([1, 2, 3]), minutes, st.integers(1, 15), st.booleans())
+bodies = st.tuples(
+    st.sampled_from([1, 2, 3]), st.integers(-12, 28), st.integers(1, 15), st.sampled_from([True, True, False])
+)
 """Device, first minute, minutes, whether its transaction is over at once; else with the next one."""
-steps = st.lists(st.one_of(bodies, st.integers(0, 40), st.just("started anew"), st.just("fails")), max_size=25)
+looks = st.integers(0, 20)
+accidents = st.sampled_from(["started anew", "fails"])
+steps = st.lists(st.one_of(bodies, looks, bodies, looks, bodies, looks, accidents), min_size=4, max_size=20)
 
 
 @given(steps)
@@ -97,6 +100,13 @@ def test_a_second_look_fetches_no_row_that_it_has() -> None:
     store.changes.append((7, "device_samples", HOUR_AT + 30 * MINUTE, HOUR_AT + 31 * MINUTE))
 
     assert look(store, kept, HOUR_AT + 31 * MINUTE)["energy_mj"].to_list() == list(range(31))
+
+
+def test_rows_of_a_clock_that_is_ahead_are_fetched_once_they_are_asked_for() -> None:
+    store, kept = Store(rows=[(1, HOUR_AT + 30 * MINUTE, 7)]), OpenRows(1 << 20)
+
+    assert look(store, kept, HOUR_AT + 5 * MINUTE).is_empty()
+    assert look(store, kept, HOUR_AT + 25 * MINUTE)["energy_mj"].to_list() == [7]
 
 
 def look(store: Store, kept: OpenRows, now: datetime) -> pl.DataFrame:
