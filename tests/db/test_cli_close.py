@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from analytics.io import period_document, periods
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store import tokens
 from ingest.store.engine import URL_VARIABLE, Database
@@ -173,3 +174,32 @@ def test_a_full_hour_elsewhere_that_is_none_in_utc_is_refused(fleet: SmallFleet)
     moved = run("tenants", "move", "acme/research/nlp", "globex", "--from", "2026-11-01T14:00+05:30")
     assert (moved.exit_code, "2026-11-01T08:30:00+00:00 cuts an hour of the books" in moved.output) == (2, True)
     assert fleet.rows("SELECT count(*) FROM tenant_moves") == [(0,)]
+
+
+def test_lines_that_a_document_does_not_tell_stand_in_a_file_beside_it_and_under_its_root(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("close", "2026-11").exit_code == 0
+    with fleet.database.connect("owner", autocommit=True) as owner:
+        periods.reopen(owner, "2026-11", None, by="ada", reason="wrong tariff", now=DECEMBER)
+    fleet.rows("UPDATE tariffs SET superseded_at = now() RETURNING 1")
+    fleet.rows(
+        "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
+        "VALUES (%s, 'it', 0.3, 'USD', 'test', '2026-10-01Z') RETURNING 1",
+        fleet.site_id,
+    )
+    with fleet.admin() as connection:
+        fleet.changed("tariffs", HOUR_AT, HOUR_AT + HOUR, connection)
+    HourCloser(fleet.database, WorkerSettings(code_version="test")).run(DECEMBER)
+    for module in (periods, period_document):
+        monkeypatch.setattr(module, "MOVED_TOLD", 0)
+
+    done = run("close", "2026-11")
+
+    assert "1 lines differ from number 1; close-2026-11-2.moved.jsonl says which, by how much and why" in done.output
+    (moved,) = [json.loads(line) for line in Path("close-2026-11-2.moved.jsonl").read_text().splitlines()]
+    # 3,590 s of 100 W, 0.09972... kWh: 0.029916667 USD at 0.30, 0.019944444 at 0.20.
+    assert (moved["category"], moved["billed_cost"]) == ("electricity", "0.009972223")
+    assert json.loads(Path("close-2026-11-2.json").read_text())["moved"]["told"] == []
+    verified = run("audit", "verify", "--export", "close-2026-11-2.json")
+    assert verified.exit_code == 0, verified.output
