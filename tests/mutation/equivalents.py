@@ -223,4 +223,26 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         )
         for what in ("Lt becomes LtE", "subtrahend dropped")
     ),
+    *(
+        Equivalent("money", text, what, "a group of no weight has its total given out below", nth=nth)
+        for text in (
+            'pl.when(pl.col("_weights") > 0).then(size * weights // pl.col("_weights")).otherwise(0).alias("_part")',
+        )
+        for what, nth in (("Gt becomes GtE", 0), ("0 becomes 1", 1))
+    ),
+    Equivalent(
+        "pools", '.explode("hour", empty_as_null=False)', "False becomes True", "nothing of no length is left by then"
+    ),
+    Equivalent(
+        "reconcile",
+        '.explode("hour", empty_as_null=False)',
+        "False becomes True",
+        "an hour that is null covers nothing, and only hours that are covered stay",
+    ),
+    Equivalent(
+        "tenant_minutes",
+        "check_sortedness=False,  # sorted by device and time just now, and pieces are so by their declaration",
+        "False becomes True",
+        "asks polars to look whether what was sorted is sorted",
+    ),
 )

@@ -226,3 +226,9 @@ def test_a_gauge_that_began_anew_has_counted_nothing_that_could_be_told_as_lost(
     result = Site(readings=readings, epochs=[epoch(1), epoch(2, boot_id="next")]).close()
     assert result.usage["energy_mj"].to_list() == [400_000]
     assert result.quality["unbooked_mj"].unique().to_list() == [0]
+
+
+def test_device_ids_that_leave_64_bits_with_their_instants_are_refused() -> None:
+    most = 2**31 - 1
+    with pytest.raises(InputError, match="leave 64 bits"):
+        Site(devices=[device(most)], readings=steady(most, 0, 60, 100)).close()

@@ -101,3 +101,9 @@ def test_shared_it_on_a_nodes_meter_is_the_same_however_nodes_are_divided() -> N
     ]
     assert books[0].rows() == books[1].rows()
     assert books[0].filter(device_id=SWITCH)["energy_mj"].to_list() == [1_800_000 * J]
+
+
+def test_of_an_hour_with_a_silence_only_what_was_seen_is_known() -> None:
+    # 100 W, silent from 600 s to 2,700 s, longer than node meters may be: 1,500 s were seen, and the jump is nobody's.
+    seen = facts([*shown(-600, 600, 100), *shown(2700, 4200, 100)])
+    assert told(closed(site(), seen)) == [(150_000 * J, 1, "measured", 1 - 2_100 / 3_600)]
