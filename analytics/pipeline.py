@@ -530,8 +530,16 @@ def _priced_findings(
 
 
 def _with_tenant(found: pl.DataFrame, usage: pl.DataFrame) -> pl.DataFrame:
-    tenants = usage.filter(pl.col("job_id").is_not_null()).select("hour_us", "job_id", "tenant_id").unique()
-    return found.join(tenants, on=["hour_us", "job_id"], how="left", maintain_order="left")
+    of_jobs = usage.filter(pl.col("job_id").is_not_null())
+    tenants = of_jobs.select("hour_us", "job_id", "tenant_id").unique()
+    # What is told of a simulated job is as simulated as its usage, whatever read the board.
+    origins = of_jobs.select("hour_us", "device_id", "job_id", pl.col("origin").alias("job_origin"))
+    return (
+        found.join(tenants, on=["hour_us", "job_id"], how="left", maintain_order="left")
+        .join(origins, on=["hour_us", "device_id", "job_id"], how="left", maintain_order="left")
+        .with_columns(pl.max_horizontal("origin", "job_origin").alias("origin"))
+        .drop("job_origin")
+    )
 
 
 def _with_price(found: pl.DataFrame, prices: dict[int, Fraction], currency: str) -> pl.DataFrame:

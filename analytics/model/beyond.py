@@ -27,6 +27,7 @@ from analytics.model.findings import SCHEMA
 from analytics.model.node_meters import metered, reader
 from analytics.model.overhead import NodeMeters, Read, book, spans_of
 from analytics.model.readings import KeySpace
+from analytics.model.sensors import gauge_error_mj, instruments
 from analytics.model.shared_it import share
 from analytics.policy import Policy
 
@@ -111,7 +112,7 @@ def book_beyond(
     of_boards = rows.join(boards.select("device_id"), on="device_id", how="semi")
     overhead = book(
         spans,
-        _board_hours(pieces, boards),
+        _board_hours(pieces, instruments(boards, policy)),
         of_boards,
         chassis,
         NodeMeters(told, read_meters, read_boards),
@@ -145,15 +146,16 @@ def _placed(boards: pl.DataFrame, placements: pl.DataFrame) -> pl.DataFrame:
     """Return device_id, node_id, from_us, to_us of the boards."""
     start, end = pl.col("valid_from").dt.epoch("us"), pl.col("valid_to").dt.epoch("us").fill_null(_ALWAYS_US)
     return placements.join(boards.select("device_id"), on="device_id", how="semi").select(
-        "device_id", "node_id", start.alias("from_us"), end.alias("to_us")
+        "device_id", "node_id", start.alias("from_us"), end.alias("to_us"), "in_service"
     )
 
 
 def _board_hours(pieces: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:
+    error = gauge_error_mj(pl.col("gauged_mj").sum(), pl.col("gauge_error_ppm").first())
     return (
-        pieces.join(boards.select("device_id"), on="device_id", how="semi")
+        pieces.join(boards.select("device_id", "gauge_error_ppm"), on="device_id", how="inner")
         .group_by("device_id", "hour_us")
-        .agg(pl.col(_STATES).sum(), pl.col("origin").max())
+        .agg(pl.col(_STATES).sum(), error.alias("error_mj"), pl.col("origin").max())
     )
 
 

@@ -112,9 +112,9 @@ class Overhead:
 
 
 def spans_of(placed: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
-    """Return node_id, hour_us, device_id, from_us, to_us: where boards were in each hour of [from, to).
+    """Return node_id, hour_us, device_id, from_us, to_us, in_service: where boards were in each hour of [from, to).
 
-    ``placed``: device_id, node_id, from_us, to_us, of boards only.
+    ``placed``: device_id, node_id, from_us, to_us, in_service, of boards only.
     """
     first = from_us // US_PER_HOUR * US_PER_HOUR
     hours = pl.DataFrame({"hour_us": range(first, to_us, US_PER_HOUR)}, schema={"hour_us": pl.Int64})
@@ -122,7 +122,7 @@ def spans_of(placed: pl.DataFrame, from_us: int, to_us: int) -> pl.DataFrame:
     end = pl.min_horizontal("to_us", pl.col("hour_us") + US_PER_HOUR, pl.lit(to_us))
     return (
         placed.join(hours, how="cross")
-        .select("node_id", "hour_us", "device_id", start.alias("from_us"), end.alias("to_us"))
+        .select("node_id", "hour_us", "device_id", start.alias("from_us"), end.alias("to_us"), "in_service")
         .filter(pl.col("from_us") < pl.col("to_us"))
         .sort("node_id", "hour_us", "device_id", "from_us")
     )
@@ -138,8 +138,8 @@ def book(
 ) -> Overhead:
     """Return the overhead of every node that has a device to book it on.
 
-    ``spans``: of :func:`spans_of`. ``board_hours``: device_id, hour_us, energy_mj, gap_mj, covered_us, gap_us, origin: what is known
-    of the boards. ``users``: rows of the boards by hour_us, device_id, holder, job_id, holder_key, energy_mj. ``chassis``: device_id,
+    ``spans``: of :func:`spans_of`, with in_service. ``board_hours``: device_id, hour_us, energy_mj, gap_mj, covered_us, gap_us, error_mj,
+    origin: what is known of the boards, and how far gauges may be off. ``users``: rows of the boards by hour_us, device_id, holder, job_id, holder_key, energy_mj. ``chassis``: device_id,
     node_id. ``models``: node_id, precedence, idle_mw, per_accelerator_active_ppm, error_ppm, from_us, to_us.
     """
     spans = spans.join(chassis.select("node_id"), on="node_id", how="semi")
@@ -147,15 +147,27 @@ def book(
         return Overhead(pl.DataFrame(schema=ROWS), pl.DataFrame(schema=SCHEMA), pl.DataFrame(schema=_QUALITY))
     hours = _node_hours(spans, board_hours)
     whole = nodes.meters.filter(pl.col("covers") != "part")
-    metered = _metered(hours, spans, board_hours, _chosen(hours, whole, nodes.read_meters), nodes)
+    metered = _metered(
+        hours, _speaking(spans, board_hours), board_hours, _chosen(hours, whole, nodes.read_meters), nodes
+    )
+    # A meter that spoke for less than what is looked at says nothing.
+    metered = metered.filter(pl.col("known_us") > 0)
     left = hours.join(metered, on=NODE_HOUR, how="anti")
     modelled = _modelled(left, models)
     left = left.join(modelled, on=NODE_HOUR, how="anti")
-    parts = _parts(_chosen(left, nodes.meters.filter(pl.col("covers") == "part"), nodes.read_meters))
+    partly = _chosen(left, nodes.meters.filter(pl.col("covers") == "part"), nodes.read_meters)
+    parts = _parts(partly.join(left.select(*NODE_HOUR, "boards_origin"), on=NODE_HOUR, how="left"))
     balance = pl.concat([metered, modelled, parts]).join(chassis.select("node_id", "device_id"), on="node_id")
     rows = _shared(balance.filter((pl.col("overhead_mj") >= 0) & (pl.col("known_us") > 0)), _users(spans, users))
     negative = balance.filter(pl.col("overhead_mj") < 0)
     return Overhead(rows, _negative(negative), _unknown(hours, balance, chassis, nodes.meters))
+
+
+def _speaking(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
+    """Return the spans but those of boards that are out of service and silent: nothing of them is missing."""
+    said = (pl.col("covered_us") + pl.col("gap_us")).fill_null(0) > 0
+    known = spans.join(board_hours, on=["device_id", "hour_us"], how="left", maintain_order="left")
+    return known.filter(pl.col("in_service") | said).select(spans.columns)
 
 
 def _node_hours(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
@@ -171,6 +183,7 @@ def _node_hours(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
             pl.col("from_us").min(),
             pl.col("to_us").max(),
             (pl.col("energy_mj").cast(pl.Int128) * there // every).sum().cast(pl.Int64).alias("boards_mj"),
+            (pl.col("error_mj").cast(pl.Int128) * there // every).sum().cast(pl.Int64).alias("boards_error_mj"),
             running.max().fill_null(0).alias("running_us"),
             pl.col("origin").max().alias("boards_origin"),
         )
@@ -212,13 +225,16 @@ def _metered(
     asked = chosen.select(*NODE_HOUR, "meter_id", "from_us", "to_us")
     boards = spans.join(asked.select(NODE_HOUR), on=NODE_HOUR, how="semi")
     # The hour as a whole is known of both sides already: nothing is read again where nothing is missing.
+    # One that moved is in another node's sum too, so it is looked at by the minute.
     full = boards.join(hours.select(*NODE_HOUR, pl.col("from_us").alias("f"), pl.col("to_us").alias("t")), on=NODE_HOUR)
     full = (
-        full.join(board_hours, on=["device_id", "hour_us"], how="left")
+        full.join(spans.group_by("device_id", "hour_us").agg(pl.len().alias("stays")), on=["device_id", "hour_us"])
+        .join(board_hours, on=["device_id", "hour_us"], how="left")
         .group_by(NODE_HOUR)
         .agg(
             (
-                (pl.col("from_us") == pl.col("f"))
+                (pl.col("stays") == 1)
+                & (pl.col("from_us") == pl.col("f"))
                 & (pl.col("to_us") == pl.col("t"))
                 & (pl.col("covered_us") >= length).fill_null(value=False)
             )
@@ -227,8 +243,8 @@ def _metered(
             pl.col("energy_mj").sum().alias("boards_mj"),
         )
     )
-    now = chosen.join(full, on=NODE_HOUR).with_columns(
-        (pl.col("complete") & (pl.col("covered_us") >= length)).alias("complete")
+    now = chosen.join(full, on=NODE_HOUR, how="left").with_columns(
+        (pl.col("complete").fill_null(value=False) & (pl.col("covered_us") >= length)).alias("complete")
     )
     counted = [now.filter("complete").select(*NODE_HOUR, "from_us", "to_us", "energy_mj", "boards_mj")]
     rest = now.filter(~pl.col("complete")).select(*NODE_HOUR, "meter_id", "from_us", "to_us")
@@ -250,10 +266,12 @@ def _metered(
         )
     )
     overhead = pl.col("node_mj") - pl.col("boards_mj")
-    error = pl.when("gauge").then(pl.col("node_mj") * GAUGE_ERROR_PPM // PPM)
-    gauged = pl.col("gauge") & (overhead > 0)
+    by_gauge = pl.when("gauge").then(pl.col("node_mj") * GAUGE_ERROR_PPM // PPM).otherwise(0)
+    error = by_gauge + pl.col("boards_error_mj").fill_null(0)  # either side may be off
+    gauged = (pl.col("gauge") | (pl.col("boards_error_mj") > 0)) & (overhead > 0)
     return (
         chosen.select(*NODE_HOUR, "gauge", "feed", "origin")
+        .join(hours.select(*NODE_HOUR, "boards_error_mj", "boards_origin"), on=NODE_HOUR, how="left")
         .join(sums, on=NODE_HOUR, how="left")
         .with_columns(pl.col("node_mj", "boards_mj", "known_us").fill_null(0))
         .select(
@@ -264,7 +282,7 @@ def _metered(
             pl.when(gauged).then(overhead + error).alias("high_mj"),
             "known_us",
             "feed",
-            "origin",
+            pl.max_horizontal("origin", "boards_origin"),
             pl.lit("overhead").alias("method"),
             pl.lit(None, dtype=pl.String).alias("reason"),
             pl.when(gauged).then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),
@@ -401,7 +419,7 @@ def _parts(chosen: pl.DataFrame) -> pl.DataFrame:
         pl.when("gauge").then(energy + energy * GAUGE_ERROR_PPM // PPM).alias("high_mj"),
         pl.col("covered_us").alias("known_us"),
         "feed",
-        "origin",
+        pl.max_horizontal("origin", "boards_origin"),
         pl.lit("overhead").alias("method"),
         pl.lit(PART).alias("reason"),
         pl.when("gauge").then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),

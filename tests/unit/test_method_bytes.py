@@ -73,8 +73,8 @@ BOOKS: Final = {
         "tenant_minutes": "1cce5c0ae1ec6fab",
     },
     "time_slice": {
-        "usage": "bdc8e542e28b7511",
-        "lines": "f92e7bea1b4209d7",
+        "usage": "96fd54302e84a700",
+        "lines": "1b94de15165c8f48",
         "findings": "81f32f6e1a2f1ce3",
         "quality": "1671543678ab476c",
         "job_tenants": "8c54fe9b3de341ee",

@@ -10,7 +10,7 @@ from analytics.model.findings import idle_waste, json_of, to_json
 from analytics.pipeline import read_meters, resolve_holds
 from analytics.policy import Policy
 from analytics.units import to_us
-from tests.fakes.site import HOUR, Site, at, epoch, holds, reading, steady, tariff
+from tests.fakes.site import HOUR, Site, at, epoch, holds, job, reading, steady, tariff
 
 IDLE = {"gpu_util_percent": 0, "clocks_event_reasons": 0}
 BUSY = {"gpu_util_percent": 95, "clocks_event_reasons": 0}
@@ -181,3 +181,12 @@ def test_an_overlap_that_ends_on_the_hour_is_not_of_the_next() -> None:
     both = [holds(1, 1, 3000, 3600), holds(2, 1, 3000, 3600)]
     rows = _findings(Site(readings=steady(1, 0, 7200, 300), allocations=both, hours=2))
     assert [(row["start_at"], row["end_at"]) for row in rows] == [(at(3000), at(3600))]
+
+
+def test_what_is_found_of_a_simulated_job_is_simulated_whatever_board_it_ran_on() -> None:
+    readings = steady(1, 0, 3600, 75, **IDLE)
+    of_job = {
+        origin: Site(readings=readings, allocations=[holds(7, 1, 0, 3600)], jobs=[job(7, origin=origin)])
+        for origin in (1, 4)
+    }
+    assert {origin: [row["origin"] for row in _findings(site)] for origin, site in of_job.items()} == {1: [1], 4: [4]}

@@ -56,12 +56,12 @@ def _users(*rows: tuple[int, str, int | None]) -> pl.DataFrame:
     )
 
 
-def _placed(*rows: tuple[int, int, int, int]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [(d, n, a * US_PER_SECOND, b * US_PER_SECOND) for d, n, a, b in rows],
-        schema={"device_id": pl.Int32, "node_id": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64},
-        orient="row",
-    )
+def _placed(*rows: tuple[int, int, int, int], out_of_service: Sequence[int] = ()) -> pl.DataFrame:
+    kinds = {
+        "device_id": pl.Int32, "node_id": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64, "in_service": pl.Boolean,
+    }  # fmt: skip
+    told = [(d, n, a * US_PER_SECOND, b * US_PER_SECOND, d not in out_of_service) for d, n, a, b in rows]
+    return pl.DataFrame(told, schema=kinds, orient="row")
 
 
 def _models(*rows: tuple[int, int, int, int, int, int]) -> pl.DataFrame:
@@ -83,6 +83,8 @@ def _overhead(
     placed: pl.DataFrame | None = None,
     models: pl.DataFrame | None = None,
     gauge: bool = False,
+    boards_off_mj: int = 0,
+    origin: int = 1,
     until_s: int = 3600,
 ) -> Overhead:
     spans = spans_of(
@@ -95,10 +97,14 @@ def _overhead(
         pl.col("hour_us").alias("from_us"),
         pl.min_horizontal(pl.col("hour_us") + US_PER_HOUR, pl.lit(until_s * US_PER_SECOND)).alias("to_us"),
     )
-    hours = _read(boards)(asked).with_columns(pl.lit(0, dtype=pl.Int64).alias("gap_us"))
+    hours = _read(boards)(asked).with_columns(
+        pl.lit(0, dtype=pl.Int64).alias("gap_us"),
+        pl.lit(boards_off_mj, dtype=pl.Int64).alias("error_mj"),
+        pl.lit(origin, dtype=pl.Int16).alias("origin"),
+    )
     return book(
         spans,
-        hours.select("device_id", "hour_us", "energy_mj", "gap_mj", "covered_us", "gap_us", "origin"),
+        hours.select("device_id", "hour_us", "energy_mj", "gap_mj", "covered_us", "gap_us", "error_mj", "origin"),
         users,
         pl.DataFrame(
             [(CHASSIS, NODE), (91, 2)],
@@ -279,3 +285,53 @@ def test_who_used_nothing_has_no_part_of_a_gauges_overhead_and_no_interval_of_on
     nothing = rows["job:2"]
     assert (nothing["energy_mj"], nothing["estimated_mj"]) == (0, 0)
     assert (nothing["energy_low_mj"], nothing["energy_high_mj"]) == (None, None)
+
+
+def test_what_is_less_simulated_boards_is_simulated_whoever_read_the_meter() -> None:
+    boards, users = {1: (300, WHOLE)}, _users((1, "job:1", 1_080_000_000))
+    assert _overhead(boards, {METER: (500, WHOLE)}, users, origin=4).rows["origin"].to_list() == [4]
+    part = _overhead(boards, {METER: (120, WHOLE)}, users, origin=4, named=[(METER, "rapl", "part")])
+    assert part.rows["origin"].to_list() == [4]
+
+
+def test_what_gauges_of_boards_may_be_off_their_nodes_overhead_may_be_off() -> None:
+    # 500 W less 300 W by gauge, 75.6 kJ up or down: 720 kJ, between 644.4 and 795.6.
+    found = _overhead(
+        {1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), boards_off_mj=75_600_000
+    )
+    told = found.rows.select("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source").row(0)
+    assert told == (720_000_000, 720_000_000, 644_400_000, 795_600_000, "estimated")
+
+
+def test_boards_that_leave_together_at_half_past_take_their_half_hour_along() -> None:
+    # Node 1 has 500 W all the time and a board of 300 W until 30:00: 200 W for half an hour, 500 W for the other.
+    moved = _placed((1, NODE, -10, 1_800), (1, 2, 1_800, 10_000))
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (500, WHOLE), 8: (500, WHOLE)},
+        _users((1, "job:1", 1_080_000_000)),
+        placed=moved,
+    )
+    assert found.rows.filter(device_id=CHASSIS)["energy_mj"].to_list() == [360_000_000]
+    assert found.findings.height == 0
+
+
+def test_a_dead_board_out_of_service_costs_its_node_no_overhead_and_a_silent_one_in_service_does() -> None:
+    boards, users = {1: (300, WHOLE), 2: (0, [])}, _users((1, "job:1", 1_080_000_000))
+    stands = ((1, NODE, -10, 10_000), (2, NODE, -10, 10_000))
+    meters = {METER: (1000, WHOLE)}
+    dead = _overhead(boards, meters, users, placed=_placed(*stands, out_of_service=[2]))
+    assert _by_holder(dead) == {"job:1": 2_520_000_000}
+    silent = _overhead(boards, meters, users, placed=_placed(*stands))
+    assert (silent.rows.height, silent.quality["reason"].to_list()) == (0, ["overhead_unknown"])
+
+
+def test_a_meter_that_spoke_for_half_a_minute_leaves_the_hour_to_the_model() -> None:
+    # 200 W for the hour.
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (500, [(10, 40)])},
+        _users((1, "job:1", 1_080_000_000)),
+        models=_models((0, 200_000, 0, 300_000, 0, 3600)),
+    )
+    assert found.rows.select("energy_mj", "source").row(0) == (720_000_000, "assumed")
