@@ -5,6 +5,7 @@ What is heavy is imported before the fork and never computes there, so that a ch
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -86,6 +87,7 @@ def made_anew(module: str, source: str, tests: Sequence[str]) -> bool:
 
 
 def _bound(limit_s: float) -> None:
+    faulthandler.disable()  # pytest's writes to a copy of stderr; a child that aborts is a fault that was noticed
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
