@@ -178,12 +178,8 @@ def _verdict(instrument: Instrument, policy: Policy) -> pl.Expr:
         .then(NO_DATA)
     )
     if instrument == "counter":
-        verdict = (
-            verdict.when(growth < 0)
-            .then(COUNTER_RESET)
-            .when(growth > most_mj(pl.col("max_power_mw"), pl.col("dt_us"), policy))
-            .then(IMPLAUSIBLE)
-            .when(dt > pl.col("max_gap_us"))
-            .then(GAP)
-        )
+        verdict = verdict.when(growth < 0).then(COUNTER_RESET)
+    verdict = verdict.when(growth > most_mj(pl.col("max_power_mw"), pl.col("dt_us"), policy)).then(IMPLAUSIBLE)
+    if instrument == "counter":
+        verdict = verdict.when(dt > pl.col("max_gap_us")).then(GAP)
     return verdict.otherwise(COVERED).cast(pl.Int8)

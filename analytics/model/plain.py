@@ -71,10 +71,10 @@ def _doubtful(timeline: Timeline, found: Steps, part: slice, max_power_mw: Int64
     doubtful: Bools = dt_us > np.minimum(max_gap_us, policy.gaps.reach_us)
     doubtful[: len(segment) - 1] |= segment[1:] != segment[:-1]
     if timeline.instrument == "counter":
-        most_mw = max_power_mw if isinstance(max_power_mw, int) else max_power_mw[part]
         doubtful |= growth < 0
-        # What is not above this cannot be above what the rules allow, which is more by a refresh.
-        doubtful |= growth > most_mw // MW_PER_W * dt_us // MW_PER_W
+    most_mw = max_power_mw if isinstance(max_power_mw, int) else max_power_mw[part]
+    # What is not above this cannot be above what the rules allow, which is more by a refresh.
+    doubtful |= growth > most_mw // MW_PER_W * dt_us // MW_PER_W
     return doubtful
 
 

@@ -184,10 +184,8 @@ def _kind(before: Reading, after: Reading, instrument: Instrument, limits: Limit
         return "epoch_change"
     if width > (limits.reach_us if instrument == "counter" else before.max_gap_us):
         return "no_data"
-    if instrument == "gauge":
-        return COVERED
-    if after.value < before.value:
+    if instrument == "counter" and after.value < before.value:
         return "counter_reset"
-    if after.value - before.value > limits.most_mw // 1_000 * (width + limits.refresh_us) // 1_000 + 1:
+    if _growth(before, after, instrument) > limits.most_mw // 1_000 * (width + limits.refresh_us) // 1_000 + 1:
         return "implausible"
-    return GAP if width > before.max_gap_us else COVERED
+    return GAP if instrument == "counter" and width > before.max_gap_us else COVERED

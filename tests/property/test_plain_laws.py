@@ -92,7 +92,7 @@ def by_the_rules(rows: list[Row], instrument: Instrument) -> tuple[list[Row], li
             reason = "no_data"
         elif instrument == "counter" and growth < 0:
             reason = "counter_reset"
-        elif instrument == "counter" and growth > MOST_MW[device] // 1_000 * (dt_us + gaps.refresh_us) // 1_000 + 1:
+        elif growth > MOST_MW[device] // 1_000 * (dt_us + gaps.refresh_us) // 1_000 + 1:
             reason = "implausible"
         elif instrument == "counter" and dt_us > begin["max_gap_us"]:
             reason = "telemetry_gap"

@@ -109,6 +109,15 @@ def test_a_gauge_says_nothing_about_a_gap() -> None:
     assert (row["energy_mj"], row["covered_us"]) == (200_000, 2_000_000)
 
 
+def test_a_gauge_that_shows_what_no_board_can_draw_costs_its_two_intervals_and_no_more() -> None:
+    # 300 W for an hour but once two megawatts: the ten seconds on either side are not known, 3,580 s of 300 W are.
+    readings = [reading(1, seconds, None, 2_147_483 if seconds == 1_800 else 300) for seconds in range(0, 3_610, 10)]
+    result = Site(readings=readings).close()
+    assert result.usage["energy_mj"].to_list()[0] == 1_074_000_000
+    assert result.usage["covered_us"].to_list()[0] == 3_580_000_000
+    assert ("implausible", 20_000_000) in result.quality.select("reason", "time_us").rows()
+
+
 def test_bad_gauge_readings_and_repeated_instants_are_dropped_and_counted() -> None:
     readings = [
         reading(1, 0, None, 100),
