@@ -2,6 +2,7 @@
 
 Every query returns ``key`` and ``tenant``, so that three results of one grouping meet on them. Costs by device are the line's
 cost split by time held (standard rate) or energy (electricity), and its carbon split by energy, to the last decimal by largest remainder.
+A correction of a closed month is of an hour whose devices may be others: it is no device's.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ GROUP BY {key}, {tenant}, f.kind
 _DEVICE_LINES: Final = """
 WITH lines AS MATERIALIZED (
     SELECT row_number() OVER () AS n, l.site_id, l.hour_at, coalesce(l.tenant_id, 0) AS tenant_id,
-        coalesce(l.job_id, 0) AS job_id, l.pool, l.device_model, l.charge_category, {tenant} AS tenant,
+        coalesce(l.job_id, 0) AS job_id, l.pool, l.device_model, l.charge_category, l.corrects_hour_at, {tenant} AS tenant,
         trunc(sum(CASE WHEN l.currency = :currency THEN l.billed_cost END) * 1000000000) AS nanos,
         trunc(sum(l.carbon_gco2e) * 1000000000) AS nanograms,
         {unpriced} AS unpriced, {usage_unknown} AS usage_unknown,
@@ -81,7 +82,7 @@ WITH lines AS MATERIALIZED (
         bit_or(1 << l.origin) AS origins
     FROM current_ledger_lines AS l LEFT JOIN tenants AS t ON t.id = l.tenant_id
     WHERE {window} AND {subtree}
-    GROUP BY l.site_id, l.hour_at, l.tenant_id, l.job_id, l.pool, l.device_model, l.charge_category, t.path
+    GROUP BY l.site_id, l.hour_at, l.tenant_id, l.job_id, l.pool, l.device_model, l.charge_category, l.corrects_hour_at, t.path
 ), usage AS MATERIALIZED (
     SELECT u.site_id, u.hour_at, coalesce(u.tenant_id, 0) AS tenant_id, coalesce(u.job_id, 0) AS job_id,
         {usage_pool} AS pool, d.uuid, d.model, sum(u.held_us * u.accelerators) AS held_us, sum(u.energy_mj) AS energy_mj
@@ -93,25 +94,25 @@ WITH lines AS MATERIALIZED (
              THEN coalesce(u.energy_mj, 0) ELSE u.held_us END AS weight, coalesce(u.energy_mj, 0) AS drawn
     FROM lines AS l LEFT JOIN usage AS u
         ON u.site_id = l.site_id AND u.hour_at = l.hour_at AND u.tenant_id = l.tenant_id AND u.job_id = l.job_id
-        AND u.pool = l.pool AND u.model = l.device_model
+        AND u.pool = l.pool AND u.model = l.device_model AND l.corrects_hour_at IS NULL -- of another hour than it is posted in
 ), summed AS (
     SELECT *, sum(weight) OVER (PARTITION BY n) AS whole, sum(drawn) OVER (PARTITION BY n) AS all_drawn FROM weighed
 ), floored AS (
     SELECT *, CASE WHEN whole > 0 THEN div(abs(nanos) * weight, whole) WHEN part = 1 THEN abs(nanos) ELSE 0 END AS base,
         CASE WHEN whole > 0 THEN mod(abs(nanos) * weight, whole) ELSE 0 END AS rest,
-        CASE WHEN all_drawn > 0 THEN div(nanograms * drawn, all_drawn) WHEN part = 1 THEN nanograms ELSE 0 END AS base_grams,
-        CASE WHEN all_drawn > 0 THEN mod(nanograms * drawn, all_drawn) ELSE 0 END AS rest_grams
+        CASE WHEN all_drawn > 0 THEN div(abs(nanograms) * drawn, all_drawn) WHEN part = 1 THEN abs(nanograms) ELSE 0 END AS base_grams,
+        CASE WHEN all_drawn > 0 THEN mod(abs(nanograms) * drawn, all_drawn) ELSE 0 END AS rest_grams
     FROM summed
 ), shared AS (
     SELECT *, base + CASE WHEN row_number() OVER (PARTITION BY n ORDER BY rest DESC, uuid)
                                <= abs(nanos) - sum(base) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion,
         base_grams + CASE WHEN row_number() OVER (PARTITION BY n ORDER BY rest_grams DESC, uuid)
-                               <= nanograms - sum(base_grams) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion_grams
+                               <= abs(nanograms) - sum(base_grams) OVER (PARTITION BY n) THEN 1 ELSE 0 END AS portion_grams
     FROM floored
 )
 SELECT coalesce(uuid, '(no device)') AS key, tenant, charge_category,
     CAST(sum(sign(nanos) * portion) / 1000000000 AS numeric(38, 9)) AS cost,
-    CAST(sum(portion_grams) FILTER (WHERE nanograms IS NOT NULL) / 1000000000 AS numeric(38, 9)) AS carbon_gco2e,
+    CAST(sum(sign(nanograms) * portion_grams) FILTER (WHERE nanograms IS NOT NULL) / 1000000000 AS numeric(38, 9)) AS carbon_gco2e,
     sum(unpriced) FILTER (WHERE part = 1) AS unpriced, sum(usage_unknown) FILTER (WHERE part = 1) AS usage_unknown,
     sum(tokens) FILTER (WHERE part = 1) AS tokens,
     array_remove(ARRAY[

@@ -16,6 +16,7 @@ from analytics.io.checklist import Verdict
 from analytics.io.period_document import faults
 from analytics.io.periods import NotReadyError, close_month, exported, find, look, reopen
 from analytics.io.signing import make_key, read_key, read_public_key
+from analytics.io.statements import GroupBy, bill
 from analytics.io.verify import Problem, hours_between, look_at
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.model.month import Month, month
@@ -224,6 +225,42 @@ def test_corrections_belong_to_the_month_they_are_posted_in_and_are_under_its_ro
         (FIRST_OF_DECEMBER, Decimal("0.062000000")),
         (datetime(2027, 1, 1, tzinfo=UTC), Decimal("-0.062000000")),
     ]
+
+
+def test_by_device_a_correction_is_of_none_whatever_stood_in_the_hour_it_is_posted_in(
+    fleet: SmallFleet, owner: psycopg.Connection[Any]
+) -> None:
+    fleet.samples(FIRST_OF_DECEMBER, FIRST_OF_DECEMBER + HOUR, start_mj=9_000_000_000)
+    closed(fleet)
+    close(owner, accepted=["coverage", "hours"])
+    before = by_device(fleet)
+    fleet.rows("UPDATE intensity SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
+    fleet.rows(
+        "INSERT INTO intensity (grid_zone, basis, gco2e_per_kwh, life_cycle, source, valid_from) "
+        "VALUES ('TEST', 'location', 1.23, false, 'test', '2026-10-01Z') RETURNING 1"
+    )
+    with fleet.admin() as connection:
+        fleet.changed("intensity", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
+    tariff_was(fleet, "0.10")
+    ((cost_owed, carbon_owed),) = fleet.rows("SELECT sum(billed_cost), sum(carbon_gco2e) FROM ledger_corrections")
+    assert cost_owed == Decimal("-0.02")
+    assert carbon_owed < -70
+    assert by_device(fleet) == before | {"(no device)": (cost_owed, carbon_owed)}
+
+
+def by_device(fleet: SmallFleet) -> dict[str, tuple[Decimal | None, Decimal | None]]:
+    engine = fleet.database.create_engine("worker")
+    with engine.connect() as connection:
+        found = bill(connection, FIRST_OF_DECEMBER, LATER, GroupBy.DEVICE).rows
+    engine.dispose()
+    assert len({row.key for row in found}) <= 2
+    return {
+        key: tuple(
+            sum(part or 0 for part in parts)
+            for parts in zip(*((r.figures.cost, r.figures.carbon_gco2e) for r in found if r.key == key), strict=True)
+        )
+        for key in {row.key for row in found}
+    }
 
 
 def test_a_site_of_its_own_is_closed_alone_and_the_rest_without_it(
