@@ -15,6 +15,7 @@ from typing import Any, Final
 import polars as pl
 
 from analytics.frames import UNATTRIBUTED_GAP
+from analytics.inputs import UsageInputs
 from analytics.model.activity import cuts, looks
 from analytics.model.anchors import insert
 from analytics.model.authority import Measured, measure
@@ -29,7 +30,7 @@ from analytics.model.replay import COVERED, GAP, Cut, Limits, Reading, Stretch, 
 from analytics.model.sensors import instruments
 from analytics.model.sharing import at_rest
 from analytics.model.usage import Activity, attribute
-from analytics.pipeline import UsageInputs, resolve_holds
+from analytics.pipeline import resolve_holds
 from analytics.policy import Policy
 from analytics.units import from_us, to_us
 

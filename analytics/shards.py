@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from analytics.inputs import UsageInputs
 from analytics.model.holding import Resolved
-from analytics.pipeline import UsageInputs
 
 ALL_DEVICES: Final = 2**31
 

@@ -18,10 +18,10 @@ from typing import Any, Final
 import duckdb
 import polars as pl
 
+from analytics.inputs import References, Window
 from analytics.io.load import load_batch
 from analytics.model.dated import Dated
 from analytics.model.holding import resolve
-from analytics.pipeline import References, Window
 from analytics.policy import Policy
 from analytics.units import MJ_PER_KWH, NANO, US_PER_HOUR
 from bench.attribution_files import SealedFleet

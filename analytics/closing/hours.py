@@ -18,6 +18,7 @@ import psycopg
 from analytics.closing.minutes import make_minutes
 from analytics.closing.request import PATIENCE, Computed, Done, MinutesTask, Task, Told
 from analytics.errors import BooksError
+from analytics.inputs import UsageInputs, Window
 from analytics.io.findings import report_attest, report_unbalanced
 from analytics.io.hours import batches, parted, remember_open, settle
 from analytics.io.load import Loaded, begin_batch
@@ -27,17 +28,7 @@ from analytics.io.runs import HourState, Run, Saved
 from analytics.io.save import HourBooks, SilencesTold, save_hour
 from analytics.io.save_rated import RatedBooks, save_rated
 from analytics.io.segments import raise_refused
-from analytics.pipeline import (
-    HourResult,
-    Rated,
-    Shard,
-    UsageInputs,
-    Window,
-    map_devices,
-    rate_hours,
-    reduce_shards,
-    resolve_holds,
-)
+from analytics.pipeline import HourResult, Rated, Shard, map_devices, rate_hours, reduce_shards, resolve_holds
 from analytics.shards import resolved_of
 from ingest.store.segments import SegmentExpiredError
 

@@ -13,10 +13,11 @@ import psycopg
 
 from analytics.closing.request import PATIENCE, MinutesTask
 from analytics.errors import AnalyticsError
+from analytics.inputs import Window
 from analytics.io.due_minutes import Minutes, job_tenants, write_minutes
 from analytics.io.load import begin_batch
 from analytics.io.open_rows import OpenRows
-from analytics.pipeline import Window, read_meters, roll_minutes, roll_tenants
+from analytics.pipeline import read_meters, roll_minutes, roll_tenants
 from ingest.store.segments import SegmentError, SegmentUnreachableError
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from psycopg.rows import dict_row
 
 from analytics.errors import AnalyticsError, CloseError
 from analytics.frames import ApiCalls, Jobs, LedgerLines, NamedUsage
+from analytics.inputs import References
 from analytics.io.disputes import name_of, parsed
 from analytics.io.holds import DEVICE, JOB_KEY
 from analytics.io.load import API_CALLS, JOBS
 from analytics.io.load_rating import STORED_USAGE
 from analytics.io.references import KNOWN, Known, load_references
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import References
 
 _HOUR: Final = timedelta(hours=1)
 MAX_JOBS_TOLD: Final = 8

@@ -17,10 +17,10 @@ from psycopg.rows import dict_row
 from analytics.errors import AnalyticsError
 from analytics.explain import NOT_FOLLOWED, Followed, follow
 from analytics.frames import Devices
+from analytics.inputs import UsageInputs, Window
 from analytics.io.explain_reads import HourRead
 from analytics.io.load import begin_batch
 from analytics.io.references import Known
-from analytics.pipeline import UsageInputs, Window
 from analytics.policy import policy_of
 from analytics.shards import ALL_DEVICES, of_devices
 from analytics.version import METHOD_VERSION

@@ -18,6 +18,7 @@ import polars as pl
 import psycopg
 
 from analytics.frames import ApiCalls, DeviceReadings, Devices, Epochs, Jobs, NodeReadings
+from analytics.inputs import HourInputs, UsageInputs, Window
 from analytics.io.anchors import load_anchors
 from analytics.io.holds import load_holds
 from analytics.io.manifest import Manifest, RowsDigest, manifest
@@ -28,7 +29,6 @@ from analytics.io.readings import Silences, load_readings
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
 from analytics.io.shares import Looks, shared_boards
-from analytics.pipeline import HourInputs, UsageInputs, Window
 from analytics.policy import Policy
 from analytics.shards import ALL_DEVICES, shards
 from ingest.store.engine import Database

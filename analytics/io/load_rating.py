@@ -13,6 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
+from analytics.inputs import Window
 from analytics.io.findings import BOOKS_UNBALANCED, OF_A_CLOSE
 from analytics.io.holds import DEVICE, JOB_KEY
 from analytics.io.hours import still_rating_only
@@ -21,7 +22,7 @@ from analytics.io.manifest import Manifest, rating_manifest
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
 from analytics.io.runs import HourState
-from analytics.pipeline import RatingInputs, Window
+from analytics.pipeline import RatingInputs
 
 # What rows of before formulas 2 do not say is null; of times and bounds, that there were none.
 STORED_USAGE: Final = """

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from analytics.pipeline import HourInputs, RatingInputs, References, UsageInputs, content_hash
+from analytics.inputs import HourInputs, References, UsageInputs
+from analytics.pipeline import RatingInputs, content_hash
 from ingest.store.samples import FileRead
 
 _READ_APART: Final = frozenset({"window", "readings", "device_shares", "instance_activity"})

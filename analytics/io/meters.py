@@ -17,10 +17,10 @@ import polars as pl
 import psycopg
 
 from analytics.frames import Devices, MeterPeriods, Meters, NodeReadings, OverheadModels, SharedIt
+from analytics.inputs import Window
 from analytics.io.placeholders import CHASSIS, SITE
 from analytics.io.references import HOLDS, known
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import Stream
 from ingest.accept import MOST_MW

@@ -16,6 +16,7 @@ import psycopg
 
 from analytics.errors import AnalyticsError
 from analytics.frames import ApiCalls, Findings, Jobs, NamedUsage
+from analytics.inputs import References, Window
 from analytics.io.book_rows import content_of
 from analytics.io.holds import DEVICE, JOB_KEY
 from analytics.io.load import API_CALLS, JOBS, begin_batch
@@ -24,16 +25,7 @@ from analytics.io.manifest import Manifest, rating_manifest
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
 from analytics.io.standing import AS_STORED, as_stored, with_stored
-from analytics.pipeline import (
-    RatingInputs,
-    References,
-    Shard,
-    Window,
-    content_hash,
-    map_devices,
-    rate_hours,
-    reduce_shards,
-)
+from analytics.pipeline import RatingInputs, Shard, content_hash, map_devices, rate_hours, reduce_shards
 from analytics.policy import Policy, policy_of
 from analytics.version import METHOD_VERSION
 from ingest.store.engine import Database

@@ -25,8 +25,8 @@ from analytics.frames import (
     TenantMoves,
     Tenants,
 )
+from analytics.inputs import References
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import References
 from ingest.store.samples import FileRead
 
 

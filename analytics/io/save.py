@@ -15,13 +15,14 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
+from analytics.inputs import Window
 from analytics.io.book_rows import bind_jobs, content_with, difference, insert_rows
 from analytics.io.counted import count_lines, frozen_in
 from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
 from analytics.io.readings import Gap, Silences
 from analytics.io.runs import Current, HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, pin, swap
-from analytics.pipeline import Window, content_hash
+from analytics.pipeline import content_hash
 
 PROVISIONAL: Final = 0
 """Revision of the open window."""

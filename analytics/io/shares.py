@@ -16,8 +16,8 @@ import dataframely as dy
 import polars as pl
 
 from analytics.frames import DeviceShares, InstanceActivity
+from analytics.inputs import Window
 from analytics.model.activity import LONGEST_US
-from analytics.pipeline import Window
 from analytics.units import PPM
 from collector.wire import Stream
 from ingest.accept import MOST_PERCENT, MOST_RATIO

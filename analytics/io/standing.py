@@ -15,8 +15,8 @@ import polars as pl
 import psycopg
 
 from analytics.frames import Bindings, Jobs, LedgerLines, TenantMoves
+from analytics.inputs import References
 from analytics.io.rows import fetch_frame
-from analytics.pipeline import References
 
 AS_STORED: Final = (
     "words of jobs or API calls are others than then: tenants of jobs and lines of calls as they are stored"

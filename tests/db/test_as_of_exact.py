@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import Loaded, load_batch
 from analytics.io.references import Known
 from analytics.io.restored import SETTLE
-from analytics.pipeline import Window
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet

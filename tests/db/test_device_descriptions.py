@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from analytics.inputs import Window
 from analytics.io.load import load_batch
-from analytics.pipeline import Window
 from analytics.policy import Policy
 from collector.wire import UNKNOWN_MODEL, DeviceRef
 from ingest.store import identities

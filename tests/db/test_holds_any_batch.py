@@ -14,9 +14,10 @@ import polars as pl
 import psycopg
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import load_batch
 from analytics.io.references import Known
-from analytics.pipeline import HourResult, Window, close_hours, content_hash
+from analytics.pipeline import HourResult, close_hours, content_hash
 from analytics.policy import Policy
 from ingest.store.engine import Database
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import load_batch
-from analytics.pipeline import Window
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet

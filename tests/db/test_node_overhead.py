@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import Window, close_hours
+from analytics.pipeline import close_hours
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.identities import OnNode, meter_ids

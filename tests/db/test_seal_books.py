@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import load_batch
 from analytics.io.manifest import readings_sha256
 from analytics.io.references import Known
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import Window, close_hours, content_hash
+from analytics.pipeline import close_hours, content_hash
 from collector.wire import Stream
 from ingest.store.engine import Database
 from ingest.store.sample_tables import TARGETS

@@ -10,10 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import Loaded, load_batch
 from analytics.io.manifest import RowsDigest
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import Window, content_hash
+from analytics.pipeline import content_hash
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of

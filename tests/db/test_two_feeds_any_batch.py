@@ -10,9 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from analytics.inputs import Window
 from analytics.io.load import Loaded, load_batch
 from analytics.jobs import HourCloser, WorkerSettings
-from analytics.pipeline import Window, close_hours
+from analytics.pipeline import close_hours
 from analytics.policy import Policy
 from collector.wire import Feed
 from ingest.store.engine import Database

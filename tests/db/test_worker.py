@@ -12,11 +12,12 @@ import pytest
 
 from analytics.closing import hours
 from analytics.errors import BooksError
+from analytics.inputs import Window
 from analytics.io.hours import batches, due_hours
 from analytics.io.load import load_batch
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
-from analytics.pipeline import HourResult, Window, reduce_shards
+from analytics.pipeline import HourResult, reduce_shards
 from analytics.policy import Policy
 from ingest.store.engine import Database
 from ingest.store.seal import Sealer, hour_of

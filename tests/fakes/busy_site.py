@@ -8,7 +8,8 @@ from dataclasses import replace
 import polars as pl
 
 from analytics.frames import DeviceReadings
-from analytics.pipeline import HourInputs, close_hours, content_hash
+from analytics.inputs import HourInputs
+from analytics.pipeline import close_hours, content_hash
 from analytics.policy import Policy
 from tests.fakes.site import HOUR, Site, binding, device, epoch, factor, holds, intensity, job, price, tariff
 

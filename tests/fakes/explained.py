@@ -10,10 +10,11 @@ import polars as pl
 
 from analytics.explain import Followed, follow
 from analytics.frames import GPU_OWNED, IDLE_SPREAD
+from analytics.inputs import HourInputs, Window
 from analytics.model.explain import Explained, HourFacts, idle_spread_steps, line_steps
 from analytics.model.facility import factors_of
 from analytics.model.methods import category
-from analytics.pipeline import HourInputs, HourResult, Window
+from analytics.pipeline import HourResult
 from analytics.policy import Policy
 from analytics.units import to_us
 

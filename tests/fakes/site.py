@@ -36,7 +36,8 @@ from analytics.frames import (
     TenantMoves,
     Tenants,
 )
-from analytics.pipeline import HourInputs, HourResult, References, UsageInputs, Window, close_hours
+from analytics.inputs import HourInputs, References, UsageInputs, Window
+from analytics.pipeline import HourResult, close_hours
 from analytics.policy import Policy
 
 S = TypeVar("S", bound=dy.Schema)

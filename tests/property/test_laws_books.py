@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics.frames import DeviceReadings, Devices, Epochs, Holds, NamedUsage, Placements
+from analytics.inputs import HourInputs, UsageInputs
 from analytics.pipeline import (
-    HourInputs,
     HourResult,
     RatingInputs,
-    UsageInputs,
     close_hours,
     content_hash,
     map_devices,

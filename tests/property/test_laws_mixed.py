@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics.frames import NamedUsage, Prices
+from analytics.inputs import HourInputs
 from analytics.pipeline import (
-    HourInputs,
     HourResult,
     RatingInputs,
     close_hours,

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics.frames import DeviceReadings, Devices, Meters, NodeReadings
-from analytics.pipeline import UsageInputs, close_hours, content_hash, map_devices
+from analytics.inputs import UsageInputs
+from analytics.pipeline import close_hours, content_hash, map_devices
 from analytics.policy import Policy
 from analytics.units import US_PER_HOUR, US_PER_MINUTE, to_us
 from tests.fakes.site import Site, table

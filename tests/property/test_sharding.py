@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.pipeline import HourInputs, HourResult, content_hash, map_devices, reduce_shards, resolve_holds
+from analytics.inputs import HourInputs
+from analytics.pipeline import HourResult, content_hash, map_devices, reduce_shards, resolve_holds
 from analytics.policy import Policy
 from analytics.shards import of_devices, resolved_of, shards
 from tests.sim.spec import JobMix, Sampling, Sharing, Weather, WorldSpec

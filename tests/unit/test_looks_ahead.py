@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from analytics.frames import Devices
+from analytics.inputs import Window
 from analytics.io import shares
 from analytics.io.shares import Looks
-from analytics.pipeline import Window
 from collector.wire import Stream
 from ingest.store.sample_tables import TARGETS
 from ingest.store.samples import SampleSession

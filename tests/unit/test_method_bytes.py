@@ -15,14 +15,8 @@ from typing import Any, Final
 import pytest
 
 from analytics.frames import OverheadModels, SharedIt
-from analytics.pipeline import (
-    HourInputs,
-    close_hours,
-    content_hash,
-    read_meters,
-    roll_minutes,
-    roll_tenants,
-)
+from analytics.inputs import HourInputs
+from analytics.pipeline import close_hours, content_hash, read_meters, roll_minutes, roll_tenants
 from analytics.policy import Policy
 from analytics.version import METHOD_VERSION
 from tests.fakes.explained import explained

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analytics.pipeline import Window
+from analytics.inputs import Window
 from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading
 
 IDLE_W, JOB_W = 100, 400

@@ -3,7 +3,7 @@
 import pytest
 
 from analytics.errors import InputError
-from analytics.pipeline import Window
+from analytics.inputs import Window
 from analytics.policy import GapPolicy, Policy
 from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading, steady
 

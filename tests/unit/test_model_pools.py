@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from analytics.pipeline import Window
+from analytics.inputs import Window
 from tests.fakes.site import HOUR, Site, at, device, holds, price, steady, tariff
 
 HOUR_US = 3_600_000_000

@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from analytics.pipeline import Window, roll_minutes
+from analytics.inputs import Window
+from analytics.pipeline import roll_minutes
 from tests.fakes.site import HOUR, Site, at, device, epoch, reading, steady
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from analytics.frames import MeterPeriods, Meters, NodeReadings, SharedIt
-from analytics.pipeline import HourResult, Window, close_hours, map_devices, reduce_shards
+from analytics.inputs import Window
+from analytics.pipeline import HourResult, close_hours, map_devices, reduce_shards
 from analytics.shards import shards
 from tests.fakes.site import LONG_AGO, Site, at, device, epoch, placed, steady, table
 

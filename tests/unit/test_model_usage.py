@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from analytics.pipeline import Window
+from analytics.inputs import Window
 from tests.fakes.site import HOUR, Site, at, device, epoch, holds, placed, reading, steady
 
 FULL = steady(1, 0, 3600, 100)
