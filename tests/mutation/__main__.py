@@ -1,6 +1,6 @@
 """Runs mutants of ``analytics/model``: ``python -m tests.mutation [--only MODULE ...] [--most N] [--jobs N]``. Exit code 1: below 90 %.
 
-Each mutant is run in a process of its own against the unit tests that run its line (``witnesses.py``), the quickest first, until one
+Each mutant is run in a process of its own against the tests that run its line (``witnesses.py``), the quickest first, until one
 fails: killed. One that all pass, or that no test runs, survives and is listed. Those of ``equivalents.py`` are not run. Score and
 survivors go to build/mutation.json while it runs, so that a run cut off leaves what it found.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.mutation.child import HEAVY, PYTEST, Verdict, forked, made_anew, outcome
 from tests.mutation.equivalents import EQUIVALENTS
+from tests.mutation.laws import LAWS
 from tests.mutation.operators import Mutant, mutants
 from tests.mutation.warm import Loop
 from tests.mutation.witnesses import Witness, Witnesses
@@ -51,12 +52,14 @@ class Ran:
 
 
 def tests_of_model() -> list[str]:
-    """Return the unit test files that speak of the model or of what drives it: which of their tests runs what is watched.
+    """Return the unit test files that speak of the model or of what drives it, and laws: which of their tests runs what is watched.
 
     Not those of the simulated fleet, which compute when they are imported.
     """
     found = (path for path in sorted(TESTS.glob("test_*.py")) if not path.stem.startswith(("test_bench", "test_sim")))
-    return [str(path) for path in found if path.stem.startswith("test_model") or _OF_MODEL.search(path.read_text())]
+    return [str(path) for path in found if path.stem.startswith("test_model") or _OF_MODEL.search(path.read_text())] + [
+        *LAWS
+    ]
 
 
 def told_apart(module: str) -> tuple[list[Mutant], list[dict[str, str | int]]]:
@@ -167,7 +170,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="by which they are drawn")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
-        "--tests", nargs="*", help="test files to ask; by default all unit tests that speak of the model"
+        "--tests",
+        nargs="*",
+        help="test files to ask; by default all unit tests that speak of the model, and laws of it",
     )
     parser.add_argument("--report", type=Path, default=REPORT)
     told = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, TypedDict
 
 from tests.mutation.child import Verdict, forked, outcome
+from tests.mutation.laws import shorten
 from tests.mutation.operators import Mutant
 from tests.mutation.witnesses import Watch, Witness, Witnesses
 
@@ -58,6 +59,7 @@ class Loop:
                 "a test file computes with polars when it is imported: a fork would wait for threads it lacks"
             )
         items = {item.nodeid: item for item in session.items}
+        shorten(items.values())
         functions = _functions(self._model)
         gc.collect()
         gc.freeze()
