@@ -36,7 +36,7 @@ _EVERY_S = 2
 """The report is written so often."""
 _ANEW_S = 60
 """Processor time to import everything anew, beside the tests' own."""
-_OF_MODEL = re.compile(r"analytics\.(model|pipeline|frames)\b")
+_OF_MODEL = re.compile(r"analytics\.(model|pipeline|inputs|frames)\b")
 _KILLED = {Verdict.KILLED, Verdict.TIMED_OUT}
 
 

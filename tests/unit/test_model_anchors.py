@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from tests.fakes.site import Site, at, device, epoch, holds, reading
+import polars as pl
+
+from analytics.frames import Anchors, DeviceReadings, Epochs
+from analytics.model.anchors import insert
+from analytics.model.readings import KeySpace, timelines
+from analytics.policy import Policy
+from analytics.units import to_us
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, reading, table
 
 NATIVE, DCGM, IMPORTED = epoch(1), epoch(2, feed=2), epoch(3, feed=4, origin=2)
 
@@ -151,3 +158,42 @@ def test_throttled_time_before_an_anchor_is_its_part_of_the_intervals() -> None:
     site = Site(readings=readings, allocations=[holds(7, 1, 0, 4)], anchors=[anchor(4, 2_800)])
     # 3 s of 10 throttled: 1.2 s of the first four.
     assert site.usage()["job:7"]["throttled_us"] == 1_200_000
+
+
+def test_at_the_first_reading_of_all_and_a_microsecond_beside_a_reading_a_value_is_not_rejected() -> None:
+    assert _rejected(Site(readings=_read(), anchors=[anchor(0, 0)])) == 0
+    assert _rejected(Site(readings=_read(), anchors=[anchor(60.000001, 6_000), anchor(119.999999, 21_000)])) == 0
+
+
+def test_a_value_between_two_boots_is_rejected_though_the_counter_seems_to_go_on() -> None:
+    readings = [reading(1, 0, 0), reading(1, 60, 600), reading(1, 120, 700, epoch_id=4)]
+    assert _rejected(Site(readings=readings, epochs=[NATIVE, epoch(4, boot_id="next")], anchors=[anchor(90, 650)])) == 1
+
+
+def test_a_value_between_readings_further_apart_than_any_two_are_joined_is_rejected() -> None:
+    # Two days are the reach: a day before and a day after fit, a microsecond more does not.
+    day = 86_400
+    for beyond_s, rejected in ((0, 0), (0.000001, 1)):
+        readings = [reading(1, -day, 0), reading(1, day + beyond_s, 200)]
+        assert _rejected(Site(readings=readings, anchors=[anchor(0, 100)])) == rejected
+
+
+def test_beside_the_last_reading_of_another_device_a_value_has_no_neighbour() -> None:
+    # In the order of keys device 1's last reading, two days after the hour, stands beside device 2's first, two days before it.
+    policy, first, last = Policy(), -172_790, 3_600 + 172_790
+    keys = KeySpace.around(to_us(HOUR), to_us(HOUR) + 3_600_000_000, policy.gaps.reach_us)
+    rows = [reading(1, 0, 0), reading(1, last, 100), reading(2, first + 10, 300), reading(2, first + 20, 310)]
+    (line,), _ = timelines(table(DeviceReadings, rows), table(Epochs, [NATIVE]), keys, policy)
+    devices = pl.DataFrame({"device_id": [1, 2], "accelerators": [1, 1]}, schema_overrides={"device_id": pl.Int32})
+    for said in ({**anchor(first, 200), "device_id": 2}, anchor(last + 5, 200)):
+        found, rejected = insert([line], table(Anchors, [said]), devices, keys, policy)
+        assert (found[0].rows.height, rejected.height) == (4, 1)
+    fitting = {**anchor(first + 12, 305), "device_id": 2}
+    found, rejected = insert([line], table(Anchors, [fitting]), devices, keys, policy)
+    assert (found[0].rows["value"].to_list(), rejected.height) == ([0, 100_000, 300_000, 305_000, 310_000], 0)
+
+
+def test_a_counter_of_throttling_says_nothing_of_the_time_before_an_anchor_in_a_silence() -> None:
+    slowed = [reading(1, 0, 0, 100, throttled_ns=0), reading(1, 300, 30_000, 500, throttled_ns=300 * 10**9)]
+    row = Site(readings=slowed, anchors=[anchor(50, 5_000)]).usage()["idle"]
+    assert (row["covered_us"], row["throttled_us"]) == (50_000_000, None)

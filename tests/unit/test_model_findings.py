@@ -190,3 +190,36 @@ def test_what_is_found_of_a_simulated_job_is_simulated_whatever_board_it_ran_on(
         for origin in (1, 4)
     }
     assert {origin: [row["origin"] for row in _findings(site)] for origin, site in of_job.items()} == {1: [1], 4: [4]}
+
+
+def test_a_share_just_short_of_the_policys_least_is_none() -> None:
+    # 4.99 % of an hour; and 59.9 s of a holding of twenty minutes, 4.992 %, are too short besides.
+    readings = [{**row, "throttled_ns": (row["at"] - HOUR).seconds * 49_900_000} for row in _slow(0)]
+    assert _kinds(readings) == []
+
+
+def test_what_throttling_costs_is_cut_to_the_millijoule_twice() -> None:
+    # Half of 2,519,999,999 mJ is 1,259,999,999.5, and a fifth of what is left 251,999,999.8.
+    readings = _slow(50)
+    readings[-1] = {**readings[-1], "energy_mj": 2_519_999_999}
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
+    assert found["waste_energy_mj"] == 251_999_999
+
+
+def test_an_end_nobody_told_that_falls_on_the_hour_is_found_in_the_hour_before_it() -> None:
+    epochs = [epoch(), epoch(2, boot_id="later", first_seen_at=at(3600))]
+    for hours in (1, 2):
+        site = Site(
+            readings=steady(1, 0, 3600 * hours, 100), allocations=[holds(7, 1, 1000, None)], epochs=epochs, hours=hours
+        )
+        (found,) = site.close().findings.filter(kind="allocation_without_end").to_dicts()
+        assert (found["start_at"], found["end_at"]) == (at(1000), at(3600))
+
+
+def test_an_episode_that_ends_on_the_hour_is_not_told_again_in_the_next() -> None:
+    # Idle from 50:00 to the hour, at work for 100 s, idle again from 01:40 on for 700 s.
+    readings = [
+        {**row, **BUSY} if at(3600) < row["at"] <= at(3700) else row for row in steady(1, 3000, 4400, 75, **IDLE)
+    ]
+    found = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, None)], hours=2))
+    assert [(row["start_at"], row["end_at"]) for row in found] == [(at(3000), at(3600)), (at(3700), at(4400))]

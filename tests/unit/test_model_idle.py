@@ -103,3 +103,17 @@ def test_parts_beyond_the_whole_are_refused() -> None:
 def test_a_credit_is_spread_like_a_cost() -> None:
     credit = fleet(policy(1, "proportional", basis="time"), prices=[], tariffs=[tariff(1, "-0.20")])
     assert spread_of(credit) == {10: Decimal("-0.02"), 20: Decimal("-0.01"), None: Decimal("0.03")}
+
+
+def test_fixed_parts_count_from_the_hour_they_begin_in_until_they_end() -> None:
+    def parts(**more: Any) -> dict[int | None, Decimal]:
+        vision = policy(2, "fixed", tenant_id=20, fixed_ppm=250_000, **more)
+        return spread_of(fleet(policy(1, "fixed", tenant_id=10, fixed_ppm=600_000), vision))
+
+    both = {10: Decimal("1.8"), 20: Decimal("0.75"), None: Decimal("-2.55")}
+    alone = {10: Decimal("1.8"), None: Decimal("-1.8")}
+    assert parts(valid_from=at(0)) == both
+    assert parts(valid_from=at(3_600)) == alone
+    assert parts(valid_to=at(3_600)) == both
+    assert parts(valid_to=at(0)) == alone
+    assert parts(valid_from=at(-7_200), valid_to=at(-3_600)) == alone

@@ -19,13 +19,13 @@ WHOLE = [(0, 3600)]
 NODE, CHASSIS, METER = 1, 90, 7
 
 
-def _read(shown: Shown, *, gauge: bool = False) -> Any:
+def _read(shown: Shown, *, gauge: bool = False, gap_mj: int = 0) -> Any:
     def read(asked: pl.DataFrame) -> pl.DataFrame:
         rows = []
         for device, from_us, to_us in asked.select("device_id", "from_us", "to_us").iter_rows():
             watts, spans = shown.get(device, (0.0, []))
             covered = sum(max(0, min(to_us, b * US_PER_SECOND) - max(from_us, a * US_PER_SECOND)) for a, b in spans)
-            rows.append((round(watts * covered / 1000), 0, covered, gauge, 1, 1))
+            rows.append((round(watts * covered / 1000), gap_mj, covered, gauge, 1, 1))
         kinds = {
             "energy_mj": pl.Int64,
             "gap_mj": pl.Int64,
@@ -83,6 +83,7 @@ def _overhead(
     placed: pl.DataFrame | None = None,
     models: pl.DataFrame | None = None,
     gauge: bool = False,
+    gap_mj: int = 0,
     boards_off_mj: int = 0,
     origin: int = 1,
     until_s: int = 3600,
@@ -117,7 +118,7 @@ def _overhead(
                 schema={"meter_id": pl.Int32, "node_id": pl.Int32, "name": pl.String, "covers": pl.String},
                 orient="row",
             ),
-            _read(meters, gauge=gauge),
+            _read(meters, gauge=gauge, gap_mj=gap_mj),
             _read(boards),
         ),
         _models() if models is None else models,
@@ -335,3 +336,77 @@ def test_a_meter_that_spoke_for_half_a_minute_leaves_the_hour_to_the_model() -> 
         models=_models((0, 200_000, 0, 300_000, 0, 3600)),
     )
     assert found.rows.select("energy_mj", "source").row(0) == (720_000_000, "assumed")
+
+
+def test_a_board_that_came_at_half_past_is_in_its_nodes_model_for_its_half_hour() -> None:
+    # 200 W for half an hour and 10 % of 300 W for it: 360 + 54 kJ.
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {},
+        _users((1, "job:1", 1_080_000_000)),
+        named=(),
+        placed=_placed((1, 2, 0, 1_800), (1, NODE, 1_800, 3_600)),
+        models=_models((0, 200_000, 100_000, 0, -100, 9_999)),
+    )
+    assert found.rows.select("device_id", "energy_mj", "spanned_us").rows() == [
+        (CHASSIS, 414_000_000, 1_800 * US_PER_SECOND)
+    ]
+
+
+def test_minutes_in_which_no_board_was_in_the_node_are_all_the_nodes_own() -> None:
+    # Away from 10:00 to 20:00: 500 W all the time less 300 W for 3,000 s.
+    stays = _placed((1, NODE, -10, 600), (1, 2, 600, 1_200), (1, NODE, 1_200, 10_000))
+    found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
+    mine = found.rows.filter(device_id=CHASSIS)
+    assert mine.select("energy_mj", "spanned_us").rows() == [(900_000_000, US_PER_HOUR)]
+
+
+def test_a_stay_that_ends_a_microsecond_behind_a_minute_counts_to_its_end() -> None:
+    stays = _placed((1, NODE, -10, 1_800), (1, 2, 1_800, 10_000)).with_columns(
+        pl.col("from_us", "to_us").replace(1_800 * US_PER_SECOND, 1_800 * US_PER_SECOND + 1)
+    )
+    found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
+    assert found.rows.filter(device_id=CHASSIS)["spanned_us"].to_list() == [1_800 * US_PER_SECOND + 1]
+    assert found.quality.filter(device_id=CHASSIS).height == 0
+
+
+def test_each_term_of_a_model_is_cut_to_the_millijoule() -> None:
+    # 3 mW for 1,800.5 s are 5,401.5 mJ; 5 ppm of 540,150,000 mJ 2,700.75; and 95,000 ppm of 8,101 mJ 769.595.
+    models = _models((0, 3, 5, 95_000, -100, 9_999)).with_columns(pl.lit(1_800_500_000, dtype=pl.Int64).alias("to_us"))
+    found = _overhead({1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=models)
+    told = found.rows.select("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj").rows()
+    assert told == [(8_101, 8_101, 7_332, 8_870)]
+
+
+def test_a_model_that_may_be_off_by_more_than_all_of_it_has_nothing_as_its_lower_bound() -> None:
+    models = _models((0, 1_000, 0, 1_500_000, -100, 9_999))
+    found = _overhead({1: (300, WHOLE)}, {}, _users((1, "job:1", 1)), named=(), models=models)
+    assert found.rows.select("energy_low_mj", "energy_high_mj").rows() == [(0, 9_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("gauge", "told"),
+    [
+        (False, (431_000_000, 0, None, None, "measured")),
+        (True, (431_000_000, 431_000_000, 409_450_000, 452_550_000, "estimated")),
+    ],
+)
+def test_a_part_of_a_node_is_what_its_meter_saw_without_its_silences(*, gauge: bool, told: tuple[Any, ...]) -> None:
+    # 120 W for an hour less a million millijoules of a gap; of a gauge 5 % of it, 21,550 J, either way.
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (120, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((METER, "rapl", "part"),),
+        gauge=gauge,
+        gap_mj=1_000_000,
+    )
+    columns = ("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source")
+    assert found.rows.select(columns).rows() == [told]
+
+
+def test_a_node_whose_meter_shows_just_what_its_boards_do_has_no_overhead_and_none_is_missing() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (300, WHOLE)}, _users((1, "job:1", 1)), gauge=True)
+    columns = ("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source")
+    assert found.rows.select(columns).rows() == [(0, 0, None, None, "measured")]
+    assert (found.findings.height, found.quality.height) == (0, 0)

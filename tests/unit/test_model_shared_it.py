@@ -108,3 +108,69 @@ def test_of_an_hour_with_a_silence_only_what_was_seen_is_known() -> None:
     # 100 W, silent from 600 s to 2,700 s, longer than node meters may be: 1,500 s were seen, and the jump is nobody's.
     seen = facts([*shown(-600, 600, 100), *shown(2700, 4200, 100)])
     assert told(closed(site(), seen)) == [(150_000 * J, 1, "measured", 1 - 2_100 / 3_600)]
+
+
+def items(*rows: dict[str, Any]) -> dict[str, Any]:
+    usual = {"device_id": SWITCH, "name": "leaf", "kind": "switch", "error_ppm": 0, "valid_from": LONG_AGO}
+    return {
+        "shared_it": table(SharedIt, [usual | {"shared_it_id": number} | row for number, row in enumerate(rows, 1)])
+    }
+
+
+def period(start: float, stop: float, energy_mj: int) -> dict[str, Any]:
+    return {"meter_id": METER, "from_at": at(start), "to_at": at(stop), "energy_mj": energy_mj, "source": "measured"}
+
+
+def bounds(result: HourResult) -> list[tuple[Any, ...]]:
+    rows = result.usage.filter(device_id=SWITCH)
+    return rows.select("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source").rows()
+
+
+def unknown(result: HourResult) -> list[tuple[Any, ...]]:
+    return result.quality.filter(reason="shared_it_unknown").select("hour_at", "time_us", "readings").rows()
+
+
+def test_a_configured_power_is_cut_to_the_millijoule_and_so_is_what_it_may_be_off() -> None:
+    # 1,001 mW for 3,599.5 s are 3,603,099.5 mJ; 100,002 ppm of it 360,317.1; of 1,001 mW for half a second, 500 mJ, 50.001.
+    told_ppm = {"power_mw": 1_001, "error_ppm": 100_002}
+    result = closed(site(), facts([]) | items({**told_ppm, "valid_from": at(0.5)}))
+    assert bounds(result) == [(3_603_099, 3_603_099, 3_242_782, 3_963_416, "assumed")]
+    # 999,999 ppm of 3 mJ are 2.999997.
+    result = closed(site(), facts([]) | items({"power_mw": 3, "error_ppm": 999_999, "valid_to": at(1)}))
+    assert bounds(result) == [(3, 3, 1, 5, "assumed")]
+    assert unknown(result) == []
+
+
+def test_a_period_over_two_hours_is_divided_by_time_and_any_of_it_may_lie_in_the_other() -> None:
+    # Of 3 mJ in two hours 1.5 by the end of the first: 1, and what is left.
+    over = facts([], [period(0, 7_200, 3)], level="other")
+    assert bounds(closed(site(2), over)) == [(1, 1, 0, 3, "estimated"), (2, 2, 0, 3, "estimated")]
+
+
+def test_periods_of_whole_hours_are_measured_each_by_itself() -> None:
+    two = facts([], [period(0, 3_600, 500), period(3_600, 7_200, 700)], level="other")
+    result = closed(site(2), two)
+    assert bounds(result) == [(500, 0, None, None, "measured"), (700, 0, None, None, "measured")]
+    assert unknown(result) == []
+
+
+def test_of_half_an_hour_without_a_period_nothing_is_known() -> None:
+    result = closed(site(), facts([], [period(0, 1_800, 500)], level="other"))
+    assert bounds(result) == [(500, 0, None, None, "measured")]
+    assert told(result) == [(500, 2, "measured", 0.5)]
+    assert unknown(result) == [(at(0), 1_800_000_000, 0)]
+
+
+def test_a_gauge_of_shared_it_is_estimated_with_what_it_may_be_off() -> None:
+    # 500 W for an hour, 1,800 kJ, and 5 % of it either way.
+    gauges = [{**row, "energy_mj": None, "power_mw": 500_000} for row in shown(-600, 3_900, 500)]
+    kj = 1_000 * J
+    assert bounds(closed(site(), facts(gauges))) == [(1_800 * kj, 1_800 * kj, 1_710 * kj, 1_890 * kj, "estimated")]
+
+
+def test_a_meter_that_is_silent_adds_nothing_to_the_power_that_was_configured_after_it() -> None:
+    # By a meter that says nothing until half past, at 2 W since.
+    both = items({"meter_id": METER, "valid_to": at(1_800)}, {"power_mw": 2_000, "valid_from": at(1_800)})
+    result = closed(site(), facts([]) | both)
+    assert bounds(result) == [(3_600_000, 3_600_000, 3_600_000, 3_600_000, "assumed")]
+    assert unknown(result) == [(at(0), 1_800_000_000, 0)]
