@@ -245,4 +245,193 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "False becomes True",
         "asks polars to look whether what was sorted is sorted",
     ),
+    Equivalent(
+        "plain",
+        "doubtful: Bools = dt_us > np.minimum(max_gap_us, policy.gaps.reach_us)",
+        "Gt becomes GtE",
+        "the rules, which are asked of more intervals, say the same of them; only slower",
+    ),
+    *(
+        Equivalent(
+            "plain",
+            "doubtful |= growth > most_mw // MW_PER_W * dt_us // MW_PER_W",
+            what,
+            "the rules, which allow more by a refresh, say of a millijoule up or down here what they said; only slower or quicker",
+            nth=nth,
+        )
+        for what, nth in (("Gt becomes GtE", 0), ("// rounds", 0))
+    ),
+    Equivalent(
+        "plain",
+        "return cls(here, inside, offset[inside], np.maximum(width, 1))",
+        "1 becomes 2",
+        "no instant lies inside of a width of 1, and behind the last reading nothing grows, by whatever it is divided",
+    ),
+    Equivalent(
+        "plain",
+        "long = np.flatnonzero(np.abs(growth.astype(np.float64)) * np.abs(self.offset.astype(np.float64)) > _SAFE)",
+        "Gt becomes GtE",
+        "half of what 64 bits hold is left free: the product itself may go either way there",
+    ),
+    Equivalent(
+        "plain",
+        "values = self.column.slice(start, end - start).fill_null(0).to_numpy(writable=True)",
+        "0 becomes 1",
+        "what is null is taken out by what is known, whatever stands there",
+    ),
+    Equivalent(
+        "readings",
+        'one = several.unique("key", keep="first", maintain_order=True)',
+        "True becomes False",
+        "sorted by key below, of which each is there once by then",
+    ),
+    Equivalent(
+        "shared_it",
+        "first = from_us // US_PER_HOUR * US_PER_HOUR",
+        "// rounds",
+        "windows begin on full hours (pipeline refuses others)",
+    ),
+    Equivalent(
+        "overhead",
+        "first = from_us // US_PER_HOUR * US_PER_HOUR",
+        "// rounds",
+        "windows begin on full hours (pipeline refuses others)",
+    ),
+    *(
+        Equivalent(
+            "overhead", text, what, "looks at more by the minute, which says the same of it; only slower", nth=nth
+        )
+        for text, what, nth in (
+            ('& (pl.col("covered_us") >= length).fill_null(value=False)', "GtE becomes Gt", 0),
+            ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "USub dropped", 0),
+            ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "Gt becomes GtE", 0),
+            ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "branches swapped", 0),
+        )
+    ),
+    Equivalent(
+        "overhead",
+        '.agg(pl.col("energy_mj", "error_mj", "time_us").sum(), pl.col("boards_origin").first())',
+        "first becomes last",
+        _ALIKE,
+    ),
+    *(
+        Equivalent(
+            "overhead",
+            'if into == "energy_mj" or parts.select((pl.col(total).fill_null(0) > 0).any()).item():',
+            what,
+            "of nothing each has nothing, spread or not; only slower",
+            nth=nth,
+        )
+        for what, nth in (("Gt becomes GtE", 0), ("0 becomes 1", 0))
+    ),
+    Equivalent("overhead", '.filter(pl.col("time_us") > 0)', "0 becomes 1", "no meter spans a single microsecond"),
+    *(
+        Equivalent(
+            "anchors",
+            'step, rise = pl.col("key").diff().fill_null(1), pl.col("energy_mj").diff().fill_null(0)',
+            what,
+            "the first has nothing before it: only asked whether it is more than nothing, or no less",
+        )
+        for what in ("1 becomes 2", "0 becomes 1")
+    ),
+    Equivalent(
+        "idle",
+        '.agg(-pl.col("nano").sum(), pl.col("idle_us").sum(), pl.col("source", "coverage", "origin").first())',
+        "first becomes last",
+        _ALIKE,
+    ),
+    Equivalent(
+        "idle",
+        'paid.group_by("hour_us", "policy_id", maintain_order=True)',
+        "True becomes False",
+        "lines are sorted by hour and key before they are returned",
+    ),
+    Equivalent(
+        "findings",
+        'pl.col("job_id").is_not_null()',
+        "& becomes |",
+        "what has no job joins no holder below, and what has no energy has no slowed time",
+        nth=3,
+    ),
+    Equivalent("findings", '& (pl.col("throttle_bits_us") > 0)', "0 becomes 1", "no meter spans a single microsecond"),
+    Equivalent(
+        "findings",
+        'usage.filter(pl.col("job_id").is_not_null() & (pl.col("idle_us") > 0)).select("device_id", "hour_us").unique()',
+        "Gt becomes GtE",
+        "no idle run of who holds it touches an hour in which it was never idle; only slower",
+    ),
+    *(
+        Equivalent(
+            "findings",
+            'told = pl.concat([contests, too_many, unended]).filter((pl.col("from_us") < to_us) & (pl.col("to_us") > from_us))',
+            what,
+            "what only touches the window has no hour of it below",
+        )
+        for what in ("Lt becomes LtE", "Gt becomes GtE")
+    ),
+    *(
+        Equivalent("money", text, what, why)
+        for text, what, why in (
+            ("if any(abs(total or 0) >= 2**63 for total in totals):", "0 becomes 1", "1 is as far from 2^63 as 0 is"),
+        )
+    ),
+    Equivalent(
+        "sharing",
+        "size: Numbers = active_mj.astype(object) if active_mj.max(initial=0) >= _MOST // PPM else active_mj",
+        "GtE becomes Gt",
+        "numbers of any size say what those of 64 bits do; only slower, and the limit itself still fits",
+    ),
+    *(
+        Equivalent(
+            "explain",
+            "for places in (0, 3, 6, 9, 12, 15, 18, 21):",
+            f"{places} becomes {places + 1}",
+            "noughts at the end are cut off",
+        )
+        for places in (0, 3, 6, 9, 12, 15, 18)
+    ),
+    Equivalent(
+        "replay",
+        "size, sign = abs(total), -1 if total < 0 else 1",
+        "Lt becomes LtE",
+        "of nothing each part is nothing, whatever its sign",
+    ),
+    Equivalent(
+        "chain",
+        'hashlib.sha256((row.chain or b"") + other.text.encode()).digest() == other.chain for other in rows[place + 1 :]',
+        "second term dropped",
+        "one line more, its own: no hash is known that is the hash of itself and a text",
+        nth=1,
+    ),
+    *(
+        Equivalent(
+            "reconcile",
+            'pl.min_horizontal((pl.col("to_us") - 1) // US_PER_HOUR + 1, pl.lit((to_us - 1) // US_PER_HOUR + 1)),',
+            what,
+            "one hour more, of which the period covers nothing and adds nothing",
+        )
+        for what in ("- becomes +", "subtrahend dropped")
+    ),
+    *(
+        Equivalent(
+            "activity",
+            'rows = theirs.sort(pl.col("pair") * (last_us - first_us + 1) + (pl.col("from_us") - first_us))',
+            what,
+            "a number that sorts by pair and by time, larger or smaller",
+            nth=1,
+        )
+        for what in ("- becomes +", "subtrahend dropped")
+    ),
+    Equivalent(
+        "activity",
+        "return np.where(right, first[place] + holder - starts[span_of_piece[place]], -1)",
+        "1 becomes 2",
+        "only asked whether it is negative",
+    ),
+    Equivalent(
+        "authority",
+        'DEVICE_HOUR, keep="first", maintain_order=True',
+        "True becomes False",
+        "sorted anew below, by what each is there once of",
+    ),
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from analytics.model.budget import Approval, Budget, Measure, Rung, Spend, Step, Verdict, decide
+from analytics.model.budget import Approval, Budget, Measure, Rung, Spend, Step, Verdict, decide, gaps
 from analytics.model.period import Period, bounds
 from collector.wire import Origin
 
@@ -136,3 +137,23 @@ def test_periods_begin_and_end_at_local_midnight(period: Period, start: str, end
 def test_a_naive_now_is_refused() -> None:
     with pytest.raises(ValueError, match="no time zone"):
         bounds(Period.DAY, "UTC", datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_without_a_ladder_the_limit_itself_denies_from_the_first_billionth_that_reaches_it() -> None:
+    bare = budget(ladder=())
+    assert decide(bare, spend("999.999999999"), NOW).verdict is Verdict.ALLOW
+    assert decide(bare, spend("1000"), NOW).verdict is Verdict.DENY
+
+
+def test_a_limit_of_nothing_is_spent_by_nothing() -> None:
+    decision = decide(replace(budget(ladder=()), limit=Decimal(0)), spend("0"), NOW)
+    assert decision.verdict is Verdict.DENY
+    assert "0 of 0 USD (100.0 %), below every rung" in decision.reason
+
+
+def test_what_is_not_counted_is_told_in_words_of_its_number() -> None:
+    assert gaps(spend("1")) == ()
+    one_and_two = replace(spend("1"), unpriced_lines=1, usage_unknown_calls=2)
+    assert gaps(one_and_two) == ("not counted: 1 line without a price, 2 API calls that told no usage",)
+    three_and_one = replace(spend("1"), unmeasured_lines=3, usage_unknown_calls=1)
+    assert gaps(three_and_one) == ("not counted: 1 API call that told no usage, 3 lines without a reading",)

@@ -85,3 +85,14 @@ def test_a_site_of_pools_alone_has_books() -> None:
     assert _rows(Site(devices=[POOL], epochs=(), allocations=[_in_pool(1, 0, 3600, 2)])) == [
         (HOUR, "job:1", HOUR_US, 2)
     ]
+
+
+def test_allocations_one_after_the_other_keep_their_count() -> None:
+    one_by_one = (_in_pool(1, 0, 1800, 8), {**_in_pool(1, 1800, 3600, 8), "allocation_id": 5})
+    assert _rows(_site(*one_by_one)) == [(HOUR, "job:1", HOUR_US, 8)]
+
+
+def test_a_microsecond_of_the_next_hour_is_of_the_next_hour() -> None:
+    site = _site(_in_pool(1, 0, 3600.000001, 8), hours=2)
+    assert _rows(site) == [(HOUR, "job:1", HOUR_US, 8), (at(3600), "job:1", 1, 8)]
+    assert _rows(_site(_in_pool(1, 0, 3600, 8), hours=2)) == [(HOUR, "job:1", HOUR_US, 8)]
