@@ -36,10 +36,11 @@ NAMED = {
     "tenant_minutes": {"site_id": "sites", "tenant_id": "tenants"},
 }
 """Tables by table and column."""
-# Arguments: column and the table it names, in turns. As the owner, as a foreign key looks: whoever writes need not see what is named.
+# Arguments: column and the table it names, in turns. As the owner, as a foreign key looks: whoever writes need not see what is named, and
+# pg_restore, which turns row security off, need not either.
 KNOWN = """
 CREATE FUNCTION names_what_is_known() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     unknown text;
@@ -63,7 +64,7 @@ END $$
 # is written later does not find the row.
 KEPT = """
 CREATE FUNCTION stays_while_named() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on
 AS $$
 DECLARE
     is_named boolean;

@@ -27,11 +27,13 @@ BEGIN
     RETURN NEW;
 END $$
 """
-# least() passes over null.
+# Allocations are dated by the store's own clock already, and stay in their order when that steps back. least() passes over null.
 _BY_NOW = """
-    NEW.recorded_at := least(NEW.recorded_at, clock_timestamp());
-    IF NEW.superseded_at IS NOT NULL THEN
-        NEW.superseded_at := least(NEW.superseded_at, clock_timestamp());
+    IF TG_TABLE_NAME <> 'allocations' THEN
+        NEW.recorded_at := least(NEW.recorded_at, clock_timestamp());
+        IF NEW.superseded_at IS NOT NULL THEN
+            NEW.superseded_at := least(NEW.superseded_at, clock_timestamp());
+        END IF;
     END IF;
 """
 

@@ -28,6 +28,14 @@ SCRIPT = ROOT / "deploy/server/settle.sql"
 LATER = HOUR_AT + timedelta(days=1, hours=3)
 
 
+def as_told() -> list[list[str]]:
+    """Return the words of each pg_dump on the page."""
+    page = (ROOT / "docs/databases.md").read_text(encoding="utf-8")
+    said = re.search(r'^    all="(.*)"$', page, flags=re.MULTILINE)
+    assert said is not None
+    return [[*said[1].split(), *words.split()] for words in re.findall(r"pg_dump \$all (.*) OLD &&", page)]
+
+
 @pytest.fixture
 def other(server: EmbeddedServer) -> Iterator[Database]:
     with server.database("postgres").connect("admin", autocommit=True) as admin:
@@ -62,9 +70,11 @@ def test_an_hour_closed_before_the_move_is_restated_by_a_change_after_it(
         connection.execute("SELECT ensure_partitions(%s, %s)", (HOUR_AT.date(), HOUR_AT.date() + timedelta(days=1)))
     programs = find_programs(major, os.environ)
     (old, env), (new, _) = reach(db), reach(other)
-    taken = ["--data-only", "--load-via-partition-root", "-T", "alembic_version", "-T", "store_layout"]
-    dumped = subprocess.run([programs["pg_dump"], *taken, old], env=env, check=True, capture_output=True)
-    script = b"\n".join(line for line in dumped.stdout.splitlines() if not line.startswith(b"SET transaction_timeout"))
+    dumped = b"".join(
+        subprocess.run([programs["pg_dump"], *taken, old], env=env, check=True, capture_output=True).stdout
+        for taken in as_told()
+    )
+    script = b"\n".join(line for line in dumped.splitlines() if not line.startswith(b"SET transaction_timeout"))
     loading = [programs["psql"], "-X", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction", new]
     loaded = subprocess.run(
         loading, env=env, input=script + b"\n" + SCRIPT.read_bytes(), check=False, capture_output=True
