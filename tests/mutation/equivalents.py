@@ -256,10 +256,10 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "plain",
             "doubtful |= growth > most_mw // MW_PER_W * dt_us // MW_PER_W",
             what,
-            "the rules, which allow more by a refresh, say of a millijoule up or down here what they said; only slower or quicker",
+            "limits are of whole watts, and the rules allow more by a refresh: of a millijoule up or down here they say what they said",
             nth=nth,
         )
-        for what, nth in (("Gt becomes GtE", 0), ("// rounds", 0))
+        for what, nth in (("Gt becomes GtE", 0), ("// rounds", 0), ("// rounds", 1))
     ),
     Equivalent(
         "plain",
@@ -433,5 +433,77 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         'DEVICE_HOUR, keep="first", maintain_order=True',
         "True becomes False",
         "sorted anew below, by what each is there once of",
+    ),
+    Equivalent(
+        "readings",
+        "if first < keys.base_us or last >= keys.base_us + keys.span_us:",
+        "Lt becomes LtE",
+        "filtered though nothing lies outside; only slower",
+    ),
+    *(
+        Equivalent(
+            "findings",
+            "long = end - begin >= least_us",
+            what,
+            "what of a run somebody held is asked to last as long below",
+        )
+        for what in ("- becomes +", "subtrahend dropped")
+    ),
+    Equivalent(
+        "overhead",
+        'running.max().fill_null(0).alias("running_us"),',
+        "0 becomes 1",
+        "boards that stand anywhere have pieces and so hours: none is null, silent as it may be",
+    ),
+    Equivalent(
+        "overhead",
+        '.filter(pl.col("from_us") < pl.col("to_us"))',
+        "Lt becomes LtE",
+        "what is of no length has nothing covered and nothing missing; only slower",
+    ),
+    Equivalent(
+        "findings",
+        'share = pl.col("energy_mj").cast(pl.Int128) * pl.col("throttled_us") // pl.col("held_us").clip(1, None)',
+        "1 becomes 2",
+        "no meter spans a single microsecond",
+    ),
+    Equivalent(
+        "findings",
+        'return shaped.unique(identity, keep="last", maintain_order=True)',
+        "True becomes False",
+        "findings are sorted by what tells them apart before they are returned",
+    ),
+    *(
+        Equivalent(
+            "overhead",
+            text,
+            "Eq becomes NotEq",
+            "of the boards of a node's hour one begins it and one ends it: looks at all by the minute; only slower",
+        )
+        for text in ('& (pl.col("from_us") == pl.col("f"))', '& (pl.col("to_us") == pl.col("t"))')
+    ),
+    Equivalent(
+        "anchors",
+        "& (since > 0)",
+        "Gt becomes GtE",
+        "the reading before it stands before it, by how it is searched for",
+    ),
+    Equivalent(
+        "findings",
+        'usage.filter(pl.col("job_id").is_not_null() & (pl.col("idle_us") > 0)).select("device_id", "hour_us").unique()',
+        "& becomes |",
+        "no idle run of who holds it touches an hour in which it was never idle; only slower",
+    ),
+    Equivalent(
+        "overhead",
+        '.filter(pl.col("covered_us") > 0)',
+        "0 becomes 1",
+        "no meter spans a single microsecond",
+    ),
+    Equivalent(
+        "overhead",
+        '.unique(["node_id", "model_from_us"], keep="first", maintain_order=True)',
+        "True becomes False",
+        "summed by node and hour below",
     ),
 )

@@ -26,7 +26,7 @@ LAWS: Final = tuple(
 )
 """Not those that close large fleets, start processes or need a database."""
 EXAMPLES: Final = 4
-MANY: Final = 40
+MANY: Final = 150
 """Of a law that draws arrays instead of sites: an example of it takes milliseconds."""
 _QUICK: Final = ("test_plain_laws.py", "test_budget_laws.py")
 

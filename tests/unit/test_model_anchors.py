@@ -197,3 +197,13 @@ def test_a_counter_of_throttling_says_nothing_of_the_time_before_an_anchor_in_a_
     slowed = [reading(1, 0, 0, 100, throttled_ns=0), reading(1, 300, 30_000, 500, throttled_ns=300 * 10**9)]
     row = Site(readings=slowed, anchors=[anchor(50, 5_000)]).usage()["idle"]
     assert (row["covered_us"], row["throttled_us"]) == (50_000_000, None)
+
+
+def test_slowed_time_before_an_anchor_is_cut_to_the_nanosecond() -> None:
+    policy = Policy()
+    keys = KeySpace.around(to_us(HOUR), to_us(HOUR) + 3_600_000_000, policy.gaps.reach_us)
+    rows = [reading(1, 0, 0, throttled_ns=0), reading(1, 10, 10, throttled_ns=1)]
+    (line,), _ = timelines(table(DeviceReadings, rows), table(Epochs, [NATIVE]), keys, policy)
+    devices = pl.DataFrame({"device_id": [1], "accelerators": [1]}, schema_overrides={"device_id": pl.Int32})
+    (found,), _ = insert([line], table(Anchors, [anchor(5, 5)]), devices, keys, policy)
+    assert found.rows["throttled_ns"].to_list() == [0, 0, 1]

@@ -184,3 +184,9 @@ def test_devices_beside_each_other_do_not_lend_each_other_power() -> None:
     site = Site(readings=[*first, *second], devices=[device(1), device(2)], allocations=[holds(7, 1, 55, 3600)])
     # [50, 60) is 5 s of 100 W and 5 of 400 W: 2,500 J, of which [40, 50) leaves 2,000.
     assert _energies(site)["job:7"] == 2_000_000
+
+
+def test_the_very_first_interval_of_a_device_is_divided_like_any_other() -> None:
+    # As above, but for what is read before the hour.
+    first = Site(readings=BEGINS.readings[2:], devices=BEGINS.devices, allocations=BEGINS.allocations)
+    assert _energies(first) == {"job:7": 12_000_000, "idle": 357_000_000}

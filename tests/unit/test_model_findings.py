@@ -223,3 +223,17 @@ def test_an_episode_that_ends_on_the_hour_is_not_told_again_in_the_next() -> Non
     ]
     found = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, None)], hours=2))
     assert [(row["start_at"], row["end_at"]) for row in found] == [(at(3000), at(3600)), (at(3700), at(4400))]
+
+
+def test_an_idle_run_begins_behind_the_first_interval_where_that_was_at_work() -> None:
+    readings = [{**row, **BUSY} if row["at"] <= at(10) else row for row in steady(1, 0, 610, 75, **IDLE)]
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
+    assert (found["start_at"], found["end_at"]) == (at(10), at(610))
+
+
+def test_mean_power_of_an_idle_run_is_cut_to_the_milliwatt() -> None:
+    # 45,000,450 mJ in 600 s: 75,000.75 mW.
+    readings = steady(1, 0, 600, 75, **IDLE)
+    readings[-1] = {**readings[-1], "energy_mj": 45_000_450}
+    (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
+    assert json.loads(found["evidence"])["signals"][1] == {"instrument": "power", "mean_mw": 75_000}

@@ -84,6 +84,18 @@ def test_a_group_beyond_64_bits_of_billionths_is_refused_not_wrapped() -> None:
         )
 
 
+def test_a_group_of_just_2_to_the_63_billionths_is_one_too_many() -> None:
+    def cost(quantity: int, rate: str) -> list[Decimal]:
+        frame = pl.DataFrame({"price": [1], "quantity": [quantity]})
+        return round_and_spread(
+            frame, group=["price"], quantity="quantity", ties=[], rates={(1,): ((Decimal(rate),), 1)}, into="cost"
+        )["cost"].to_list()
+
+    assert cost(2**63 - 1, "0.000000001") == [Decimal(2**63 - 1).scaleb(-9)]
+    with pytest.raises(AmountError):
+        cost(2**62, "0.000000002")
+
+
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(BooksError):
         _spread(1, -1, 2)

@@ -47,6 +47,12 @@ def test_further_from_any_reading_than_the_reach_the_epochs_of_its_node_say() ->
     assert origins(replace(two_lives(), epochs=not_yet_seen)) == [LIVE]
 
 
+def test_a_reading_as_far_off_as_the_reach_still_says_it_and_a_microsecond_further_does_not() -> None:
+    reach_s = Site().policy.gaps.reach_us / 1_000_000
+    for beyond_s, origin in ((0, LIVE), (0.000001, SIMULATED)):
+        assert origins(two_lives(reading(1, -reach_s - beyond_s, 1, epoch_id=2))) == [origin]
+
+
 def test_a_device_of_which_nothing_is_known_is_what_its_row_says() -> None:
     assert origins(Site(devices=[device(origin=IMPORTED)], epochs=[])) == [IMPORTED]
 

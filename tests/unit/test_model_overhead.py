@@ -84,6 +84,7 @@ def _overhead(
     models: pl.DataFrame | None = None,
     gauge: bool = False,
     gap_mj: int = 0,
+    boards_gap_s: int = 0,
     boards_off_mj: int = 0,
     origin: int = 1,
     until_s: int = 3600,
@@ -99,7 +100,7 @@ def _overhead(
         pl.min_horizontal(pl.col("hour_us") + US_PER_HOUR, pl.lit(until_s * US_PER_SECOND)).alias("to_us"),
     )
     hours = _read(boards)(asked).with_columns(
-        pl.lit(0, dtype=pl.Int64).alias("gap_us"),
+        pl.lit(boards_gap_s * US_PER_SECOND, dtype=pl.Int64).alias("gap_us"),
         pl.lit(boards_off_mj, dtype=pl.Int64).alias("error_mj"),
         pl.lit(origin, dtype=pl.Int16).alias("origin"),
     )
@@ -387,19 +388,19 @@ def test_a_model_that_may_be_off_by_more_than_all_of_it_has_nothing_as_its_lower
 @pytest.mark.parametrize(
     ("gauge", "told"),
     [
-        (False, (431_000_000, 0, None, None, "measured")),
-        (True, (431_000_000, 431_000_000, 409_450_000, 452_550_000, "estimated")),
+        (False, (430_999_999, 0, None, None, "measured")),
+        (True, (430_999_999, 430_999_999, 409_450_000, 452_549_998, "estimated")),
     ],
 )
 def test_a_part_of_a_node_is_what_its_meter_saw_without_its_silences(*, gauge: bool, told: tuple[Any, ...]) -> None:
-    # 120 W for an hour less a million millijoules of a gap; of a gauge 5 % of it, 21,550 J, either way.
+    # 120 W for an hour less 1,000,001 mJ of a gap; of a gauge 5 % of it, 21,549,999.95 mJ, either way.
     found = _overhead(
         {1: (300, WHOLE)},
         {METER: (120, WHOLE)},
         _users((1, "job:1", 1)),
         named=((METER, "rapl", "part"),),
         gauge=gauge,
-        gap_mj=1_000_000,
+        gap_mj=1_000_001,
     )
     columns = ("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source")
     assert found.rows.select(columns).rows() == [told]
@@ -410,3 +411,56 @@ def test_a_node_whose_meter_shows_just_what_its_boards_do_has_no_overhead_and_no
     columns = ("energy_mj", "estimated_mj", "energy_low_mj", "energy_high_mj", "source")
     assert found.rows.select(columns).rows() == [(0, 0, None, None, "measured")]
     assert (found.findings.height, found.quality.height) == (0, 0)
+
+
+def test_who_is_known_to_have_used_a_board_but_not_how_much_of_it_has_no_part() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (301, WHOLE)}, _users((1, "job:1", 1), (1, "job:2", None)))
+    assert _by_holder(found) == {"job:1": 3_600_000, "job:2": 0}
+
+
+def test_many_hours_with_holes_are_looked_at_in_tens_of_minutes_first_and_cost_the_same() -> None:
+    # In each of 61 hours the board is silent from 12:30 to 13:31: 58 minutes of 700 W.
+    hours = range(61)
+    heard = [(3_600 * hour + a, 3_600 * hour + b) for hour in hours for a, b in ((0, 750), (811, 3_600))]
+    found = _overhead(
+        {1: (300, heard)},
+        {METER: (1000, [(0, 3_600 * 61)])},
+        _users((1, "job:1", 1)),
+        placed=_placed((1, NODE, -10, 3_600 * 61)),
+        until_s=3_600 * 61,
+    )
+    assert _by_holder(found) == {"job:1": 58 * 60 * 700_000}
+    assert found.quality["time_us"].to_list() == [120 * US_PER_SECOND] * 61
+
+
+def test_a_node_ran_as_long_as_a_board_of_it_is_known_to_have_counted_on_silent_or_not() -> None:
+    # Heard for half an hour, and its counter went on over a quarter more: 200 W for 45 minutes.
+    found = _overhead(
+        {1: (300, [(0, 1_800)])},
+        {},
+        _users((1, "job:1", 1)),
+        named=(),
+        models=_models((0, 200_000, 0, 0, -100, 9_999)),
+        boards_gap_s=900,
+    )
+    assert found.rows.select("energy_mj", "spanned_us").rows() == [(540_000_000, 2_700 * US_PER_SECOND)]
+
+
+def test_a_model_of_a_part_of_an_hour_has_its_part_of_the_time_the_boards_ran_cut_to_the_microsecond() -> None:
+    # 1,000 s of running by half an hour and half a second of 3,600: 500.138888888 s.
+    models = _models((0, 1_000_000, 0, 0, -100, 9_999)).with_columns(
+        pl.lit(1_800_500_000, dtype=pl.Int64).alias("to_us")
+    )
+    found = _overhead({1: (300, [(0, 1_000)])}, {}, _users((1, "job:1", 1)), named=(), models=models)
+    assert found.rows.select("spanned_us", "energy_mj").rows() == [(500_138_888, 500_138_888)]
+
+
+def test_a_model_that_ended_on_the_hour_leaves_it_to_the_meter_of_a_part() -> None:
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (120, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((METER, "rapl", "part"),),
+        models=_models((0, 200_000, 0, 0, -100, 0)),
+    )
+    assert _by_holder(found) == {"job:1": 120 * 3_600_000}

@@ -129,6 +129,9 @@ def test_the_reading_after_an_event_speaks_for_it_where_it_comes_soon_and_is_of_
     # An event in the end, before another device, has nobody to speak for it.
     found = states(said(0, **busy), said(10), said(0, 2, **busy), said(10, 2, **busy))
     assert found["known_us"] == [0, 0, 10 * S, 0]
+    # Nor where the other device's first key is near: device 1's instants end where device 2's begin.
+    found = states(said(999_980, **busy), said(999_990), said(5, 2, **busy))
+    assert found["known_us"] == [0, 0, 0]
     late = states(said(0, **busy), said(7), said(67, **busy))
     assert late["known_us"] == [7 * S, 60 * S, 0]
     later = states(said(0, **busy), said(7), said(67.000001, **busy))

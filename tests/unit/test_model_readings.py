@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from analytics.frames import DeviceReadings, Epochs
-from analytics.model.readings import KeySpace, Timeline, timelines, unwrapped
+from analytics.model.readings import KeySpace, Timeline, most_mj, timelines, unwrapped
 from analytics.policy import Policy
 from analytics.units import to_us
 from tests.fakes.site import HOUR, epoch, reading, table
@@ -113,3 +113,8 @@ def test_a_step_over_the_limit_with_nothing_around_it_is_believed_up_to_what_the
     # 20 kW for ten seconds and the one before: 220 kJ, and a millijoule for rounding.
     assert unwrap((0, WRAP - 1), (10, 220_000_000), accelerators=1) == [WRAP - 1, WRAP + 220_000_000]
     assert unwrap((0, WRAP - 1), (10, 220_000_001), accelerators=1) == [WRAP - 1, 220_000_001]
+
+
+def test_what_a_counter_can_have_grown_by_is_cut_to_watts_and_to_millijoules_and_has_one_to_spare() -> None:
+    # 1,999 W for a second of a refresh and a microsecond: 1,999,001.999 mJ.
+    assert pl.select(most_mj(pl.lit(1_999_999), pl.lit(1), POLICY)).item() == 1_999_002

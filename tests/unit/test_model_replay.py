@@ -83,3 +83,13 @@ def test_a_fraction_is_told_as_a_decimal_of_as_few_places_as_it_has() -> None:
     assert _exact(Fraction(1, 8 * 10**18)) == "0.000000000000000000125"
     assert _exact(Fraction(1, 10**22)) == f"1/{10**22} ≈ 0.000000000000"
     assert _exact(Fraction(2, 3)) == "2/3 ≈ 0.666666666667"
+
+
+def test_what_may_have_been_drawn_is_cut_to_watts_and_to_millijoules_and_has_one_to_spare() -> None:
+    # 1,999 W for a second of a refresh and a microsecond: 1,999,001.999 mJ.
+    small = Limits(REACH_S * S, S, 1_999_999)
+    kinds = [
+        stretches([read(0, 0), read(0.000001, value)], 0, S, "counter", small)[0].kind
+        for value in (1_999_002, 1_999_003)
+    ]
+    assert kinds == ["covered", "implausible"]
