@@ -306,6 +306,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "USub dropped", 0),
             ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "Gt becomes GtE", 0),
             ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "branches swapped", 0),
+            ("steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]", "1 becomes 2", 1),
         )
     ),
     Equivalent(
@@ -505,5 +506,17 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         '.unique(["node_id", "model_from_us"], keep="first", maintain_order=True)',
         "True becomes False",
         "summed by node and hour below",
+    ),
+    Equivalent(
+        "readings",
+        '(same & same.shift(1)).fill_null(value=False).alias("beside:before"),',
+        "False becomes True",
+        "the first reading follows none, whatever is not known of the one before it",
+    ),
+    Equivalent(
+        "shared_it",
+        'energy, known = pl.col("energy_mj"), pl.col("known_us") > 0',
+        "0 becomes 1",
+        "no meter spans a single microsecond",
     ),
 )

@@ -117,3 +117,13 @@ def test_fixed_parts_count_from_the_hour_they_begin_in_until_they_end() -> None:
     assert parts(valid_to=at(3_600)) == both
     assert parts(valid_to=at(0)) == alone
     assert parts(valid_from=at(-7_200), valid_to=at(-3_600)) == alone
+
+
+def test_fixed_parts_may_be_the_whole_and_leave_the_platform_nothing() -> None:
+    parts = [policy(1, "fixed", tenant_id=10, fixed_ppm=750_000), policy(2, "fixed", tenant_id=20, fixed_ppm=250_000)]
+    assert spread_of(fleet(*parts)) == {10: Decimal("2.25"), 20: Decimal("0.75"), None: Decimal(-3)}
+
+
+def test_by_energy_a_tenant_of_whose_boards_nothing_was_read_carries_nothing() -> None:
+    heard = [row for board, watts in ((1, 300), (3, 100)) for row in steady(board, 0, 3600, watts)]
+    assert set(spread_of(fleet(policy(1, "proportional", basis="energy"), readings=heard))) == {10, None}

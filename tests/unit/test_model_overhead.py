@@ -464,3 +464,19 @@ def test_a_model_that_ended_on_the_hour_leaves_it_to_the_meter_of_a_part() -> No
         models=_models((0, 200_000, 0, 0, -100, 0)),
     )
     assert _by_holder(found) == {"job:1": 120 * 3_600_000}
+
+
+def test_a_silent_board_leaves_its_node_to_the_meter_of_a_part_whatever_model_there_is() -> None:
+    found = _overhead(
+        {1: (300, [])},
+        {METER: (120, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((METER, "rapl", "part"),),
+        models=_models((0, 200_000, 0, 0, -100, 9_999)),
+    )
+    assert _by_holder(found) == {"job:1": 120 * 3_600_000}
+
+
+def test_of_an_open_hour_a_finding_tells_the_minutes_that_are_full() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (280, WHOLE)}, _users((1, "job:1", 1)), until_s=1_470)
+    assert found.findings["evidence"].to_list() == ['{"minutes":24,"missing_mj":29400000}']

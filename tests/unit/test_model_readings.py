@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from analytics.errors import InputError
 from analytics.frames import DeviceReadings, Epochs
 from analytics.model.readings import KeySpace, Timeline, most_mj, timelines, unwrapped
 from analytics.policy import Policy
@@ -118,3 +119,8 @@ def test_a_step_over_the_limit_with_nothing_around_it_is_believed_up_to_what_the
 def test_what_a_counter_can_have_grown_by_is_cut_to_watts_and_to_millijoules_and_has_one_to_spare() -> None:
     # 1,999 W for a second of a refresh and a microsecond: 1,999,001.999 mJ.
     assert pl.select(most_mj(pl.lit(1_999_999), pl.lit(1), POLICY)).item() == 1_999_002
+
+
+def test_of_readings_without_their_epoch_that_epoch_is_named() -> None:
+    with pytest.raises(InputError, match=r"readings of epochs \[9\] came without"):
+        lines([reading(1, 0, 1), reading(1, 10, 2, epoch_id=9)])
