@@ -17,6 +17,7 @@ from tests.fakes.explained import explained
 from tests.fakes.site import (
     LONG_AGO,
     Site,
+    at,
     binding,
     epoch,
     factor,
@@ -175,6 +176,19 @@ def test_a_tenant_that_may_not_see_the_rest_of_a_group_is_told_how_far_its_figur
     ],
 )
 def test_idle_cost_that_tenants_carry_comes_out_for_each_and_for_the_counter_line(rows: list[dict[str, Any]]) -> None:
+    assert _carried(rows) == 3
+
+
+def test_fixed_parts_that_begin_with_the_hour_are_in_force_in_it_and_those_that_end_with_it_are_not() -> None:
+    fixed = {"policy": "fixed", "fixed_ppm": 333_333}
+    first = {"policy_id": 1, "tenant_id": 1, **fixed}
+    assert _carried([first, {"policy_id": 2, "tenant_id": 2, **fixed, "valid_from": at(0)}]) == 3
+    assert _carried([first, {"policy_id": 2, "tenant_id": 2, **fixed, "valid_to": at(0)}]) == 2
+    assert _carried([first, {"policy_id": 2, "tenant_id": 2, **fixed, "valid_from": at(3_600)}]) == 2
+
+
+def _carried(rows: list[dict[str, Any]]) -> int:
+    """How many lines carry idle cost, of which each is as it is worked out."""
     site = Site(
         readings=steady(1, 0, 3_600, 1_000),
         allocations=(holds(7, 1, 0, 700), holds(8, 1, 700, 1_900)),
@@ -187,5 +201,5 @@ def test_idle_cost_that_tenants_carry_comes_out_for_each_and_for_the_counter_lin
     )
     found = [line for line, _ in explained(site.inputs(), site.close(), site.policy)]
     spread = [line for line in found if line.line["charge_category"] == "idle_spread"]
-    assert len(spread) == 3
     assert [line.differs for line in found] == [()] * len(found)
+    return len(spread)
