@@ -153,3 +153,27 @@ def test_activity_of_a_piece_is_what_counting_every_microsecond_gives(seed: int)
             assert answer.method[row] == told
             row += 1
     assert row == len(answer.activity_ppm) == len(answer.method)
+
+
+def test_a_look_without_threads_is_not_one_that_saw_none() -> None:
+    # Two jobs on one board for 10 s: by their time one is not known, so both go by their threads: none, and half of all.
+    pieces = pl.DataFrame(
+        [(1, 1, 0, 10)],
+        schema={"span": pl.UInt32, "device_id": pl.Int32, "from_us": pl.Int64, "to_us": pl.Int64},
+        orient="row",
+    )
+    of_span = pl.DataFrame(
+        [(1, 101, 0), (1, 102, 1)], schema={"span": pl.UInt32, "job_id": pl.Int64, "job": pl.Int64}, orient="row"
+    )
+    first = np.array([0], dtype=np.int64)
+
+    def known(*rows: tuple[int, int | None, int | None]) -> list[int]:
+        told = [(1, job, 0, 10, ppm, threads, "mps_threads") for job, ppm, threads in rows]
+        return [
+            int(ppm)
+            for ppm in worked(pieces, first, of_span, pl.DataFrame(told, schema=LOOKS, orient="row")).activity_ppm
+        ]
+
+    assert known((101, None, 0), (102, 300_000, 500_000)) == [0, 500_000]
+    assert known((101, None, None), (102, 300_000, 500_000)) == [0, 0]
+    assert known((101, 0, None), (102, 300_000, None)) == [0, 300_000]

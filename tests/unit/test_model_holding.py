@@ -10,7 +10,7 @@ import pytest
 from analytics.frames import Devices, Placements
 from analytics.model.holding import hold, whole_holder
 from analytics.units import US_PER_SECOND
-from tests.fakes.site import at, device, epoch, table
+from tests.fakes.site import Site, at, device, epoch, placed, steady, table
 from tests.fakes.told_holds import START, instance, on_node, resolved, stands, told, who
 
 
@@ -104,6 +104,19 @@ def test_a_node_whose_boards_are_known_is_counted_by_them() -> None:
     devices = [device(1), device(9, kind="node", accelerators=8)]
     held = resolved([on_node(7, 1, 0, 3600)], devices, [stands(1, 1800), stands(9)]).held.filter(holder="job:7")
     assert held.select("device_id", "weight", "weights", "method").rows() == [(1, 1, 1, "whole"), (9, 1, 8, "count")]
+
+
+@pytest.mark.parametrize(("start", "stop", "left_s"), [(None, 1800, 1800), (1800, None, 1800), (600, 1200, 3000)])
+def test_a_node_metered_as_a_whole_counts_while_no_board_of_it_is_known(
+    start: float | None, stop: float | None, left_s: int
+) -> None:
+    site = Site(
+        readings=[*steady(1, 0, 3600, 100), *steady(9, 0, 3600, 1000)],
+        devices=(device(1), device(9, kind="node", accelerators=8)),
+        placements=(placed(1, start, stop), placed(9)),
+    )
+    rows = site.close().usage.select("device_id", "energy_mj", "held_us").rows()
+    assert rows == [(1, 360_000_000, 3_600_000_000), (9, left_s * 1_000_000, left_s * US_PER_SECOND)]
 
 
 def test_root_s_word_stands_against_an_import_and_the_contradiction_is_told_once() -> None:
