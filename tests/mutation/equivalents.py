@@ -519,4 +519,16 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "0 becomes 1",
         "no meter spans a single microsecond",
     ),
+    Equivalent(
+        "findings",
+        '.explode("hour", empty_as_null=False)',
+        "False becomes True",
+        "nothing of no length is told by then",
+    ),
+    Equivalent(
+        "sharing",
+        'pl.when(is_job).then(pl.col("holder_key").rank("dense").cast(pl.Int64)).when(_STRANGE).then(-1).otherwise(-2)',
+        "2 becomes 3",
+        "only asked whether it is more than -2",
+    ),
 )

@@ -26,7 +26,7 @@ _ALSO = {
 }
 """Test files that are a module's own though they name another, which is the way into it."""
 _LAWS = 6
-"""So many laws at most, the quickest."""
+"""So many laws at most, those of the module first, then the quickest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ class Witnesses:
         """Return the tests that run a line, the quickest first: all of the module's own files, the whole books, some others, some laws."""
         span = self._span(module, line, source)
         asked = [test for test in self.of_module(module) if not span.isdisjoint(test.lines[module])]
-        laws = [test for test in asked if is_law(test.file)]
-        running = [test for test in asked if test not in laws]
+        laws = sorted((test for test in asked if is_law(test.file)), key=lambda law: not self._owns(law.file, module))
+        running = [test for test in asked if not is_law(test.file)]
         own = [test for test in running if self._owns(test.file, module)]
         others = [test for test in running if test not in own]
         whole = [test for test in others if test.file.endswith(_WHOLE)]

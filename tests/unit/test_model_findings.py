@@ -10,7 +10,7 @@ from analytics.model.findings import idle_waste, json_of, to_json
 from analytics.pipeline import read_meters, resolve_holds
 from analytics.policy import Policy
 from analytics.units import to_us
-from tests.fakes.site import HOUR, Site, at, epoch, holds, job, reading, steady, tariff
+from tests.fakes.site import HOUR, Site, at, device, epoch, holds, job, reading, steady, tariff
 
 IDLE = {"gpu_util_percent": 0, "clocks_event_reasons": 0}
 BUSY = {"gpu_util_percent": 95, "clocks_event_reasons": 0}
@@ -237,3 +237,10 @@ def test_mean_power_of_an_idle_run_is_cut_to_the_milliwatt() -> None:
     readings[-1] = {**readings[-1], "energy_mj": 45_000_450}
     (found,) = _findings(Site(readings=readings, allocations=[holds(7, 1, 0, 3600)]))
     assert json.loads(found["evidence"])["signals"][1] == {"instrument": "power", "mean_mw": 75_000}
+
+
+def test_an_idle_node_frees_the_time_of_each_of_its_accelerators() -> None:
+    readings = steady(1, 0, 600, 600, **IDLE)
+    node = device(1, kind="node", accelerators=8, model="8xH100", idle_power_mw=600_000)
+    (found,) = _findings(Site(readings=readings, devices=(node,), allocations=[holds(7, 1, 0, 3600)]))
+    assert (found["capacity_freed_us"], found["waste_energy_mj"]) == (8 * 600_000_000, 360_000_000)

@@ -480,3 +480,11 @@ def test_a_silent_board_leaves_its_node_to_the_meter_of_a_part_whatever_model_th
 def test_of_an_open_hour_a_finding_tells_the_minutes_that_are_full() -> None:
     found = _overhead({1: (300, WHOLE)}, {METER: (280, WHOLE)}, _users((1, "job:1", 1)), until_s=1_470)
     assert found.findings["evidence"].to_list() == ['{"minutes":24,"missing_mj":29400000}']
+
+
+def test_a_stay_that_begins_within_a_minute_counts_from_its_begin() -> None:
+    # From 30:45 on: 200 W for 1,755 s.
+    stays = _placed((1, 2, -10, 1_845), (1, NODE, 1_845, 10_000))
+    found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
+    mine = found.rows.filter(device_id=CHASSIS)
+    assert mine.select("energy_mj", "spanned_us").rows() == [(351_000_000, 1_755 * US_PER_SECOND)]

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from analytics.model.explain import _exact
+from analytics.model.explain import _compare, _exact
 from analytics.model.replay import Instrument, Limits, Reading, Stretch, part_of, stretches
 
 S: Final = 1_000_000
@@ -93,3 +93,13 @@ def test_what_may_have_been_drawn_is_cut_to_watts_and_to_millijoules_and_has_one
         for value in (1_999_002, 1_999_003)
     ]
     assert kinds == ["covered", "implausible"]
+
+
+@pytest.mark.parametrize(("stored", "said"), [(Fraction(149, 100), 0), (Fraction(3, 2), 1), (Fraction(-3, 2), 1)])
+def test_a_figure_of_which_the_group_is_not_shown_may_be_off_by_less_than_one_and_a_half(
+    stored: Fraction, said: int
+) -> None:
+    differs: list[str] = []
+    unseen: list[str] = []
+    _compare(differs, unseen, "cost", Fraction(0), stored, to_the_digit=False, scale=1)
+    assert (len(differs), len(unseen)) == (said, 1 - said)
