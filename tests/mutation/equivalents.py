@@ -531,4 +531,16 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "2 becomes 3",
         "only asked whether it is more than -2",
     ),
+    Equivalent(
+        "month",
+        "if at - datetime.min.replace(tzinfo=UTC) != (at - datetime.min.replace(tzinfo=UTC)) // _HOUR * _HOUR:",
+        "// rounds",
+        "an instant within an hour is no full hour, up or down",
+    ),
+    Equivalent(
+        "edges",
+        'power: Ints = _grown(meter, "energy_mj", index) * _UW_PER_MW // np.maximum(width, 1)',
+        "1 becomes 2",
+        "nothing so short says anything of power, by the next line",
+    ),
 )

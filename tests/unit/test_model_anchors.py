@@ -188,6 +188,11 @@ def test_beside_the_last_reading_of_another_device_a_value_has_no_neighbour() ->
     for said in ({**anchor(first, 200), "device_id": 2}, anchor(last + 5, 200)):
         found, rejected = insert([line], table(Anchors, [said]), devices, keys, policy)
         assert (found[0].rows.height, rejected.height) == (4, 1)
+    # At the instant of a reading, whatever it says: the reading stands, once.
+    found, rejected = insert(
+        [line], table(Anchors, [{**anchor(first + 20, 309), "device_id": 2}]), devices, keys, policy
+    )
+    assert (found[0].rows.height, rejected.height) == (4, 0)
     fitting = {**anchor(first + 12, 305), "device_id": 2}
     found, rejected = insert([line], table(Anchors, [fitting]), devices, keys, policy)
     assert (found[0].rows["value"].to_list(), rejected.height) == ([0, 100_000, 300_000, 305_000, 310_000], 0)

@@ -190,3 +190,11 @@ def test_the_very_first_interval_of_a_device_is_divided_like_any_other() -> None
     # As above, but for what is read before the hour.
     first = Site(readings=BEGINS.readings[2:], devices=BEGINS.devices, allocations=BEGINS.allocations)
     assert _energies(first) == {"job:7": 12_000_000, "idle": 357_000_000}
+
+
+def test_a_device_of_unknown_floor_has_100_watts_of_each_of_its_accelerators_at_rest() -> None:
+    # Twice all of the above: two boards that are metered together and held together.
+    twice = [{**row, "energy_mj": 2 * row["energy_mj"]} for row in BEGINS.readings]
+    pair = device(kind="node", accelerators=2, idle_power_mw=None)
+    both = Site(readings=twice, devices=[pair], allocations=[{**holds(7, 1, 3, 33), "accelerators": 2}])
+    assert _energies(both) == {"job:7": 24_000_000, "idle": 714_000_000}

@@ -103,6 +103,15 @@ def test_a_fall_at_the_end_is_judged_by_the_interval_before_it_and_at_the_beginn
     assert unwrap(*anew) == [value for _, value in anew]
 
 
+def test_a_register_that_stands_at_its_limit_and_shows_nothing_then_went_on() -> None:
+    assert unwrap((0, WRAP), (10, WRAP), (20, 0)) == [WRAP, WRAP, WRAP]
+
+
+def test_a_register_that_stood_still_went_over_no_limit() -> None:
+    # In eleven hours eight boards can well have drawn all that it counts to.
+    assert unwrap((0, 5), (40_000, 5)) == [5, 5]
+
+
 def test_a_step_over_the_limit_may_be_at_ten_times_the_power_around_it_and_no_more() -> None:
     # 1 mW before, 10 mJ in 10 s; the register may be a second old, so that 110 mJ may be a step of ten seconds.
     for step, lifted in ((110, WRAP), (111, 0)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import polars as pl
 import pytest
 
-from analytics.model.states import device_states
+from analytics.model.states import device_states, word
 from tests.fakes.site import LONG_AGO, Site, at, holds, placed, steady
 
 FULL = steady(1, 0, 3600, 100)
@@ -132,3 +133,29 @@ def test_all_states_of_a_mixed_hour_sum_to_it() -> None:
     # Used: 300 s by job 7, 300 s that two claim, half of 300 s by job 8. Down: 600 s maintenance, 300 s silent, 300 s out of service.
     # Reserved: what maintenance leaves of it, 600 s. Available: the rest, 300 + 150 + 300 + 300 s.
     assert seconds(site) == {"used": 750, "reserved": 600, "available": 1050, "down": 1200}
+
+
+@pytest.mark.parametrize(
+    ("reserved_us", "down_us", "expected"),
+    [
+        (5, 5, "reserved_unused"),
+        (4, 6, "down"),
+        (4, 3, "reserved_unused"),
+        (3, 3, "available"),
+        (0, 5, "available"),
+        (5, 0, "available"),
+    ],
+)
+def test_where_two_states_have_the_same_time_the_more_useful_one_is_told(
+    reserved_us: int, down_us: int, expected: str
+) -> None:
+    row = {
+        "job_id": None,
+        "holder": "idle",
+        "held_us": 10,
+        "idle_us": None,
+        "reserved_us": reserved_us,
+        "down_us": down_us,
+    }
+    kinds = {"job_id": pl.Int64, "idle_us": pl.Int64}
+    assert pl.DataFrame([row], schema_overrides=kinds).select(word()).item() == expected
