@@ -488,3 +488,11 @@ def test_a_stay_that_begins_within_a_minute_counts_from_its_begin() -> None:
     found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
     mine = found.rows.filter(device_id=CHASSIS)
     assert mine.select("energy_mj", "spanned_us").rows() == [(351_000_000, 1_755 * US_PER_SECOND)]
+
+
+def test_a_stay_that_ends_within_a_minute_counts_to_its_end() -> None:
+    # Until 30:45: 200 W for 1,845 s.
+    stays = _placed((1, NODE, -10, 1_845), (1, 2, 1_845, 10_000))
+    found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
+    mine = found.rows.filter(device_id=CHASSIS)
+    assert mine.select("energy_mj", "spanned_us").rows() == [(369_000_000, 1_845 * US_PER_SECOND)]

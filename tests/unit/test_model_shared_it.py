@@ -174,3 +174,8 @@ def test_a_meter_that_is_silent_adds_nothing_to_the_power_that_was_configured_af
     result = closed(site(), facts([]) | both)
     assert bounds(result) == [(3_600_000, 3_600_000, 3_600_000, 3_600_000, "assumed")]
     assert unknown(result) == [(at(0), 1_800_000_000, 0)]
+
+
+def test_a_power_that_was_configured_until_the_hour_is_nothing_of_the_next() -> None:
+    result = closed(site(2), facts([]) | items({"power_mw": 2_000, "valid_to": at(3_600)}))
+    assert bounds(result) == [(7_200_000, 7_200_000, 7_200_000, 7_200_000, "assumed")]
