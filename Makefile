@@ -84,7 +84,7 @@ fuzz: $(STAMP) ## bytes made to hurt for every decoder and over HTTP (SECONDS=30
 
 # A minute a core for 60 mutants; all of them are some thousand. ARGS="--only money sharing", ARGS="--most 20": so many of each module.
 .PHONY: mutation
-mutation: $(STAMP) ## small faults put into analytics/model: do its unit tests notice? ONLY="a b" modules; build/mutation.json
+mutation: $(STAMP) ## small faults put into analytics/model: do its tests notice? ONLY="a b" modules; build/mutation.json
 	@POLARS_MAX_THREADS=1 $(BIN)/python -m tests.mutation --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 .PHONY: bench
