@@ -209,11 +209,15 @@ def test_a_file_size_limit_costs_the_note_and_not_the_job(folder: Path, shell: s
 def test_even_where_no_process_can_be_had_the_job_starts(folder: Path, shell: str) -> None:
     folder.mkdir(mode=0o777)
 
+    nobody = (
+        600_000 + os.getpid()
+    )  # 65534 may have processes of its own beside us, and is then not even let start this one
+
     def nobody_without_processes() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        os.setgid(nobody)
+        os.setuid(nobody)
 
     done = subprocess.run(
         command(shell, "prolog.sh"),
