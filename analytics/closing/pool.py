@@ -45,8 +45,8 @@ _STARTS_WITH: Final = {
     # Of polars: what one shard gave back is there for the next, instead of being unmapped and faulted in again (a fifth of the time), and all
     # threads have one arena, so that nothing is held twice.
     "_RJEM_MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:0,narenas:1",
-    # Of numpy, the same.
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    # Of numpy, the same; but what is larger goes back: of arrays of all sizes in one heap a child had its bound full of holes in half a day.
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "256000000",
 }
 """Of a child's environment, read while it loads libraries; what the worker's own environment says comes first. Six hours of 10,000 boards:
