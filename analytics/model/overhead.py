@@ -176,7 +176,7 @@ def _node_hours(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
     used = spans.join(whole, on=["device_id", "hour_us"]).join(board_hours, on=["device_id", "hour_us"], how="left")
     # A board that moved in the hour is in each of its nodes by its time there.
     there, every = pl.col("to_us") - pl.col("from_us"), pl.col("all_us")
-    running = pl.min_horizontal(pl.col("covered_us") + pl.col("gap_us"), there)
+    running = pl.min_horizontal((pl.col("covered_us") + pl.col("gap_us")).fill_null(0), there)
     return (
         used.group_by(NODE_HOUR)
         .agg(
@@ -184,7 +184,7 @@ def _node_hours(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
             pl.col("to_us").max(),
             (pl.col("energy_mj").cast(pl.Int128) * there // every).sum().cast(pl.Int64).alias("boards_mj"),
             (pl.col("error_mj").cast(pl.Int128) * there // every).sum().cast(pl.Int64).alias("boards_error_mj"),
-            running.max().fill_null(0).alias("running_us"),
+            running.max().alias("running_us"),
             pl.col("origin").max().alias("boards_origin"),
         )
         .sort(NODE_HOUR)

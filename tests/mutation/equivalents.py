@@ -452,7 +452,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     Equivalent(
         "overhead",
-        'running.max().fill_null(0).alias("running_us"),',
+        'running = pl.min_horizontal((pl.col("covered_us") + pl.col("gap_us")).fill_null(0), there)',
         "0 becomes 1",
         "boards that stand anywhere have pieces and so hours: none is null, silent as it may be",
     ),
