@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -68,6 +69,18 @@ class SmallFleet:
             "INSERT INTO changes (site_id, from_at, to_at, kind) VALUES (%s, %s, %s, %s)",
             (self.site_id, from_at, to_at, kind),
         )
+
+    def tariff_was(self, amount: str) -> None:
+        """Correct the tariff of ever, and announce it for the first two hours."""
+        self.rows("UPDATE tariffs SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
+        self.rows(
+            "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
+            "VALUES (%s, 'it', %s, 'USD', 'test', '2026-10-01Z') RETURNING 1",
+            self.site_id,
+            Decimal(amount),
+        )
+        with self.admin() as connection:
+            self.changed("tariffs", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
 
     def job(self, native_id: str, start_at: datetime, end_at: datetime | None, *, account: str = "nlp") -> int:
         """Insert a job that holds the device as a whole."""

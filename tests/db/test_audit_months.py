@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -69,15 +68,7 @@ def told(found: Verified) -> list[tuple[str, datetime | None]]:
 
 def tariff_was(fleet: SmallFleet, amount: str) -> None:
     """Correct the tariff of ever, which posts a difference for both hours."""
-    fleet.rows("UPDATE tariffs SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
-    fleet.rows(
-        "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
-        "VALUES (%s, 'it', %s, 'USD', 'test', '2026-10-01Z') RETURNING 1",
-        fleet.site_id,
-        Decimal(amount),
-    )
-    with fleet.admin() as connection:
-        fleet.changed("tariffs", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
+    fleet.tariff_was(amount)
     compute(fleet)
 
 

@@ -43,18 +43,6 @@ def freeze(fleet: SmallFleet, now: datetime = LATER) -> None:
         close_month(connection, NOVEMBER, None, now=now, lateness=timedelta(minutes=15), by="ada", accepted=accepted)
 
 
-def tariff_was(fleet: SmallFleet, amount: str) -> None:
-    fleet.rows("UPDATE tariffs SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
-    fleet.rows(
-        "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
-        "VALUES (%s, 'it', %s, 'USD', 'test', '2026-10-01Z') RETURNING 1",
-        fleet.site_id,
-        Decimal(amount),
-    )
-    with fleet.admin() as connection:
-        fleet.changed("tariffs", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
-
-
 def test_an_hour_of_a_closed_month_that_still_waits_for_a_slow_feed_shows_no_figures_meanwhile(
     fleet: SmallFleet,
 ) -> None:
@@ -82,7 +70,7 @@ def test_a_second_price_is_rated_upon_what_the_first_one_owes_and_reads_no_sampl
     monkeypatch.setattr(hours, "begin_batch", None)
     # 0.1 kWh in each of the two hours: at 0.51 instead of 0.20 that is 0.031 more each, at 0.70 0.050.
     for amount, owed in (("0.51", "0.062"), ("0.70", "0.100")):
-        tariff_was(fleet, amount)
+        fleet.tariff_was(amount)
         done = worked(fleet)
         assert (done.rated, done.failed) == (2, 0)
         assert fleet.rows(OWED) == [(Decimal(owed),)]
@@ -92,7 +80,7 @@ def test_a_second_price_is_rated_upon_what_the_first_one_owes_and_reads_no_sampl
 def test_a_frozen_hour_whose_samples_are_past_retention_is_told_of_once_and_left(fleet: SmallFleet) -> None:
     worked(fleet)
     freeze(fleet)
-    tariff_was(fleet, "0.51")
+    fleet.tariff_was("0.51")
     worked(fleet)
     fleet.rows(
         "INSERT INTO hour_catalog (site_id, hour_at, state, generation, expired_at) SELECT %s, hour_at, 'sealed', 1, now() "

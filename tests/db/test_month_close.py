@@ -71,15 +71,7 @@ def cost(fleet: SmallFleet, of: Month) -> Decimal:
 
 def tariff_was(fleet: SmallFleet, amount: str) -> None:
     """Correct the tariff of ever, and announce it."""
-    fleet.rows("UPDATE tariffs SET superseded_at = now() WHERE superseded_at IS NULL RETURNING 1")
-    fleet.rows(
-        "INSERT INTO tariffs (site_id, metering_point, amount_per_kwh, currency, source, valid_from) "
-        "VALUES (%s, 'it', %s, 'USD', 'test', '2026-10-01Z') RETURNING 1",
-        fleet.site_id,
-        Decimal(amount),
-    )
-    with fleet.admin() as connection:
-        fleet.changed("tariffs", HOUR_AT, HOUR_AT + 2 * HOUR, connection)
+    fleet.tariff_was(amount)
     closed(fleet)
 
 
