@@ -21,7 +21,7 @@ import polars as pl
 from analytics.frames import DeviceReadings, Devices, Epochs, Placements
 from analytics.inputs import Window
 from analytics.io.open_rows import rows_made
-from analytics.model.overhead import AUTHORITY
+from analytics.model.node_balance import AUTHORITY
 from analytics.policy import Policy
 from collector.wire import Stream
 from ingest.accept import MOST_MW

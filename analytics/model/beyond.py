@@ -24,8 +24,9 @@ from analytics.frames import (
 )
 from analytics.model.energy import Meter
 from analytics.model.findings import SCHEMA
+from analytics.model.node_balance import NodeMeters, Read
 from analytics.model.node_meters import metered, reader
-from analytics.model.overhead import NodeMeters, Read, book, spans_of
+from analytics.model.overhead import book, spans_of
 from analytics.model.readings import KeySpace
 from analytics.model.sensors import gauge_error_mj, instruments
 from analytics.model.shared_it import share

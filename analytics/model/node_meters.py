@@ -14,7 +14,7 @@ import polars as pl
 
 from analytics.model.authority import energy_of
 from analytics.model.energy import Meter, meter
-from analytics.model.overhead import Read
+from analytics.model.node_balance import Read
 from analytics.model.readings import KeySpace, timelines, unwrapped
 from analytics.policy import Policy
 

@@ -9,7 +9,6 @@ than the overhead are a finding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,38 +17,12 @@ import polars as pl
 from analytics.frames import HOLDER_IDLE, PLATFORM_OVERHEAD
 from analytics.model.findings import SCHEMA, to_json
 from analytics.model.money import spread
-from analytics.units import PPM, US_PER_HOUR, US_PER_SECOND
+from analytics.model.node_balance import NODE_HOUR, STEPS_US, NodeMeters, metered_balance, part_balance, speaking_meters
+from analytics.model.overhead_models import modelled_balance
+from analytics.units import US_PER_HOUR
 
 NEGATIVE: Final = "negative_remainder"
 UNKNOWN: Final = "overhead_unknown"
-PART: Final = "processors_and_memory"
-"""Reason of overhead of which only a part was metered."""
-AUTHORITY: Final = (
-    "redfish",
-    "ac",
-    "pdu",
-    "ipmi",
-    "rapl/psys",
-    "rapl-psys",
-    "import",
-    "hwmon",
-    "dc",
-    "hw",
-    "rapl",
-    "rapl-dram",
-)
-"""Of several meters of a node the first of these that speaks in an hour bills, then others by name; the rest check it. What is drawn
-from the wall stands before what the board's own supplies say, a controller with a data model before one with a text protocol."""
-STEPS_US: Final = (US_PER_HOUR, 600 * US_PER_SECOND, 60 * US_PER_SECOND)
-"""A span that is not covered is looked at in pieces, down to a minute: what a hole costs."""
-FEW_NODE_HOURS: Final = 60
-"""So many are looked at minute by minute at once."""
-GAUGE_ERROR_PPM: Final = 50_000
-"""Half of the 90 % interval of a node's power gauge that is read now and then (docs/methodology.md §5)."""
-
-NODE_HOUR: Final = ["node_id", "hour_us"]
-Read = Callable[[pl.DataFrame], pl.DataFrame]
-"""Takes device_id, hour_us, from_us, to_us; gives these rows with energy_mj, gap_mj, covered_us, gauge, feed and origin."""
 ROWS: Final = {
     "hour_us": pl.Int64,
     "device_id": pl.Int32,
@@ -75,31 +48,6 @@ _QUALITY: Final = {
     "readings": pl.Int64,
     "time_us": pl.Int64,
 }
-_BALANCE: Final = {
-    "node_id": pl.Int32,
-    "hour_us": pl.Int64,
-    "overhead_mj": pl.Int64,
-    "estimated_mj": pl.Int64,
-    "low_mj": pl.Int64,
-    "high_mj": pl.Int64,
-    "known_us": pl.Int64,
-    "feed": pl.Int16,
-    "origin": pl.Int16,
-    "method": pl.String,
-    "reason": pl.String,
-    "source": pl.String,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class NodeMeters:
-    """The meters of nodes with boards, and how both sides are read."""
-
-    meters: pl.DataFrame
-    """meter_id, node_id, name, covers; those that bill."""
-    read_meters: Read
-    """``device_id`` is the meter's id."""
-    read_boards: Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +95,16 @@ def book(
         return Overhead(pl.DataFrame(schema=ROWS), pl.DataFrame(schema=SCHEMA), pl.DataFrame(schema=_QUALITY))
     hours = _node_hours(spans, board_hours)
     whole = nodes.meters.filter(pl.col("covers") != "part")
-    metered = _metered(
-        hours, _speaking(spans, board_hours), board_hours, _chosen(hours, whole, nodes.read_meters), nodes
+    metered = metered_balance(
+        hours, _speaking(spans, board_hours), board_hours, speaking_meters(hours, whole, nodes.read_meters), nodes
     )
     # A meter that spoke for less than what is looked at says nothing.
     metered = metered.filter(pl.col("known_us") > 0)
     left = hours.join(metered, on=NODE_HOUR, how="anti")
-    modelled = _modelled(left, models)
+    modelled = modelled_balance(left, models)
     left = left.join(modelled, on=NODE_HOUR, how="anti")
-    partly = _chosen(left, nodes.meters.filter(pl.col("covers") == "part"), nodes.read_meters)
-    parts = _parts(partly.join(left.select(*NODE_HOUR, "boards_origin"), on=NODE_HOUR, how="left"))
+    partly = speaking_meters(left, nodes.meters.filter(pl.col("covers") == "part"), nodes.read_meters)
+    parts = part_balance(partly.join(left.select(*NODE_HOUR, "boards_origin"), on=NODE_HOUR, how="left"))
     balance = pl.concat([metered, modelled, parts]).join(chassis.select("node_id", "device_id"), on="node_id")
     rows = _shared(balance.filter((pl.col("overhead_mj") >= 0) & (pl.col("known_us") > 0)), _users(spans, users))
     negative = balance.filter(pl.col("overhead_mj") < 0)
@@ -189,241 +137,6 @@ def _node_hours(spans: pl.DataFrame, board_hours: pl.DataFrame) -> pl.DataFrame:
         )
         .sort(NODE_HOUR)
     )
-
-
-def _chosen(hours: pl.DataFrame, meters: pl.DataFrame, read: Read) -> pl.DataFrame:
-    """Return per node hour the first meter that speaks in it, with what it shows of the hour."""
-    asked = hours.select(*NODE_HOUR, "from_us", "to_us").join(meters, on="node_id", how="inner")
-    if asked.is_empty():
-        empty = {"energy_mj": pl.Int64, "gap_mj": pl.Int64, "covered_us": pl.Int64, "gauge": pl.Boolean}
-        return asked.with_columns(
-            *(pl.lit(None, dtype=kind).alias(name) for name, kind in empty.items()),
-            pl.lit(None, dtype=pl.Int16).alias("feed"),
-            pl.lit(None, dtype=pl.Int16).alias("origin"),
-        )
-    rank = pl.col("name").replace_strict(
-        list(AUTHORITY), list(range(len(AUTHORITY))), default=len(AUTHORITY), return_dtype=pl.Int32
-    )
-    shown = read(
-        asked.select(pl.col("meter_id").alias("device_id"), "hour_us", "from_us", "to_us").sort("device_id", "hour_us")
-    )
-    return (
-        asked.join(shown.drop("from_us", "to_us"), left_on=["meter_id", "hour_us"], right_on=["device_id", "hour_us"])
-        .filter(pl.col("covered_us") > 0)
-        .sort(*NODE_HOUR, rank, "name")
-        .unique(NODE_HOUR, keep="first", maintain_order=True)
-    )
-
-
-def _metered(
-    hours: pl.DataFrame, spans: pl.DataFrame, board_hours: pl.DataFrame, chosen: pl.DataFrame, nodes: NodeMeters
-) -> pl.DataFrame:
-    """Return the balance of node hours with a meter: over the spans, down to minutes, that meter and all boards cover."""
-    if chosen.is_empty():
-        return pl.DataFrame(schema=_BALANCE)
-    length = pl.col("to_us") - pl.col("from_us")
-    asked = chosen.select(*NODE_HOUR, "meter_id", "from_us", "to_us")
-    boards = spans.join(asked.select(NODE_HOUR), on=NODE_HOUR, how="semi")
-    # The hour as a whole is known of both sides already: nothing is read again where nothing is missing.
-    # One that moved is in another node's sum too, so it is looked at by the minute.
-    full = boards.join(hours.select(*NODE_HOUR, pl.col("from_us").alias("f"), pl.col("to_us").alias("t")), on=NODE_HOUR)
-    full = (
-        full.join(spans.group_by("device_id", "hour_us").agg(pl.len().alias("stays")), on=["device_id", "hour_us"])
-        .join(board_hours, on=["device_id", "hour_us"], how="left")
-        .group_by(NODE_HOUR)
-        .agg(
-            (
-                (pl.col("stays") == 1)
-                & (pl.col("from_us") == pl.col("f"))
-                & (pl.col("to_us") == pl.col("t"))
-                & (pl.col("covered_us") >= length).fill_null(value=False)
-            )
-            .all()
-            .alias("complete"),
-            pl.col("energy_mj").sum().alias("boards_mj"),
-        )
-    )
-    now = chosen.join(full, on=NODE_HOUR, how="left").with_columns(
-        (pl.col("complete").fill_null(value=False) & (pl.col("covered_us") >= length)).alias("complete")
-    )
-    counted = [now.filter("complete").select(*NODE_HOUR, "from_us", "to_us", "energy_mj", "boards_mj")]
-    rest = now.filter(~pl.col("complete")).select(*NODE_HOUR, "meter_id", "from_us", "to_us")
-    # A step is a look at both sides, which costs some milliseconds however little there is to see.
-    steps = STEPS_US[1:] if rest.height > FEW_NODE_HOURS else STEPS_US[-1:]
-    for step_us in steps:
-        if rest.is_empty():
-            break
-        both = _both_sides(_cut(rest, step_us), boards, nodes)
-        counted.append(both.filter("complete").select(*NODE_HOUR, "from_us", "to_us", "energy_mj", "boards_mj"))
-        rest = both.filter(~pl.col("complete")).select(*NODE_HOUR, "meter_id", "from_us", "to_us")
-    sums = (
-        pl.concat(counted)
-        .group_by(NODE_HOUR)
-        .agg(
-            pl.col("energy_mj").sum().alias("node_mj"),
-            pl.col("boards_mj").sum(),
-            length.sum().alias("known_us"),
-        )
-    )
-    overhead = pl.col("node_mj") - pl.col("boards_mj")
-    by_gauge = pl.when("gauge").then(pl.col("node_mj") * GAUGE_ERROR_PPM // PPM).otherwise(0)
-    error = by_gauge + pl.col("boards_error_mj").fill_null(0)  # either side may be off
-    gauged = (pl.col("gauge") | (pl.col("boards_error_mj") > 0)) & (overhead > 0)
-    return (
-        chosen.select(*NODE_HOUR, "gauge", "feed", "origin")
-        .join(hours.select(*NODE_HOUR, "boards_error_mj", "boards_origin"), on=NODE_HOUR, how="left")
-        .join(sums, on=NODE_HOUR, how="left")
-        .with_columns(pl.col("node_mj", "boards_mj", "known_us").fill_null(0))
-        .select(
-            *NODE_HOUR,
-            overhead.alias("overhead_mj"),
-            pl.when(gauged).then(overhead).otherwise(0).alias("estimated_mj"),
-            pl.when(gauged).then(pl.max_horizontal(overhead - error, pl.lit(0))).alias("low_mj"),
-            pl.when(gauged).then(overhead + error).alias("high_mj"),
-            "known_us",
-            "feed",
-            pl.max_horizontal("origin", "boards_origin"),
-            pl.lit("overhead").alias("method"),
-            pl.lit(None, dtype=pl.String).alias("reason"),
-            pl.when(gauged).then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),
-        )
-        .cast(_BALANCE)  # type: ignore[arg-type]
-    )
-
-
-def _cut(spans: pl.DataFrame, step_us: int) -> pl.DataFrame:
-    """Cut spans at multiples of a step."""
-    first, last = pl.col("from_us") // step_us, (pl.col("to_us") - 1) // step_us + 1
-    return (
-        spans.with_columns(pl.int_ranges(first, last, dtype=pl.Int64).alias("step"))
-        .explode("step", empty_as_null=False)
-        .with_columns(
-            pl.max_horizontal("from_us", pl.col("step") * step_us).alias("from_us"),
-            pl.min_horizontal("to_us", (pl.col("step") + 1) * step_us).alias("to_us"),
-        )
-        .drop("step")
-        .with_row_index("span")
-    )
-
-
-def _both_sides(spans: pl.DataFrame, boards: pl.DataFrame, nodes: NodeMeters) -> pl.DataFrame:
-    """Return spans (span, node_id, hour_us, meter_id, from_us, to_us) with energy_mj, boards_mj and whether both sides are complete."""
-    length = pl.col("to_us") - pl.col("from_us")
-    asked = spans.select("span", pl.col("meter_id").alias("device_id"), "hour_us", "from_us", "to_us").sort(
-        "device_id", "from_us"
-    )
-    shown = nodes.read_meters(asked.drop("span")).select(
-        "energy_mj", (pl.col("covered_us") >= length).alias("meter_whole")
-    )
-    meter = asked.select("span").hstack(shown)
-    start, end = pl.max_horizontal("from_us", "board_from_us"), pl.min_horizontal("to_us", "board_to_us")
-    there = boards.rename({"from_us": "board_from_us", "to_us": "board_to_us"})
-    pieces = (
-        spans.select("span", *NODE_HOUR, "from_us", "to_us")
-        .join(there, on=NODE_HOUR, how="inner")
-        .select("span", "device_id", "hour_us", start.alias("from_us"), end.alias("to_us"))
-        .filter(pl.col("from_us") < pl.col("to_us"))
-        .sort("device_id", "from_us")
-    )
-    read = nodes.read_boards(pieces.drop("span")).select(
-        "energy_mj", (pl.col("covered_us") >= length).alias("board_whole")
-    )
-    under = (
-        pieces.select("span")
-        .hstack(read)
-        .group_by("span")
-        .agg(pl.col("energy_mj").sum().alias("boards_mj"), pl.col("board_whole").all())
-    )
-    return (
-        spans.join(meter, on="span")
-        .join(under, on="span", how="left")
-        .with_columns(
-            pl.col("boards_mj").fill_null(0),
-            # A minute in which no board was in the node has nothing to be missing.
-            (pl.col("meter_whole") & pl.col("board_whole").fill_null(value=True)).alias("complete"),
-        )
-    )
-
-
-def _modelled(hours: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    """Return what models say of node hours in which some board is known to have run: so long the node ran too."""
-    if models.is_empty() or hours.is_empty():
-        return pl.DataFrame(schema=_BALANCE)
-    start, end = pl.max_horizontal("from_us", "model_from_us"), pl.min_horizontal("to_us", "model_to_us")
-    length = pl.col("to_us") - pl.col("from_us")
-    mine = (
-        hours.join(_in_force(models), on="node_id", how="inner")
-        .with_columns((end - start).alias("model_us"))
-        .filter((pl.col("model_us") > 0) & (pl.col("running_us") > 0))
-        .with_columns(
-            (pl.col("running_us").cast(pl.Int128) * pl.col("model_us") // length).cast(pl.Int64).alias("time_us")
-        )
-    )
-    base = pl.col("idle_mw").cast(pl.Int128) * pl.col("time_us") // US_PER_SECOND
-    more = (
-        pl.col("boards_mj").cast(pl.Int128)
-        * pl.col("per_accelerator_active_ppm")
-        * pl.col("model_us")
-        // (length.cast(pl.Int128) * PPM)
-    )
-    summed = (
-        mine.with_columns((base + more).cast(pl.Int64).alias("energy_mj"))
-        .with_columns(
-            (pl.col("energy_mj").cast(pl.Int128) * pl.col("error_ppm") // PPM).cast(pl.Int64).alias("error_mj")
-        )
-        .group_by(NODE_HOUR)
-        .agg(pl.col("energy_mj", "error_mj", "time_us").sum(), pl.col("boards_origin").first())
-    )
-    energy, error = pl.col("energy_mj"), pl.col("error_mj")
-    return summed.select(
-        *NODE_HOUR,
-        energy.alias("overhead_mj"),
-        energy.alias("estimated_mj"),
-        pl.max_horizontal(energy - error, pl.lit(0)).alias("low_mj"),
-        (energy + error).alias("high_mj"),
-        pl.col("time_us").alias("known_us"),
-        pl.lit(None, dtype=pl.Int16).alias("feed"),
-        pl.col("boards_origin").alias("origin"),
-        pl.lit("overhead_model").alias("method"),
-        pl.lit(None, dtype=pl.String).alias("reason"),
-        pl.lit("assumed").alias("source"),
-    ).cast(_BALANCE)  # type: ignore[arg-type]
-
-
-def _in_force(models: pl.DataFrame) -> pl.DataFrame:
-    """Cut each node's models so that at any time the one of the lowest precedence holds alone."""
-    edges = pl.concat([models.select("node_id", pl.col(name).alias("model_from_us")) for name in ("from_us", "to_us")])
-    spans = (
-        edges.unique()
-        .sort("node_id", "model_from_us")
-        .with_columns(pl.col("model_from_us").shift(-1).over("node_id").alias("model_to_us"))
-        .drop_nulls()
-    )
-    return (
-        spans.join(models, on="node_id", how="inner")
-        .filter((pl.col("from_us") <= pl.col("model_from_us")) & (pl.col("to_us") >= pl.col("model_to_us")))
-        .sort("node_id", "model_from_us", "precedence")
-        .unique(["node_id", "model_from_us"], keep="first", maintain_order=True)
-        .drop("from_us", "to_us", "precedence")
-    )
-
-
-def _parts(chosen: pl.DataFrame) -> pl.DataFrame:
-    """Return what a meter of a part of the node says: a part of the overhead, whatever the boards did."""
-    energy = pl.col("energy_mj") - pl.col("gap_mj")
-    return chosen.select(
-        *NODE_HOUR,
-        energy.alias("overhead_mj"),
-        pl.when("gauge").then(energy).otherwise(0).alias("estimated_mj"),
-        pl.when("gauge").then(energy - energy * GAUGE_ERROR_PPM // PPM).alias("low_mj"),
-        pl.when("gauge").then(energy + energy * GAUGE_ERROR_PPM // PPM).alias("high_mj"),
-        pl.col("covered_us").alias("known_us"),
-        "feed",
-        pl.max_horizontal("origin", "boards_origin"),
-        pl.lit("overhead").alias("method"),
-        pl.lit(PART).alias("reason"),
-        pl.when("gauge").then(pl.lit("estimated")).otherwise(pl.lit("measured")).alias("source"),
-    ).cast(_BALANCE)  # type: ignore[arg-type]
 
 
 def _users(spans: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:

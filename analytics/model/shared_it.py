@@ -11,7 +11,8 @@ from typing import Final
 import polars as pl
 
 from analytics.frames import PLATFORM_SHARED_IT
-from analytics.model.overhead import GAUGE_ERROR_PPM, ROWS, Read
+from analytics.model.node_balance import GAUGE_ERROR_PPM, Read
+from analytics.model.overhead import ROWS
 from analytics.units import PPM, US_PER_HOUR, US_PER_SECOND
 
 UNKNOWN: Final = "shared_it_unknown"

@@ -299,7 +299,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     *(
         Equivalent(
-            "overhead", text, what, "looks at more by the minute, which says the same of it; only slower", nth=nth
+            "node_balance", text, what, "looks at more by the minute, which says the same of it; only slower", nth=nth
         )
         for text, what, nth in (
             ('& (pl.col("covered_us") >= length).fill_null(value=False)', "GtE becomes Gt", 0),
@@ -310,7 +310,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         )
     ),
     Equivalent(
-        "overhead",
+        "overhead_models",
         '.agg(pl.col("energy_mj", "error_mj", "time_us").sum(), pl.col("boards_origin").first())',
         "first becomes last",
         _ALIKE,
@@ -456,11 +456,14 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "0 becomes 1",
         "boards that stand anywhere have pieces and so hours: none is null, silent as it may be",
     ),
-    Equivalent(
-        "overhead",
-        '.filter(pl.col("from_us") < pl.col("to_us"))',
-        "Lt becomes LtE",
-        "what is of no length has nothing covered and nothing missing; only slower",
+    *(
+        Equivalent(
+            module,
+            '.filter(pl.col("from_us") < pl.col("to_us"))',
+            "Lt becomes LtE",
+            "what is of no length has nothing covered and nothing missing; only slower",
+        )
+        for module in ("overhead", "node_balance")
     ),
     Equivalent(
         "findings",
@@ -476,7 +479,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     *(
         Equivalent(
-            "overhead",
+            "node_balance",
             text,
             "Eq becomes NotEq",
             "of the boards of a node's hour one begins it and one ends it: looks at all by the minute; only slower",
@@ -496,13 +499,13 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "no idle run of who holds it touches an hour in which it was never idle; only slower",
     ),
     Equivalent(
-        "overhead",
+        "node_balance",
         '.filter(pl.col("covered_us") > 0)',
         "0 becomes 1",
         "no meter spans a single microsecond",
     ),
     Equivalent(
-        "overhead",
+        "overhead_models",
         '.unique(["node_id", "model_from_us"], keep="first", maintain_order=True)',
         "True becomes False",
         "summed by node and hour below",

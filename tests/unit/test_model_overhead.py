@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analytics.model.overhead import NodeMeters, Overhead, book, spans_of
+from analytics.model.node_balance import NodeMeters
+from analytics.model.overhead import Overhead, book, spans_of
 from analytics.units import US_PER_HOUR, US_PER_SECOND
 
 pytestmark = pytest.mark.unit
