@@ -171,6 +171,14 @@ class _Coming:
     async def read(self, held: Held) -> bytes:
         """Return the body; raises BadBodyError, and UnavailableError where the budget is used up."""
         parts: list[bytes] = []
+        try:
+            await self._collect(held, parts)
+        except BaseException:
+            parts.clear()  # the refusal's traceback holds this frame for as long as what still comes takes
+            raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _collect(self, held: Held, parts: list[bytes]) -> None:
         size = 0
         while not self._is_whole:
             part = await self._next()
@@ -179,7 +187,6 @@ class _Coming:
                 raise TooLargeError(f"more than {self._max_bytes} bytes")
             held.take(len(part))
             parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def let_go(self, headers: Mapping[bytes, bytes], within_s: float) -> bool:
         """Read what still comes and keep none of it; return whether all of it came."""
