@@ -32,6 +32,21 @@ _INSERT_FROM: Final[dict[str, LiteralString]] = {
     "ledger_lines": "INSERT INTO ledger_lines ({columns}) SELECT {columns} FROM incoming_ledger_lines",
 }
 
+# Whether a later hour that counts has the job is asked of the job's own rows: through the view current_usage_hours PostgreSQL goes by hours, and
+# reads each of them for each job.
+_BIND: Final = """
+UPDATE jobs SET tenant_id = bound.tenant_id, binding_id = bound.binding_id
+FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) AS bound (job_id, tenant_id, binding_id)
+WHERE jobs.id = bound.job_id AND (jobs.tenant_id IS NULL OR jobs.binding_id IS NOT NULL)
+AND (jobs.tenant_id, jobs.binding_id) IS DISTINCT FROM (bound.tenant_id, bound.binding_id)
+AND NOT (SELECT EXISTS (
+    SELECT FROM (SELECT site_id, hour_at, revision FROM usage_hours WHERE job_id = jobs.id AND hour_at > %s OFFSET 0) AS later
+    JOIN ledger_hours AS hours USING (site_id, hour_at)
+    WHERE later.revision = hours.revision OR EXISTS (
+        SELECT FROM ledger_runs AS runs JOIN hour_jobs AS rated ON rated.site_id = runs.site_id AND rated.hour_at = runs.hour_at
+        WHERE runs.id = hours.run_id AND runs.usage_revision = later.revision AND rated.revision = hours.revision AND rated.job_id = jobs.id)))
+"""
+
 
 def insert_rows(
     connection: psycopg.Connection[Any], table: str, state: HourState, revision: int, rows: pl.DataFrame
@@ -85,14 +100,7 @@ def bind_jobs(connection: psycopg.Connection[Any], state: HourState, job_tenants
         return
     in_turn(connection, state.site_id)
     connection.execute(
-        """
-        UPDATE jobs SET tenant_id = bound.tenant_id, binding_id = bound.binding_id
-        FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) AS bound (job_id, tenant_id, binding_id)
-        WHERE jobs.id = bound.job_id AND (jobs.tenant_id IS NULL OR jobs.binding_id IS NOT NULL)
-        AND (jobs.tenant_id, jobs.binding_id) IS DISTINCT FROM (bound.tenant_id, bound.binding_id)
-        AND NOT (SELECT EXISTS (SELECT FROM current_usage_hours AS later WHERE later.job_id = jobs.id AND later.hour_at > %s))
-        """,
-        [*(job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")), state.hour_at],
+        _BIND, [*(job_tenants[name].to_list() for name in ("job_id", "tenant_id", "binding_id")), state.hour_at]
     )
 
 

@@ -6,12 +6,15 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import polars as pl
 import pytest
 
 from analytics.closing import hours
+from analytics.io.book_rows import bind_jobs
 from analytics.io.hours import due_hours
 from analytics.io.load_rating import load_rating
 from analytics.io.periods import close_month
+from analytics.io.runs import HourState
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.minutes import MinutesMaker
 from analytics.model.month import month
@@ -137,6 +140,30 @@ def test_a_rating_is_what_closing_as_a_whole_gives(fleet: SmallFleet, closer: Ho
     assert fleet.rows(LINES) == rated
     assert fleet.rows(RUNS, HOUR_AT) == [("close", 1, 1), ("rate", 2, 1), ("attest", 2, 1)]
     assert fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours") == [(720_000_000,)]
+
+
+def test_an_hour_rated_after_a_later_one_was_leaves_the_job_with_the_tenant_of_the_later(
+    fleet: SmallFleet, closer: HourCloser
+) -> None:
+    """The later hour's usage is of revision 1, and counts by the rating of revision 2 that names it."""
+    ((seven,),) = fleet.rows("SELECT id FROM jobs WHERE native_id = '7'")
+    fleet.rows("UPDATE allocations SET end_at = %s WHERE job_id = %s RETURNING 1", NINE + timedelta(minutes=10), seven)
+    fleet.rows(
+        "UPDATE allocations SET start_at = %s WHERE job_id <> %s RETURNING 1", NINE + timedelta(minutes=10), seven
+    )
+    announce(fleet, "allocations")
+    closer.run(LATER)
+    later = rebound(fleet)
+    closer.run(LATER)
+    assert fleet.rows(
+        "SELECT revision, usage_revision FROM ledger_runs WHERE kind = 'rate' AND hour_at = %s", NINE
+    ) == [(3, 2)]
+
+    ((binding,),) = fleet.rows("SELECT min(id) FROM bindings")
+    of_then = pl.DataFrame({"job_id": [seven], "tenant_id": [fleet.tenant_id], "binding_id": [binding]})
+    with fleet.database.connect("worker") as connection:
+        bind_jobs(connection, HourState(fleet.site_id, HOUR_AT, None, None, None, None), of_then)
+    assert fleet.rows("SELECT tenant_id FROM jobs WHERE id = %s", seven) == [(later,)]
 
 
 def test_what_else_changed_has_the_hour_closed_as_a_whole(fleet: SmallFleet, closer: HourCloser) -> None:
