@@ -145,7 +145,7 @@ class Quality(dy.Schema):
     hour_at = instant(key=True)
     device_id = dy.Int32(primary_key=True)
     reason = dy.String(primary_key=True)
-    """not_positive, repeated, counter_reset, epoch_change, implausible, telemetry_gap, no_data, overhead_unknown."""
+    """not_positive, repeated, spike, counter_reset, epoch_change, implausible, telemetry_gap, no_data, overhead_unknown."""
     readings = dy.Int64(min=0)
     time_us = dy.Int64(min=0)
     unbooked_mj = dy.Int64(nullable=True, min=0)

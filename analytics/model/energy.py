@@ -55,7 +55,8 @@ class Meter:
     """Inclusive running sums of :data:`QUANTITIES` over intervals; a column that would be all zero is left out."""
     holes: pl.DataFrame
     """Intervals that are not covered: device_id, from_us, to_us, delta_mj (0 unless a gap that a counter spans), reason, and
-    unbooked_mj: what a counter that began anew shows at their end, if so much can have been drawn in them; else 0."""
+    unbooked_mj: what a counter that began anew shows at their end, if so much can have been drawn in them and it is no more than half
+    of what the old one showed; else 0."""
     lacking: pl.DataFrame | None
 
     def at(self, cuts: pl.DataFrame, names: Sequence[str] = QUANTITIES) -> pl.DataFrame:
@@ -109,7 +110,7 @@ def meter(timeline: Timeline, devices: pl.DataFrame, keys: KeySpace, policy: Pol
 def _judged(
     timeline: Timeline, found: Steps, intervals: Int64s, max_power_mw: Int64s | int, policy: Policy
 ) -> pl.DataFrame:
-    """Return of these intervals row, device_id, key, dt_us, max_power_mw, verdict, delta_mj (0 where its energy does not count) and then_mj."""
+    """Return of these intervals row, device_id, key, dt_us, max_power_mw, verdict, delta_mj (0 where its energy does not count), value and then_mj."""
     begin, end = timeline.rows[intervals], timeline.rows[intervals + 1]
     most = max_power_mw if isinstance(max_power_mw, int) else max_power_mw[intervals]
     return (
@@ -119,6 +120,7 @@ def _judged(
             "key",
             "segment",
             "max_gap_us",
+            "value",
             pl.lit(most, dtype=pl.Int64).alias("max_power_mw")
             if isinstance(most, int)
             else pl.Series("max_power_mw", most, dtype=pl.Int64),
@@ -136,7 +138,9 @@ def _judged(
 
 def _holes(judged: pl.DataFrame, instrument: Instrument, keys: KeySpace, policy: Policy) -> pl.DataFrame:
     at_us = keys.at_us(pl.col("device_id"), pl.col("key"))
-    anew = pl.lit(instrument == "counter") & pl.col("verdict").is_in([COUNTER_RESET, EPOCH_CHANGE])
+    # A counter that fell by less than half of what it showed is a broken one: nobody drew what it shows since.
+    fell = (pl.col("verdict") == COUNTER_RESET) & (pl.col("then_mj") <= pl.col("value") // 2)
+    anew = pl.lit(instrument == "counter") & (fell | (pl.col("verdict") == EPOCH_CHANGE))
     return judged.filter(pl.col("verdict") != COVERED).select(
         "device_id",
         at_us.alias("from_us"),

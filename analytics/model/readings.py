@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
 import polars as pl
 
 from analytics.errors import InputError
@@ -20,6 +21,8 @@ Instrument = Literal["counter", "gauge"]
 _KEY_LIMIT: Final = 2**62
 _STEADY: Final = 10
 """A step over a wrap may be at this many times the power of the interval before or after it: more is a counter that began anew."""
+SPIKE: Final = "spike"
+"""Why a counter's reading was dropped that those on either side of it contradict."""
 _STATE_COLUMNS: Final = ("power_mw", "gpu_util_percent", "clocks_event_reasons", "throttled_ns")
 _KEPT: Final = ("device_id", "epoch_id", "energy_mj", *_STATE_COLUMNS)
 
@@ -63,7 +66,7 @@ def timelines(
 ) -> tuple[list[Timeline], pl.DataFrame]:
     """Return the timelines in order of authority (feed, origin, counter before gauge) and the readings dropped.
 
-    Dropped: device_id, at_us, reason ``not_positive`` or ``repeated``, one row each.
+    Dropped: device_id, at_us, reason ``not_positive``, ``repeated`` or ``spike``, one row each.
     """
     rows = _in_reach(readings, keys)
     used = _used_epochs(rows, epochs, policy)
@@ -75,7 +78,7 @@ def timelines(
         of_feed = rows if feeds.height == 1 else rows.filter(pl.col("epoch_id").is_in(mine["epoch_id"].implode()))
         of_feed, repeated = _ordered(of_feed, mine)
         dropped.append(repeated)
-        for timeline, bad in _instruments(_with_segments(of_feed, mine), feed, origin, keys):
+        for timeline, bad in _instruments(_with_segments(of_feed, mine), feed, origin, keys, policy):
             dropped.append(bad)
             if timeline is not None:
                 found.append(timeline)
@@ -149,7 +152,7 @@ def _ordered(keyed: pl.DataFrame, epochs: pl.DataFrame) -> tuple[pl.DataFrame, p
 
 
 def _instruments(
-    rows: pl.DataFrame, feed: int, origin: int, keys: KeySpace
+    rows: pl.DataFrame, feed: int, origin: int, keys: KeySpace, policy: Policy
 ) -> Iterator[tuple[Timeline | None, pl.DataFrame]]:
     """Yield the counter timeline and, where some reading has no counter, the gauge timeline."""
     without = rows["energy_mj"].null_count()
@@ -157,7 +160,8 @@ def _instruments(
     dropped = _dropped(rows.filter(bad_counter), "not_positive")
     counters = rows if without == 0 else rows.filter(pl.col("energy_mj").is_not_null())
     counters = counters if dropped.is_empty() else counters.filter(~bad_counter)
-    yield _timeline(feed, origin, "counter", counters, "energy_mj", None), dropped
+    counters, spikes = _without_spikes(counters, policy)
+    yield _timeline(feed, origin, "counter", counters, "energy_mj", None), pl.concat([dropped, spikes])
     if not without:
         return
     lacks = pl.col("energy_mj").is_null()
@@ -171,6 +175,33 @@ def _instruments(
     )
     bad = _dropped(rows.filter(lacks & (power <= 0)), "not_positive")
     yield _timeline(feed, origin, "gauge", gauges, "power_mw", lacking), bad
+
+
+def _without_spikes(counters: pl.DataFrame, policy: Policy) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Drop readings that are not between those on either side of them, where these two agree: energy that nobody drew, booked as measured.
+
+    A counter that fell and did not get back to where it was began anew, and stays. Where of two that contradict each other either might be
+    the bad one, it is the higher one, which comes first. All are of one segment, and no further apart than half of what is loaded around
+    every window, so that a reading is bad in all of them or in none.
+    """
+    value = pl.col("energy_mj")
+    falls = counters.select((value < value.shift()).arg_true()).to_series().to_numpy().astype(np.int64)
+    at = np.unique(np.concatenate([falls - 1, falls]))
+    at = at[(at > 0) & (at < counters.height - 1)]
+    before, here, after = (counters["energy_mj"].gather(at + step).to_numpy() for step in (-1, 0, 1))
+    key = counters["key"]
+    together = key.gather(at + 1).to_numpy() - key.gather(at - 1).to_numpy() <= policy.margin_us // 2
+    for name in ("device_id", "segment"):
+        of_each = [counters[name].gather(at + step).to_numpy() for step in (-1, 0, 1)]
+        together &= (of_each[0] == of_each[1]) & (of_each[1] == of_each[2])
+    together &= before <= after
+    above, below = at[together & (here > after)], at[together & (here < before)]
+    bad = np.union1d(above, np.setdiff1d(below, above + 1))
+    if not len(bad):
+        return counters, _dropped(counters.clear(), SPIKE)
+    good = np.ones(counters.height, dtype=np.bool_)
+    good[bad] = False
+    return counters.filter(pl.Series(good)), _dropped(counters[bad], SPIKE)
 
 
 def _timeline(

@@ -7,13 +7,23 @@ from typing import Final
 INDEPENDENT: Final = """
 -- Last minus first counter per boot and driver load, the hour's edges by the interpolated counter. Of feeds of one device the first
 -- that speaks for a time tells of it (told); where its counter began anew no other reader of that counter is asked (said), but an
--- import (feed 4), which may have one of its own.
-WITH reading AS (
+-- import (feed 4), which may have one of its own. A reading that those on either side of it contradict, though they agree, is none.
+WITH raw AS (
+    SELECT device_id, feed, node_id, boot_id, driver_epoch, at, energy_mj, lag(energy_mj) OVER beside AS last_mj,
+           lead(energy_mj) OVER beside AS next_mj, lead(at) OVER beside - lag(at) OVER beside <= interval '5 minutes' AS near
+    FROM device_samples JOIN epochs ON epochs.id = epoch_id
+    WHERE energy_mj IS NOT NULL
+    WINDOW beside AS (PARTITION BY device_id, feed, node_id, boot_id, driver_epoch ORDER BY at)
+), judged AS (
+    SELECT *, coalesce(near AND last_mj <= next_mj AND energy_mj > next_mj, false) AS above,
+           coalesce(near AND last_mj <= next_mj AND energy_mj < last_mj, false) AS below FROM raw
+), sorted AS (
+    SELECT *, lag(above, 1, false) OVER (PARTITION BY device_id, feed, node_id, boot_id, driver_epoch ORDER BY at) AS was_above FROM judged
+), reading AS (
     SELECT device_id, feed, (node_id, boot_id, driver_epoch) AS load, at, energy_mj,
            lead(at) OVER following AS next_at, lead(energy_mj) OVER following AS next_mj,
            lead((node_id, boot_id, driver_epoch)) OVER following AS next_load
-    FROM device_samples JOIN epochs ON epochs.id = epoch_id
-    WHERE energy_mj IS NOT NULL
+    FROM sorted WHERE NOT above AND NOT (below AND NOT was_above)
     WINDOW following AS (PARTITION BY device_id, feed ORDER BY at)
 ), step AS (
     SELECT *, tstzrange(at, next_at) AS during,

@@ -120,8 +120,15 @@ Interval = tuple[int, int, int]
 
 
 def _counted(rows: list[dict[str, Any]]) -> list[Interval]:
-    """What the counter says between its readings (ADR 0006); where it starts over, nothing."""
-    read = [(to_us(row["at"]), row["energy_mj"]) for row in rows if row["energy_mj"] is not None]
+    """What the counter says between its readings (ADR 0006); where it starts over, nothing. One that both beside it contradict is none."""
+    told = [(to_us(row["at"]), row["energy_mj"]) for row in rows if row["energy_mj"] is not None]
+    read, was_above = told[:1], False
+    for before, here, after in zip(told, told[1:], told[2:], strict=False):
+        agree = after[0] - before[0] <= Policy().margin_us // 2 and before[1] <= after[1]
+        above, below = agree and here[1] > after[1], agree and here[1] < before[1]
+        read += [] if above or (below and not was_above) else [here]
+        was_above = above
+    read += told[1:][-1:]
     return [
         (start, end, last - first)
         for (start, first), (end, last) in pairwise(read)

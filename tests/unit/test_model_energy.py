@@ -175,6 +175,17 @@ def test_a_step_is_believed_up_to_what_20_kw_draw_until_a_second_after() -> None
     assert booked(220_000_002) == 0
 
 
+@pytest.mark.parametrize("off_mj", [190_000_000, 300_001, -300_001, -3_000_001])
+def test_a_counter_that_was_misread_once_books_no_more_than_was_drawn(off_mj: int) -> None:
+    # 300 W for an hour. 190 kJ too much would pass as 19 kW of ten seconds, and the fall behind it as a counter that began anew.
+    readings = steady(1, -20, 3620, 300, step=1)
+    readings[50] = {**readings[50], "energy_mj": readings[50]["energy_mj"] + off_mj}
+    result = Site(readings=readings).close()
+    row = result.usage.row(0, named=True)
+    assert (row["energy_mj"], row["coverage"], row["source"]) == (1_080_000_000, 1.0, "measured")
+    assert result.quality.select("reason", "readings", "time_us", "unbooked_mj").rows() == [("spike", 1, 0, 0)]
+
+
 def test_what_a_new_counter_shows_is_told_as_lost_up_to_what_can_have_been_drawn() -> None:
     def lost(shown_mj: int) -> tuple[str, int]:
         readings = [reading(1, 0, 10**6), {**reading(1, 10), "energy_mj": shown_mj}]
@@ -183,6 +194,13 @@ def test_what_a_new_counter_shows_is_told_as_lost_up_to_what_can_have_been_drawn
 
     assert lost(220_000_001) == ("counter_reset", 220_000_001)
     assert lost(220_000_002) == ("counter_reset", 0)
+
+
+@pytest.mark.parametrize(("shown", "lost_mj"), [(50, 50_000), (51, 0)])
+def test_what_fell_by_less_than_half_counted_nothing_anew(shown: int, lost_mj: int) -> None:
+    readings = [reading(1, 0, 101), reading(1, 10, shown)]
+    rows = Site(readings=readings).close().quality.filter(reason="counter_reset")
+    assert rows.select("time_us", "unbooked_mj").rows() == [(10_000_000, lost_mj)]
 
 
 @pytest.mark.parametrize(("apart_s", "covered_us"), [(60, 60_000_000), (60.000001, 0)])

@@ -54,6 +54,42 @@ def test_each_epoch_has_its_own_longest_gap_of_three_cadences_but_a_minute_at_le
 
 
 @pytest.mark.parametrize(
+    ("joules", "kept"),
+    [
+        ((1, 2, 500, 4, 5), (1, 2, 4, 5)),  # above both
+        ((1, 3, 2, 4, 5), (1, 2, 4, 5)),
+        ((101, 102, 1, 104, 105), (101, 102, 104, 105)),  # below both
+        ((1, 2, 500, 2, 5), (1, 2, 2, 5)),  # nothing was drawn
+        ((1, 500, 3, 600, 7), (1, 3, 7)),  # twice
+        ((1, 300, 120, 310, 320), (1, 120, 310, 320)),  # one of two, and nobody knows which
+        ((100, 50, 110, 60, 70), (100, 60, 70)),  # began anew, once or twice
+        ((5, 500, 4, 6, 7), (5, 500, 4, 6, 7)),  # began anew: below all before
+        ((500, 3, 4, 5, 6), (500, 3, 4, 5, 6)),  # nothing before it that it could be compared with
+        ((1, 2, 3, 4, 0), (1, 2, 3, 4, 0)),  # nothing after it
+        ((1, 2, 2, 2, 3), (1, 2, 2, 2, 3)),
+    ],
+)
+def test_a_reading_that_those_around_it_contradict_is_none(joules: tuple[int, ...], kept: tuple[int, ...]) -> None:
+    (line,), dropped = lines([reading(1, 10 * place, each) for place, each in enumerate(joules)])
+    assert values(line) == [1_000 * each for each in kept]
+    assert [row[::2] for row in dropped] == [(1, "spike")] * (len(joules) - len(kept))
+
+
+def test_readings_contradict_each_other_in_one_segment_of_one_device_and_up_to_five_minutes() -> None:
+    # What is loaded around every window reaches ten minutes, and which of two is bad is seen in four: further apart, one window would know of it and another not.
+    near = [reading(1, 0, 1), reading(1, 10, 500), reading(1, 300, 2)]
+    assert lines(near)[1] == [(1, 10, "spike")]
+    assert lines([*near[:2], reading(1, 300.000001, 2)])[1] == []
+    boots = (epoch(1), epoch(2, boot_id="next"))
+    for place in range(3):
+        rows = [{**row, "epoch_id": 2 if at == place else 1} for at, row in enumerate(near)]
+        assert lines(rows, *boots)[1] == []
+    for place in range(3):
+        rows = [{**row, "device_id": 2 if at == place else 1} for at, row in enumerate(near)]
+        assert lines(rows)[1] == []
+
+
+@pytest.mark.parametrize(
     ("milliwatts", "kept", "told"), [(1, 2, []), (0, 1, ["not_positive"]), (-1, 1, ["not_positive"])]
 )
 def test_a_gauge_that_shows_nothing_is_no_reading(milliwatts: int, kept: int, told: list[str]) -> None:
