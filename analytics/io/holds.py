@@ -60,13 +60,21 @@ AND held.start_at < %(to_at)s AND (held.end_at IS NULL OR held.end_at > %(from_a
     .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
     .replace("{known}", known("held."))
 )
-_HOLD: Final = """
+_HOLD: Final = (
+    """
 SELECT held.id AS allocation_id, held.job_id, {job_key} AS job_key, coalesce(held.device_id, pool.id) AS device_id, held.node_id,
        held.accelerators, (held.share_ratio * 1000000)::integer AS share_ppm, held.evidence, held.start_at, held.end_at,
-       CASE WHEN held.end_at IS NULL THEN jobs.ended_at END AS job_ended_at, held.recorded_at
+       ended.ended_at AS job_ended_at, held.recorded_at
 FROM allocations AS held JOIN jobs ON jobs.id = held.job_id JOIN sites ON sites.id = held.site_id
 LEFT JOIN devices AS pool ON held.pool IS NOT NULL AND pool.uuid = {uuid}
-""".replace("{job_key}", JOB_KEY).replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+LEFT JOIN LATERAL (
+    -- As known then, of the few holdings without an end: looked up for each, by the key.
+    SELECT ended.ended_at FROM job_ends AS ended WHERE held.end_at IS NULL AND ended.job_id = held.job_id AND {known}
+    ORDER BY ended.recorded_xid DESC LIMIT 1) AS ended ON true
+""".replace("{job_key}", JOB_KEY)
+    .replace("{uuid}", uuid_sql("sites.name", "held.pool", "held.model"))
+    .replace("{known}", known("ended."))
+)
 _RANK: Final = (
     f"CASE replace({{of}}evidence, '{START_UNKNOWN}', '') "
     + " ".join(f"WHEN '{instrument}' THEN {rank}" for instrument, rank in EVIDENCE.items())

@@ -28,6 +28,7 @@ INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
     UNION ALL SELECT recorded_xid::text::bigint FROM fx_rates UNION ALL SELECT superseded_xid::text::bigint FROM fx_rates
     UNION ALL SELECT recorded_xid::text::bigint FROM idle_policies UNION ALL SELECT superseded_xid::text::bigint FROM idle_policies
     UNION ALL SELECT recorded_xid::text::bigint FROM intensity UNION ALL SELECT superseded_xid::text::bigint FROM intensity
+    UNION ALL SELECT recorded_xid::text::bigint FROM job_ends UNION ALL SELECT superseded_xid::text::bigint FROM job_ends
     UNION ALL SELECT recorded_xid::text::bigint FROM meter_readings UNION ALL SELECT superseded_xid::text::bigint FROM meter_readings
     UNION ALL SELECT recorded_xid::text::bigint FROM overhead_models UNION ALL SELECT superseded_xid::text::bigint FROM overhead_models
     UNION ALL SELECT recorded_xid::text::bigint FROM placements UNION ALL SELECT superseded_xid::text::bigint FROM placements

@@ -36,6 +36,10 @@ def amounts(seen: Loaded) -> list[str]:
     return sorted(f"{amount:.2f}" for amount in seen.inputs.references.tariffs["amount_per_kwh"])
 
 
+def ends(seen: Loaded) -> list[object]:
+    return seen.inputs.usage.holds["job_ended_at"].to_list()
+
+
 def test_what_was_recorded_before_a_run_and_committed_after_it_was_not_seen_and_stays_unseen(fleet: SmallFleet) -> None:
     with fleet.database.connect("admin") as slow:
         slow.execute("UPDATE tariffs SET superseded_at = now() WHERE source = 'test'")
@@ -67,6 +71,17 @@ def test_a_holding_that_is_committed_while_a_run_reads_is_seen_by_none_of_its_qu
     assert run.inputs.usage.holds.height == 0
     assert loaded(fleet, run.as_of).inputs.usage.holds.height == 0
     assert loaded(fleet).inputs.usage.holds.height == 1
+
+
+def test_the_end_of_a_job_that_is_committed_while_a_run_reads_is_not_of_what_it_saw(fleet: SmallFleet) -> None:
+    job = fleet.job("7", HOUR_AT, None)
+    with fleet.database.connect("admin") as slow:
+        slow.execute("UPDATE jobs SET ended_at = %s WHERE id = %s", (HOUR_AT + HOUR / 2, job))
+        run = loaded(fleet)
+        slow.commit()
+
+    assert ends(run) == ends(loaded(fleet, run.as_of)) == [None]
+    assert ends(loaded(fleet)) == [HOUR_AT + HOUR / 2]
 
 
 def test_a_restored_database_goes_on_counting_so_that_old_runs_see_nothing_new(fleet: SmallFleet) -> None:

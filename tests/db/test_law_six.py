@@ -145,13 +145,34 @@ class Life:
         with self.world.database.connect("owner") as connection:
             tenant_moves.move(connection, old, "acme/new", START + self.draw.randint(0, HOURS - 1) * HOUR, LATER)
 
+    def ends(self) -> None:
+        """The ends of some jobs are learnt, or taken back again, of which a holding has none: it ends with its job."""
+        open_jobs = self.world.rows(
+            "SELECT jobs.id, min(start_at), ended_at FROM jobs JOIN allocations AS held ON held.job_id = jobs.id "
+            "WHERE held.end_at IS NULL GROUP BY jobs.id ORDER BY jobs.id"
+        )
+        for job_id, start_at, ended_at in open_jobs:
+            minutes = self.draw.choice((3, 20, 45, None if ended_at else 70))
+            end_at = None if minutes is None else start_at + timedelta(minutes=minutes)
+            self.world.rows("UPDATE jobs SET ended_at = %s WHERE id = %s RETURNING 1", end_at, job_id)
+        with self.world.admin() as connection:
+            self.world.changed("allocations", START, START + HOURS * HOUR, connection)
+
     def restate(self) -> None:
         with self.world.database.connect("worker") as connection:
             ask(connection, "sim", START, START + HOUR, "to see")
 
     def live(self) -> None:
         """Close, let everything happen in some order, closing after each, and note when the books stood how."""
-        events: list[Callable[[], None]] = [self.late, self.rates, self.move, self.restate, self.late, self.again]
+        events: list[Callable[[], None]] = [
+            self.late,
+            self.rates,
+            self.move,
+            self.restate,
+            self.late,
+            self.again,
+            *([self.ends] * 2),
+        ]
         self.draw.shuffle(events)
         events.insert(self.draw.randint(0, 2), self.seal)
         for event in [lambda: None, *events, self.seal, self.merge, self.late, self.merge]:
@@ -182,6 +203,7 @@ def test_every_bill_there_ever_was_comes_out_again(db: Database, tmp_path: Path,
     assert grounds[-1] == {Ground.SAMPLES}
     kinds = {kind for (kind,) in life.world.rows("SELECT DISTINCT kind FROM ledger_runs WHERE revision > 1")}
     assert kinds >= {"close", "rate"}
+    assert life.world.rows("SELECT count(*) > 0 FROM job_ends WHERE superseded_at IS NOT NULL") == [(True,)]
     balances(life)
 
 

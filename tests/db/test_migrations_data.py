@@ -17,14 +17,14 @@ from ingest.store import layout, migrate
 from ingest.store.engine import Database
 from ingest.store.tables import metadata
 from tests.db.filled_tables import fill
-from tests.db.ledger_fixture import HOUR_AT, small_fleet
+from tests.db.ledger_fixture import HOUR, HOUR_AT, small_fleet
 
 pytestmark = pytest.mark.db
 
 REVISIONS = tuple(
     sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "alembic" / "versions").glob("*.py"))
 )
-MAKES = {"0033_known_calls_named": {"call_keys"}, "0023_store_layout": {"store_layout"}}
+MAKES = {"0057_job_ends": {"job_ends"}, "0033_known_calls_named": {"call_keys"}, "0023_store_layout": {"store_layout"}}
 """Tables into which a migration writes rows of its own."""
 Columns = Mapping[str, tuple[str, ...]]
 _COLUMNS = """
@@ -107,3 +107,16 @@ def _step(connection: sa.Connection, work: Callable[[], None]) -> None:
     context = MigrationContext.configure(connection)
     with Operations.context(context), context.begin_transaction():
         work()
+
+
+def test_ends_of_jobs_from_before_they_were_dated_were_always_known(db: Database) -> None:
+    migrate.downgrade(db.url, "0056_whole_closes")
+    fleet = small_fleet(db)
+    ended, runs = fleet.job("7", HOUR_AT, HOUR_AT + HOUR), fleet.job("8", HOUR_AT, None)
+    migrate.upgrade(db.url)
+    seen = "pg_visible_in_snapshot(recorded_xid, '3:3:')"
+    assert fleet.rows(f"SELECT job_id, ended_at, {seen} FROM job_ends") == [(ended, HOUR_AT + HOUR, True)]
+    fleet.rows("UPDATE jobs SET ended_at = %s RETURNING 1", HOUR_AT + 2 * HOUR)
+    kept = fleet.rows(f"SELECT job_id, ended_at, {seen}, superseded_at IS NULL FROM job_ends ORDER BY 1, 2")
+    later = HOUR_AT + 2 * HOUR
+    assert kept == [(ended, HOUR_AT + HOUR, True, False), (ended, later, False, True), (runs, later, False, True)]

@@ -191,3 +191,52 @@ def test_a_job_described_anew_and_a_call_told_again_stand_as_they_were_stored_an
     # Any other difference is one, whatever jobs and calls say.
     fleet.rows("UPDATE prices SET amount = amount + 1 RETURNING 1")
     assert recomputed(fleet, segments).is_same is False
+
+
+def test_an_hour_of_before_a_jobs_end_was_learnt_comes_out_without_it(fleet: SmallFleet, segments: Segments) -> None:
+    fleet.samples(HOUR_AT + timedelta(minutes=51), HOUR_AT + HOUR, start_mj=51 * 6_000_000)
+    job = fleet.job("8", HOUR_AT + timedelta(minutes=30), None)  # nobody told the end of what it holds
+    closer = HourCloser(fleet.database, SETTINGS, segments)
+    closer.run(LATER)
+    held = "SELECT held_us / 60000000 FROM current_usage_hours WHERE hour_at = %s AND job_id = %s"
+    marks, minutes = [of_now(fleet)], fleet.rows(held, HOUR_AT, job)
+    for ended in (45, 40, None):  # learnt, corrected, and taken back
+        end_at = None if ended is None else HOUR_AT + timedelta(minutes=ended)
+        fleet.rows("UPDATE jobs SET ended_at = %s WHERE id = %s RETURNING 1", end_at, job)
+        again(fleet, closer)
+        minutes += fleet.rows(held, HOUR_AT, job)
+        marks.append(of_now(fleet))
+
+    assert minutes == [(30,), (15,), (10,), (30,)]
+    found = [recomputed(fleet, segments, mark) for mark in marks]
+    assert [verdict(each) for each in found] == [(n, "close", Ground.SAMPLES, True) for n in (1, 2, 3, 4)]
+    assert {each.why for each in found} == {""}
+
+
+def test_ends_are_kept_as_they_were_known_whoever_writes_them_and_only_the_last_word_of_a_transaction(
+    fleet: SmallFleet,
+) -> None:
+    def minutes(minute: int) -> datetime:
+        return HOUR_AT + timedelta(minutes=minute)
+
+    job = fleet.job("8", HOUR_AT, None)
+    tell = "UPDATE jobs SET ended_at = %s WHERE id = %s"
+    with fleet.database.connect("writer") as writer:  # as ingest does, which may not write the dated rows itself
+        writer.execute(tell, (minutes(10), job))
+        writer.execute(tell, (None, job))
+        writer.execute(tell, (minutes(12), job))
+    with fleet.database.connect("writer") as writer:
+        writer.execute(tell, (minutes(12), job))  # nothing new
+        writer.execute("UPDATE jobs SET state = 'failed' WHERE id = %s", (job,))
+    with fleet.database.connect("writer") as writer:
+        writer.execute(tell, (minutes(11), job))
+        writer.execute(tell, (None, job))
+    kept = fleet.rows(
+        "SELECT ended_at, superseded_at >= recorded_at, superseded_xid > recorded_xid FROM job_ends WHERE job_id = %s",
+        job,
+    )
+    assert kept == [(minutes(12), True, True)]
+    # A job that came with its end: known from then on.
+    assert fleet.rows("SELECT job_ends.ended_at FROM job_ends JOIN jobs ON jobs.id = job_id WHERE native_id = '7'") == [
+        (minutes(20),)
+    ]

@@ -61,6 +61,18 @@ jobs = Table(
     comment="One scheduler job, pod workload or serving deployment.",
 )
 
+job_ends = Table(
+    "job_ends",
+    metadata,
+    reference("job_id", "jobs", index=False, wide=True),
+    instant("ended_at", comment="instant, UTC: the job's end"),
+    recorded_at(),
+    instant("superseded_at", nullable=True, comment="instant, UTC: another end, or none, is known from here"),
+    *stamps(),
+    PrimaryKeyConstraint("job_id", "recorded_xid"),
+    comment="What was known when of the ends of jobs; the rows that nothing superseded are those in jobs.",
+)
+
 allocations = Table(
     "allocations",
     metadata,
