@@ -1,6 +1,7 @@
 """Imports what meters of a site above its nodes showed: utility, PDU, CDU; energy of a period, or a register at an instant.
 
-A register that falls is refused unless it is said where it begins anew, and what it shows then is like what it showed before or after. Readings of meters of nodes are samples and come by
+A register that falls is refused unless it is said where it begins anew, and what it shows then is like what it showed before or after.
+A file goes on from the register that an earlier one ended with. Readings of meters of nodes are samples and come by
 ``node-power``. It knows no books.
 """
 
@@ -19,12 +20,14 @@ from ingest.importers.errors import OptionError, RowError
 from ingest.importers.rates import INTERVAL_FIELDS, intervals
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import importing
-from ingest.store.import_meters import MeterError, MeterFact, Periods, site_meters
+from ingest.store.import_meters import MeterError, MeterFact, Periods, is_open, known_registers, site_meters
 
 LEVELS: Final = ("utility", "pdu", "cdu", "other")
 COVERS: Final = ("it", "part", "cooling", "all")
 _NAMES: Final = {"kwh": "kWh", "wh": "Wh", "mj": "mJ", "j": "J", "kj": "kJ"}
 _STEADY: Final = 10
+Reading = tuple[int, int, int]
+"""at_us, line, register_mj."""
 _METER: Final = Field("meter", "text", {"meter": None, "meter_id": None, "name": None, "sensor": None, "outlet": None})
 _ENERGY: Final = Field(
     "energy",
@@ -77,7 +80,7 @@ class _Read:
 
     facts: dict[str, MeterFact] = field(default_factory=dict)
     periods: list[tuple[int, str, int, int, int]] = field(default_factory=list)
-    registers: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    registers: dict[str, list[Reading]] = field(default_factory=dict)
 
 
 def import_meters(
@@ -97,16 +100,21 @@ def import_meters(
             if not number:
                 _check_columns(report, options)
             _take(chunk, options, report, found)
-        found.periods.extend(_from_registers(found, options, report))
         try:
             ids = site_meters(conn, site_id, found.facts.values())
         except MeterError as error:
             raise OptionError(str(error)) from error
+        known = known_registers(conn, site_id, found.registers) if found.registers else {}
+        for meter, told in found.registers.items():
+            readings = _in_order(told, report)
+            report.kept[meter] = [[at_us, register] for at_us, _, register in {readings[0]: None, readings[-1]: None}]
+            gone_on = _joined(conn, ids[meter], readings, known.get(meter, []))
+            found.periods.extend(_from_registers(meter, gone_on, options, report))
         rows = Periods(conn)
         rows.add((line, ids[meter], start, end, energy) for line, meter, start, end, energy in found.periods)
         written = rows.store(source.path.name, report.import_id, site_id)
         for line, at in written.overlapping:
-            report.rejections.reject(line, "overlaps another period of its meter", at)
+            report.rejections.reject(abs(line), "overlaps another period of its meter", at)
         report.written["meter_readings"] = written.inserted
         report.unchanged = written.unchanged
         report.note(f"{len(found.facts)} meters")
@@ -189,31 +197,51 @@ def _take_periods(
             found.periods.append((line, usable[index], from_us, to_us, energy))
 
 
+def _in_order(told: list[Reading], report: ImportReport) -> list[Reading]:
+    """Return a meter's readings by their instants; of one instant the first line counts."""
+    readings: list[Reading] = []
+    for reading in sorted(told):
+        if readings and readings[-1][0] == reading[0]:
+            report.rejections.reject(reading[1], "repeated timestamp")
+        else:
+            readings.append(reading)
+    return readings
+
+
+def _joined(conn: sa.Connection, meter_id: int, readings: list[Reading], known: list[tuple[int, int]]) -> list[Reading]:
+    """Return the readings with the known register before and behind them, as files tell of one register in turn.
+
+    Not over time that something else is known of. What lies behind has the last line's number, less than nothing: a line has one period.
+    """
+    (first_us, _, _), (last_us, line, _) = readings[0], readings[-1]
+    before = max((each for each in known if each[0] <= first_us), default=None)
+    behind = min((each for each in known if each[0] >= last_us), default=None)
+    joined = list(readings)
+    if before is not None and before[0] < first_us and is_open(conn, meter_id, before[0], first_us):
+        joined.insert(0, (before[0], 0, before[1]))
+    if behind is not None and behind[0] > last_us and is_open(conn, meter_id, last_us, behind[0]):
+        joined.append((behind[0], -line, behind[1]))
+    return joined
+
+
 def _from_registers(
-    found: _Read, options: MeterOptions, report: ImportReport
+    meter: str, readings: list[Reading], options: MeterOptions, report: ImportReport
 ) -> Iterator[tuple[int, str, int, int, int]]:
-    """Yield the periods between a meter's readings, in the order of their instants; of one instant the first line counts."""
-    for meter, told in found.registers.items():
-        readings: list[tuple[int, int, int]] = []
-        for reading in sorted(told):
-            if readings and readings[-1][0] == reading[0]:
-                report.rejections.reject(reading[1], "repeated timestamp")
-            else:
-                readings.append(reading)
-        steps = [(to_us - from_us, after - before) for (from_us, _, before), (to_us, _, after) in pairwise(readings)]
-        for number, ((from_us, _, _), (to_us, line, _)) in enumerate(pairwise(readings)):
-            took_us, energy = steps[number]
-            if energy < 0 and options.wrap_mj is not None:
-                lifted = energy + options.wrap_mj
-                beside = steps[max(number - 1, 0) : number] + steps[number + 1 : number + 2]
-                if lifted < 0 or not _goes_on(took_us, lifted, beside):
-                    report.rejections.reject(line, "register fell", "too far for one that begins anew at its limit")
-                    continue
-                energy = lifted
-            if energy < 0:
-                report.rejections.reject(line, "register fell", "say where it begins anew: --wrap")
-            else:
-                yield line, meter, from_us, to_us, energy
+    """Yield the periods between a meter's readings, which are in the order of their instants."""
+    steps = [(to_us - from_us, after - before) for (from_us, _, before), (to_us, _, after) in pairwise(readings)]
+    for number, ((from_us, _, _), (to_us, line, _)) in enumerate(pairwise(readings)):
+        took_us, energy = steps[number]
+        if energy < 0 and options.wrap_mj is not None:
+            lifted = energy + options.wrap_mj
+            beside = steps[max(number - 1, 0) : number] + steps[number + 1 : number + 2]
+            if lifted < 0 or not _goes_on(took_us, lifted, beside):
+                report.rejections.reject(abs(line), "register fell", "too far for one that begins anew at its limit")
+                continue
+            energy = lifted
+        if energy < 0:
+            report.rejections.reject(abs(line), "register fell", "say where it begins anew: --wrap")
+        else:
+            yield line, meter, from_us, to_us, energy
 
 
 def _goes_on(took_us: int, energy: int, beside: list[tuple[int, int]]) -> bool:

@@ -82,6 +82,8 @@ class ImportReport:
     first_at: datetime | None = None
     last_at: datetime | None = None
     notes: list[str] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What a later import of this kind goes on from."""
 
     @property
     def rows_written(self) -> int:
@@ -119,6 +121,7 @@ class ImportReport:
                 "examples": [asdict(each) for each in self.rejections.examples],
             },
             "notes": self.notes,
+            **({"kept": self.kept} if self.kept else {}),
         } | {name: moment.isoformat() if moment else None for name, moment in moments.items()}
 
 

@@ -88,6 +88,31 @@ def hang(conn: sa.Connection, meter_id: int, parent_id: int) -> None:
     conn.execute(sa.update(meters).where(meters.c.id == meter_id).values(parent_meter_id=parent_id))
 
 
+def known_registers(conn: sa.Connection, site_id: int, meters: Iterable[str]) -> Mapping[str, list[tuple[int, int]]]:
+    """Return by meter at_us and register_mj, by instant, of the readings at either end of each file; of one instant the last file's.
+
+    Files that were imported before this was kept told of none. Call it behind :func:`site_meters`, whose lock keeps other files out.
+    """
+    query = sa.text(
+        "SELECT told.meter, (reading ->> 0)::bigint, (reading ->> 1)::bigint FROM imports, "
+        "LATERAL jsonb_each(imports.report -> 'kept') AS told (meter, readings), jsonb_array_elements(told.readings) AS reading "
+        "WHERE imports.kind = 'meters' AND imports.site_id = :site_id AND told.meter = ANY (:meters) ORDER BY imports.id"
+    )
+    found: dict[str, dict[int, int]] = {}
+    for meter, at_us, register in conn.execute(query, {"site_id": site_id, "meters": list(meters)}):
+        found.setdefault(meter, {})[at_us] = register
+    return {meter: sorted(readings.items()) for meter, readings in found.items()}
+
+
+def is_open(conn: sa.Connection, meter_id: int, from_us: int, to_us: int) -> bool:
+    """Return whether nothing is known of a meter between two instants, or no more than what spans all of the time between."""
+    query = sa.text(
+        f"SELECT count(*) = 0 FROM meter_readings, (SELECT {at_sql(':from_us')} AS f, {at_sql(':to_us')} AS u) AS asked "
+        "WHERE superseded_at IS NULL AND meter_id = :meter_id AND from_at < u AND to_at > f AND NOT (from_at <= f AND to_at >= u)"
+    )
+    return bool(conn.execute(query, {"meter_id": meter_id, "from_us": from_us, "to_us": to_us}).scalar_one())
+
+
 class Periods:
     """Periods of one file on their way into ``meter_readings``."""
 

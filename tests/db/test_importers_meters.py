@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,64 @@ def test_of_an_instant_that_is_told_twice_the_first_line_goes_on(conn: sa.Connec
     report = import_meters(conn, write(text), MeterOptions("lab", meter="pdu-b", level="pdu"))
     assert report.rejections.by_reason == {"repeated timestamp": 1}
     assert [row[3] for row in rows(conn, CURRENT)] == [10 * KWH_MJ, 10 * KWH_MJ]
+
+
+REGISTER = MeterOptions("lab", meter="pdu-b", level="pdu", wrap_mj=1000 * KWH_MJ)
+
+
+def told(*readings: tuple[int, float]) -> str:
+    return "at,register_kwh\n" + "".join(f"2026-11-01T{hour:02}:00Z,{kwh}\n" for hour, kwh in readings)
+
+
+def hours(conn: sa.Connection) -> list[tuple[int, int, float]]:
+    return [
+        (int(str(begin)[:2]), int(str(end)[:2]), int(str(mj)) / KWH_MJ) for _, begin, end, mj in rows(conn, CURRENT)
+    ]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_files_of_one_register_join_in_whatever_order_they_come(
+    conn: sa.Connection, write: Write, order: tuple[int, ...]
+) -> None:
+    """One of them has a single reading, as somebody writes it down once a month; behind it the register begins anew."""
+    files = [told((8, 970), (9, 980)), told((10, 990)), told((11, 3), (12, 14))]
+    reports = [import_meters(conn, write(files[place]), REGISTER) for place in order]
+    assert [report.rejections.total for report in reports] == [0, 0, 0]
+    assert hours(conn) == [(8, 9, 10), (9, 10, 10), (10, 11, 13), (11, 12, 11)]
+
+
+def test_files_that_overlap_by_a_reading_are_what_they_were(conn: sa.Connection, write: Write) -> None:
+    import_meters(conn, write(told((8, 100), (9, 110))), REGISTER)
+    report = import_meters(conn, write(told((9, 110), (10, 125))), REGISTER)
+    assert (report.rejections.total, report.unchanged) == (0, 0)
+    # What is read between fills a known period with what goes on from the register at its start.
+    half = write("at,register_kwh\n2026-11-01T09:30Z,117\n2026-11-01T11:00Z,140\n")
+    assert import_meters(conn, half, REGISTER).rejections.total == 0
+    assert [(row[1], row[3]) for row in rows(conn, CURRENT)] == [
+        ("08:00:00", 10 * KWH_MJ),
+        ("09:00:00", 7 * KWH_MJ),
+        ("09:30:00", 23 * KWH_MJ),
+    ]
+
+
+def test_a_meter_that_was_swapped_between_two_files_is_not_joined(conn: sa.Connection, write: Write) -> None:
+    import_meters(conn, write(told((8, 395), (9, 405))), REGISTER)
+    report = import_meters(conn, write(told((10, 5), (11, 15))), REGISTER)
+    assert report.rejections.by_reason == {"register fell": 1}
+    assert hours(conn) == [(8, 9, 10), (10, 11, 10)]
+
+
+def test_a_register_joins_nothing_over_what_another_file_told_of(conn: sa.Connection, write: Write) -> None:
+    import_meters(conn, write(told((8, 100), (9, 110))), REGISTER)
+    import_meters(conn, write("start,to,energy_kwh\n2026-11-01T10:00Z,2026-11-01T11:00Z,7\n"), REGISTER)
+    assert import_meters(conn, write(told((12, 140), (13, 150))), REGISTER).rejections.total == 0
+    assert hours(conn) == [(8, 9, 10), (10, 11, 7), (12, 13, 10)]
+
+
+def test_what_a_dry_run_showed_is_not_gone_on_from(conn: sa.Connection, write: Write) -> None:
+    import_meters(conn, write(told((8, 100), (9, 110))), REGISTER, dry_run=True)
+    import_meters(conn, write(told((10, 120), (11, 130))), REGISTER)
+    assert hours(conn) == [(10, 11, 10)]
 
 
 def test_a_correction_takes_the_place_of_whole_periods_and_cuts_through_none(conn: sa.Connection, write: Write) -> None:
