@@ -179,6 +179,22 @@ ledger_hours = Table(
         nullable=True,
         comment="the run whose minutes by device and by tenant are written; another than run_id, or null = they are to be made",
     ),
+    instant(
+        "heard_until",
+        nullable=True,
+        comment="instant, UTC: what is written of boards and holdings from here on moved nothing of it; null = an hour after its end",
+    ),
+    instant(
+        "meters_until",
+        nullable=True,
+        comment="instant, UTC: the same of meters of nodes; null = an hour after its end",
+    ),
+    column(
+        "crossed_sha256",
+        LargeBinary,
+        nullable=True,
+        comment="of the silences over its beginning that ended beyond the margin, as the hour before was told of them; null = none",
+    ),
     Index("ledger_hours_minutes_ix", "hour_at", postgresql_where=text("minutes_run_id IS DISTINCT FROM run_id")),
     CheckConstraint("status IN ('provisional', 'closed')", name="status"),
     comment="Which revision of each ledger hour counts.",
