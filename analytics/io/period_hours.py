@@ -124,6 +124,12 @@ def totals(connection: psycopg.Connection[Any], month: Month, site_ids: Sequence
     }
 
 
+def are_unchained(connection: psycopg.Connection[Any], month: Month, site_ids: Sequence[int]) -> bool:
+    """Say whether something counts that was closed before chains were kept."""
+    given = {"sites": list(site_ids), "from_at": month.from_at, "to_at": month.to_at}
+    return connection.execute(_UNCHAINED + "LIMIT 1", given).fetchone() is not None
+
+
 def chain_old_hours(connection: psycopg.Connection[Any], month: Month, site_ids: Sequence[int]) -> None:
     """Chain what counts of hours that were closed before chains were kept; as the owner, and only what has no link yet."""
     given = {"sites": list(site_ids), "from_at": month.from_at, "to_at": month.to_at}

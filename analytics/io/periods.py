@@ -1,7 +1,8 @@
 """Closes months and opens them again: hours are frozen, chained into one root, and what they came to is made a document.
 
-Each is one transaction under a lock that no save of an hour can pass. A stop of the checklist stops it unless it was accepted by name. What is
-frozen is never written again; what changes later is ``corrections``' business.
+Each is one transaction under a lock that no save of an hour can pass; what takes long, following every line, is done before it, and holds where
+nothing changed since. A stop of the checklist stops it unless it was accepted by name. What is frozen is never written again; what changes
+later is ``corrections``' business.
 """
 
 from __future__ import annotations
@@ -26,32 +27,31 @@ from analytics.io.period_document import (
     document,
     links_of,
     message_of,
-    moved_link,
-    moved_start,
 )
 from analytics.io.period_hours import (
+    are_unchained,
     chain_old_hours,
     entries_on_record,
     entries_within,
-    moved_lines,
     moved_since,
-    totals,
 )
+from analytics.io.period_ready import Ready, make_ready, seen_of
 from analytics.io.signing import Signed, sign
-from analytics.io.verify import Problem, hours_between, hours_posting, look_at, look_at_posted
 from analytics.model.chain import instant_text
 from analytics.model.month import Month
 from ingest.store.audit import note_on
 
 __all__ = ["Closed", "NotReadyError", "Period", "close_month", "find", "listed", "look", "reopen"]
 _LOCK: Final = "LOCK TABLE ledger_hours IN SHARE ROW EXCLUSIVE MODE"
+_LOOKS: Final = 2
+"""At a month before it is closed under the lock. Where its books change meanwhile each time, the last look is under the lock."""
 _PATIENCE: Final = "SET LOCAL lock_timeout = '60s'"
 _COLUMNS: Final = """
 SELECT period.id, period.name, sites.name, period.site_id, period.number, period.from_at, period.to_at, period.hours, period.lines,
        period.corrections, period.checklist, period.totals, period.closed_by, period.closed_at,
        ARRAY(SELECT apart.name FROM sites AS apart WHERE apart.id = ANY (period.apart_site_ids) ORDER BY apart.name), period.moved_lines,
        period.moved_sha256, period.root_sha256, period.signature, period.key_id, period.public_key, period.reopened_at, period.reopened_by,
-       period.reopen_reason
+       period.reopen_reason, period.moved_told
 FROM ledger_periods AS period LEFT JOIN sites ON sites.id = period.site_id
 """
 _SITES: Final = """
@@ -61,9 +61,10 @@ SELECT id, name FROM sites WHERE (%(site)s::text IS NULL OR name = %(site)s) AND
 """
 _INSERT: Final = """
 INSERT INTO ledger_periods (name, site_id, number, from_at, to_at, hours, lines, corrections, checklist, totals, root_sha256, signature, key_id,
-                            closed_by, closed_at, apart_site_ids, moved_lines, moved_sha256, public_key)
+                            closed_by, closed_at, apart_site_ids, moved_lines, moved_sha256, public_key, moved_told)
 VALUES (%(name)s, %(site_id)s, %(number)s, %(from_at)s, %(to_at)s, %(hours)s, %(lines)s, %(corrections)s, %(checklist)s, %(totals)s, %(root)s,
-        %(signature)s, %(key_id)s, %(closed_by)s, %(closed_at)s, %(apart)s, %(moved_lines)s, %(moved_sha256)s, %(public_key)s) RETURNING id
+        %(signature)s, %(key_id)s, %(closed_by)s, %(closed_at)s, %(apart)s, %(moved_lines)s, %(moved_sha256)s, %(public_key)s,
+        %(moved_told)s) RETURNING id
 """
 _APART_AT: Final = 14
 _APART: Final = "SELECT id, name FROM sites WHERE %s AND id <> ALL (%s) ORDER BY name"
@@ -116,13 +117,15 @@ class Period:
     reopened_at: datetime | None = None
     reopened_by: str | None = None
     reopen_reason: str | None = None
+    moved_told: list[dict[str, Any]] | None = None
+    """The first of the lines that moved; None: closed before they were kept."""
 
     @property
     def status(self) -> str:
         return "closed" if self.reopened_at is None else "reopened"
 
     def head(self, moved: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """Return what the document says before its hours; ``moved``: the first of the lines that did, which are told."""
+        """Return what the document says before its hours; ``moved``: the first of the lines that did, which it tells."""
         return {
             "period": {
                 "name": self.name,
@@ -193,14 +196,70 @@ def close_month(
 
     Raises NotReadyError where another stop is left, CloseError where the month is closed already or a name is none of the checklist's.
     """
+    _chain_old(connection, month, site)
+    asked = _Asked(month, site, now, lateness, by, accepted, key)
+    for _ in range(_LOOKS):
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            ready = _made_ready(connection, month, site)
+        done = _close(connection, asked, ready)
+        if done is not None:
+            return done
+    done = _close(connection, asked, None)
+    if done is None:
+        raise AssertionError("what is looked at under the lock has not changed there")
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What :func:`close_month` was asked for."""
+
+    month: Month
+    site: str | None
+    now: datetime
+    lateness: timedelta
+    by: str
+    accepted: Collection[str]
+    key: Ed25519PrivateKey | None
+
+
+def _chain_old(connection: psycopg.Connection[Any], month: Month, site: str | None) -> None:
+    """Give hours from before chains were kept theirs; what is no more than that takes no lock."""
+    site_ids = [number for number, _ in _sites(connection, month, site)]
+    if not are_unchained(connection, month, site_ids):
+        return
+    with connection.transaction():
+        connection.execute(_PATIENCE)
+        connection.execute(_LOCK)
+        chain_old_hours(connection, month, site_ids)
+
+
+def _made_ready(connection: psycopg.Connection[Any], month: Month, site: str | None) -> Ready:
+    before = find(connection, month.name, site)
+    known = None if before is None else (before.period_id, before.number)
+    return make_ready(connection, month, site, _sites(connection, month, site), known)
+
+
+def _close(connection: psycopg.Connection[Any], asked: _Asked, ready: Ready | None) -> Closed | None:
+    """Close a month that was looked at; None, nothing having changed, where its books are others by now. Not looked at: that is done here."""
+    month, site, by, accepted = asked.month, asked.site, asked.by, asked.accepted
     with connection.transaction():
         connection.execute(_PATIENCE)
         connection.execute(_LOCK)
         sites = _sites(connection, month, site)
         site_ids = [number for number, _ in sites]
-        chain_old_hours(connection, month, site_ids)
-        items = checklist(connection, Scope(month, site_ids, now, lateness))
-        items.append(_chains(connection, month, [name for _, name in sites]))
+        before = find(connection, month.name, site)
+        if ready is None:
+            ready = _made_ready(connection, month, site)
+        elif (ready.sites, ready.before_id, ready.seen) != (
+            tuple(sites),
+            None if before is None else before.period_id,
+            seen_of(connection, month, site_ids),
+        ):
+            return None
+        items = checklist(connection, Scope(month, site_ids, asked.now, asked.lateness))
+        items.append(ready.chains)
         unknown = sorted(set(accepted) - {item.name for item in items})
         if unknown:
             raise CloseError(f"--accept {unknown[0]}: the checklist has {', '.join(item.name for item in items)}")
@@ -209,14 +268,9 @@ def close_month(
             raise CloseError(f"--accept {final[0].name}: that cannot be accepted: {final[0].said}")
         if any(item.verdict is Verdict.STOP and item.name not in accepted for item in items):
             raise NotReadyError(month.name, items, accepted)
-        before = find(connection, month.name, site)
         number = 1 if before is None else before.number + 1
         told = [item.as_json() | ({"accepted_by": by} if item.name in accepted else {}) for item in items]
         entries, references = entries_within(connection, month, site_ids)
-        link, moved = None, 0
-        if before is not None:
-            texts = moved_lines(connection, before.period_id, site_ids, month)
-            link, moved = moved_link(moved_start(month.name, site, number), texts)
         apart = connection.execute(_APART, [site is None, site_ids]).fetchall()
         period = Period(
             period_id=0,
@@ -230,16 +284,17 @@ def close_month(
             lines=sum(entry.lines for entry in entries if entry.reason is None),
             corrections=sum(entry.lines for entry in entries if entry.reason is not None),
             checklist=told,
-            totals=totals(connection, month, site_ids),
+            totals=ready.totals,
             closed_by=by,
-            closed_at=now,
+            closed_at=asked.now,
             apart=tuple(name for _, name in apart),
-            moved_lines=moved,
-            moved_sha256=link,
+            moved_lines=ready.moved_lines,
+            moved_sha256=ready.moved_sha256,
+            moved_told=[json.loads(text) for text in ready.moved_told],
         )
         head = period.head()
         links = links_of(head, entries)
-        signed = None if key is None else sign(key, message_of(head["period"], links[-1].hex()))
+        signed = None if asked.key is None else sign(asked.key, message_of(head["period"], links[-1].hex()))
         period_id = _insert(connection, period, [number for number, _ in apart], links[-1], signed)
         with connection.cursor() as cursor:
             cursor.executemany(
@@ -317,11 +372,13 @@ def reopen(
 
 def exported(connection: psycopg.Connection[Any], period: Period) -> dict[str, Any]:
     """Return the document of a period, from what is on record; of the lines that moved it tells the first, ``moved_since`` yields all."""
-    head = period.head([json.loads(text) for text in islice(moved_since(connection, period.period_id), MOVED_TOLD)])
+    moved = period.moved_told
+    if moved is None:
+        moved = [json.loads(text) for text in islice(moved_since(connection, period.period_id), MOVED_TOLD)]
     signed = None
     if period.signature is not None and period.key_id is not None:
         signed = Signed(period.signature, period.key_id, period.public_key or "")
-    return document(head, entries_on_record(connection, period.period_id), period.root_sha256, signed)
+    return document(period.head(moved), entries_on_record(connection, period.period_id), period.root_sha256, signed)
 
 
 def _sites(connection: psycopg.Connection[Any], month: Month, site: str | None) -> list[tuple[int, str]]:
@@ -340,27 +397,6 @@ def _sites(connection: psycopg.Connection[Any], month: Month, site: str | None) 
             else "there is no site yet whose month could be closed"
         )
     return found
-
-
-def _chains(connection: psycopg.Connection[Any], month: Month, sites: Sequence[str]) -> Item:
-    problems: list[Problem] = []
-    lines = 0
-    for hour in hours_between(connection, month.from_at, month.to_at):
-        if hour.site in sites:
-            looked = look_at(connection, hour)
-            lines += looked.lines
-            problems += looked.problems
-    posting, without_books = hours_posting(connection, month.from_at, month.to_at)
-    for hour in posting:
-        if hour.site in sites and not month.from_at <= hour.hour_at < month.to_at:
-            problems += look_at_posted(connection, hour)
-    problems += [problem for problem in without_books if problem.site in sites]
-    figures = {"lines": lines, "problems": len(problems)}
-    if problems:
-        first = problems[0]
-        said = f"{len(problems)} faults; the first: {first.site} {first.hour_at:%Y-%m-%d %H:%M}: {first.kind}, {first.what}"
-        return Item("chains", Verdict.STOP, f"{said}; see `wattledger audit verify`", figures, is_final=True)
-    return Item("chains", Verdict.OK, f"{lines} lines are as they were written and add up", figures)
 
 
 def _insert(
@@ -386,6 +422,7 @@ def _insert(
         "apart": apart_ids,
         "moved_lines": period.moved_lines,
         "moved_sha256": period.moved_sha256,
+        "moved_told": None if period.moved_told is None else Jsonb(period.moved_told),
     }
     row = connection.execute(_INSERT, values).fetchone()
     if row is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from analytics.io import period_document, periods
+from analytics.io import period_document, period_ready, periods
 from analytics.jobs import HourCloser, WorkerSettings
 from ingest.store import tokens
 from ingest.store.engine import URL_VARIABLE, Database
@@ -191,7 +191,7 @@ def test_lines_that_a_document_does_not_tell_stand_in_a_file_beside_it_and_under
     with fleet.admin() as connection:
         fleet.changed("tariffs", HOUR_AT, HOUR_AT + HOUR, connection)
     HourCloser(fleet.database, WorkerSettings(code_version="test")).run(DECEMBER)
-    for module in (periods, period_document):
+    for module in (period_ready, period_document):
         monkeypatch.setattr(module, "MOVED_TOLD", 0)
 
     done = run("close", "2026-11")

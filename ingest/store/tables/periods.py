@@ -73,6 +73,12 @@ ledger_periods = Table(
         comment="last link of the chain of those lines; null = the first close",
     ),
     column("public_key", Text, nullable=True, comment="of the key that signed it, PEM; null = not signed, or not kept"),
+    column(
+        "moved_told",
+        JSONB,
+        nullable=True,
+        comment="the first of those lines, as the document tells them; null = closed before this was kept",
+    ),
     UniqueConstraint("name", "site_id", "number", postgresql_nulls_not_distinct=True),
     CheckConstraint("from_at < to_at", name="span"),
     CheckConstraint("num_nulls(signature, key_id) IN (0, 2)", name="signature"),
