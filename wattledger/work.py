@@ -34,7 +34,7 @@ from analytics.actions.slurm import SlurmPlane
 from analytics.actions.webhooks import TIMEOUT_S, Deliverer
 from analytics.closing.pool import Pool, StoppedError, memory_of, processes_of
 from analytics.closing.request import Closing
-from analytics.io.bill_spans import sum_spans
+from analytics.io.bill_spans import SpanSums
 from analytics.io.disagreements import raise_disagreements
 from analytics.io.fleet import SILENT_AFTER, raise_silences, raise_told
 from analytics.io.lease import Lease
@@ -207,6 +207,7 @@ class Worker:
         deliverer = Deliverer(self._engine, self._client, os.environ, clock)
         self._enforcement = Enforcement(self._engine, executor, deliverer, clock)
         self._housekeeper = Housekeeper(self._engine)
+        self._sums = SpanSums()
         self._was_paused = False
         self._was_slurm_silent = False
         self.chores = (
@@ -311,7 +312,7 @@ class Worker:
     def _sum_bills(self, now: datetime) -> object | None:
         del now  # which hours are closed the books say
         with self._database.connect("worker", autocommit=True, application=self._lease.session) as connection:
-            done = sum_spans(connection, for_s=BILLS_STEP_S)
+            done = self._sums.step(connection, for_s=BILLS_STEP_S)
         return f"{done.made} days or hours summed for bills, {done.left} to go" if done.left else None
 
     def _listen_to_the_fleet(self, now: datetime) -> object | None:

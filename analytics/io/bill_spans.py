@@ -17,11 +17,11 @@ from analytics.io.bill_sql import BUILD_LINES, BUILD_TIMES, BUILD_WASTE, SIGNATU
 
 # A day is summed once it is over and closed; until then its closed hours are. The newest first: they are asked for most.
 _STALE: Final = """
-WITH latest AS (
-    SELECT site_id, max(hour_at) AS hour_at FROM ledger_hours WHERE status = 'closed' GROUP BY site_id
+WITH {asked} latest AS MATERIALIZED (
+    SELECT id AS site_id, (SELECT max(hour_at) FROM ledger_hours WHERE site_id = sites.id AND status = 'closed') AS hour_at FROM sites
 ), hours AS (
     SELECT site_id, hours.hour_at, date_trunc('day', hours.hour_at, 'UTC') AS day_at, revision, status, latest.hour_at AS latest_at
-    FROM ledger_hours AS hours JOIN latest USING (site_id)
+    FROM {hours} JOIN latest USING (site_id)
 ), days AS (
     SELECT site_id, day_at, {signature} AS revisions,
            bool_and(status = 'closed') AND max(latest_at) >= day_at + interval '1 day' AS is_over
@@ -35,6 +35,25 @@ WITH latest AS (
 SELECT wanted.site_id, wanted.from_at, wanted.to_at FROM wanted LEFT JOIN bill_spans AS span USING (site_id, from_at, to_at)
 WHERE span.revisions IS DISTINCT FROM wanted.revisions ORDER BY wanted.from_at DESC, wanted.site_id
 """.replace("{signature}", SIGNATURE)
+_OF_ALL: Final = _STALE.replace("{asked}", "").replace("{hours}", "ledger_hours AS hours")
+# Where a run wrote since, and the day before, which is over by a later hour; and what was left.
+_OF_SOME: Final = _STALE.replace(
+    "{asked}",
+    """asked AS MATERIALIZED (
+    SELECT site_id, date_trunc('day', hour_at, 'UTC') - back AS day_at
+    FROM ledger_runs CROSS JOIN (VALUES (interval '0'), (interval '1 day')) AS days (back) WHERE id > %(after_run)s
+    UNION SELECT * FROM unnest(%(sites)s::integer[], %(days)s::timestamptz[])
+), """,
+).replace(
+    "{hours}",
+    "asked JOIN LATERAL (SELECT * FROM ledger_hours WHERE site_id = asked.site_id AND hour_at >= asked.day_at "
+    "AND hour_at < asked.day_at + interval '1 day' OFFSET 0) AS hours USING (site_id)",
+)
+_NEWEST_RUN: Final = "SELECT coalesce(max(id), 0) FROM ledger_runs"
+_LOOK_AT_ALL_S: Final = 600.0
+"""Every so often all hours are looked at: what no run tells of (a month that was opened again, findings that changed) waits no longer."""
+_IN_FLIGHT: Final = 500
+"""Runs that may be committed after others of a higher number; the hours of so many are looked at again."""
 _LOCK: Final = """
 SELECT hour_at, revision, status FROM ledger_hours WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
 FOR SHARE SKIP LOCKED
@@ -58,27 +77,71 @@ class Summed:
     left: int
 
 
-def sum_spans(connection: psycopg.Connection[Any], *, for_s: float) -> Summed:
-    """Make the sums that are missing or of other revisions, the newest first, for so long; the rest waits for the next pass.
+_Span = tuple[int, datetime, datetime]
+"""Site, from, to."""
 
-    ``connection`` is in autocommit: each span is a transaction of its own. An hour that is being closed right now is left.
+
+class SpanSums:
+    """Makes sums pass after pass: looks at the hours that runs wrote since the last, and now and then at all of them.
+
+    What it does not know of yet costs a reader time and nothing else: sums of other revisions are passed over.
     """
-    began_s = time.monotonic()
-    stale = connection.execute(_STALE).fetchall()
-    made = 0
-    for number, (site_id, from_at, to_at) in enumerate(stale):
-        if time.monotonic() - began_s > for_s:
-            return Summed(made, len(stale) - number)
-        made += _sum(connection, {"site_id": site_id, "from_at": from_at, "to_at": to_at})
-    return Summed(made, len(stale) - made)
+
+    def __init__(self) -> None:
+        self._looked_at_all_s: float | None = None
+        self._after_run = 0
+        self._left: set[tuple[int, datetime]] = set()
+
+    def step(self, connection: psycopg.Connection[Any], *, for_s: float) -> Summed:
+        """Make the sums that are missing or of other revisions, the newest first, for so long; the rest waits for the next pass.
+
+        ``connection`` is in autocommit: each span is a transaction of its own. An hour that is being closed right now is left.
+        """
+        began_s = time.monotonic()
+        looked_at_all_s, self._looked_at_all_s = self._looked_at_all_s, None  # at all once more, if this pass fails
+        looks_at_all = looked_at_all_s is None or began_s - looked_at_all_s > _LOOK_AT_ALL_S
+        stale = self._stale(connection, looks_at_all=looks_at_all)
+        made = 0
+        left: list[_Span] = []
+        for number, (site_id, from_at, to_at) in enumerate(stale):
+            if time.monotonic() - began_s > for_s:
+                left += stale[number:]
+                break
+            if _sum(connection, {"site_id": site_id, "from_at": from_at, "to_at": to_at}):
+                made += 1
+            else:
+                left.append((site_id, from_at, to_at))
+        self._left = {(site_id, _day_of(from_at)) for site_id, from_at, _ in left}
+        self._looked_at_all_s = began_s if looks_at_all else looked_at_all_s
+        return Summed(made, len(left))
+
+    def _stale(self, connection: psycopg.Connection[Any], *, looks_at_all: bool) -> list[_Span]:
+        (newest,) = connection.execute(_NEWEST_RUN).fetchone() or (0,)
+        given = {
+            "after_run": self._after_run - _IN_FLIGHT,
+            "sites": [site_id for site_id, _ in self._left],
+            "days": [day_at for _, day_at in self._left],
+        }
+        found = connection.execute(_OF_ALL) if looks_at_all else connection.execute(_OF_SOME, given)
+        self._after_run = newest
+        return [(site_id, from_at, to_at) for site_id, from_at, to_at in found]
+
+
+def sum_spans(connection: psycopg.Connection[Any], *, for_s: float) -> Summed:
+    """Make one pass over all hours, as :meth:`SpanSums.step` does at first."""
+    return SpanSums().step(connection, for_s=for_s)
 
 
 def forget_spans(connection: psycopg.Connection[Any], site_id: int, hour_at: datetime) -> None:
     """Drop the sums an hour is in: something changed that its revision does not tell, its findings."""
     connection.execute(
         "DELETE FROM bill_spans WHERE site_id = %(site_id)s AND from_at IN (%(hour_at)s, %(day_at)s)",
-        {"site_id": site_id, "hour_at": hour_at, "day_at": hour_at.astimezone(UTC).replace(hour=0)},
+        {"site_id": site_id, "hour_at": hour_at, "day_at": _day_of(hour_at)},
     )
+
+
+def _day_of(hour_at: datetime) -> datetime:
+    return hour_at.astimezone(UTC).replace(hour=0)
 
 
 def _sum(connection: psycopg.Connection[Any], span: dict[str, Any]) -> bool:

@@ -7,10 +7,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
-from analytics.io.bill_spans import Summed, forget_spans, sum_spans
+from analytics.io import bill_spans
+from analytics.io.bill_spans import SpanSums, Summed, forget_spans, sum_spans
 from analytics.io.findings import withdraw_findings
 from analytics.io.statements import Bill, bill, mapped_share
 from collector.wire import Origin
@@ -203,3 +205,46 @@ def _waste(made: Books, tenant_id: int, number: int, cash: str) -> None:
             origin=int(Origin.LIVE),
         )
     )
+
+
+def test_pass_after_pass_only_hours_that_runs_wrote_since_are_looked_at_and_all_of_them_now_and_then(
+    db: Database, filled: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bill_spans, "_IN_FLIGHT", 0)  # 26 runs are fewer than those that may be in flight
+    sums, idle = SpanSums(), usage(holder="idle", devices={filled.device_ids[0]: 5}, cost="1")
+    with db.connect("worker", autocommit=True) as connection:
+
+        def step(for_s: float = 60.0) -> tuple[int, int]:
+            done = sums.step(connection, for_s=for_s)
+            return done.made, done.left
+
+        assert step(-1.0) == (0, 2)  # no time: nothing is made, and both are left
+        assert step() == (2, 0)
+        assert step() == (0, 0)
+        filled.close(7, [], [idle])
+        assert step() == (1, 0)
+        forget_spans(connection, filled.site_id, hour(3))  # as where a finding changed: no run tells of it
+        assert step() == (0, 0)
+        monkeypatch.setattr(bill_spans, "_LOOK_AT_ALL_S", 0.0)
+        assert step() == (1, 0)
+        monkeypatch.setattr(bill_spans, "_LOOK_AT_ALL_S", 600.0)
+        # The second day is over by an hour of the third, and summed as one.
+        for number in range(25, 49):
+            filled.close(number, [idle])
+        assert step() == (2, 0)
+        assert spans(filled) == [(hour(n), hour(m)) for n, m in ((0, 24), (24, 48), (48, 49))]
+        assert billed(db, period=(hour(0), hour(49))).total.cost == billed_of_lines(db, filled)
+
+
+def test_a_pass_that_fails_is_followed_by_one_over_all_hours(db: Database, filled: Books) -> None:
+    sums = SpanSums()
+    with db.connect("api", autocommit=True) as may_not, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        sums.step(may_not, for_s=60.0)
+    with db.connect("worker", autocommit=True) as connection:
+        assert sums.step(connection, for_s=60.0) == Summed(made=2, left=0)
+    assert len(spans(filled)) == 2
+
+
+def billed_of_lines(db: Database, books_: Books) -> Decimal:
+    books_.conn.execute(sa.delete(bills.bill_spans))
+    return billed(db, period=(hour(0), hour(49))).total.cost
