@@ -9,12 +9,17 @@ WITH held_from AS (
            (energy_mj::HUGEINT * throttled_us // greatest(held_us, 1) * 20 // 100)::BIGINT AS waste_energy_mj
     FROM board_usage AS u JOIN held_from AS f ON u.hour = f.hour AND u.device_id = f.device_id AND u.job_id = f.job_id JOIN board AS b ON u.device_id = b.device_id
     WHERE energy_mj IS NOT NULL AND throttled_us >= 60000000 AND throttled_us * 100 >= held_us * 5 AND bits_us > 0
+), near AS (
+    -- An episode of ten minutes has five in one of the hours it touches, or goes beyond all hours that are asked for; and it may reach into the hours beside.
+    SELECT DISTINCT device_id, unnest([hour - 1, hour, hour + 1]) AS hour FROM (
+        SELECT device_id, hour, sum(idle_us) AS idle_us FROM span WHERE sole AND segment IS NOT NULL GROUP BY device_id, hour)
+    WHERE idle_us >= 300000000 OR (idle_us > 0 AND hour IN ((SELECT min(hour) FROM span), (SELECT max(hour) FROM span)))
 ), run AS (
     -- Idle intervals that follow each other without a break.
     SELECT device_id, min(at_us) AS from_us, max(next_us) AS to_us FROM (
         SELECT device_id, at_us, next_us, sum(begins) OVER (PARTITION BY device_id ORDER BY at_us) AS number FROM (
-            SELECT device_id, at_us, next_us, (lag(next_us) OVER (PARTITION BY device_id ORDER BY at_us) IS DISTINCT FROM at_us)::INTEGER AS begins
-            FROM step WHERE verdict = 0 AND idle))
+            SELECT s.device_id, at_us, next_us, (lag(next_us) OVER (PARTITION BY s.device_id ORDER BY at_us) IS DISTINCT FROM at_us)::INTEGER AS begins
+            FROM step AS s SEMI JOIN near AS n ON s.device_id = n.device_id AND s.at_us // 3600000000 = n.hour WHERE verdict = 0 AND idle))
     GROUP BY device_id, number HAVING max(next_us) - min(at_us) >= 600000000
 ), episode AS (
     SELECT r.device_id, h.job_id, greatest(r.from_us, h.start_us) AS start_us, least(r.to_us, h.end_us) AS end_us FROM run AS r JOIN held AS h USING (device_id)

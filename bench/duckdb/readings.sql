@@ -46,12 +46,14 @@ SELECT device_id, at_us, CASE WHEN NOT is_last THEN next_us END AS next_us, CASE
        CASE WHEN NOT is_last THEN verdict_of(epoch_id <> next_epoch, next_us - at_us, next_mj - energy_mj) END AS verdict,
        next_util AS util, next_util = 0 AND next_power_mw <= 130000 AS idle, next_util > 0 AND next_slowed AS slowed,
        (next_ns - throttled_ns) // 1000 AS violation_us,
-       CASE WHEN is_first OR is_last THEN {'last': is_last, 'epoch_id': epoch_id, 'energy_mj': energy_mj, 'util': following.util,
-            'power_mw': power_mw, 'slowed': following.slowed, 'throttled_ns': throttled_ns} END AS raw
+       CASE WHEN is_first OR is_last THEN [is_last::BIGINT, epoch_id, energy_mj, following.util, power_mw, following.slowed::BIGINT, throttled_ns] END AS raw
 FROM following;
 
 INSERT INTO step
-WITH edge AS (SELECT device_id, at_us, unnest(raw) FROM step WHERE raw IS NOT NULL), following AS (
+WITH edge AS (
+    SELECT device_id, at_us, raw[1] = 1 AS is_last, raw[2] AS epoch_id, raw[3] AS energy_mj, raw[4] AS util, raw[5] AS power_mw, raw[6] = 1 AS slowed,
+           raw[7] AS throttled_ns FROM step WHERE raw IS NOT NULL
+), following AS (
     SELECT *, lead(at_us) OVER w AS next_us, lead(epoch_id) OVER w AS next_epoch, lead(energy_mj) OVER w AS next_mj,
            lead(throttled_ns) OVER w AS next_ns, lead(at_us, 2) OVER w - next_us <= $gap_us AS soon,
            coalesce(lead(util) OVER w, CASE WHEN soon THEN lead(util, 2) OVER w END) AS next_util,
@@ -61,7 +63,7 @@ WITH edge AS (SELECT device_id, at_us, unnest(raw) FROM step WHERE raw IS NOT NU
 )
 SELECT device_id, at_us, next_us, next_mj - energy_mj, verdict_of(epoch_id <> next_epoch, next_us - at_us, next_mj - energy_mj), next_util,
        next_util = 0 AND next_power_mw <= 130000, next_util > 0 AND next_slowed, (next_ns - throttled_ns) // 1000, NULL
-FROM following WHERE "last" AND next_us IS NOT NULL;
+FROM following WHERE is_last AND next_us IS NOT NULL;
 
 -- Intervals that pass the end of a piece, with the part of each that lies in it; there are few.
 CREATE OR REPLACE TEMP TABLE crossed AS

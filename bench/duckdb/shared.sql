@@ -39,17 +39,18 @@ WITH told AS (
     SELECT *, lead(from_us) OVER (PARTITION BY device_id, job_id ORDER BY from_us) AS next_us FROM matched WHERE job_id IS NOT NULL
 ), seen AS (
     SELECT i.device_id AS instance_id, b.device_id, epoch_us("at") - span_us AS from_us, epoch_us("at") AS to_us,
-           least(round(sm_active_ratio::DOUBLE * 1000000), 1000000)::BIGINT * b.slice_ppm // 1000000 AS of_board_ppm
+           least(round(sm_active_ratio::DOUBLE * 1000000), 1000000)::BIGINT * b.slice_ppm // 1000000 AS of_board_ppm, b.slice_ppm AS whole_ppm
     FROM read_parquet($files, hive_partitioning = false) AS i JOIN instance AS b ON i.device_id = b.instance_id
     WHERE i.device_id BETWEEN (SELECT min(instance_id) FROM instance WHERE device_id BETWEEN $first AND $last)
           AND (SELECT max(instance_id) FROM instance WHERE device_id BETWEEN $first AND $last)
           AND sm_active_ratio BETWEEN 0 AND 2 AND span_us BETWEEN 1 AND 300000000
 ), on_slice AS (
-    SELECT s.*, h.job_id, h.slice_ppm, greatest(from_us, start_us) AS first_us, least(to_us, end_us) AS last_us,
-           count(h.job_id) OVER i AS several,
-           sum(h.slice_ppm * (last_us - first_us)) OVER i AS held
-    FROM seen AS s LEFT JOIN slice AS h ON s.instance_id = h.instance_id AND start_us < to_us AND end_us > from_us
-    WINDOW i AS (PARTITION BY s.instance_id, from_us)
+    SELECT s.*, h.job_id, h.slice_ppm, greatest(from_us, start_us) AS first_us, least(to_us, end_us) AS last_us FROM seen AS s
+    LEFT JOIN slice AS h ON s.instance_id = h.instance_id AND start_us < to_us AND end_us > from_us
+), parted AS (
+    -- An instance that changed hands within a look, or that several share: its activity was worked while it was held. Few.
+    SELECT *, sum(slice_ppm * (last_us - first_us)) OVER (PARTITION BY instance_id, from_us) AS held FROM on_slice
+    WHERE first_us > from_us OR last_us < to_us OR slice_ppm < whole_ppm
 )
 SELECT device_id, job_id, greatest(from_us, start_us) AS from_us,
        CASE WHEN next_us IS NULL THEN least(2 * to_us - from_us, end_us) ELSE least(2 * to_us - from_us, greatest(next_us, to_us),
@@ -57,11 +58,9 @@ SELECT device_id, job_id, greatest(from_us, start_us) AS from_us,
        least(activity_ppm * (to_us - from_us) // (least(to_us, end_us) - greatest(from_us, start_us)), 1000000) AS activity_ppm, 3 AS method
 FROM following
 UNION ALL SELECT device_id, NULL, from_us, to_us, activity_ppm, 3 FROM matched WHERE job_id IS NULL
-UNION ALL
-SELECT device_id, job_id, CASE WHEN job_id IS NULL THEN from_us ELSE first_us END, CASE WHEN job_id IS NULL THEN to_us ELSE last_us END,
-       CASE WHEN job_id IS NULL THEN of_board_ppm WHEN several > 1 THEN least((of_board_ppm::HUGEINT * slice_ppm * (to_us - from_us) // held)::BIGINT, 1000000)
-            ELSE least(of_board_ppm * (to_us - from_us) // (last_us - first_us), 1000000) END, 4
-FROM on_slice;
+UNION ALL SELECT device_id, job_id, from_us, to_us, of_board_ppm, 4 FROM on_slice
+WHERE job_id IS NULL OR (first_us = from_us AND last_us = to_us AND slice_ppm >= whole_ppm)
+UNION ALL SELECT device_id, job_id, first_us, last_us, least((of_board_ppm::HUGEINT * slice_ppm * (to_us - from_us) // held)::BIGINT, 1000000), 4 FROM parted;
 
 -- Each look within each piece, and the pieces cut at all of these.
 CREATE OR REPLACE TEMP TABLE glance AS
@@ -75,6 +74,8 @@ WITH several AS (SELECT * FROM piece WHERE NOT sole), met AS (
 )
 SELECT m.piece, from_us, to_us, activity_ppm, m.method, CASE WHEN m.job_id IS NULL THEN 7 ELSE s.slot END AS slot
 FROM met AS m LEFT JOIN slot AS s ON m.piece = s.piece AND m.job_id = s.job_id;
+
+DROP TABLE look;
 
 CREATE OR REPLACE TEMP TABLE sub AS
 WITH point AS (
@@ -114,6 +115,8 @@ SELECT s.*, p.device_id, p.hour, look_method, coalesce(u1, 0) AS u1, coalesce(u2
        least(energy_mj, coalesce(b.idle_power_mw, b.accelerators * 100000) * covered_us // 1000000) AS floor_mj, energy_mj - floor_mj AS active_mj,
        covered_us = s.to_us - s.from_us AS fits
 FROM sub AS s JOIN piece AS p USING (piece) JOIN board AS b USING (device_id) LEFT JOIN active AS a ON s.sub = a.sub;
+
+DROP TABLE glance;
 
 -- Ridge least squares by board and hour, 40 sweeps over the normal equations (docs/methodology.md, shared boards), in the worker's order:
 -- those who hold nothing, then jobs. What is summed are whole numbers below 2^53, so the order of addition does not matter.
@@ -291,3 +294,5 @@ SELECT piece, sum(covered_us)::BIGINT AS covered_us,
            max(CASE WHEN known THEN look_method ELSE m4 END), max(CASE WHEN known THEN look_method ELSE m5 END),
            max(CASE WHEN known THEN look_method ELSE m6 END), max(CASE WHEN known THEN look_method ELSE m7 END)] AS method
 FROM bounded GROUP BY piece;
+
+DROP TABLE worked;
