@@ -78,9 +78,9 @@ class InstanceActivity(dy.Schema):
 
 
 class Meters(dy.Schema):
-    """One meter of the site and where it hangs: utility over PDU over node."""
+    """One meter of the site, where it hangs (utility over PDU over node), and what is said of it; a row for each time of that."""
 
-    meter_id = dy.Int32(primary_key=True)
+    meter_id = dy.Int32()
     parent_meter_id = dy.Int32(nullable=True)
     level = dy.String(check=lambda level: level.is_in(["utility", "pdu", "cdu", "node", "other"]))
     name = dy.String()
@@ -92,6 +92,9 @@ class Meters(dy.Schema):
     """Where its counter begins anew; null = it does not, or nobody knows."""
     gain_ppm = dy.Int32(min=0)
     """Its error, 90 %, parts per million of what it reads."""
+    valid_from = instant(nullable=True)
+    """What it covers, and where its counter begins anew, holds from here; null = always did. An hour goes by its start."""
+    valid_to = instant(nullable=True)
 
 
 class NodeReadings(dy.Schema):

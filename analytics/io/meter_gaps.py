@@ -14,6 +14,7 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
+from analytics.io.meter_words import said
 from analytics.io.placeholders import CHASSIS
 from analytics.model.reconcile import gap, hours_of
 from analytics.units import to_us
@@ -24,10 +25,10 @@ KNOWN_RATIO: Final = 0.99
 _SITES: Final = """
 SELECT id, name FROM sites WHERE %(site)s::text IS NULL OR name = %(site)s ORDER BY name
 """
-_METERS: Final = """
-SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, covers, node_id, gain_ppm FROM meters
+_METERS: Final = f"""
+SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, {said("covers", "%(to_at)s")} AS covers, node_id, gain_ppm FROM meters
 WHERE site_id = %(site_id)s OR node_id IN (SELECT id FROM nodes WHERE site_id = %(site_id)s)
-"""
+"""  # noqa: S608 (constants)
 _PERIODS: Final = """
 SELECT meter_id, (extract(epoch FROM from_at) * 1000000)::bigint AS from_us, (extract(epoch FROM to_at) * 1000000)::bigint AS to_us,
        energy_mj
@@ -65,14 +66,15 @@ SELECT coalesce(node_id, 0) AS node_id, (extract(epoch FROM hour_at) * 1000000):
        coalesce(sum(energy_mj) FILTER (WHERE kind = 'site'), 0)::bigint AS shared_mj
 FROM stood GROUP BY 1, 2
 """  # noqa: S608 (constants)
-_LISTED: Final = """
-SELECT sites.name AS site, coalesce(nodes.name, '') AS node, meters.name, meters.level, meters.covers, meters.bills, upper.name AS parent,
-       meters.gain_ppm, meters.wrap_mj, (SELECT max(to_at) FROM meter_readings WHERE meter_id = meters.id AND superseded_at IS NULL) AS read_to_at
+_LISTED: Final = f"""
+SELECT sites.name AS site, coalesce(nodes.name, '') AS node, meters.name, meters.level, {said("covers", "now()")} AS covers,
+       {said("bills", "now()")} AS bills, upper.name AS parent, meters.gain_ppm, {said("wrap_mj", "now()")} AS wrap_mj,
+       (SELECT max(to_at) FROM meter_readings WHERE meter_id = meters.id AND superseded_at IS NULL) AS read_to_at
 FROM meters LEFT JOIN nodes ON nodes.id = meters.node_id JOIN sites ON sites.id = coalesce(meters.site_id, nodes.site_id)
 LEFT JOIN meters AS upper ON upper.id = meters.parent_meter_id
 WHERE (%(site)s::text IS NULL OR sites.name = %(site)s) AND meters.name <> 'host'
 ORDER BY site, node, CASE meters.level WHEN 'utility' THEN 0 WHEN 'pdu' THEN 1 WHEN 'cdu' THEN 2 ELSE 3 END, meters.name
-"""
+"""  # noqa: S608 (constants)
 _KINDS: Final = {
     "meter_id": pl.Int32,
     "parent_meter_id": pl.Int32,

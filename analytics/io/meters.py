@@ -31,6 +31,8 @@ known.id AS device_id, known.uuid, known.model, known.kind, known.accelerators, 
 1000000 AS slice_ppm, NULL::integer AS idle_power_mw, NULL::timestamptz AS placed_from_at, NULL::timestamptz AS placed_to_at,
 1::smallint AS origin
 """
+_WORD: Final = """LEFT JOIN told AS of_{word} ON of_{word}.meter_id = meters.id AND of_{word}.{column} IS NOT NULL
+    AND of_{word}.valid_from <= times.at AND (of_{word}.valid_to IS NULL OR of_{word}.valid_to > times.at)"""
 _DEVICES: Final = f"""
 SELECT nodes.id AS node_id, {_LIKE_A_DEVICE} FROM nodes JOIN sites ON sites.id = nodes.site_id
 JOIN devices AS known ON known.uuid = {CHASSIS} AND known.kind = 'chassis' AND known.created_at <= %(as_of)s
@@ -41,13 +43,22 @@ JOIN devices AS known ON known.uuid = {SITE} AND known.kind = 'site' AND known.c
 WHERE shared.site_id = %(site_id)s AND {known("shared.")}
 AND shared.valid_from < %(to_at)s AND (shared.valid_to IS NULL OR shared.valid_to > %(from_at)s)
 """  # noqa: S608 (constants of this package)
-# Rows of the meter 'host' carry no power. A meter that shared IT names is no meter of the node that speaks for it.
-_METERS: Final = """
-SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, covers, CASE WHEN meters.id <> ALL (%(shared)s) THEN meters.node_id END
-       AS node_id, wrap_mj, gain_ppm
-FROM meters LEFT JOIN nodes ON nodes.id = meters.node_id
-WHERE meters.name <> 'host' AND ((bills AND meters.node_id = ANY (%(nodes)s)) OR meters.id = ANY (%(shared)s))
-"""
+# Rows of the meter 'host' carry no power. A meter that shared IT names is no meter of the node that speaks for it. A row for each time
+# in which the same is said of it, as far around the window as readings reach.
+_METERS: Final = f"""
+WITH told AS (SELECT * FROM meter_words WHERE {known()}), edges AS (
+    SELECT id AS meter_id, '-infinity'::timestamptz AS at FROM meters WHERE node_id = ANY (%(nodes)s) OR id = ANY (%(shared)s)
+    UNION SELECT meter_id, valid_from FROM told UNION SELECT meter_id, valid_to FROM told WHERE valid_to IS NOT NULL
+), times AS (SELECT meter_id, at, lead(at) OVER (PARTITION BY meter_id ORDER BY at) AS until FROM edges)
+SELECT meters.id AS meter_id, parent_meter_id, level, meters.name, coalesce(of_covers.covers, meters.covers) AS covers,
+       CASE WHEN meters.id <> ALL (%(shared)s) THEN meters.node_id END AS node_id, coalesce(of_wrap.wrap_mj, meters.wrap_mj) AS wrap_mj,
+       gain_ppm, nullif(times.at, '-infinity') AS valid_from, times.until AS valid_to
+FROM meters JOIN times ON times.meter_id = meters.id
+{" ".join(_WORD.format(word=word, column=column) for word, column in (("bills", "bills"), ("covers", "covers"), ("wrap", "wrap_mj")))}
+WHERE meters.name <> 'host' AND (meters.id = ANY (%(shared)s) OR meters.node_id = ANY (%(nodes)s) AND coalesce(of_bills.bills, meters.bills))
+AND times.at < %(to_at)s + interval '2 days' AND (times.until IS NULL OR times.until > %(from_at)s - interval '2 days')
+ORDER BY meters.id, times.at
+"""  # noqa: S608
 _MODELS: Final = f"""
 SELECT id AS model_id, node_glob, idle_mw, per_accelerator_active_ppm, error_ppm, valid_from, valid_to
 FROM overhead_models WHERE site_id = %(site_id)s AND {known()} AND {HOLDS}
@@ -110,11 +121,11 @@ def load_node_readings(
     slowest_us = max(int(epochs["cadence_us"].max() or 0), 0)  # type: ignore[arg-type]
     longest_us = min(slowest_us * policy.gaps.max_gap_cadences, policy.gaps.reach_us)
     margin = timedelta(microseconds=max(policy.margin_us, longest_us))
-    keys = meters["meter_id"].sort().to_list()
+    keys = meters["meter_id"].unique().sort().to_list()
     rows = session.rows(
         Stream.NODE, _COLUMNS, window.from_at - margin, window.to_at + margin, keys=keys, site_id=site_id
     )
-    on_node = meters.select("meter_id", "node_id")
+    on_node = meters.select("meter_id", "node_id").unique()
     usable = pl.col("energy_mj").is_not_null() | pl.col("power_mw").is_not_null()
     # Stored before more than a node can draw was refused.
     possible = pl.when(pl.col("power_mw").is_between(0, MOST_MW)).then("power_mw").alias("power_mw")

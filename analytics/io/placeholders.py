@@ -11,13 +11,14 @@ import psycopg
 
 CHASSIS: Final = "'chassis:' || sites.name || '/' || nodes.name"
 SITE: Final = "'site:' || sites.name || '/' || shared.name"
-# A node needs one if it has devices beside a meter that bills, or a model that matches its name; a model's glob is matched when it
+# A node needs one if it has devices beside a meter that bills at any time, or a model that matches its name; a model's glob is matched when it
 # is loaded, so that where a site has any, every node with devices has one.
 _CHASSIS: Final = f"""
 INSERT INTO devices (uuid, vendor, model, kind)
 SELECT {CHASSIS}, 'unknown', 'chassis', 'chassis' FROM nodes JOIN sites ON sites.id = nodes.site_id
 WHERE nodes.site_id = %(site_id)s
-AND (EXISTS (SELECT FROM meters WHERE meters.node_id = nodes.id AND bills AND meters.name <> 'host')
+AND (EXISTS (SELECT FROM meters WHERE meters.node_id = nodes.id AND meters.name <> 'host' AND (bills OR EXISTS (
+        SELECT FROM meter_words AS said WHERE said.meter_id = meters.id AND said.bills AND said.superseded_at IS NULL)))
      OR EXISTS (SELECT FROM overhead_models AS model WHERE model.site_id = nodes.site_id AND model.superseded_at IS NULL))
 AND EXISTS (SELECT FROM placements AS placed JOIN devices ON devices.id = placed.device_id AND devices.kind = 'gpu'
             WHERE placed.node_id = nodes.id AND placed.superseded_at IS NULL)

@@ -20,6 +20,7 @@ import polars as pl
 
 from analytics.frames import DeviceReadings, Devices, Epochs, Placements
 from analytics.inputs import Window
+from analytics.io.meter_words import said
 from analytics.io.open_rows import rows_made
 from analytics.model.node_balance import AUTHORITY
 from analytics.policy import Policy
@@ -43,7 +44,7 @@ _METERS: Final = f"""
 SELECT DISTINCT ON (placed.device_id) placed.device_id, meters.id AS meter_id FROM meters
 JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL
 JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node'
-WHERE meters.bills AND meters.name <> 'host' AND meters.covers IN ('it', 'all')
+WHERE {said("bills")} AND meters.name <> 'host' AND {said("covers")} IN ('it', 'all')
 AND NOT EXISTS (SELECT FROM shared_it WHERE shared_it.meter_id = meters.id AND shared_it.superseded_at IS NULL)
 ORDER BY placed.device_id, array_position(ARRAY[{", ".join(f"'{name}'" for name in AUTHORITY)}], meters.name), meters.name, meters.id
 """  # noqa: S608 (constants)

@@ -18,8 +18,8 @@
     idle:
       - {policy: proportional, basis: time, from: 2026-01-01}
 
-A section that is there is all that holds of its kind; one that is not there stays as it is known. What is said of meters is not dated:
-``from`` is since when hours are closed again by it, all of them without one.
+A section that is there is all that holds of its kind; one that is not there stays as it is known. What is said of meters is the
+exception: an entry holds from its ``from`` until the next one of its meter, and what it does not speak of stays as it is known.
 """
 
 from __future__ import annotations

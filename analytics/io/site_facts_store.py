@@ -1,6 +1,6 @@
-"""Stores a file of site facts as dated rows. A changed file supersedes rows, it updates none; meters, which are identities, it describes.
+"""Stores a file of site facts as dated rows. A changed file supersedes rows, it updates none; only meters it describes.
 
-Only hours that a changed fact reaches are closed again.
+What the books ask of meters of nodes is dated like all else (``meter_words``). Only hours that a changed fact reaches are closed again.
 """
 # ruff: noqa: S608 - the SQL is made of this module's own names; what a file says travels as parameters
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 
+from analytics.io.meter_words import Span, say
 from analytics.io.site_facts import EVER, OVERHEAD_ERROR_PPM, POWER_ERROR_PPM, Fact, SiteFacts, SiteFactsError
 from analytics.io.yaml_lines import Fault
 
@@ -193,20 +194,15 @@ def _changed(
         )
 
 
-_SAID: Final = {
-    "bills": "bills",
-    "level": "level",
-    "covers": "covers",
-    "error_percent": "gain_ppm",
-    "wrap_kwh": "wrap_mj",
-}
-_BOOKS: Final = frozenset({"bills", "covers", "wrap_mj"})
-"""What of a meter the books are made with; the rest is for comparing."""
+_DESCRIBED: Final = {"level": "level", "gain_ppm": "error_percent"}
+"""What of a meter is for comparing: it is written over, and closes no hour again."""
+_WORDS: Final[Mapping[LiteralString, str]] = {"bills": "bills", "covers": "covers", "wrap_mj": "wrap_kwh"}
+"""What the books are made with: of meters of nodes it is dated. Those of the site are in no books but by what they were read."""
 
 
 def _meters(connection: psycopg.Connection[Any], facts: Sequence[Fact], names: _Names, now: datetime) -> int:
     """Describe meters that are known, make those of the site that are not, and hang them where they hang."""
-    described, since = 0, list[datetime]()
+    described, spans = 0, list[Span]()
     for fact in facts:
         names.resolved([fact], lambda *_: ())
         if fact["node"] is None and fact["level"] is not None:
@@ -220,29 +216,54 @@ def _meters(connection: psycopg.Connection[Any], facts: Sequence[Fact], names: _
             [fact], lambda fact, all_names: (all_names.meter(fact), all_names.of_kind("meter", fact["parent"]))
         )
         meter, parent = found
-        said = {column: fact[key] for key, column in _SAID.items() if fact[key] is not None}
-        if parent is not None:
-            said["parent_meter_id"] = parent
-        if meter is None or not said:
+        if meter is None:
             continue
-        differs = " OR ".join(f"{column} IS DISTINCT FROM %({column})s" for column in said)
-        sets = ", ".join(f"{column} = %({column})s" for column in said)
-        known = connection.execute(
-            f"SELECT {', '.join(said)} FROM meters WHERE id = %(id)s AND ({differs})".encode(), {**said, "id": meter}
-        ).fetchone()
-        if known is not None:
-            connection.execute(f"UPDATE meters SET {sets} WHERE id = %(id)s".encode(), {**said, "id": meter})
-            described += 1
-            before = dict(zip(said, known, strict=True))
-            if any(column in _BOOKS and before[column] != said[column] for column in said):
-                since.append(fact["from"] or EVER)
+        of_site = _WORDS if fact["node"] is None else {}
+        values = {column: fact[key] for column, key in {**_DESCRIBED, **of_site}.items() if fact[key] is not None}
+        if parent is not None:
+            values["parent_meter_id"] = parent
+        is_new = bool(values) and _described(connection, meter, values)
+        for word in _WORDS if fact["node"] is not None else ():
+            if fact[_WORDS[word]] is not None:
+                told = say(connection, meter, word, fact[_WORDS[word]], _said_for(fact, facts, _WORDS[word]), now)
+                is_new |= bool(told)
+                spans += told
+                if told and _is_a_device(connection, meter):
+                    spans.append((EVER, None))
+        described += is_new
     names.faults.extend(fresh.faults)
     _no_circle(connection, names)
     if names.faults:
         raise SiteFactsError(tuple(sorted(names.faults)))
-    if since:
-        _changed(connection, names.site_id, "meters", [(min(since), None)], now)
+    _changed(connection, names.site_id, "meters", spans, now)
     return described
+
+
+def _described(connection: psycopg.Connection[Any], meter: int, values: Mapping[str, Any]) -> bool:
+    differs = " OR ".join(f"{column} IS DISTINCT FROM %({column})s" for column in values)
+    sets = ", ".join(f"{column} = %({column})s" for column in values)
+    query = f"UPDATE meters SET {sets} WHERE id = %(id)s AND ({differs})"
+    return connection.execute(query.encode(), {**values, "id": meter}).rowcount > 0
+
+
+def _said_for(fact: Fact, facts: Sequence[Fact], key: str) -> Span:
+    """Return since when an entry's word holds, and until when: the next entry of the file that says another of the same meter."""
+    since = fact["from"] or EVER
+    others = (
+        other["from"] or EVER
+        for other in facts
+        if (other["node"], other["meter"]) == (fact["node"], fact["meter"]) and other[key] is not None
+    )
+    return since, min((at for at in others if at > since), default=None)
+
+
+def _is_a_device(connection: psycopg.Connection[Any], meter: int) -> bool:
+    """Say whether the meter's node is booked as one device: of that all hours go by the word that holds without an end."""
+    query = (
+        "SELECT FROM meters JOIN placements AS placed ON placed.node_id = meters.node_id AND placed.superseded_at IS NULL "
+        "JOIN devices ON devices.id = placed.device_id AND devices.kind = 'node' WHERE meters.id = %s LIMIT 1"
+    )
+    return connection.execute(query, [meter]).fetchone() is not None
 
 
 def _no_circle(connection: psycopg.Connection[Any], names: _Names) -> None:

@@ -95,18 +95,21 @@ def book_beyond(
     chassis = pl.concat([chassis, as_meters]).unique("node_id", keep="first", maintain_order=True)
     keys = KeySpace.around(from_us, to_us, policy.gaps.reach_us)
     read_boards = reader(meters)
-    of_nodes = metered(facts.readings, facts.epochs, facts.meters, keys, policy)
+    known = _dated(facts.meters)
+    of_nodes = metered(facts.readings, facts.epochs, known, keys, policy)
     read_meters = _both(reader(of_nodes), read_boards)
     # What cools a node is none of its own.
     its_own = pl.col("node_id").is_not_null() & (pl.col("covers") != "cooling")
     told = pl.concat(
         [
-            facts.meters.filter(its_own).select("meter_id", "node_id", "name", "covers"),
+            known.filter(its_own).select("meter_id", "node_id", "name", "covers", "from_us", "to_us"),
             as_meters.select(
                 (-pl.col("device_id")).alias("meter_id"),
                 "node_id",
                 pl.lit("import").alias("name"),
                 pl.lit("it").alias("covers"),
+                pl.lit(0, dtype=pl.Int64).alias("from_us"),
+                pl.lit(_ALWAYS_US, dtype=pl.Int64).alias("to_us"),
             ),
         ]
     )
@@ -161,7 +164,10 @@ def _board_hours(pieces: pl.DataFrame, boards: pl.DataFrame) -> pl.DataFrame:
 
 
 def _dated(facts: pl.DataFrame) -> pl.DataFrame:
-    start, end = pl.col("valid_from").dt.epoch("us"), pl.col("valid_to").dt.epoch("us").fill_null(_ALWAYS_US)
+    start, end = (
+        pl.col(name).dt.epoch("us").fill_null(open_us)
+        for name, open_us in (("valid_from", 0), ("valid_to", _ALWAYS_US))
+    )
     return facts.with_columns(start.alias("from_us"), end.alias("to_us")).drop("valid_from", "valid_to")
 
 

@@ -63,15 +63,23 @@ class NodeMeters:
     """The meters of nodes with boards, and how both sides are read."""
 
     meters: pl.DataFrame
-    """meter_id, node_id, name, covers; those that bill."""
+    """meter_id, node_id, name, covers, from_us, to_us: those that bill, in hours that begin in [from, to)."""
     read_meters: Read
     """``device_id`` is the meter's id."""
     read_boards: Read
 
 
+def in_force(hours: pl.DataFrame, meters: pl.DataFrame) -> pl.DataFrame:
+    """Return the node hours with each meter of :class:`NodeMeters` that is one of theirs in that hour."""
+    both = hours.join(meters, on="node_id", how="inner", suffix=":meter")
+    return both.filter(
+        (pl.col("from_us:meter") <= pl.col("hour_us")) & (pl.col("to_us:meter") > pl.col("hour_us"))
+    ).drop("from_us:meter", "to_us:meter")
+
+
 def speaking_meters(hours: pl.DataFrame, meters: pl.DataFrame, read: Read) -> pl.DataFrame:
     """Return per node hour the first meter that speaks in it, with what it shows of the hour."""
-    asked = hours.select(*NODE_HOUR, "from_us", "to_us").join(meters, on="node_id", how="inner")
+    asked = in_force(hours.select(*NODE_HOUR, "from_us", "to_us"), meters)
     if asked.is_empty():
         empty = {"energy_mj": pl.Int64, "gap_mj": pl.Int64, "covered_us": pl.Int64, "gauge": pl.Boolean}
         return asked.with_columns(

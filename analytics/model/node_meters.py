@@ -25,7 +25,7 @@ ACCELERATORS: Final = 64
 def metered(
     readings: pl.DataFrame, epochs: pl.DataFrame, meters: pl.DataFrame, keys: KeySpace, policy: Policy
 ) -> list[Meter]:
-    """Return the meters of node readings, with the meter's id as ``device_id``. ``meters``: meter_id, wrap_mj."""
+    """Return the meters of node readings, with the meter's id as ``device_id``. ``meters``: meter_id, wrap_mj, and from_us, since when that holds."""
     if readings.is_empty():
         return []
     absent = {"gpu_util_percent": pl.Int16, "clocks_event_reasons": pl.Int64, "throttled_ns": pl.Int64}
@@ -38,13 +38,15 @@ def metered(
         *(pl.lit(None, dtype=kind).alias(name) for name, kind in absent.items()),
     )
     patient = replace(policy, gaps=replace(policy.gaps, max_gap_us=policy.gaps.node_max_gap_us))
-    known = meters.select(
-        pl.col("meter_id").alias("device_id"),
-        pl.lit(ACCELERATORS, dtype=pl.Int32).alias("accelerators"),
-        pl.lit(None, dtype=pl.Int32).alias("idle_power_mw"),
+    of_each = meters.select(pl.col("meter_id").alias("device_id"), "wrap_mj", "from_us").with_columns(
+        pl.lit(ACCELERATORS, dtype=pl.Int32).alias("accelerators")
     )
+    known = of_each.unique("device_id").select(
+        "device_id", "accelerators", pl.lit(None, dtype=pl.Int32).alias("idle_power_mw")
+    )
+    since = keys.key(pl.col("device_id"), pl.max_horizontal("from_us", pl.lit(keys.base_us)))
+    wraps = of_each.select("device_id", "accelerators", "wrap_mj", since.alias("key"))
     lines, _ = timelines(readings, epochs, keys, patient)
-    wraps = known.select("device_id", "accelerators").hstack(meters.select("wrap_mj"))
     return [meter(unwrapped(line, wraps, patient), known, keys, patient) for line in lines]
 
 

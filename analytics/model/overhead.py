@@ -17,7 +17,15 @@ import polars as pl
 from analytics.frames import HOLDER_IDLE, PLATFORM_OVERHEAD
 from analytics.model.findings import SCHEMA, to_json
 from analytics.model.money import spread
-from analytics.model.node_balance import NODE_HOUR, STEPS_US, NodeMeters, metered_balance, part_balance, speaking_meters
+from analytics.model.node_balance import (
+    NODE_HOUR,
+    STEPS_US,
+    NodeMeters,
+    in_force,
+    metered_balance,
+    part_balance,
+    speaking_meters,
+)
 from analytics.model.overhead_models import modelled_balance
 from analytics.units import US_PER_HOUR
 
@@ -197,7 +205,7 @@ def _unknown(hours: pl.DataFrame, balance: pl.DataFrame, chassis: pl.DataFrame, 
     known = balance.filter((pl.col("overhead_mj") >= 0) & pl.col("reason").is_null()).select(
         *NODE_HOUR, "known_us", "method"
     )
-    asked = hours.join(meters.select("node_id").unique(), on="node_id", how="semi")
+    asked = hours.join(in_force(hours, meters), on=NODE_HOUR, how="semi")
     open_us = pl.col("to_us") - pl.col("from_us") - pl.col("known_us").fill_null(0)
     return (
         asked.join(known, on=NODE_HOUR, how="left")

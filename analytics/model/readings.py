@@ -234,14 +234,16 @@ def most_mj(max_power_mw: pl.Expr, dt_us: pl.Expr, policy: Policy) -> pl.Expr:
 
 
 def unwrapped(line: Timeline, wraps: pl.DataFrame, policy: Policy) -> Timeline:
-    """Return the timeline with counters going on where they began anew at their known limit. ``wraps``: device_id, wrap_mj, accelerators.
+    """Return the timeline with counters going on where they began anew at their known limit.
+
+    ``wraps``: device_id, key, wrap_mj, accelerators: from the key on, until the device's next row.
 
     A fall inside a segment is a wrap if what it would be then is possible, and no more than ten times the power of the interval before
     it or after it; else it stays a fall: a controller that was started again would otherwise invent a counter's worth of energy.
     """
-    wraps = wraps.filter(pl.col("wrap_mj").is_not_null())
     value, key = pl.col("value"), pl.col("key")
-    rows = line.rows.filter(pl.col("device_id").is_in(wraps["device_id"].implode()))
+    wrapping = wraps.filter(pl.col("wrap_mj").is_not_null())["device_id"].unique()
+    rows = line.rows.filter(pl.col("device_id").is_in(wrapping.implode()))
     of_one = pl.struct("device_id", "segment")
     same = (of_one == of_one.shift()).fill_null(value=False)
     falls = same & (value < value.shift())
@@ -273,7 +275,7 @@ def unwrapped(line: Timeline, wraps: pl.DataFrame, policy: Policy) -> Timeline:
         dt.shift(-1).alias("dt:after"),
         grown.shift(-1).alias("grown:after"),
         (same & same.shift(-1)).fill_null(value=False).alias("beside:after"),
-    ).join(wraps, on="device_id", how="left", maintain_order="left")
+    ).join_asof(wraps.sort("key"), on="key", by="device_id", check_sortedness=False)
     known = (pl.col("beside:before") & rate[0]) | (pl.col("beside:after") & rate[1])
     wrapped = pl.col("falls") & possible & (known | ~beside)
     lifts = steps.select(

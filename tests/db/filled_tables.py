@@ -23,6 +23,9 @@ _GIVEN: Final[dict[str, object]] = {
     "capacity_holds.device_id": None,
     "assets.node_id": None,
     "idle_policies.tenant_id": None,
+    "meter_words.bills": True,
+    "meter_words.covers": None,
+    "meter_words.wrap_mj": None,
 }
 """By table.column, where one value of its type is not as good as any other."""
 

@@ -38,7 +38,7 @@ WORKER = {
     "r": "alembic_version allocations api_calls assets bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours "
     "dead_letters device_events engines epochs "
     "fabric_ports facility_factors fx_rates hold_events idle_policies imported_charges imports invoice_totals intensity job_ends job_reports "
-    "ledger_periods line_disputes meter_readings meters node_events nodes overhead_models period_hours placements prices queue_entries queue_reasons rejections shared_it sites spans spools store_layout tariffs tenant_details tenant_moves tenants topology",
+    "ledger_periods line_disputes meter_readings meter_words meters node_events nodes overhead_models period_hours placements prices queue_entries queue_reasons rejections shared_it sites spans spools store_layout tariffs tenant_details tenant_moves tenants topology",
     "rd": "call_keys late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "bill_spans changes tenant_minutes",

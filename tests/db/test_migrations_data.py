@@ -120,3 +120,21 @@ def test_ends_of_jobs_from_before_they_were_dated_were_always_known(db: Database
     kept = fleet.rows(f"SELECT job_id, ended_at, {seen}, superseded_at IS NULL FROM job_ends ORDER BY 1, 2")
     later = HOUR_AT + 2 * HOUR
     assert kept == [(ended, HOUR_AT + HOUR, True, False), (ended, later, False, True), (runs, later, False, True)]
+
+
+def test_words_of_meters_that_hold_without_an_end_go_back_into_their_rows(db: Database) -> None:
+    fleet = small_fleet(db)
+    ((meter,),) = fleet.rows("INSERT INTO meters (node_id, name) VALUES (%s, 'ac') RETURNING id", fleet.node_id)
+    for word, value, end in (("bills", True, HOUR_AT), ("bills", False, None), ("wrap_mj", 7, None)):
+        fleet.rows(
+            f"INSERT INTO meter_words (meter_id, {word}, valid_from, valid_to) VALUES (%s, %s, %s, %s) RETURNING 1",
+            *(meter, value, HOUR_AT - HOUR if end else HOUR_AT, end),
+        )
+    fleet.rows(
+        "INSERT INTO meter_words (meter_id, covers, valid_from, superseded_at) VALUES (%s, 'part', %s, now()) RETURNING 1",
+        *(meter, HOUR_AT),
+    )
+    migrate.downgrade(db.url, "0059_moved_told")
+    assert fleet.rows("SELECT bills, covers, wrap_mj FROM meters WHERE id = %s", meter) == [(False, "it", 7)]
+    migrate.upgrade(db.url)
+    assert fleet.rows("SELECT count(*) FROM meter_words") == [(0,)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +10,9 @@ import pytest
 
 from analytics.inputs import Window
 from analytics.io.load import load_batch
+from analytics.io.recompute import recompute
+from analytics.io.site_facts import check
+from analytics.io.site_facts_store import apply
 from analytics.jobs import HourCloser, WorkerSettings
 from analytics.pipeline import close_hours
 from analytics.policy import Policy
@@ -128,6 +131,35 @@ def test_of_two_meters_of_a_node_one_bills(fleet: SmallFleet) -> None:
     node_rows(fleet, meter(fleet, "ac"), 400)
     HourCloser(fleet.database, SETTINGS).run(LATER)
     assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
+
+
+def test_a_meter_that_bills_from_an_hour_on_moves_that_hour_alone(fleet: SmallFleet) -> None:
+    node_rows(fleet, meter(fleet, "ac"), 400)
+    node_rows(fleet, meter(fleet, "dc"), 380)
+    closer = HourCloser(fleet.database, SETTINGS)
+    closer.run(LATER)
+    assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
+
+    def say(since: datetime) -> int:
+        text = f"meters:\n  - {{node: n1, meter: ac, bills: false, from: {since:%Y-%m-%dT%H:%MZ}}}\n"
+        with fleet.database.connect("owner") as connection:
+            apply(connection, check(text), "s1", LATER)
+        closer.run(LATER)
+        ((revision,),) = fleet.rows("SELECT revision FROM ledger_hours WHERE hour_at = %s", HOUR_AT)
+        return int(revision)
+
+    # An hour goes by what holds as it begins.
+    assert say(HOUR_AT + timedelta(minutes=1)) == 1
+    assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 300 * HOUR_MJ, 0)]
+    assert say(HOUR_AT) == 2
+    assert usage(fleet)[1:] == [("chassis:s1/n1", "platform:overhead", 280 * HOUR_MJ, 0)]
+    # The first revision comes out as it was, of what was known to it.
+    with fleet.database.connect("worker", autocommit=True) as connection:
+        found = [
+            recompute(fleet.database, connection, None, "s1", run_id)
+            for (run_id,) in fleet.rows("SELECT id FROM ledger_runs WHERE hour_at = %s ORDER BY id", HOUR_AT)
+        ]
+    assert {(each.revision, each.is_same, each.why) for each in found} == {(1, True, ""), (2, True, "")}
 
 
 def test_a_register_that_begins_anew_goes_on_where_its_limit_is_known(fleet: SmallFleet) -> None:

@@ -114,3 +114,44 @@ def test_which_meter_bills_matters_to_the_books_and_where_it_hangs_does_not(flee
 def test_words_of_meters_reach_back_as_far_as_they_say(fleet: SmallFleet) -> None:
     applied(fleet, "meters:\n  - {node: n1, meter: redfish, bills: false, from: 2026-11-01}\n")
     assert fleet.rows("SELECT kind, from_at::date::text FROM changes") == [("meters", "2026-11-01")]
+
+
+WORDS = (
+    "SELECT bills, covers, valid_from::date::text, valid_to::date::text FROM meter_words WHERE superseded_at IS NULL "
+    "ORDER BY covers NULLS FIRST, valid_from"
+)
+
+
+def test_a_word_of_a_meter_takes_the_place_of_what_was_known_for_its_own_time(fleet: SmallFleet) -> None:
+    applied(fleet, "meters:\n  - {node: n1, meter: redfish, bills: false, from: 2026-11-01}\n")
+    assert fleet.rows(WORDS) == [(False, None, "2026-11-01", None)]
+    # Of its time only: what is said of November stays, and it covers what it did.
+    both = "  - {node: n1, meter: redfish, bills: true, covers: all, from: 2026-12-01}\n"
+    assert applied(fleet, f"meters:\n{both}").meters_described == 1
+    known = [(False, None, "2026-11-01", "2026-12-01"), (True, None, "2026-12-01", None)]
+    assert fleet.rows(WORDS) == [*known, (None, "all", "2026-12-01", None)]
+    ends = "SELECT from_at::date::text FROM changes ORDER BY id"
+    assert fleet.rows(ends) == [("2026-11-01",), ("2026-12-01",)]
+    assert applied(fleet, f"meters:\n{both}") == Applied(0, 0, 0)
+    # Two entries of one file follow each other; that of November says what is known.
+    earlier = "  - {node: n1, meter: redfish, bills: false, from: 2026-10-01}\n"
+    assert applied(fleet, f"meters:\n{both}{earlier}").meters_described == 1
+    assert fleet.rows(WORDS)[:2] == [(False, None, "2026-10-01", "2026-12-01"), (True, None, "2026-12-01", None)]
+    told = "SELECT from_at::date::text, to_at::date::text FROM changes ORDER BY id DESC LIMIT 1"
+    assert fleet.rows(told) == [("2026-10-01", "2026-11-01")]
+    assert fleet.rows("SELECT count(*) FROM meter_words WHERE superseded_xid IS NOT NULL") == [(2,)]
+    # The meter's own row is what it was made with.
+    assert fleet.rows("SELECT bills, covers FROM meters WHERE name = 'redfish'") == [(True, "it")]
+
+
+def test_what_is_said_of_a_meter_of_the_site_is_in_no_books_and_closes_nothing(fleet: SmallFleet) -> None:
+    applied(fleet, "meters:\n  - {meter: grid, level: utility}\n")
+    assert applied(fleet, "meters:\n  - {meter: grid, covers: it}\n").meters_described == 1
+    assert fleet.rows("SELECT covers FROM meters WHERE name = 'grid'") == [("it",)]
+    assert fleet.rows("SELECT count(*) FROM changes") == fleet.rows("SELECT count(*) FROM meter_words") == [(0,)]
+
+
+def test_of_a_node_booked_as_one_device_a_word_counts_for_all_hours(fleet: SmallFleet) -> None:
+    fleet.rows("UPDATE devices SET kind = 'node' RETURNING 1")
+    applied(fleet, "meters:\n  - {node: n1, meter: redfish, bills: false, from: 2026-11-01}\n")
+    assert fleet.rows("SELECT min(from_at)::date::text FROM changes") == [("1970-01-01",)]

@@ -308,7 +308,9 @@ def test_a_node_meter_that_wraps_counts_what_one_that_does_not_counts(seed: int,
         ((line, *others), _) = timelines(readings, epochs, keys, policy)
         assert not others
         device = line.rows["device_id"].unique()
-        wraps = pl.DataFrame({"device_id": device, "wrap_mj": pl.Series([limit], dtype=pl.Int64), "accelerators": [4]})
+        wraps = pl.DataFrame(
+            {"device_id": device, "wrap_mj": pl.Series([limit], dtype=pl.Int64), "accelerators": [4], "key": [0]}
+        )
         devices = wraps.with_columns(idle_power_mw=pl.lit(None, dtype=pl.Int32)).cast({"accelerators": pl.Int32})
         found = meter(unwrapped(line, wraps, policy), devices, keys, policy)
         assert found.holes.is_empty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -81,6 +82,7 @@ def _overhead(
     users: pl.DataFrame,
     *,
     named: Sequence[tuple[int, str, str]] = ((METER, "redfish", "it"),),
+    held: Mapping[int, tuple[int, int]] = MappingProxyType({}),
     placed: pl.DataFrame | None = None,
     models: pl.DataFrame | None = None,
     gauge: bool = False,
@@ -116,8 +118,15 @@ def _overhead(
         ),
         NodeMeters(
             pl.DataFrame(
-                [(meter, NODE, name, covers) for meter, name, covers in named],
-                schema={"meter_id": pl.Int32, "node_id": pl.Int32, "name": pl.String, "covers": pl.String},
+                [(meter, NODE, name, covers, *held.get(meter, (0, 2**61))) for meter, name, covers in named],
+                schema={
+                    "meter_id": pl.Int32,
+                    "node_id": pl.Int32,
+                    "name": pl.String,
+                    "covers": pl.String,
+                    "from_us": pl.Int64,
+                    "to_us": pl.Int64,
+                },
                 orient="row",
             ),
             _read(meters, gauge=gauge, gap_mj=gap_mj),
@@ -497,3 +506,24 @@ def test_a_stay_that_ends_within_a_minute_counts_to_its_end() -> None:
     found = _overhead({1: (300, WHOLE)}, {METER: (500, WHOLE)}, _users((1, "job:1", 1_080_000_000)), placed=stays)
     mine = found.rows.filter(device_id=CHASSIS)
     assert mine.select("energy_mj", "spanned_us").rows() == [(369_000_000, 1_845 * US_PER_SECOND)]
+
+
+@pytest.mark.parametrize(
+    ("held", "watts"), [((0, 2**61), 700), ((0, 1), 700), ((1, 2**61), 600), ((-US_PER_HOUR, 0), 600)]
+)
+def test_what_is_said_of_a_meter_holds_for_hours_that_begin_in_its_time(held: tuple[int, int], watts: int) -> None:
+    # The wall's 1,000 W, where it bills; else the 900 W of the supplies; less 300 W of the board.
+    found = _overhead(
+        {1: (300, WHOLE)},
+        {METER: (1000, WHOLE), 8: (900, WHOLE)},
+        _users((1, "job:1", 1)),
+        named=((METER, "ac", "it"), (8, "dc", "it")),
+        held={METER: held},
+    )
+    assert _by_holder(found) == {"job:1": watts * 3_600_000}
+
+
+def test_a_node_whose_meter_does_not_bill_in_an_hour_lacks_no_overhead_there() -> None:
+    found = _overhead({1: (300, WHOLE)}, {METER: (1000, WHOLE)}, _users((1, "job:1", 1)), held={METER: (1, 2**61)})
+    assert found.rows.is_empty()
+    assert found.quality.is_empty()

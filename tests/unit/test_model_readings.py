@@ -124,8 +124,10 @@ def test_readings_beyond_the_reach_are_left_out_and_at_its_ends_are_not() -> Non
 def unwrap(*told: tuple[float, int], accelerators: int = 8) -> list[int]:
     """The values of a register of 32 bits from (second, mJ)."""
     (line,), _ = lines([{**reading(1, second), "energy_mj": value} for second, value in told])
-    kinds = {"device_id": pl.Int32, "wrap_mj": pl.Int64, "accelerators": pl.Int32}
-    wraps = pl.DataFrame({"device_id": [1], "wrap_mj": [WRAP], "accelerators": [accelerators]}, schema=kinds)
+    kinds = {"device_id": pl.Int32, "key": pl.Int64, "wrap_mj": pl.Int64, "accelerators": pl.Int32}
+    wraps = pl.DataFrame(
+        {"device_id": [1], "key": [0], "wrap_mj": [WRAP], "accelerators": [accelerators]}, schema=kinds
+    )
     return values(unwrapped(line, wraps, POLICY))
 
 

@@ -26,7 +26,8 @@ def _meter(*told: tuple[float, int], wrap_mj: int | None = WRAP, more: tuple[tup
         {"device_id": [1, 2], "accelerators": [8, 8], "idle_power_mw": [None, None]},
         schema={"device_id": pl.Int32, "accelerators": pl.Int32, "idle_power_mw": pl.Int32},
     )
-    wraps = devices.select("device_id", "accelerators", pl.Series("wrap_mj", [wrap_mj, None], dtype=pl.Int64))
+    limits = pl.Series("wrap_mj", [wrap_mj, None], dtype=pl.Int64)
+    wraps = devices.select("device_id", "accelerators", limits, pl.lit(0, dtype=pl.Int64).alias("key"))
     return meter(unwrapped(line, wraps, POLICY), devices, keys, POLICY)
 
 
@@ -69,3 +70,21 @@ def test_a_step_possible_for_the_node_but_not_at_the_power_around_it_is_a_start_
 def test_a_register_beside_it_that_does_not_wrap_is_left_alone() -> None:
     found = _meter((0, WRAP - 6), (10, 10), more=((0, 500), (10, 700)))
     assert (_grown(found, 1), _grown(found, 2)) == (16, 200)
+
+
+def test_a_limit_holds_from_when_it_is_said_to() -> None:
+    told = ((0, WRAP - 20), (10, 0), (20, 20), (30, WRAP - 20), (40, 0))
+    readings = table(DeviceReadings, [{**reading(1, second), "energy_mj": value} for second, value in told])
+    keys = KeySpace.around(to_us(HOUR), to_us(HOUR + timedelta(hours=1)), POLICY.gaps.reach_us)
+    (line,), _ = timelines(readings, table(Epochs, [epoch()]), keys, POLICY)
+    since = line.rows["key"].to_list()
+
+    def grown(*limits: tuple[int, int | None]) -> list[int]:
+        kinds = {"device_id": pl.Int32, "key": pl.Int64, "wrap_mj": pl.Int64, "accelerators": pl.Int32}
+        wraps = pl.DataFrame([(1, key, limit, 8) for key, limit in limits], schema=kinds, orient="row")
+        return list(unwrapped(line, wraps, POLICY).rows["value"])
+
+    # The fall that ends at 10 s, and the one that ends at 40 s.
+    assert grown((0, None), (since[1], WRAP), (since[4], None))[1:2] == [WRAP]
+    assert grown((0, WRAP), (since[1], None))[1:2] == [0]
+    assert grown((0, None), (since[4] + 1, WRAP)) == [value for _, value in told]

@@ -4,7 +4,7 @@ Meters themselves are identities (:mod:`ingest.store.tables.reference`); reading
 rows, told by people or by a building's own system. It holds no money: what an asset costs is not here.
 """
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Index, Integer, Table, Text
 
 from ingest.store.tables.columns import (
     column,
@@ -35,6 +35,24 @@ meter_readings = Table(
     Index("meter_readings_meter_ix", "meter_id", "from_at"),
     CheckConstraint("from_at < to_at AND energy_mj >= 0", name="period"),
     comment="Energy of one period of a site's meter (utility, PDU, CDU). A correction is a new row; periods known never overlap.",
+)
+
+_OTHER = "as of its meter; null = the row says something else"
+
+meter_words = Table(
+    "meter_words",
+    metadata,
+    surrogate_id(),
+    reference("meter_id", "meters"),
+    column("bills", Boolean, nullable=True, comment=_OTHER),
+    column("covers", Text, nullable=True, comment=_OTHER),
+    column("wrap_mj", BigInteger, nullable=True, comment=f"millijoules, {_OTHER}"),
+    *dated_twice(),
+    Index("meter_words_meter_ix", "meter_id"),
+    CheckConstraint("num_nonnulls(bills, covers, wrap_mj) = 1", name="one"),
+    CheckConstraint("covers IN ('it', 'part', 'cooling', 'all')", name="covers"),
+    CheckConstraint("wrap_mj > 0", name="amounts"),
+    comment="What is said of a node's meter, one word a row; where nothing is said its row in meters holds.",
 )
 
 overhead_models = Table(
