@@ -10,11 +10,12 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 import polars as pl
 import psycopg
 
+from analytics.closing.halves import Helper, map_shards
 from analytics.closing.minutes import make_minutes
 from analytics.closing.request import PATIENCE, Computed, Done, MinutesTask, Task, Told
 from analytics.errors import BooksError
@@ -28,14 +29,13 @@ from analytics.io.runs import HourState, Run, Saved
 from analytics.io.save import HourBooks, SilencesTold, save_hour
 from analytics.io.save_rated import RatedBooks, save_rated
 from analytics.io.segments import raise_refused
+from analytics.model.holding import Resolved
 from analytics.pipeline import HourResult, Rated, Shard, map_devices, rate_hours, reduce_shards, resolve_holds
+from analytics.policy import Policy
 from analytics.shards import resolved_of
 from ingest.store.segments import SegmentExpiredError
 
 log = logging.getLogger(__name__)
-
-
-_OURS: Final = (Saved.WRITTEN, Saved.UNCHANGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,13 @@ class _Books:
 class Here:
     """Closes in the process it is called in: what a child does, and a test whose hours are small."""
 
-    def __init__(self, rows: OpenRows | None = None) -> None:
-        """``rows``: what is kept of open hours between two tasks; without, each look at one reads all of it."""
+    def __init__(self, rows: OpenRows | None = None, helper: Helper | None = None) -> None:
+        """``rows``: what is kept of open hours between two tasks; without, each look at one reads all of it.
+
+        ``helper``: who is asked for half of an hour that may be shared.
+        """
         self._rows = rows
+        self._helper = helper
 
     def close(self, task: Task) -> Iterator[Told]:
         """Tell of each hour of a task what became of it; raises psycopg.OperationalError where the database is gone."""
@@ -63,18 +67,21 @@ class Here:
                 return
             for part in parted(connection, task.batch, settings.device_hours_per_load):
                 at_once = task.devices_at_once * len(task.batch.hours) // len(part.hours)
-                yield from _close(connection, replace(task, batch=part, devices_at_once=at_once), self._rows)
+                helper = self._helper if task.is_shared and len(part.hours) == 1 else None
+                yield from _close(connection, replace(task, batch=part, devices_at_once=at_once), self._rows, helper)
 
     def make_minutes(self, task: MinutesTask) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or other books came."""
-        return make_minutes(task, self._rows)
+        return make_minutes(task, self._rows, self._helper if task.is_shared else None)
 
 
-def _close(connection: psycopg.Connection[Any], task: Task, rows: OpenRows | None = None) -> Iterator[Told]:
+def _close(
+    connection: psycopg.Connection[Any], task: Task, rows: OpenRows | None = None, helper: Helper | None = None
+) -> Iterator[Told]:
     hours, began_ns = task.batch.hours, time.time_ns()
     look = rows.look(hours[0].site_id, hours[0].hour_at) if rows is not None and task.is_at_hand else None
     try:
-        books = _compute(connection, task, look)
+        books = _compute(connection, task, look, helper)
     except MemoryError:
         raise  # the process is to end for it: what is too large for it is tried again with fewer devices at a time
     # Broad: what one site's data can provoke, from a row that fits no frame to memory that does not suffice,
@@ -97,13 +104,25 @@ def _close(connection: psycopg.Connection[Any], task: Task, rows: OpenRows | Non
         return
     yield Computed(hours, began_ns, time.time_ns())
     for done in _save(connection, task, books):
-        # Of an hour that had provisional books before, and has none by somebody else now: what changes of it is remembered until it is closed.
-        if rows is not None and look is not None and done.hour.status == "provisional" and done.saved in _OURS:
+        if rows is not None and look is not None and done.is_kept:
             rows.keep(look)
         yield replace(done, is_read_whole=look is not None and look.is_whole)
 
 
-def _compute(connection: psycopg.Connection[Any], task: Task, look: Look | None = None) -> _Books:
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """Maps some devices; who held what of them was resolved with everybody else's."""
+
+    policy: Policy
+    resolved: Resolved
+
+    def of(self, part: UsageInputs) -> Shard:
+        return map_devices(part, self.policy, resolved=self.resolved)
+
+
+def _compute(
+    connection: psycopg.Connection[Any], task: Task, look: Look | None = None, helper: Helper | None = None
+) -> _Books:
     settings, batch = task.settings, task.batch
     window = Window(batch.from_at, min(batch.to_at, task.now), task.closed_before_at)
     policy = settings.policy
@@ -113,11 +132,10 @@ def _compute(connection: psycopg.Connection[Any], task: Task, look: Look | None 
     with begun as batch_of:
         resolved = resolve_holds(batch_of.inputs.usage, policy)
 
-        def of_some(part: UsageInputs) -> Shard:
-            return map_devices(part, policy, resolved=resolved_of(resolved, part))
+        def mapping(part: UsageInputs) -> _Mapping:
+            return _Mapping(policy, resolved_of(resolved, part))
 
-        # No loop: its variable would keep the readings of some devices while those of the next are read.
-        mapped = list(map(of_some, batch_of.shards(task.devices_together)))
+        mapped = map_shards(batch_of, task, mapping, look, helper)
         loaded = batch_of.end()
     return _Books(loaded, window, reduce_shards(window, mapped, loaded.inputs.references, loaded.inputs.api_calls))
 

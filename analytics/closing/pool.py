@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import psycopg
 
+from analytics.closing.beside import Beside
 from analytics.closing.child import OUT_OF_MEMORY, Broke, End, Gone, Ready, serve
-from analytics.closing.request import Died, Done, MinutesTask, Task, Told
+from analytics.closing.request import Died, Done, Keep, MinutesTask, Share, Shared, Task, Told
 from analytics.errors import AnalyticsError, InputError
 from analytics.io.hours import batches
 
@@ -115,23 +116,25 @@ class Child:
         """The child's process id, where there is one."""
         return self._pid
 
-    def close(self, task: Task) -> Iterator[Told]:
+    def close(self, task: Task, beside: Beside | None = None) -> Iterator[Told]:
         """Tell of each hour of a task what became of it, trying again those whose child died.
 
+        ``beside``: has another child do half of an hour that may be shared; one that is tried again is done by this one alone.
         Raises psycopg.OperationalError where the database is gone, StoppedError, and ClosingError for a fault of the child.
         """
-        waiting = [task]
+        waiting = [replace(task, is_shared=beside is not None)]
         while waiting:
             at = waiting.pop(0)
             left = list(at.batch.hours)
             try:
-                for told in self._attempt(at):
-                    if isinstance(told, End):
+                for told in self._attempt(at, beside):
+                    if isinstance(told, End | Shared):
                         break
                     if isinstance(told, Done):
                         left.remove(told.hour)
                     yield told
             except _DeathError as death:
+                at = replace(at, is_shared=False)
                 first = at.batch.hours[0]
                 log.warning("closing %s hours of site %s from %s: %s", len(left), first.site_id, first.hour_at, death)
                 if len(at.batch.hours) > 1:
@@ -141,16 +144,38 @@ class Child:
                 elif left:
                     yield Died(left[0], str(death))
 
-    def make_minutes(self, task: MinutesTask) -> bool:
+    def make_minutes(self, task: MinutesTask, beside: Beside | None = None) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or their process died. Raises as above."""
-        for devices_at_once in (task.devices_at_once, max(1, task.devices_at_once // _FEWER)):
+        first = replace(task, is_shared=beside is not None)
+        few = replace(task, devices_at_once=max(1, task.devices_at_once // _FEWER))
+        for attempt in (first, few):
             try:
-                for told in self._attempt(replace(task, devices_at_once=devices_at_once)):
+                for told in self._attempt(attempt, beside):
                     if isinstance(told, End):
                         return told.is_made
             except _DeathError as death:
                 log.warning("site %s, hour %s: no minutes for now: %s", task.hour.site_id, task.hour.hour_at, death)
         return False
+
+    def half(self, asked: Share) -> bytes | None:
+        """Return what was made of half an hour, for the child that asked; null where it was not done, logged."""
+        try:
+            for told in self._attempt(
+                asked, silent_s=self._silent_s / 2
+            ):  # who asked waits for it, and is to have as long again
+                if isinstance(told, Shared):
+                    return told.pickled
+        except (_DeathError, ClosingError, psycopg.OperationalError) as error:
+            log.warning("half of an hour is done by the process that asked for it: %s", error)
+        except StoppedError:
+            pass
+        return None
+
+    def keep(self) -> None:
+        """Have it keep the rows of the half that it did last."""
+        if self._pipe is not None:
+            with suppress(OSError):  # it has ended since
+                self._pipe.send(Keep())
 
     def end(self) -> None:
         """End the child, whatever it is in the middle of: what it has not committed never was."""
@@ -163,20 +188,26 @@ class Child:
         if pipe is not None:
             pipe.close()
 
-    def _attempt(self, task: Task | MinutesTask) -> Iterator[Told | End]:
+    def _attempt(
+        self, task: Task | MinutesTask | Share, beside: Beside | None = None, silent_s: float | None = None
+    ) -> Iterator[Told | Shared | End]:
         """Yield what the child tells of a task, and at last that it is at its end."""
         child, pipe = self._started()
         is_over = False
         try:
             pipe.send(task)  # what it tells while it starts is heard first
             while True:
-                told = self._heard(child, pipe)
+                told = self._heard(child, pipe, silent_s or self._silent_s)
                 if isinstance(told, Ready):
                     continue
                 if isinstance(told, logging.LogRecord):
                     logging.getLogger(told.name).handle(told)
                     continue
-                is_over = isinstance(told, End | Gone | Broke)
+                if isinstance(told, Share):
+                    if beside is not None:
+                        beside.begin(told, pipe)
+                    continue
+                is_over = isinstance(told, End | Gone | Broke | Shared)
                 if isinstance(told, Gone):
                     raise psycopg.OperationalError(told.message)
                 if isinstance(told, Broke):
@@ -207,7 +238,7 @@ class Child:
         self._child, self._pipe, self._pid = child, ours, child.pid
         return child, ours
 
-    def _heard(self, child: SpawnProcess, pipe: Connection) -> Any:
+    def _heard(self, child: SpawnProcess, pipe: Connection, silent_s: float) -> Any:
         """Return what the child tells next, looking after it while it tells nothing."""
         silent_from_s = time.monotonic()
         while not pipe.poll(LOOK_S):
@@ -218,8 +249,8 @@ class Child:
             resident_mib = _resident_bytes(child) // _MIB
             if resident_mib > self.memory_mib:
                 raise _DeathError(f"its process was ended at {resident_mib} MiB, of {self.memory_mib} it may have")
-            if time.monotonic() - silent_from_s > self._silent_s:
-                raise _DeathError(f"its process told nothing for {self._silent_s:g} s and was ended")
+            if time.monotonic() - silent_from_s > silent_s:
+                raise _DeathError(f"its process told nothing for {silent_s:g} s and was ended")
         return pipe.recv()
 
     def _end_of(self, child: SpawnProcess) -> str:
@@ -236,7 +267,10 @@ class Child:
 
 
 class Pool:
-    """The worker's children. Hours of one task are divided among them, each a run of hours that follow one another. For one thread."""
+    """The worker's children. Hours of one task are divided among them, each a run of hours that follow one another. For one thread.
+
+    One hour is closed by one child; of a large site's, the child that closes it asks another one to read half of the devices.
+    """
 
     def __init__(
         self,
@@ -263,7 +297,7 @@ class Pool:
         """
         parts = _divided(task, len(self._children))
         if len(parts) == 1:
-            yield from self._of(task).close(task)
+            yield from self._close_one(task)
             return
         heard: queue.SimpleQueue[Told | BaseException | None] = queue.SimpleQueue()
         self._given_up.clear()
@@ -289,9 +323,17 @@ class Pool:
                 thread.join()
             self._given_up.clear()
 
+    def _close_one(self, task: Task) -> Iterator[Told]:
+        with self._beside(task) as beside:
+            for told in self._of(task).close(task, beside if len(task.batch.hours) == 1 else None):
+                if beside is not None and isinstance(told, Done) and told.is_kept:
+                    beside.keep()
+                yield told
+
     def make_minutes(self, task: MinutesTask) -> bool:
         """Write an hour's minutes; False, logged, where they cannot be made for now, or their process died. Raises as above."""
-        return self._of(task).make_minutes(task)
+        with self._beside(task) as beside:
+            return self._of(task).make_minutes(task, beside if task.is_at_hand else None)
 
     def end(self) -> None:
         """End the children, whatever they are in the middle of: what they have not committed never was."""
@@ -301,6 +343,19 @@ class Pool:
     def _of(self, task: Task | MinutesTask) -> Child:
         """Return the child for a task of its own: one keeps rows of open hours, which hours that are closed would take the memory of."""
         return self._children[-1 if task.is_open else 0]
+
+    @contextmanager
+    def _beside(self, task: Task | MinutesTask) -> Iterator[Beside | None]:
+        """Give the child that can be asked for half of an hour, where there is one."""
+        others = [child for child in self._children if child is not self._of(task)]
+        if not others:
+            yield None
+            return
+        beside = Beside(others[0 if task.is_open else -1], self._given_up)
+        try:
+            yield beside
+        finally:
+            beside.end()
 
     def _is_to_stop(self) -> bool:
         return self._stop.is_set() or self._given_up.is_set()

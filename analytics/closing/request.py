@@ -47,6 +47,8 @@ class WorkerSettings:
     """Readings of at most so many devices x hours are in memory together (these at 10 s take about 0.3 GiB), but always one node's."""
     devices_per_look: int = 4_096
     """Readings of at most so many devices of an open hour are in memory together, beside the rows that are kept of all of them."""
+    devices_to_share: int = 2_000
+    """An hour of so many devices, MIG instances and nodes included, is divided between two processes where there are two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Task:
     """Of a snapshot from before any of them was looked at: what was written before it is seen by then."""
     devices_at_once: int
     """Readings of so many devices are in memory together."""
+    is_shared: bool = False
+    """Whether another process can be asked for a half of it."""
 
     @property
     def is_open(self) -> bool:
@@ -95,6 +99,8 @@ class MinutesTask:
     hour: DueHour
     now: datetime
     devices_at_once: int
+    is_shared: bool = False
+    """As of a task."""
 
     @property
     def is_open(self) -> bool:
@@ -114,6 +120,28 @@ class MinutesTask:
     def reading(self, segments: Segments) -> MinutesTask:
         """Return the same with sealed hours read from ``segments``."""
         return replace(self, segments=segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Asks another process for a half of an hour. What it says is opened by that process, and by nobody on the way."""
+
+    number: int
+    """By which the answer is known, among those of one child."""
+    pickled: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The answer; ``pickled`` null = it did not come to one, and who asked does that half too."""
+
+    number: int
+    pickled: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Books were written of the open hour of which a half was done last: what was read of it may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +170,14 @@ class Done:
     """Its samples are past retention, so its books stay as they are."""
     is_read_whole: bool = False
     """Of an open hour: rows of it were read from their beginning on, since none were kept of the look before."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was read of it may be kept.
+
+        It had provisional books before, and has none by somebody else now: what changes of it is remembered until it is closed.
+        """
+        return self.hour.status == "provisional" and self.saved in {Saved.WRITTEN, Saved.UNCHANGED}
 
 
 @dataclass(frozen=True, slots=True)

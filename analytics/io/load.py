@@ -7,7 +7,7 @@ read as it was told (``holds.py``) and resolved in the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -20,12 +20,13 @@ import psycopg
 from analytics.frames import ApiCalls, DeviceReadings, Devices, Epochs, Jobs, NodeReadings
 from analytics.inputs import HourInputs, UsageInputs, Window
 from analytics.io.anchors import load_anchors
+from analytics.io.apart import Apart, ReadApart, Reader
 from analytics.io.holds import load_holds
-from analytics.io.manifest import Manifest, RowsDigest, manifest
+from analytics.io.manifest import Manifest, manifest
 from analytics.io.meters import SiteLoad, load_node_readings, load_site
 from analytics.io.open_rows import Look
 from analytics.io.placeholders import ensure
-from analytics.io.readings import Silences, load_readings
+from analytics.io.readings import Silences
 from analytics.io.references import Known, load_references
 from analytics.io.rows import fetch_frame
 from analytics.io.shares import Looks, shared_boards
@@ -33,7 +34,7 @@ from analytics.policy import Policy
 from analytics.shards import ALL_DEVICES, shards
 from ingest.store.engine import Database
 from ingest.store.pinned import pinned_session
-from ingest.store.samples import SampleSession, sample_session
+from ingest.store.samples import FileRead, SampleSession, sample_session
 from ingest.store.segments import Segments
 
 _EPOCHS: Final = """
@@ -67,30 +68,18 @@ class Loaded:
     """Of the hours of the window that were read from segments."""
 
 
-@dataclass
-class Begun:
+@dataclass(kw_only=True)
+class Begun(Reader):
     """Hours of which all but their readings is loaded; those are read of some devices at a time, in the same snapshot."""
 
     inputs: HourInputs
     """Without readings, and without looks at shared boards."""
     as_of: Known
     seen_xid: str
-    session: SampleSession
-    site_id: int
-    metered: dy.DataFrame[Devices]
-    """Devices that have readings of their own."""
-    policy: Policy
-    looks: Looks
-    is_hashed: bool = True
-    """Whether what is read is put on record; of the open window, which is read every few seconds and never repeated, it is not."""
-    is_shown: bool = False
-    """Whether readings have what is for dashboards alone."""
-    digests: RowsDigest = field(default_factory=RowsDigest)
-    silences: list[Silences] = field(default_factory=list)
-    _not_digested: list[pl.DataFrame] = field(default_factory=list)
-    _seen: dict[str, RowsDigest] = field(
-        default_factory=lambda: {"device_shares": RowsDigest(), "instance_activity": RowsDigest()}
-    )
+    is_shareable: bool = True
+    """Whether another process can read some of it: not where a past run's files are read, and nothing else."""
+    _rows_apart: int = 0
+    _files_apart: set[FileRead] = field(default_factory=set)
 
     def shards(self, devices_at_once: int, *, digested: bool = False) -> Iterator[UsageInputs]:
         """Yield the inputs of some devices after the other with their readings; all of it is to be gone through, once.
@@ -98,50 +87,54 @@ class Begun:
         Books do not depend on ``devices_at_once``; memory does. ``digested``: ``digests`` is to have all readings, from wherever.
         """
         for part in shards(self.inputs.usage, devices_at_once):
-            yield self._read(part, digested=digested)  # under no name: while the next are read, these are gone
+            yield self.read(part, digested=digested)  # under no name: while the next are read, these are gone
 
-    def _read(self, part: UsageInputs, *, digested: bool) -> UsageInputs:
-        devices = self.metered.filter(pl.col("device_id").is_in(part.devices["device_id"].implode()))
-        shares, activity = self.looks.of(part.devices["device_id"])
-        readings, silences = self._readings(devices)
-        self.silences.append(silences)
-        part = replace(part, readings=readings, device_shares=shares, instance_activity=activity)
-        if not self.is_hashed:
-            return part
-        self._seen["device_shares"].add(shares)
-        self._seen["instance_activity"].add(activity)
-        if digested or self.session.rows_outside:
-            self.digests.add(readings)
-        else:
-            self._not_digested.append(devices)
-        return part
+    def apart(self, parts: Sequence[UsageInputs]) -> Apart:
+        """Return what another process needs to read these devices. Looks at their boards are not read ahead here any more."""
+        devices = pl.concat([part.devices for part in parts])
+        listed = devices["device_id"]
+        exported = self.session.fetch("SELECT pg_export_snapshot() AS snapshot").item()
+        return Apart(
+            self.site_id,
+            str(exported),
+            self.metered.filter(pl.col("device_id").is_in(listed.implode())),
+            self.looks.leave(listed),
+            devices,
+            tuple(self.looks.job_ids),
+            self.inputs.usage.window,
+            self.policy,
+            self.is_hashed,
+            self.is_shown,
+            self.session.rows_outside > 0,
+        )
+
+    def take(self, read: ReadApart) -> None:
+        """Take note of what another process read for this one."""
+        self.silences.extend(read.silences)
+        self._files_apart |= read.files
+        self._rows_apart += read.rows_outside
+        self._not_digested.extend(read.not_digested)
+        self.digests.take(read.digests)
+        for name, digest in read.seen.items():
+            self._seen[name].take(digest)
 
     def end(self) -> Loaded:
         """Return what the shards were made of, once all of them were gone through: ``inputs`` without readings."""
-        window = self.inputs.usage.window
+        usage = self.inputs.usage
         if (
-            self.is_hashed and self.session.rows_outside
+            self.is_hashed and self._rows_outside
         ):  # only a later shard had some: rare, so that hours that are sealed as a whole hash no reading
             for devices in self._not_digested:
-                self.digests.add(self._readings(devices)[0])
-        digest = self.digests.sha256() if self.is_hashed and self.session.rows_outside else None
-        read = manifest(self.inputs, self.session.files_read, self.session.rows_outside, digest, self._seen)
-        generations = self.session.generations(window.from_at, window.to_at, self.site_id)
+                self.digests.add(self._readings(devices, usage)[0])
+        digest = self.digests.sha256() if self.is_hashed and self._rows_outside else None
+        files = self.session.files_read | self._files_apart
+        read = manifest(self.inputs, files, self._rows_outside, digest, self._seen)
+        generations = self.session.generations(usage.window.from_at, usage.window.to_at, self.site_id)
         return Loaded(self.inputs, self.as_of, self.seen_xid, read, Silences.of_all(self.silences), generations)
 
-    def _readings(self, devices: pl.DataFrame) -> tuple[dy.DataFrame[DeviceReadings], Silences]:
-        usage = self.inputs.usage
-        cast = Devices.cast(devices)
-        return load_readings(
-            self.session,
-            self.site_id,
-            cast,
-            usage.epochs,
-            usage.placements,
-            usage.window,
-            self.policy,
-            is_shown=self.is_shown,
-        )
+    @property
+    def _rows_outside(self) -> int:
+        return self.session.rows_outside + self._rows_apart
 
 
 @contextmanager
@@ -217,16 +210,17 @@ def begin_batch(  # noqa: PLR0913 - what a close reads, from where, and as known
         known_as = as_of or Known(seen.at, seen.snapshot)
         is_hashed = look is None
         yield Begun(
-            inputs,
-            known_as,
-            seen.oldest_xid,
-            session,
-            site_id,
-            held.metered,
-            policy,
-            looks,
-            is_hashed,
-            is_shown or not is_hashed,
+            inputs=inputs,
+            as_of=known_as,
+            seen_xid=seen.oldest_xid,
+            session=session,
+            site_id=site_id,
+            metered=held.metered,
+            policy=policy,
+            looks=looks,
+            is_hashed=is_hashed,
+            is_shown=is_shown or not is_hashed,
+            is_shareable=then.files is None,
         )
 
 

@@ -159,6 +159,11 @@ class RowsDigest:
                 digest.update(values[first:after].data)
             self._of_device[int(devices[first])] = digest.digest()
 
+    def take(self, other: RowsDigest) -> None:
+        """Take in what another has of other devices."""
+        self.rows += other.rows
+        self._of_device |= other._of_device
+
     def sha256(self) -> str:
         """Return the SHA-256 of what was added, as hexadecimal."""
         whole = hashlib.sha256()

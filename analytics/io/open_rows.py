@@ -148,6 +148,11 @@ class OpenRows:
         self._left[look.site_id, look.hour_at] = left
         return True
 
+    @property
+    def size_bytes(self) -> int:
+        """How much is kept."""
+        return sum(map(_size_bytes, self._left.values()))
+
     def drop(self) -> None:
         """Forget all rows: their memory is wanted."""
         self._left.clear()

@@ -73,6 +73,8 @@ class Looks:
     job_ids: Collection[int]
     """Of everybody who holds something at the site: a job that is not among them is nobody."""
 
+    _left: set[int] = field(default_factory=set)
+    """Boards that somebody else reads, unless they are asked for here after all."""
     _told: set[int] = field(default_factory=set)
     """Boards whose looks were read: given away, or kept in the next two."""
     _shares: dy.DataFrame[DeviceShares] = field(default_factory=DeviceShares.create_empty)
@@ -89,10 +91,16 @@ class Looks:
         self._activity = InstanceActivity.cast(self._activity.filter(~mine))
         return DeviceShares.cast(shares), InstanceActivity.cast(activity)
 
+    def leave(self, devices: pl.Series) -> tuple[int, ...]:
+        """Return those of these devices that are shared boards; their looks are read only if they are asked for."""
+        boards = sorted(set(self.boards) & set(devices))
+        self._left.update(boards)
+        return tuple(boards)
+
     def _read_ahead(self, boards: list[int]) -> None:
         """Read looks at these boards, and at as many that follow them as may be in memory."""
         wanted = sorted(set(boards) - self._told)
-        later = sorted(board for board in set(self.boards) - self._told if board > wanted[-1])
+        later = sorted(board for board in set(self.boards) - self._told - self._left if board > wanted[-1])
         hours = max(1, -(-(self.window.to_at - self.window.from_at) // timedelta(hours=1)))
         wanted += later[: max(0, _BOARD_HOURS_AHEAD // hours - len(wanted))]
         shares = load_shares(self.session, self.site_id, wanted, self._jobs, self.window)
