@@ -121,14 +121,14 @@ def load_readings(
     before = reader.nearest_of_each(
         devices,
         told,
-        around.filter(pl.col("at") < window.from_at),
+        _spoke(around, pl.col("at") < window.from_at),
         (window.from_at - reach, window.from_at - margin),
         latest=True,
     )
     after = reader.nearest_of_each(
         devices,
         told,
-        around.filter(pl.col("at") >= window.to_at),
+        _spoke(around, pl.col("at") >= window.to_at),
         (window.to_at + margin, window.to_at + reach),
         latest=False,
     )
@@ -181,17 +181,16 @@ class _Reader:
         *,
         latest: bool,
     ) -> pl.DataFrame:
-        """Return the nearest readings of devices without a usable one among ``near``: of those in ``told`` of each silent feed.
+        """Return the nearest readings of devices that did not speak nearby (``near``: of :func:`_spoke`): of those in ``told`` of each silent feed.
 
         One by one only where several feeds tell of a device: everybody else's is found without a look at epochs.
         """
-        usable = near.filter(_USES)
-        alone = devices.join(told, on="device_id", how="anti").join(usable, on="device_id", how="anti")
+        alone = devices.join(told, on="device_id", how="anti").join(near, on="device_id", how="anti")
         found = [self.nearest(alone, *between, latest=latest)]
         if told.is_empty():
             return found[0]
         of_epoch = self._epochs.select("epoch_id", *_SPEAKER)
-        spoke = usable.select("device_id", "epoch_id").unique().join(of_epoch, on="epoch_id")
+        spoke = near.join(of_epoch, on="epoch_id")
         silent = told.join(spoke, on=_TOLD, how="anti")
         for feed, origin in silent.select(_SPEAKER).unique().sort(_SPEAKER).iter_rows():
             its = (pl.col("feed") == feed) & (pl.col("origin") == origin)
@@ -269,6 +268,11 @@ class _Reader:
         possible = pl.when(pl.col("power_mw").is_between(0, MOST_MW)).then("power_mw").alias("power_mw")
         missing = (pl.lit(None).alias(name) for name in absent)
         return rows.join(self._meters.lazy(), on="meter_id").with_columns(possible, *missing)
+
+
+def _spoke(rows: pl.DataFrame, where: pl.Expr) -> pl.DataFrame:
+    """Return device_id, epoch_id, each pair once, of the rows there that have a counter or a gauge."""
+    return rows.lazy().filter(where & _USES).select("device_id", "epoch_id").unique().collect()
 
 
 def _of_devices(rows: pl.LazyFrame) -> pl.LazyFrame:

@@ -79,6 +79,9 @@ class SampleSession:
     """Files of segments looked at so far, also those that had no row that was asked for."""
     rows_outside: int = 0
     """Rows outside of segments fetched so far."""
+    _sealed: dict[tuple[Stream, datetime, datetime, int | None], list[catalog.SealedHour]] = field(default_factory=dict)
+    _late: dict[tuple[Stream, datetime, datetime], bool] = field(default_factory=dict)
+    """Of intervals that were asked about: a large site is read some devices at a time, and all that is one snapshot."""
 
     def rows(
         self,
@@ -103,7 +106,7 @@ class SampleSession:
         for part in self._parts(stream, from_at, to_at, site_id):
             where = self._where(stream, part, keys, instants, speaker)
             query = self._hot_query(stream, names, part, from_at, to_at, where)
-            hot.append(_typed(self.fetch(query), schema))
+            hot.append(_typed(pl.DataFrame(schema=schema) if query is None else self.fetch(query), schema))
             scanned = self._scan(stream, part, from_at, to_at, keys, instants, speaker)
             if scanned is not None:
                 cold.append(scanned.select(names))
@@ -119,7 +122,7 @@ class SampleSession:
 
     def generations(self, from_at: datetime, to_at: datetime, site_id: int) -> dict[datetime, int]:
         """Return the generation of each sealed hour of a site that overlaps the interval."""
-        hours = catalog.sealed_hours(self.fetch, Stream.DEVICE, from_at, to_at, site_id)
+        hours = self._sealed_hours(Stream.DEVICE, from_at, to_at, site_id)
         return {hour.hour_at: hour.generation for hour in hours}
 
     def ends(
@@ -144,9 +147,10 @@ class SampleSession:
         for part in self._parts(stream, from_at, to_at, site_id):
             where = self._where(stream, part, keys, None, speaker)
             inner = self._hot_query(stream, [key, "at", *usable], part, from_at, to_at, where)
-            has_some = " OR ".join(f"{name} IS NOT NULL" for name in usable)
-            query = f"SELECT {key}, {aggregate}(at) AS at FROM ({inner}) AS around WHERE {has_some} GROUP BY {key}"
-            found.append(_typed(self.fetch(query), dict(found[0].schema)))
+            if inner is not None:
+                has_some = " OR ".join(f"{name} IS NOT NULL" for name in usable)
+                query = f"SELECT {key}, {aggregate}(at) AS at FROM ({inner}) AS around WHERE {has_some} GROUP BY {key}"
+                found.append(_typed(self.fetch(query), dict(found[0].schema)))
             scanned = self._scan(stream, part, from_at, to_at, keys, None, speaker)
             if scanned is not None:
                 some = scanned.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in usable))
@@ -161,8 +165,23 @@ class SampleSession:
     def _sites(self) -> list[int]:
         return self.fetch("SELECT id FROM sites ORDER BY id")["id"].to_list()
 
+    def _sealed_hours(
+        self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None
+    ) -> list[catalog.SealedHour]:
+        asked = (stream, from_at, to_at, site_id)
+        if asked not in self._sealed:
+            self._sealed[asked] = catalog.sealed_hours(self.fetch, *asked)
+        return self._sealed[asked]
+
+    def _has_late(self, stream: Stream, from_at: datetime, to_at: datetime) -> bool:
+        asked = (stream, from_at, to_at)
+        if asked not in self._late:
+            query = f"SELECT EXISTS (SELECT FROM {LATE[stream].table} WHERE {_within(from_at, to_at)}) AS has"
+            self._late[asked] = bool(self.fetch(query)["has"].item())
+        return self._late[asked]
+
     def _parts(self, stream: Stream, from_at: datetime, to_at: datetime, site_id: int | None) -> Iterator[Part]:
-        sealed = catalog.sealed_hours(self.fetch, stream, from_at, to_at, site_id)
+        sealed = self._sealed_hours(stream, from_at, to_at, site_id)
         gone = [hour.hour_at for hour in sealed if hour.is_expired]
         if gone:
             raise SegmentExpiredError(
@@ -203,11 +222,13 @@ class SampleSession:
 
     def _hot_query(
         self, stream: Stream, names: Sequence[str], part: Part, from_at: datetime, to_at: datetime, where: str
-    ) -> str:
-        """Return the query for the rows outside of segments: hot ones of hours not sealed, and all late ones."""
+    ) -> str | None:
+        """Return the query for the rows outside of segments: hot ones of hours not sealed, and all late ones; null = there are none."""
+        spans = catalog.open_spans(part.sealed, from_at, to_at)
+        if not spans and not self._has_late(stream, from_at, to_at):
+            return None
         selected = ", ".join(dict.fromkeys(names))
         parts = [f"SELECT {selected} FROM {LATE[stream].table} WHERE {_within(from_at, to_at)}{where}"]
-        spans = catalog.open_spans(part.sealed, from_at, to_at)
         if spans:
             # What is asked for and not what is left out: an index on time finds the first and walks all of the second. The
             # whole span as well, by which days are left out when the query is planned.
