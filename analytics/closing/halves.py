@@ -91,8 +91,8 @@ def map_shards(
     devices = usage.devices["device_id"].n_unique()
     if helper is None or not begun.is_shareable or devices < task.settings.devices_to_share:
         return list(map(done, shards(usage, task.devices_together)))
-    parts = list(shards(usage, _size(devices, min(task.devices_together, task.settings.devices_per_look))))
-    ours = (len(parts) + 1) // 2
+    parts = list(shards(usage, shard_size(devices, min(task.devices_together, task.settings.devices_per_look))))
+    ours = first_half([part.devices.height for part in parts])
     mine, theirs = parts[:ours], parts[ours:]
     if theirs:
         helper.ask(_half(begun, task, theirs, work_of, is_kept_at_once=isinstance(task, MinutesTask)))
@@ -145,8 +145,15 @@ def _half(
     )
 
 
-def _size(devices: int, at_most: int) -> int:
-    """Return how many devices a shard has: as many shards for either process, of about one size."""
+def shard_size(devices: int, at_most: int) -> int:
+    """Return how many devices a shard has at most: as many shards for either process, of about one size."""
     shards_each = -(-devices // (2 * at_most))
     size = -(-devices // (2 * shards_each))
-    return size if size < _STEPS * _STEP else -(-size // _STEP) * _STEP
+    # A step more: shards are of whole nodes, so that none is full, and what is left over by each would be one more.
+    return size if size < _STEPS * _STEP else (-(-size // _STEP) + 1) * _STEP
+
+
+def first_half(sizes: Sequence[int]) -> int:
+    """Return how many of these shards make the first half: it has as little more or less than the second as can be, and at least one."""
+    whole = sum(sizes)
+    return min(range(1, len(sizes) + 1), key=lambda count: abs(2 * sum(sizes[:count]) - whole))
