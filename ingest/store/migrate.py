@@ -33,10 +33,12 @@ LOCK_PATIENCE_S: Final = 300.0
 """How long a migration goes on trying to get its tables from whoever holds them."""
 MIGRATION_LOCK: Final = 0x77_61_74_74
 """Any constant of our own: held by whoever migrates this database, so that two starting processes do not migrate at once."""
-MIGRATOR_WAIT: Final = "120s"
+MIGRATOR_WAIT_S: Final = 300.0
+"""A second process waits for the first migrator's whole run."""
 LOCK_TIMEOUT: Final = "2s"
-"""A second process waits for the first migrator's whole run; a statement waits only briefly for a table, because everyone
-who comes after it queues behind it: ingest of the version before stands still for as long. It is tried again."""
+"""A statement waits only briefly for a table, because everyone who comes after it queues behind it: ingest of the version before
+stands still for as long. It is tried again."""
+_MIGRATOR_PAUSE_S: Final = 0.1
 _PAUSE_S: Final = (0.2, 5.0)
 """Before the next try, from the first to the longest: what queued behind the last one gets its turn."""
 log = logging.getLogger(__name__)
@@ -147,9 +149,20 @@ def migration_config(connection: sa.Connection | None = None) -> Config:
 
 @contextmanager
 def migrators_lock(connection: sa.Connection) -> Iterator[None]:
-    """Be the one migrator of this database as long as the block lasts; whatever transaction it leaves open is rolled back."""
-    connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT}'"))
-    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+    """Be the one migrator of this database as long as the block lasts; whatever transaction it leaves open is rolled back.
+
+    Raises MigrationError where another still is after MIGRATOR_WAIT_S.
+    """
+    deadline = time.monotonic() + MIGRATOR_WAIT_S
+    # Asked again and again instead of waited for in a statement: an index that is made while others write waits until every
+    # statement that began before it has ended, and would wait for who waits for it.
+    while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": MIGRATION_LOCK}).scalar_one():
+        connection.commit()
+        if time.monotonic() > deadline:
+            raise MigrationError(
+                f"another process has been migrating this database for {MIGRATOR_WAIT_S:.0f} s; let it end, then try again"
+            )
+        time.sleep(_MIGRATOR_PAUSE_S)
     connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()  # session state survives; Alembic must find no transaction open to run one per migration
     try:
