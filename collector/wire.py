@@ -43,6 +43,9 @@ MAX_ROWS_PER_STREAM: Final = 200_000
 MAX_DEVICES_PER_BATCH: Final = 4_096
 MAX_STRING_BYTES: Final = 1_024
 MAX_META_CHARACTERS: Final = 255
+MAX_CADENCE_US: Final = 3_600_000_000
+"""An agent's longest row, of which one ends on each full hour. Readings up to three cadences apart have no gap between them: by one of
+ten hours a silent day would count as measured."""
 CONTROL_BYTES: Final = bytes((*range(0x20), 0x7F))
 """No text of a column may hold one of these: NUL is none of PostgreSQL's, and the others forge lines of logs and tables.
 In UTF-8 they occur only as themselves, so a receiver may look for them in a whole buffer at once."""
@@ -459,6 +462,10 @@ class UnknownWireVersionError(WireError):
     """A well-formed batch of a version this side does not speak."""
 
 
+class CadenceError(WireError):
+    """A batch whose readings lie further apart, by its own word, than the books know what to make of."""
+
+
 _TEXT_KEYS: Final = ("spool", "node", "boot_id", "agent_version")
 _INT_KEYS: Final = ("sequence", "driver_epoch", "cadence_us", "created_at_us", "monotonic_us")
 _INT64_MAX: Final = 2**63 - 1
@@ -479,6 +486,10 @@ def _checked_meta(raw: dict[str, Any], recall: DeviceRecall) -> BatchMeta:
         # Below the last one: the store keeps sequences as half-open ranges.
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _INT64_MAX:
             raise WireError(f"batch metadata: {key} must be a whole number >= 0, got {value!r:.80}")
+    if raw["cadence_us"] > MAX_CADENCE_US:
+        raise CadenceError(
+            f"batch metadata: cadence_us must be at most {MAX_CADENCE_US}, an hour; got {raw['cadence_us']}"
+        )
     offset = raw.get("clock_offset_us")
     if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or abs(offset) > _INT64_MAX):
         raise WireError(f"batch metadata: clock_offset_us must be a whole number or null, got {offset!r:.80}")

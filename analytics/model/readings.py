@@ -113,7 +113,9 @@ def _used_epochs(rows: pl.DataFrame, epochs: pl.DataFrame, policy: Policy) -> pl
     return used.with_columns(
         pl.struct("node_id", "boot_id", "driver_epoch").rank("dense").cast(pl.Int32).alias("segment"),
         pl.max_horizontal(
-            pl.lit(policy.gaps.max_gap_us, dtype=pl.Int64), pl.col("cadence_us") * policy.gaps.max_gap_cadences
+            pl.lit(policy.gaps.max_gap_us, dtype=pl.Int64),
+            # Stored before a cadence was bounded, it may be any number of 64 bits.
+            pl.col("cadence_us").clip(None, policy.gaps.reach_us) * policy.gaps.max_gap_cadences,
         ).alias("max_gap_us"),
     )
 

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Final
 
+from collector.wire import MAX_CADENCE_US
 from ingest.auth import Principal
 from ingest.errors import BadBodyError, IngestError, UnavailableError
 from ingest.http import Request
@@ -21,7 +22,7 @@ from ingest.store.tokens import Scope
 
 CADENCE_HEADER: Final = b"wattledger-cadence-seconds"
 """A sender may say its spacing; else it is learned from the samples."""
-_LONGEST_CADENCE_S: Final = 86_400
+_LONGEST_CADENCE_S: Final = MAX_CADENCE_US // 1_000_000
 REFUSED_OUTCOMES: Final = ("no_node", "too_many_new", "too_many_devices", "from_the_future", "before_2000")
 """Outcomes of samples that a sender should hear of: something on its side has to change."""
 
@@ -39,9 +40,7 @@ def cadence_us(request: Request) -> int | None:
     if text is None:
         return None
     if not (text.isdecimal() and text.isascii() and len(text) < 6 and 0 < int(text) <= _LONGEST_CADENCE_S):
-        raise BadBodyError(
-            "malformed", f"Wattledger-Cadence-Seconds must be 1 to {_LONGEST_CADENCE_S}, got {text!r:.40}"
-        )
+        raise BadBodyError("cadence", f"Wattledger-Cadence-Seconds must be 1 to {_LONGEST_CADENCE_S}, got {text!r:.40}")
     return int(text) * 1_000_000
 
 

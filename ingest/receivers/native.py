@@ -23,6 +23,7 @@ from collector.wire import (
     MAX_BODY_BYTES,
     MAX_DECODED_BYTES,
     BatchMeta,
+    CadenceError,
     DeviceRecall,
     Stream,
     UnknownWireVersionError,
@@ -67,6 +68,8 @@ class Reader:
             meta = BatchMeta.from_object(orjson.loads(meta_json), self._recall)
         except UnknownWireVersionError as error:
             raise BadBodyError("wire_version", str(error)) from error
+        except CadenceError as error:
+            raise BadBodyError("cadence", str(error)) from error
         except orjson.JSONDecodeError as error:
             raise malformed(f"batch metadata is not JSON: {error}") from error
         except WireError as error:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import zstandard
 
-from collector.wire import COLUMNS, MAX_BODY_BYTES, MAX_DECODED_BYTES, SAMPLES_PATH, Stream
+from collector.wire import COLUMNS, MAX_BODY_BYTES, MAX_CADENCE_US, MAX_DECODED_BYTES, SAMPLES_PATH, Stream
 from ingest.settings import Settings
 from ingest.store import tokens
 from ingest.store.engine import Database
@@ -116,6 +116,7 @@ def test_what_is_no_batch_is_refused_with_a_reason(db: Database) -> None:
     damaged = bytearray(good)
     damaged[len(good) // 2] ^= 0xFF
     bomb = zstandard.ZstdCompressor().compress(bytes(MAX_DECODED_BYTES + 1))
+    too_slow = body_of(batch_meta(cadence_us=MAX_CADENCE_US + 1), device_row(now_us()))
     wrong_version = zstandard.ZstdCompressor().compress(raw.replace(b'"wire_version":1', b'"wire_version":9'))
 
     async def scenario(client: httpx.AsyncClient) -> None:
@@ -126,10 +127,12 @@ def test_what_is_no_batch_is_refused_with_a_reason(db: Database) -> None:
         assert reason(await send(client, bomb, secret)) == (413, "too_large")
         assert reason(await send(client, bytes(MAX_BODY_BYTES + 1), secret)) == (413, "too_large")
         assert reason(await send(client, wrong_version, secret)) == (400, "wire_version")
+        assert reason(await send(client, too_slow, secret)) == (400, "cadence")
         assert "speaks 1" in (await send(client, wrong_version, secret)).json()["detail"]
         assert reason(await send(client, raw, secret, content_encoding="identity")) == (415, "unsupported_media")
         assert (await send(client, good, secret)).status_code == 200
         assert 'outcome="wire_version"' in (await client.get("/metrics")).text
+        assert 'outcome="cadence"' in (await client.get("/metrics")).text
 
     run(Settings(db), scenario)
     assert query(db, "SELECT count(*) FROM device_samples") == [(1,)]

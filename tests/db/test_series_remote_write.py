@@ -281,6 +281,10 @@ def test_the_spacing_is_the_senders_word_or_learned_from_three_steps_in_a_row(db
     site, at_ms = site_of(db), now_ms() - 600_000
 
     async def scenario(client: httpx.AsyncClient) -> None:
+        for stated in ("0", "3601", "ten"):
+            body = write_request(*device_series("GPU-told", at_ms, {"DCGM_FI_DEV_POWER_USAGE": 1.0}, "told"))
+            answer = await write(client, site.site_token, body, **{"wattledger-cadence-seconds": stated})
+            assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (400, "cadence")
         for number in range(6):
             for host, headers in (("told", {"wattledger-cadence-seconds": "30"}), ("learned", {})):
                 body = write_request(

@@ -49,6 +49,8 @@ def test_each_epoch_has_its_own_longest_gap_of_three_cadences_but_a_minute_at_le
     assert line.rows["max_gap_us"].to_list() == [180 * S, 60 * S]
     # One boot's, so that they compare.
     assert line.rows["segment"].n_unique() == 1
+    (line,), _ = lines([reading(1, 0, 1)], epoch(1, cadence_us=2**63 - 1))
+    assert line.rows["max_gap_us"].to_list() == [3 * POLICY.gaps.reach_us]
     (line,), _ = lines([reading(1, 0, 1), reading(1, 10, 2, epoch_id=2)], epoch(1), epoch(2, boot_id="next"))
     assert line.rows["segment"].n_unique() == 2
 

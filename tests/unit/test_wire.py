@@ -76,6 +76,8 @@ def test_another_wire_version_is_told_apart_from_garbage(version: object) -> Non
         ("sequence", True),
         ("driver_epoch", 2**63),
         ("cadence_us", "10"),
+        ("cadence_us", 3_600_000_001),
+        ("cadence_us", 36_000_000_000),
         ("clock_offset_us", "later"),
         ("feed", 9),
         ("feed", None),
