@@ -96,7 +96,7 @@ def follow(inputs: UsageInputs, policy: Policy, rows: pl.DataFrame, names: Mappi
 
 def as_stored(row: Mapping[str, Any], name: str) -> Followed:
     """Return a usage hour as it is stored, not followed any further."""
-    why = _DATED.get(row["method"], "the stored usage hour")
+    why = f"{_DATED[row['method']]}, as stored" if row["method"] in _DATED else "the stored usage hour"
     words = f"{name}: {why}; held {_seconds(row['held_us'])} s × {row['accelerators']}"
     energy = None if row["energy_mj"] is None else f"{row['energy_mj']:,}"
     steps = (Step("energy", words, energy, None if energy is None else "mJ"),)

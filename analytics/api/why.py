@@ -77,7 +77,10 @@ class WhyJobModel(BaseModel):
 
 
 class WhyModel(BaseModel):
-    """``holds``: whether every figure comes out as it is stored. ``ground``: what energy was followed to."""
+    """``holds``: whether every figure comes out as it is stored. ``ground``: what energy was followed to.
+
+    ``why_not_samples``: why it was not followed to samples, or what of it was not; null = all of it was.
+    """
 
     asked: str
     site: str

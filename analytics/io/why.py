@@ -17,7 +17,7 @@ import polars as pl
 import psycopg
 
 from analytics.errors import InputError
-from analytics.explain import Followed, as_stored
+from analytics.explain import NOT_FOLLOWED, Followed, as_stored
 from analytics.frames import API_TOKENS, ELECTRICITY, GPU_OWNED, IDLE_SPREAD
 from analytics.io.explain_reads import (
     HourRead,
@@ -52,7 +52,7 @@ _RULES_TOLD: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """The answer. ``ground``: what energy was followed to; ``why``: why not to samples, else empty."""
+    """The answer. ``ground``: what energy was followed to; ``why``: why not to samples, or not all of it, else empty."""
 
     asked: str
     site: str
@@ -129,12 +129,19 @@ def answer(asked: Asked, sampled: tuple[Database, psycopg.Connection[Any], Segme
     steps = [*_evidence(read), *_binding(read, is_whole=asked.is_whole)]
     for part in ("readings", "energy"):
         steps += [step for each in followed_to for step in each.steps if step.part == part]
+    beside = 0 if found is None else read.usage.filter(pl.col("method").is_in(list(NOT_FOLLOWED))).height
+    if found is not None:
+        why = (
+            f"but {beside:,} of {read.usage.height:,} usage hours, of no counter of their own: as stored"
+            if beside
+            else ""
+        )
     return Why(
         asked.text,
         read.site,
         read.hour_at.astimezone(UTC),
         USAGE if found is None else SAMPLES,
-        "" if found is not None else why,
+        why,
         any(line["origin"] == Origin.SIMULATED for line in read.lines),
         asked.job,
         tuple(steps),

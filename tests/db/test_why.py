@@ -23,6 +23,7 @@ from ingest.store.scopes import Scope
 from ingest.store.seal import Sealer, hour_of
 from ingest.store.segments import Segments
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
+from tests.db.test_node_overhead import meter, node_rows
 from tests.fakes.serving import serving
 from wattledger.cli import cli
 from wattledger.service import create_service
@@ -135,6 +136,21 @@ def test_every_line_of_an_hour_comes_out_after_a_rating_and_from_its_sealed_file
         told = asked(home, name)
         assert told["holds"]
         assert told["ground"] == "samples", told["why_not_samples"]
+
+
+def test_what_has_no_counter_of_its_own_is_told_as_stored_beside_what_is_followed(
+    fleet: SmallFleet, home: Path
+) -> None:
+    node_rows(fleet, meter(fleet, "redfish"), 400)
+    again(fleet, "node_samples")
+    found = asked(home, "7")
+    assert (found["ground"], found["holds"]) == ("samples", True)
+    assert found["why_not_samples"] == "but 1 of 2 usage hours, of no counter of their own: as stored"
+    (words,) = [words for words, _ in part(found, "energy") if "meter" in words]
+    assert (
+        "chassis:s1/n1: what the node's meter shows beyond its boards, by what its holders drew, as stored; held 0 s"
+        in words
+    )
 
 
 def test_what_was_altered_is_said_and_ends_with_one(fleet: SmallFleet, home: Path) -> None:
