@@ -130,10 +130,15 @@ FROM ledger_hours WHERE hour_at >= :from_at AND hour_at < :to_at
 """
 
 
-def queries(group_by: str) -> tuple[str, str, str]:
-    """Return the queries of lines, times and waste for one grouping."""
+def queries(group_by: str) -> tuple[str | None, str, str]:
+    """Return the queries of lines, times and waste for one grouping; of tenants no lines: ``bill_reads`` sums those from what is kept.
+
+    Raises ValueError for what is no grouping.
+    """
     if group_by == "tenant":
-        return "", bill_sql.TIMES, bill_sql.WASTE  # its lines are in bill_reads
+        return None, bill_sql.TIMES, bill_sql.WASTE
+    if group_by not in {"job", "run", "device"}:
+        raise ValueError(f"{group_by!r} is no grouping: tenant, job, run or device")
     line = {
         "tenant": _LINE_TENANT,
         "cost": _COST,

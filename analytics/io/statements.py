@@ -213,9 +213,9 @@ def _questions(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each query of a grouping with its window; the split by device day by day, so that its sorts stay in memory."""
     lines, times, waste = statement_sql.queries(group_by.value)
-    if group_by in {GroupBy.JOB, GroupBy.RUN}:
+    if lines is not None and group_by is not GroupBy.DEVICE:
         yield lines, window
-    elif group_by is GroupBy.DEVICE:
+    elif lines is not None:
         conn.execute(sa.text(f"SELECT set_config('work_mem', '{DEVICE_WORK_MEM}', true)"))
         at = window["from_at"]
         while at < window["to_at"]:
