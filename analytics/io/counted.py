@@ -14,15 +14,15 @@ import psycopg
 
 from analytics.io.book_rows import insert_rows
 from analytics.io.corrections import post
-from analytics.io.hours import OUTSIDE_THE_BOOKS, REACH, RESTATE
+from analytics.io.hours import OUTSIDE_THE_BOOKS, RESTATE, TOUCHES
 from analytics.io.line_names import chain_lines
 from analytics.io.runs import Current, HourState, LostRaceError, Made, Run, insert_run, shade, swap
 
-_KINDS: Final = """
-SELECT DISTINCT kind FROM changes WHERE (site_id = %(site_id)s OR site_id IS NULL)
-AND from_at < %(hour_at)s::timestamptz + interval '1 hour' + %(reach)s AND to_at > %(hour_at)s::timestamptz - %(reach)s
+_KINDS: Final = f"""
+SELECT DISTINCT kind FROM changes JOIN ledger_hours AS hours ON {TOUCHES.strip()}
+WHERE hours.site_id = %(site_id)s AND hours.hour_at = %(hour_at)s
 AND written_xid >= %(seen_xid)s::xid8 AND kind <> ALL (%(outside)s) ORDER BY kind
-"""
+"""  # noqa: S608 (constants of this package)
 _CLOSED_OVER: Final = """
 SELECT id FROM ledger_periods AS period WHERE reopened_at IS NULL AND from_at <= %(hour_at)s AND to_at > %(hour_at)s
 AND (site_id = %(site_id)s OR (site_id IS NULL AND %(site_id)s <> ALL (apart_site_ids))) ORDER BY site_id LIMIT 1
@@ -75,7 +75,6 @@ def _with_kinds(connection: psycopg.Connection[Any], state: HourState, run: Run,
         "site_id": state.site_id,
         "hour_at": state.hour_at,
         "seen_xid": current.seen_xid,
-        "reach": REACH,
         "outside": [*OUTSIDE_THE_BOOKS, RESTATE],  # whose reason the run has already
     }
     kinds = [kind for (kind,) in connection.execute(_KINDS, given)]

@@ -1,8 +1,8 @@
 """Finds the ledger hours that need a close: never closed, changed since, at hand, or to be closed now.
 
 It reads ``changes``, which every transaction that touches an hour's ingredients leaves behind. A closed hour is stale when
-a change it did not see (written by a transaction from its ``seen_xid`` on) touches it or a neighbour within
-:data:`REACH`. Reference data (prices, bindings, ...) makes hours stale but never brings new hours into the books.
+a change it did not see (written by a transaction from its ``seen_xid`` on) touches it, or comes as near to it as changes of its kind
+reach (:data:`UNTIL`, :data:`SINCE`). Reference data (prices, bindings, ...) makes hours stale but never brings new hours into the books.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from analytics.io.runs import HourState
 from analytics.version import METHOD_VERSION
 
 REACH: Final = timedelta(hours=1)
-"""A reading just after an hour, or just before it, moves the energy at its edges."""
+"""A reading just after an hour, or just before it, moves the energy at its edges. Of kinds that come all the time an hour says itself
+how far after its end it has listened: else each round of the next hour would have it computed again."""
 DATA_KINDS: Final = ("device_samples", "node_samples", "allocations", "api_calls", "gap", "failed_close")
 """Kinds of change that bring an hour into the books."""
 AT_HAND: Final = timedelta(minutes=1)
@@ -46,16 +47,45 @@ OUTSIDE_THE_BOOKS: Final = (
 """Kinds of change that move no figure of a bill."""
 RESTATE: Final = "restate"
 """Kind of change by which somebody asks for hours to be computed again: these and no neighbour."""
+SILENCE: Final = "silence"
+"""Kind of change by which an hour tells the one before that a silence over their edge ended, or is another than it was told."""
+EXACT: Final = (RESTATE, SILENCE, "gap", "api_calls")
+"""Kinds of change that concern the hours they name and no neighbour."""
+STEADY: Final = ("device_samples", "device_shares", "allocations", "jobs")
+"""Kinds that come all the time, and move an hour up to ``ledger_hours.heard_until``."""
+METERED: Final = "node_samples"
+"""Likewise, up to ``ledger_hours.meters_until``."""
 
 ATTESTED_WITHIN: Final = timedelta(days=3)
 """How old an hour may be that is computed once more when it is sealed: later it was, or a version before closed it."""
-_REACH: Final = f"CASE changes.kind WHEN '{RESTATE}' THEN interval '0' ELSE %(reach)s END"
-_UNSEEN: Final = """
+_EXACT: Final = ", ".join(f"'{kind}'" for kind in EXACT)
+_STEADY: Final = ", ".join(f"'{kind}'" for kind in STEADY)
+_FURTHER: Final = f"interval '{REACH // timedelta(minutes=1)} minutes'"
+UNTIL: Final = f"""
+CASE WHEN changes.kind IN ({_EXACT}) THEN hours.hour_at + interval '1 hour'
+    ELSE coalesce(CASE WHEN changes.kind IN ({_STEADY}) THEN hours.heard_until WHEN changes.kind = '{METERED}' THEN hours.meters_until END,
+                  hours.hour_at + interval '1 hour' + {_FURTHER}) END
+"""
+"""Changes that begin from here on do not move an hour of ``hours``."""
+SINCE: Final = f"hours.hour_at - CASE WHEN changes.kind IN ({_EXACT}) THEN interval '0' ELSE {_FURTHER} END"
+"""Changes that end by here do not move it."""
+_BOUNDS: Final = f"""
+changes.from_at < hours.hour_at + interval '1 hour' + {_FURTHER} AND changes.to_at > hours.hour_at - {_FURTHER}
+"""
+_NEAR: Final = f"""
+hours.hour_at > (SELECT min(from_at) FROM changes) - interval '1 hour' - {_FURTHER}
+"""  # noqa: S608 (a constant of this module)
+"""Of nearly all of thousands of hours this decides: changes are of the last hour or two, most of the time."""
+TOUCHES: Final = f"""
+(changes.site_id = hours.site_id OR changes.site_id IS NULL) AND {_BOUNDS.strip()}
+    AND changes.from_at < {UNTIL.strip()} AND changes.to_at > {SINCE}
+"""
+"""Of a change and an hour of ``hours``. The bounds, which no kind passes, decide of most pairs without a look at the kind."""
+_UNSEEN: Final = f"""
 EXISTS (
-    SELECT FROM changes WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
-    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({but}))
-""".replace("{reach}", _REACH)
+    SELECT FROM changes WHERE {TOUCHES.strip()}
+    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({{but}}))
+"""
 _SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
 _RATING_ONLY: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "%(rating)s")
 _ASKED: Final = f"""
@@ -103,9 +133,8 @@ WITH data AS (
     WHERE ledger_hours.run_id IS NULL
     UNION
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
-        ON (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-        AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
-        AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
+        ON {touches} AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
+    WHERE {near}
     UNION
     -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
     SELECT site_id, hour_at FROM ledger_hours AS hours WHERE status = 'provisional' AND (
@@ -132,7 +161,8 @@ ORDER BY due.site_id, due.hour_at
     .replace("{asked}", _ASKED)
     .replace("{made_of}", MADE_OF)
     .replace("{merged}", _MERGED)
-    .replace("{reach}", _REACH)
+    .replace("{touches}", TOUCHES.strip())
+    .replace("{near}", _NEAR.strip())
 )
 _STILL: Final = """
 SELECT coalesce(bool_and({rating_only}), false) AND count(*) = cardinality(%(hours)s::timestamptz[]) FROM ledger_hours AS hours
@@ -178,7 +208,6 @@ def due_hours(
             "data_kinds": list(DATA_KINDS),
             "outside": list(OUTSIDE_THE_BOOKS),
             "rating": list(RATING_KINDS),
-            "reach": REACH,
             "at_hand": AT_HAND,
             "formulas": METHOD_VERSION,
             "attest_from": now - ATTESTED_WITHIN if attest else now,
@@ -202,7 +231,6 @@ def still_rating_only(connection: psycopg.Connection[Any], hours: Sequence[HourS
             "hours": [hour.hour_at for hour in hours],
             "outside": list(OUTSIDE_THE_BOOKS),
             "rating": list(RATING_KINDS),
-            "reach": REACH,
         },
     ).fetchone()
     return row is not None and bool(row[0])
@@ -266,23 +294,25 @@ def settle(connection: psycopg.Connection[Any], hour: HourState, horizon_xid: st
     )
 
 
-_FORGET: Final = """
+_FORGET: Final = (
+    """
 DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
 AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
-    SELECT FROM ledger_hours AS hours
-    WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
+    SELECT FROM ledger_hours AS hours WHERE {near} AND {touches}
     AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
     AND changes.kind <> ALL (%(outside)s)
 ) AND NOT EXISTS (
     SELECT FROM unnest(%(unsettled_sites)s::integer[], %(unsettled_hours)s::timestamptz[]) AS hours (site_id, hour_at)
     WHERE (changes.site_id = hours.site_id OR changes.site_id IS NULL)
-    AND changes.from_at < hours.hour_at + interval '1 hour' + {reach} AND changes.to_at > hours.hour_at - {reach}
+    AND changes.from_at < hours.hour_at + interval '1 hour' + {further} AND changes.to_at > hours.hour_at - {further}
 ) AND NOT (kind = ANY (%(data_kinds)s) AND EXISTS (
     SELECT FROM generate_series(date_trunc('hour', from_at, 'UTC'), to_at - interval '1 microsecond', interval '1 hour') AS wanted(hour_at)
     WHERE NOT EXISTS (SELECT FROM ledger_hours AS hours WHERE hours.site_id = changes.site_id AND hours.hour_at = wanted.hour_at)
 ))
-""".replace("{reach}", _REACH)
+""".replace("{touches}", TOUCHES.strip())
+    .replace("{near}", _NEAR.strip())
+    .replace("{further}", _FURTHER)
+)
 
 
 def forget_changes(
@@ -302,7 +332,6 @@ def forget_changes(
         {
             "horizon": horizon_xid,
             "settled": settled_before,
-            "reach": REACH,
             "data_kinds": list(DATA_KINDS),
             "outside": list(OUTSIDE_THE_BOOKS),
             "unsettled_sites": [site_id for site_id, _ in unsettled],

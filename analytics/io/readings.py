@@ -20,6 +20,7 @@ import polars as pl
 
 from analytics.frames import DeviceReadings, Devices, Epochs, Placements
 from analytics.inputs import Window
+from analytics.io.crossings import Crossing, crossings
 from analytics.io.meter_words import said
 from analytics.io.open_rows import rows_made
 from analytics.model.node_balance import AUTHORITY
@@ -79,6 +80,8 @@ class Silences:
     """Earliest last reading before the window of a device that was silent at its start; null = none was."""
     after_at: datetime | None = None
     """Latest first reading after the window of a device that was silent at its end; null = none was."""
+    crossed: tuple[Crossing, ...] = ()
+    """Silences over an hour's edge in the window that are over: in order of device, feed and time."""
 
     @classmethod
     def of_all(cls, parts: Iterable[Silences]) -> Silences:
@@ -88,6 +91,7 @@ class Silences:
             tuple(sorted((gap for part in listed for gap in part.ended), key=lambda gap: (gap.device_id, gap.from_at))),
             min((part.before_at for part in listed if part.before_at is not None), default=None),
             max((part.after_at for part in listed if part.after_at is not None), default=None),
+            tuple(sorted(each for part in listed for each in part.crossed)),
         )
 
 
@@ -135,7 +139,10 @@ def load_readings(
     readings = DeviceReadings.validate(_in_order(pl.concat([before, around, after])))
     mute = _mute(told, around, epochs, window)
     return readings, Silences(
-        _gaps(before, around, epochs, told, window), _first(_unless(before, mute)), _last(_unless(after, mute))
+        _gaps(before, around, epochs, told, window),
+        _first(_unless(before, mute)),
+        _last(_unless(after, mute)),
+        crossings(readings, epochs, told, window, policy),
     )
 
 

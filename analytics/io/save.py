@@ -18,11 +18,14 @@ import psycopg
 from analytics.inputs import Window
 from analytics.io.book_rows import bind_jobs, content_with, difference, insert_rows
 from analytics.io.counted import count_lines, frozen_in
+from analytics.io.crossings import Crossing
 from analytics.io.due_minutes import keep_minutes
 from analytics.io.findings import replace_findings
+from analytics.io.reach import note_reach
 from analytics.io.readings import Gap, Silences
 from analytics.io.runs import Current, HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, pin, swap
 from analytics.pipeline import content_hash
+from analytics.units import from_us, to_us
 
 PROVISIONAL: Final = 0
 """Revision of the open window."""
@@ -36,17 +39,30 @@ class SilencesTold:
     """Those that end in the hour."""
     around: tuple[tuple[datetime, datetime], ...] = ()
     """Where devices were silent before and after what was read together: late readings of the hour may have split that."""
+    crossed: tuple[Crossing, ...] = ()
+    """Those over the hour's beginning that ended beyond the margin after it: the hour before hangs on where they end."""
+    heard_at: datetime | None = None
+    """The last reading after the hour that it hangs on: where such a silence over its end is over; null = there is none."""
+    is_first: bool = True
+    """Whether the hour before was not read together with this one."""
 
     @classmethod
     def of(cls, silences: Silences, window: Window, hour_at: datetime) -> SilencesTold:
         """Return the part of one of the hours that were read together."""
         to_at = hour_at + timedelta(hours=1)
+        begins_us, ends_us = to_us(hour_at), to_us(to_at)
         is_first, is_last = hour_at <= window.from_at, to_at >= window.to_at
         ended = tuple(
             gap for gap in silences.ended if (is_first or gap.to_at >= hour_at) and (is_last or gap.to_at < to_at)
         )
         around = ((silences.before_at, window.from_at), (window.to_at, silences.after_at))
-        return cls(ended, tuple((a, b) for a, b in around if a is not None and b is not None and a < b))
+        return cls(
+            ended,
+            tuple((a, b) for a, b in around if a is not None and b is not None and a < b),
+            tuple(each for each in silences.crossed if each.is_over(begins_us)),
+            max((from_us(each.to_us) for each in silences.crossed if each.is_over(ends_us)), default=None),
+            is_first,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,7 @@ def _save_in_transaction(
             replace_findings(connection, state.site_id, state.hour_at, books.findings)
             _attest(connection, state, books, run, current, of_usage, closed=closed)
             _remember(connection, state, books.silences, written=False)
+            note_reach(connection, state, books.silences, run.policy)
             return Saved.UNCHANGED
         if not closed and current is None and frozen_in(connection, state, None) is not None:
             raise LostRaceError  # no figures for now in a closed month: what it owes is posted once the hour is closed
@@ -104,6 +121,7 @@ def _save_in_transaction(
         if closed:
             pin(connection, state, run)
         _remember(connection, state, books.silences, written=closed)
+        note_reach(connection, state, books.silences, run.policy)
         return Saved.WRITTEN
 
 
