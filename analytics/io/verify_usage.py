@@ -25,6 +25,11 @@ _ROWS: Final = "SELECT {columns} FROM usage_hours WHERE site_id = %(site_id)s AN
 )
 _COPY: Final = f"COPY ({_ROWS}) TO STDOUT (FORMAT csv)"
 _REVISIONS: Final = "SELECT revision, count(*) FROM usage_hours WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s GROUP BY revision ORDER BY 1"
+# Columns of the table that no run writes: nothing has been read of them, and nothing stands in them.
+_UNWRITTEN: Final = """
+SELECT count(*) FROM usage_hours WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s
+AND num_nonnulls(intensity_id, carbon_gco2e) > 0
+"""
 _HASH: Final = """
 SELECT usage_sha256, method_version FROM ledger_runs WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s
 AND kind = 'close'
@@ -49,8 +54,10 @@ def look_at_usage(
         usage = _stored(connection, given)
         row = connection.execute(_HASH, given).fetchone()
         # What was hashed by the columns of other formulas cannot be made again of these.
-        if row is not None and row[0] is not None and row[1] == METHOD_VERSION and content_hash(usage) != bytes(row[0]):
-            yield "usage", f"the usage hours of revision {revision} are not those that its run wrote"
+        if row is not None and row[0] is not None and row[1] == METHOD_VERSION:
+            (unwritten,) = connection.execute(_UNWRITTEN, given).fetchone() or (0,)
+            if unwritten or content_hash(usage) != bytes(row[0]):
+                yield "usage", f"the usage hours of revision {revision} are not those that its run wrote"
         held = usage.group_by("holder").agg((pl.col("held_us") * pl.col("accelerators")).sum().alias("held"))
         for number in sorted(lines):
             if usage_of[number] == revision:

@@ -88,9 +88,9 @@ def fleet(db: Database) -> SmallFleet:
     return fleet
 
 
-def look(fleet: SmallFleet) -> Verified:
+def look(fleet: SmallFleet, from_at: datetime = NOVEMBER.from_at, to_at: datetime = LATER) -> Verified:
     with fleet.database.connect("worker", autocommit=True) as connection:
-        return verify(connection, from_at=NOVEMBER.from_at, to_at=LATER)
+        return verify(connection, from_at=from_at, to_at=to_at)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,3 +121,61 @@ def _add(rogue: psycopg.Connection[Any], table: str, name: str, amount: str, row
         return None
     assert found is not None
     return str(found[0])
+
+
+OTHER: Final = {
+    "text": "coalesce({name}, '') || 'x'",
+    "integer": "coalesce({name}, 0) + 1",
+    "bigint": "coalesce({name}, 0) + 1",
+    "smallint": "coalesce({name}, 0) + 1",
+    "numeric": "coalesce({name}, 0) + 0.000000001",
+    "double precision": "CASE WHEN {name} > 0.5 THEN {name} - 1e-9 ELSE {name} + 1e-9 END",
+    "timestamp with time zone": "{name} + interval '1000 hours'",
+}
+"""By type, what is not what stands there; of what a rule bounds, others that it lets be."""
+KEYS: Final = {"site_id": ("77",), "revision": ("77",), "device_id": ("77",)}
+BOUNDED: Final = {"source": ("measured", "estimated", "assumed"), "state": ("used", "available", "reserved", "down")}
+
+
+def test_whatever_is_altered_of_a_usage_hour_that_counts_is_found(fleet: SmallFleet) -> None:
+    columns = fleet.rows(
+        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = 'usage_hours'::regclass AND attnum > 0 "
+        "AND NOT attisdropped ORDER BY attnum"
+    )
+    assert len(columns) >= 26
+    unseen, refused = [], []
+    with fleet.admin() as rogue:
+        rogue.execute("SET session_replication_role = replica")
+        rows = rogue.execute(
+            "SELECT used.site_id, used.hour_at, used.revision, used.device_id, used.holder FROM usage_hours AS used "
+            "JOIN ledger_hours USING (site_id, hour_at, revision) WHERE holder LIKE 'job:%' ORDER BY hour_at LIMIT 1"
+        ).fetchall()
+        (key,) = rows
+        assert key[1] == HOUR_AT
+        for name, kind in columns:
+            old, changed = _altered(rogue, name, kind, key)
+            if changed is None:
+                refused.append(name)
+                continue
+            if not look(fleet, HOUR_AT, HOUR_AT + HOUR).problems:
+                unseen.append(name)
+            rogue.execute(f"UPDATE usage_hours SET {name} = %s WHERE ctid = %s::tid".encode(), [old, changed])
+    assert (unseen, refused) == ([], [])
+    assert look(fleet).problems == ()
+
+
+def _altered(rogue: psycopg.Connection[Any], name: str, kind: str, key: Any) -> tuple[Any, str | None]:
+    """Return what stood there and where the row is now; None: no other value is let in."""
+    where = "(site_id, hour_at, revision, device_id, holder) = (%s, %s, %s, %s, %s)"
+    (old,) = rogue.execute(f"SELECT {name} FROM usage_hours WHERE {where}".encode(), key).fetchone() or (None,)
+    least = [OTHER[kind].format(name=name), *([f"{name} - 1"] if kind == "bigint" else [])]
+    others = [f"'{word}'" for word in BOUNDED.get(name, ()) if word != old] or [*KEYS.get(name, ()), *least]
+    for other in others:
+        try:
+            found = rogue.execute(f"UPDATE usage_hours SET {name} = {other} WHERE {where} RETURNING ctid".encode(), key)
+        except psycopg.errors.CheckViolation:
+            continue
+        row = found.fetchone()
+        assert row is not None
+        return old, str(row[0])
+    return old, None
