@@ -200,7 +200,7 @@ def test_an_hour_listens_to_meters_of_nodes_for_as_long_as_the_slowest_may_be_si
 HOURS = 2
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1, 3, 5])
 def test_whatever_comes_in_whatever_order_the_books_are_those_of_all_at_once(fleet: SmallFleet, seed: int) -> None:
     draw = random.Random(seed)
     boards = [fleet, *(board(fleet, f"GPU-{number}") for number in (2, 3))]
