@@ -90,6 +90,8 @@ class Life:
         self.world.come(now, looks)
         self.world.meters_come()
         self.marks: list[datetime] = []
+        self.is_taken_back = False
+        """Whether an end of a job that was known was corrected."""
 
     def _some(self, rows: pl.DataFrame, part: float) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Draw some of the rows; return them, and the others."""
@@ -155,6 +157,7 @@ class Life:
             minutes = self.draw.choice((3, 20, 45, None if ended_at else 70))
             end_at = None if minutes is None else start_at + timedelta(minutes=minutes)
             self.world.rows("UPDATE jobs SET ended_at = %s WHERE id = %s RETURNING 1", end_at, job_id)
+            self.is_taken_back |= ended_at not in {None, end_at}
         with self.world.admin() as connection:
             self.world.changed("allocations", START, START + HOURS * HOUR, connection)
 
@@ -203,7 +206,9 @@ def test_every_bill_there_ever_was_comes_out_again(db: Database, tmp_path: Path,
     assert grounds[-1] == {Ground.SAMPLES}
     kinds = {kind for (kind,) in life.world.rows("SELECT DISTINCT kind FROM ledger_runs WHERE revision > 1")}
     assert kinds >= {"close", "rate"}
-    assert life.world.rows("SELECT count(*) > 0 FROM job_ends WHERE superseded_at IS NOT NULL") == [(True,)]
+    assert life.is_taken_back or seed != 1
+    taken_back = "SELECT count(*) > 0 FROM job_ends WHERE superseded_at IS NOT NULL"
+    assert life.world.rows(taken_back) == [(life.is_taken_back,)]
     balances(life)
 
 
