@@ -86,10 +86,10 @@ BOOKS: Final = {
     },
 }
 WORDS: Final = {
-    "plain": "c8bec3eef949771e",
-    "mig": "457c91cc34d94604",
-    "time_slice": "6f5d1513daa43384",
-    "mps": "0a6a2abcb5af236c",
+    "plain": "e1ba60184d5fbc82",
+    "mig": "2d18de5e6c3cffe2",
+    "time_slice": "788107a663049899",
+    "mps": "4421dfafdb961793",
 }
 
 
