@@ -2,13 +2,15 @@
 
 What was written the table ``changes`` tells, read in the snapshot that the rows are read in: of each transaction that the snapshot of the
 look before did not see. No such change is forgotten while the hour has provisional books, and rows are kept for such hours only.
-Whatever is not told by a change of samples (holdings, places, rates, words of jobs) is kept by nobody and read anew each time. A look that
-does not come to its end keeps nothing. It computes nothing: rows are the same whether they were kept or not.
+Of hours before it the nearest readings of silent devices are kept, as long as no change tells of those hours and none of them was closed
+anew: a change is forgotten only after that. Whatever is not told by a change of samples (holdings, places, rates, words of jobs) is kept by
+nobody and read anew each time. A look that does not come to its end keeps nothing. It computes nothing: rows are the same whether they
+were kept or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -29,6 +31,11 @@ _HERE: Final = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::
 _WRITTEN: Final = """
 SELECT kind, from_at, to_at FROM changes WHERE (site_id = %(site_id)s OR site_id IS NULL) AND kind = ANY (%(kinds)s)
 AND written_xid >= pg_snapshot_xmin(%(before)s::pg_snapshot) AND NOT pg_visible_in_snapshot(written_xid, %(before)s::pg_snapshot)
+"""
+_HOURS_BEFORE: Final = timedelta(days=3)
+"""How far before an open hour what is found is kept: further than the reach of any silence."""
+_HEARD: Final = """
+SELECT hour_at, seen_xid::text FROM ledger_hours WHERE site_id = %(site_id)s AND hour_at < %(hour_at)s AND hour_at >= %(from_at)s
 """
 _PIECE_ROWS: Final = 1 << 18
 """Pieces are put together up to so many rows (13 MiB of readings): so there are few, and what is made on the way to a larger one is small."""
@@ -53,7 +60,11 @@ class _Left:
 
     server: str
     snapshot: str
+    heard: Mapping[datetime, str]
+    """Up to which transaction each hour before knows what happened: the next one that is closed anew says another."""
     kept: dict[_Key, _Kept]
+    found: dict[Hashable, pl.DataFrame]
+    """What was found in hours before the open one, by what was asked."""
 
 
 @dataclass
@@ -77,7 +88,8 @@ class Look:
         before = self._before
         if before is not None and before.server != server:  # it may have been put back to what it was before
             before = self._before = None
-        self._left = _Left(server, snapshot, {})
+        since = {"site_id": self.site_id, "hour_at": self.hour_at, "from_at": self.hour_at - _HOURS_BEFORE}
+        self._left = _Left(server, snapshot, dict(connection.execute(_HEARD, since).fetchall()), {}, {})
         if before is None:
             return
         kinds = [stream.value for stream in Stream]
@@ -111,6 +123,27 @@ class Look:
             kept = _Kept(from_at, to_at, _put_together(pieces, order))
         self._left.kept[key] = kept
         return pl.concat(kept.pieces)
+
+    def found(self, stream: Stream, key: Hashable, asked: Span, find: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return what ``find`` gives for an interval, from before where nothing has changed of it; ``key`` is all that it depends on."""
+        if self._left is None:
+            raise RuntimeError("a look begins with begin()")
+        from_at, to_at = asked
+        if not self.hour_at - _HOURS_BEFORE <= from_at < to_at <= self.hour_at:
+            return find()
+        rows = self._before.found.get(key) if self._before is not None and self._is_as_before(stream, asked) else None
+        self._left.found[key] = find() if rows is None else rows
+        return self._left.found[key]
+
+    def _is_as_before(self, stream: Stream, asked: Span) -> bool:
+        if self._before is None or self._left is None or _joined(self._written.get(stream.value, ()), asked):
+            return False
+        hour_at = asked[0].replace(minute=0, second=0, microsecond=0)
+        while hour_at < asked[1]:
+            if self._before.heard.get(hour_at) != self._left.heard.get(hour_at):
+                return False
+            hour_at += timedelta(hours=1)
+        return True
 
     @property
     def left(self) -> _Left | None:
@@ -160,7 +193,7 @@ class OpenRows:
 
 @dataclass
 class _Session(SampleSession):
-    """A session whose look knows rows of before; single instants and single feeds it leaves to the tables."""
+    """A session whose look knows rows of before, and what was found of silent devices; rows of single feeds it leaves to the tables."""
 
     look: Look | None = None
 
@@ -176,11 +209,44 @@ class _Session(SampleSession):
         instants: Collection[datetime] | None = None,
         speaker: Speaker | None = None,
     ) -> pl.LazyFrame:
-        if self.look is None or keys is None or instants is not None or speaker is not None:
-            return super().rows(
+        whole = super().rows
+
+        def find() -> pl.LazyFrame:
+            return whole(
                 stream, columns, from_at, to_at, keys=keys, site_id=site_id, instants=instants, speaker=speaker
             )
-        return self.kept(stream, columns, (from_at, to_at), keys, site_id, _as_they_are, self.look).lazy()
+
+        if self.look is None or keys is None or (speaker is not None and instants is None):
+            return find()
+        asked = (from_at, to_at)
+        if instants is not None:
+            key = stream, tuple(columns), asked, tuple(sorted(keys)), site_id, tuple(sorted(instants)), speaker
+            return self.look.found(stream, key, asked, lambda: find().collect()).lazy()
+        return self.kept(stream, columns, asked, keys, site_id, _as_they_are, self.look).lazy()
+
+    def ends(
+        self,
+        stream: Stream,
+        from_at: datetime,
+        to_at: datetime,
+        *,
+        keys: Collection[int],
+        usable: Sequence[str],
+        latest: bool,
+        site_id: int | None = None,
+        speaker: Speaker | None = None,
+    ) -> pl.DataFrame:
+        whole = super().ends
+
+        def find() -> pl.DataFrame:
+            return whole(
+                stream, from_at, to_at, keys=keys, usable=usable, latest=latest, site_id=site_id, speaker=speaker
+            )
+
+        if self.look is None:
+            return find()
+        key = stream, from_at, to_at, tuple(sorted(keys)), tuple(usable), latest, site_id, speaker
+        return self.look.found(stream, key, (from_at, to_at), find)
 
     def kept(
         self,
@@ -279,4 +345,6 @@ def _slices(from_at: datetime, to_at: datetime) -> Iterator[Span]:
 
 
 def _size_bytes(left: _Left) -> int:
-    return sum(kept.size_bytes for kept in left.kept.values())
+    return sum(kept.size_bytes for kept in left.kept.values()) + sum(
+        int(rows.estimated_size()) for rows in left.found.values()
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import polars as pl
 import psycopg
 import pytest
 
@@ -17,7 +18,9 @@ from analytics.closing.hours import Here
 from analytics.closing.pool import Pool
 from analytics.io.open_rows import OpenRows
 from analytics.jobs import HourCloser, Round, WorkerSettings
+from collector.wire import Stream
 from ingest.store.engine import Database
+from ingest.store.samples import SampleSession
 from tests.db.ledger_fixture import HOUR, HOUR_AT, SmallFleet, small_fleet
 
 pytestmark = pytest.mark.db
@@ -57,6 +60,45 @@ def test_a_look_fetches_what_was_written_since_the_one_before(fleet: SmallFleet)
     assert closer.run(HOUR_AT + 11 * MINUTE).read_whole == 0
     assert fleet.rows("SELECT sum(energy_mj)::bigint FROM current_usage_hours") == [(11 * 60 * 100_000,)]
     assert reading_whole(fleet).run(HOUR_AT + 11 * MINUTE) == Round(unchanged=1)
+
+
+def test_the_last_reading_of_a_board_that_was_silent_before_the_hour_is_looked_for_again_only_if_something_came(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = HOUR_AT + 20 * MINUTE
+    fleet.samples(HOUR_AT - 170 * MINUTE, HOUR_AT - 160 * MINUTE)
+    fleet.samples(HOUR_AT + 10 * MINUTE, now, start_mj=180 * 60 * 100_000)
+    looked: list[datetime] = []
+    ends = SampleSession.ends
+
+    def ends_noted(
+        session: SampleSession, stream: Stream, from_at: datetime, to_at: datetime, **how: Any
+    ) -> pl.DataFrame:
+        looked.append(to_at)
+        return ends(session, stream, from_at, to_at, **how)
+
+    monkeypatch.setattr(SampleSession, "ends", ends_noted)
+    closer = keeping(fleet)
+    while closer.run(now) != Round(unchanged=1):  # until the hours of the silence came to rest
+        pass
+    before = HOUR_AT - 10 * MINUTE  # what lies nearer is read with the hour
+
+    def asks() -> int:
+        looked.clear()
+        assert closer.run(now).failed == 0
+        return sum(to_at <= before for to_at in looked)
+
+    assert asks() == 0
+    # Half an hour that was kept in a spool. Whoever closes the hour before anew lets its change be forgotten.
+    fleet.samples(HOUR_AT - 150 * MINUTE, HOUR_AT - 140 * MINUTE, start_mj=20 * 60 * 100_000)
+    whole = reading_whole(fleet)
+    for _ in range(3):
+        whole.run(now)
+    assert fleet.rows("SELECT count(*) FROM changes WHERE to_at < %s", HOUR_AT - HOUR) == [(0,)]
+    content = fleet.rows("SELECT content_sha256 FROM ledger_hours WHERE hour_at = %s", HOUR_AT)
+    assert asks() > 0
+    assert fleet.rows("SELECT content_sha256 FROM ledger_hours WHERE hour_at = %s", HOUR_AT) == content
+    assert asks() == 0
 
 
 def test_an_hour_of_too_many_rows_is_read_whole_each_time(fleet: SmallFleet) -> None:
@@ -146,6 +188,11 @@ class Site:
         start = self.now - self.draw.randint(1, 20) * MINUTE
         self._tell(self.draw.choice(self.devices), start, start + self.draw.randint(1, 5) * MINUTE)
 
+    def come_from_before(self) -> None:
+        """A spool sends what it kept from the hour before, of a board that was silent since."""
+        start = HOUR_AT - self.draw.randint(12, 50) * MINUTE
+        self._tell(self.draw.choice(self.devices), start, start + self.draw.randint(1, 5) * MINUTE)
+
     def come_early(self) -> None:
         """A clock that is ahead."""
         self._tell(self.draw.choice(self.devices), self.now + 60 * SECOND, self.now + 80 * SECOND)
@@ -213,6 +260,7 @@ class Site:
 STEPS: list[Callable[[Site], None]] = [
     *[Site.arrive] * 8,
     Site.come_late,
+    Site.come_from_before,
     Site.come_early,
     Site.hold,
     Site.move,
