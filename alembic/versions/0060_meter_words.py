@@ -14,7 +14,7 @@ down_revision = "0059_moved_told"
 branch_labels = None
 depends_on = None
 
-OWNER, WORKER = "wattledger_owner", "wattledger_worker"
+OWNER, WORKER, API = "wattledger_owner", "wattledger_worker", "wattledger_api"
 STAMP = "transaction, of any server these rows have been in, that recorded it; 1 = before this was kept"
 GONE = "transaction that replaced it; null = current, or replaced before this was kept"
 WORDS = ("bills", "covers", "wrap_mj")
@@ -52,7 +52,7 @@ def upgrade() -> None:
         "CREATE TRIGGER stamp_dated BEFORE INSERT OR UPDATE OF superseded_at ON meter_words "
         "FOR EACH ROW EXECUTE FUNCTION stamp_dated()"
     )
-    op.execute(f"GRANT SELECT ON meter_words TO {WORKER}")
+    op.execute(f"GRANT SELECT ON meter_words TO {WORKER}, {API}")
 
 
 def downgrade() -> None:

@@ -52,7 +52,7 @@ WORKER = {
 API = {
     "r": "actions alembic_version allocations api_calls audit bill_lines bill_spans bill_times bill_waste bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours decisions "
     "devices facility_factors findings hour_jobs idle_policies imported_charges intensity jobs ledger_corrections ledger_hours ledger_lines ledger_periods lineage_datasets lineage_events lineage_runs "
-    "meter_readings meters minute_rollups nodes outcomes period_hours placements prices sites spans tariffs tenant_details tenant_minutes tenant_moves tenants usage_hours",
+    "meter_readings meter_words meters minute_rollups nodes outcomes period_hours placements prices sites spans tariffs tenant_details tenant_minutes tenant_moves tenants usage_hours",
     "r(hour_at,id,kind,reason,revision,site_id,usage_revision)": "ledger_runs",
     "rw u(resolution,resolved_at,resolved_by)": "line_disputes",
 }

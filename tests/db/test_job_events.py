@@ -318,6 +318,7 @@ def test_any_order_grouping_and_repetition_of_events_gives_the_same_tables(db: D
         "queue_reasons",
         "queue_entries",
         "hold_events",
+        "job_ends",
         "job_reports",
         "allocation_events",
         "allocations",

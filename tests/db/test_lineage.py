@@ -280,6 +280,7 @@ def job(world: World, native_id: str, begin: float, end: float, **facts: Any) ->
 def nothing_ran(world: World) -> None:
     with world.fleet.admin() as conn:
         conn.execute("DELETE FROM allocations")
+        conn.execute("DELETE FROM job_ends")
         conn.execute("DELETE FROM jobs")
 
 

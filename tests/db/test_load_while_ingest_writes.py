@@ -36,7 +36,7 @@ def test_an_epoch_that_begins_while_a_close_reads_is_known_with_its_readings(
         )
         return load_readings(*arguments, **named)
 
-    monkeypatch.setattr("analytics.io.load.load_readings", a_reboot_is_committed_just_before)
+    monkeypatch.setattr("analytics.io.apart.load_readings", a_reboot_is_committed_just_before)
 
     done = HourCloser(db, WorkerSettings(code_version="test")).run(HOUR_AT + 3 * HOUR)
 
