@@ -33,17 +33,23 @@ class Store:
     over: set[int] = field(default_factory=set)
     seen: dict[str, frozenset[int]] = field(default_factory=dict)
     server: str = "one"
+    heard: dict[datetime, int] = field(default_factory=dict)
+    """By hour before the open one, how many transactions its books know of."""
+
+    answer: list[tuple[Any, ...]] = field(default_factory=list)
 
     def execute(self, query: str, asked: dict[str, Any] | None = None) -> Store:
-        """Answer the two questions of a look: where it is, and what was written since the one before."""
+        """Answer the three questions of a look: where it is, what the hours before know, and what was written since the one before."""
         del query
-        if asked is None:
+        if asked is not None and "before" not in asked:
+            self.answer = list(self.heard.items())
+        elif asked is None:
             name = str(len(self.seen))
             self.seen[name] = frozenset(self.over)
-            self.answer: list[tuple[Any, ...]] = [(name, self.server)]
+            self.answer = [(name, self.server)]
         else:
             before = self.seen[asked["before"]]
-            self.answer = [told for number, *told in self.changes if number in self.over and number not in before]  # type: ignore[misc]
+            self.answer = [(*told,) for number, *told in self.changes if number in self.over and number not in before]
         return self
 
     def fetchone(self) -> tuple[Any, ...]:
@@ -115,3 +121,42 @@ def look(store: Store, kept: OpenRows, now: datetime) -> pl.DataFrame:
     found = looking.rows(KEY, (FROM_AT, now + 10 * MINUTE), store.fetch)
     assert kept.keep(looking)
     return found
+
+
+BEFORE = HOUR_AT - 3 * 60 * MINUTE, HOUR_AT - 10 * MINUTE
+
+
+@given(st.lists(st.sampled_from(["late", "closed anew", "look", "look"]), max_size=30), st.data())
+def test_what_was_found_in_hours_before_is_what_is_there(steps: list[str], data: st.DataObject) -> None:
+    store, kept = Store(), OpenRows(1 << 20)
+    for number, step in enumerate(steps):
+        if step == "late":
+            at = HOUR_AT - data.draw(st.integers(11, 180)) * MINUTE
+            store.rows.append((1, at, number))
+            store.over.add(number)
+            store.changes.append((number, "device_samples", at, at + timedelta(microseconds=1)))
+        elif step == "closed anew":  # and then the changes of the hour are forgotten, seen by a look or not
+            hour_at = HOUR_AT - data.draw(st.integers(1, 3)) * 60 * MINUTE
+            store.heard[hour_at] = number
+            store.changes = [each for each in store.changes if not hour_at <= each[2] < hour_at + 60 * MINUTE]
+        else:
+            looking = kept.look(1, HOUR_AT)
+            looking.begin(store)  # type: ignore[arg-type]
+            found = looking.found(Stream.DEVICE, "ends", BEFORE, lambda: store.fetch(*BEFORE))
+            assert found.sort(*ROWS).equals(store.fetch(*BEFORE).sort(*ROWS))
+            kept.keep(looking)
+
+
+def test_what_was_found_is_looked_for_once() -> None:
+    store, kept, asked = Store(heard={HOUR_AT - 60 * MINUTE: 1}), OpenRows(1 << 20), []
+
+    def find() -> pl.DataFrame:
+        asked.append(1)
+        return store.fetch(*BEFORE)
+
+    for _ in range(3):
+        looking = kept.look(1, HOUR_AT)
+        looking.begin(store)  # type: ignore[arg-type]
+        looking.found(Stream.DEVICE, "ends", BEFORE, find)
+        kept.keep(looking)
+    assert len(asked) == 1
