@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from analytics.io.hours import due_hours
 from ingest.store.embedded import EmbeddedServer
 from ingest.store.engine import URL_VARIABLE, Database
 from tests.e2e.fleet_processes import Place, answers
@@ -91,14 +92,8 @@ def is_closed(database: Database, spec: FleetSpec) -> bool:
     hours = hours_of(spec, HOURS)
     if len(content(database, hours)) < len(hours):
         return False
-    unseen = rows(
-        database,
-        "SELECT count(*) FROM changes JOIN ledger_hours AS hours USING (site_id) WHERE changes.written_xid >= hours.seen_xid "
-        "AND changes.from_at < hours.hour_at + interval '2 hours' AND changes.to_at > hours.hour_at - interval '1 hour' "
-        "AND hours.hour_at = ANY (%s)",
-        (hours,),
-    )
-    return unseen == [(0,)]
+    with database.connect("worker", autocommit=True) as connection:
+        return not {hour.hour_at for hour in due_hours(connection, datetime.now(UTC))}.intersection(hours)
 
 
 def stored(database: Database) -> dict[str, list[tuple[object, ...]]]:
