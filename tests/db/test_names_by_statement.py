@@ -98,7 +98,7 @@ def test_what_is_named_stays(admin: Connection) -> None:
 
 
 def test_what_nothing_names_any_more_may_go(admin: Connection) -> None:
-    admin.execute("TRUNCATE usage_hours")
+    admin.execute("TRUNCATE usage_hours, ledger_lines")
 
     assert admin.execute("DELETE FROM intensity").rowcount >= 1
 

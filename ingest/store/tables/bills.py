@@ -19,6 +19,7 @@ from sqlalchemy import (
 )
 
 from ingest.store.tables.columns import MONEY, column, instant, reference, surrogate_id
+from ingest.store.tables.lines_wide import later_amounts
 from ingest.store.tables.metadata import metadata
 
 _SOURCES = "bits: 1 measured, 2 estimated, 4 forecast, 8 assumed"
@@ -31,7 +32,11 @@ bill_spans = Table(
     column("site_id", Integer, ForeignKey("sites.id")),
     instant("from_at"),
     instant("to_at"),
-    column("revisions", Text, comment="hour of the day and revision of each of its hours: what the sums are of"),
+    column(
+        "revisions",
+        Text,
+        comment="hour of the day and revision of each of its hours: what the sums are of",
+    ),
     instant("built_at", server_default=func.now()),
     UniqueConstraint("site_id", "from_at", "to_at"),
     CheckConstraint("from_at < to_at", name="span"),
@@ -57,6 +62,7 @@ bill_lines = Table(
     column("tokens", BigInteger, nullable=True, comment="count of tokens"),
     column("sources", SmallInteger, comment=_SOURCES),
     column("origins", SmallInteger, comment=_ORIGINS),
+    *later_amounts(),
     Index("bill_lines_span_ix", "span_id"),
     comment="Ledger lines of a span by tenant, pool, charge category and currency.",
 )

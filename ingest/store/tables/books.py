@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
 
 from ingest.store.tables.columns import MONEY, Xid8, column, instant, named, reference, surrogate_id
+from ingest.store.tables.lines_wide import later_amounts, later_sources, later_words
 from ingest.store.tables.metadata import metadata
 
 _HOUR = DateTime(timezone=True)
@@ -134,6 +135,12 @@ ledger_runs = Table(
         ForeignKey("ledger_periods.id"),
         nullable=True,
         comment="surrogate id: it computed a frozen hour anew, which moved nothing there; null = any other",
+    ),
+    column(
+        "chain_version",
+        SmallInteger,
+        nullable=True,
+        comment="how its lines are chained; null = 1, as all were before lines said more",
     ),
     Index("ledger_runs_hour_ix", "site_id", "hour_at"),
     # The view of current usage asks for the few hours that were rated.
@@ -342,6 +349,9 @@ ledger_lines = Table(
         nullable=True,
         comment="salt (16 bytes) and SHA-256 of salt and api_key; the hash alone once the name was replaced; null = no key, or not chained",
     ),
+    *later_amounts(),
+    *later_words(),
+    *later_sources(),
     Index("ledger_lines_hour_ix", "hour_at"),
     # What jobs that failed cost, over a month: as many lines as there are hours of jobs, few of them.
     Index("ledger_lines_job_ix", "job_id", postgresql_where=text("job_id IS NOT NULL")),

@@ -114,13 +114,16 @@ def named(
     index: bool = False,
     wide: bool = False,
     primary_key: bool = False,
+    comment: str = "surrogate id",
 ) -> Column[Any]:
     """Return a column of ids of another table that a trigger looks up once a statement; a foreign key does it for every row.
 
-    The triggers are those of migration 0052.
+    The triggers are those of migrations 0052 and 0061.
     """
     kind = BigInteger if wide else Integer
-    return column(name, kind, nullable=nullable, index=index, primary_key=primary_key, info={NAMED: target})
+    return column(
+        name, kind, nullable=nullable, index=index, primary_key=primary_key, info={NAMED: target}, comment=comment
+    )
 
 
 def order_by_names(metadata: MetaData) -> None:

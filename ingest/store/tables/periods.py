@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB
 
 from ingest.store.tables.columns import MONEY, column, instant, reference, surrogate_id
+from ingest.store.tables.lines_wide import later_amounts, later_words
 from ingest.store.tables.metadata import metadata
 
 _HOUR = DateTime(timezone=True)
@@ -145,6 +146,8 @@ ledger_corrections = Table(
     column("ordinal", Integer, comment="place in the chain of what its run posted, from 1"),
     column("chain_sha256", LargeBinary, comment="SHA-256 over the correction and the one before it"),
     column("api_key_seal", LargeBinary, nullable=True, comment="as of ledger_lines"),
+    *later_amounts(_MORE),
+    *later_words(),
     Index("ledger_corrections_posted_ix", "posted_hour_at"),
     Index("ledger_corrections_hour_ix", "site_id", "hour_at"),
     comment="What later changes of a frozen hour come to, line by line, counted in the open month.",

@@ -317,6 +317,12 @@ changes = Table(
     column("kind", Text, comment="what changed: device_samples, allocations, bindings, prices, ..."),
     column("note", Text, nullable=True, comment="why, where somebody asked for it; null = it happened"),
     column("written_xid", Xid8, server_default=func.pg_current_xact_id(), comment="transaction that made the change"),
+    column(
+        "scope",
+        JSONB,
+        nullable=True,
+        comment="which of the hours it touches: those with calls of {provider, models}; null = all of them",
+    ),
     Index("changes_written_xid_ix", "written_xid"),
     comment="Which hours a committed transaction touched; a closed ledger hour that did not see it is closed again.",
 )
