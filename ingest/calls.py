@@ -6,7 +6,8 @@ Gateways, spans, logs and invoices all end in :class:`ApiCall`. Which reports ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -14,6 +15,21 @@ from typing import Any, Final, TypeVar
 _T = TypeVar("_T")
 MAX_TOKENS: Final = 1 << 40
 """More of one part is no call: the longest context there is has some 2**23 tokens."""
+MAX_COUNT: Final = (1 << 31) - 1
+"""Of images, pages and uses of one tool: what the store's integers hold."""
+MAX_MEDIA_MS: Final = 400 * 86_400_000
+MAX_TOOLS: Final = 16
+_MAX_NAME: Final = 64
+_TIERS: Final = {
+    "default": "standard",
+    "on_demand": "standard",
+    "on-demand": "standard",
+    "standard_only": "standard",
+    "batches": "batch",
+}
+"""What providers call the tiers there are prices of: standard, batch, flex, priority."""
+_ASKED_FOR: Final = frozenset(("auto",))
+"""What a request says and no answer does: which tier answered is not known by it."""
 
 
 class CallSource(Enum):
@@ -65,7 +81,26 @@ class ApiCall:
     output_text_tokens: int | None = None
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
+    """Of both sides together, as calls before 0063 have it; written no more: the sides have different prices."""
     image_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    """Written to be kept for an hour; ``cache_write_tokens`` are then the others, which are kept for minutes."""
+    service_tier: str | None = None
+    """Which tier answered, as :func:`tier_of` names it; null = not told, billed as the standard one."""
+    is_batch: bool | None = None
+    tool_calls: str | None = None
+    """Uses of the provider's own tools that it bills by use, as :func:`tools_told` writes them: ``{"web_search": 3}``."""
+    images: int | None = None
+    """Images made."""
+    media_ms: int | None = None
+    """Audio or video heard or made."""
+    characters: int | None = None
+    """Characters of text, where they are billed and tokens are not."""
+    pages: int | None = None
+    deployment: str | None = None
+    """Which of the provider's deployments answered: capacity that is paid by the hour has one."""
     status: str = "ok"
     streamed: bool | None = None
     duration_us: int | None = None
@@ -97,8 +132,14 @@ class Report:
     tenant_id: int | None = None
 
 
-_INPUT: Final = ("input_uncached_tokens", "cache_read_tokens", "cache_write_tokens")
-_OUTPUT: Final = ("output_text_tokens", "reasoning_tokens")
+_INPUT: Final = (
+    "input_uncached_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "audio_input_tokens",
+)
+_OUTPUT: Final = ("output_text_tokens", "reasoning_tokens", "audio_output_tokens")
 _APART: Final = ("audio_tokens", "image_tokens")
 """Of neither side alone: they travel with the output, which they are mostly billed with."""
 TOKEN_PARTS: Final = (*_INPUT, *_OUTPUT, *_APART)
@@ -111,6 +152,14 @@ _FILLED: Final = (
     "streamed",
     "duration_us",
     "time_to_first_token_us",
+    "service_tier",
+    "is_batch",
+    "tool_calls",
+    "images",
+    "media_ms",
+    "characters",
+    "pages",
+    "deployment",
 )
 _UNKNOWN: Final = "unknown"
 
@@ -127,6 +176,33 @@ def disjoint(whole: int | None, inside: int, audio: int | None) -> tuple[int | N
     rest = max(whole - inside, 0)
     audio = None if audio is None else min(audio, rest)
     return rest - (audio or 0), audio
+
+
+def written(whole: int | None, hour: int | None) -> tuple[int | None, int | None]:
+    """Return what was written to a cache for minutes and what for an hour, of both together and what of it was for an hour."""
+    if hour is None:
+        return whole, None
+    return None if whole is None else max(whole - hour, 0), hour if whole is None else min(hour, whole)
+
+
+def tier_of(told: object) -> str | None:
+    """Return the service tier a sender tells of, in one word for each there are prices of; null = it does not say which."""
+    if not isinstance(told, str):
+        return None
+    word = told.strip().casefold()
+    if not word or word in _ASKED_FOR or not word.isprintable():
+        return None
+    return _TIERS.get(word, word)[:_MAX_NAME]
+
+
+def tools_told(uses: Mapping[str, int]) -> str | None:
+    """Return how often each tool was used as the store writes JSON, null where none was: equal uses are equal texts."""
+    counted = {name: count for name, count in uses.items() if 0 < count <= MAX_COUNT and 0 < len(name) <= _MAX_NAME}
+    if not counted:
+        return None
+    # PostgreSQL keeps the members of a jsonb by length and bytes of their names, whatever order they came in.
+    first = sorted(counted.items(), key=lambda use: (len(use[0].encode()), use[0].encode()))[:MAX_TOOLS]
+    return json.dumps(dict(first), ensure_ascii=False)
 
 
 def same_report(report: Report) -> tuple[str, str]:
@@ -159,6 +235,9 @@ def counting(reports: Iterable[Report]) -> Report:
         filled["usage_known"] = True
         for side in (_INPUT, (*_OUTPUT, *_APART)):
             filled |= _finest(side, known)
+        if filled["audio_tokens"] is not None and filled["audio_input_tokens"] is not None:
+            # One report from before audio was told by side, another since: what is known of the input counts there.
+            filled["audio_tokens"] = max(filled["audio_tokens"] - filled["audio_input_tokens"], 0)
     return Report(replace(best.call, **filled), best.source, _first(report.tenant_id for report in ranked))
 
 

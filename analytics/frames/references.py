@@ -146,3 +146,16 @@ class ApiCalls(dy.Schema):
     image_tokens = dy.Int64(nullable=True, min=0)
     usage_known = dy.Bool()
     origin = dy.Int16(min=1, max=4)
+    audio_input_tokens = dy.Int64(nullable=True, min=0)
+    audio_output_tokens = dy.Int64(nullable=True, min=0)
+    cache_write_1h_tokens = dy.Int64(nullable=True, min=0)
+    """Written to be kept for an hour; ``cache_write_tokens`` are the others."""
+    service_tier = dy.String(nullable=True)
+    is_batch = dy.Bool(nullable=True)
+    tool_calls = dy.String(nullable=True)
+    """JSON: uses by tool of the provider."""
+    images = dy.Int32(nullable=True, min=0)
+    media_ms = dy.Int64(nullable=True, min=0)
+    characters = dy.Int64(nullable=True, min=0)
+    pages = dy.Int32(nullable=True, min=0)
+    deployment = dy.String(nullable=True)

@@ -68,7 +68,8 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS calls, count(*) FILTER (WHERE NOT usage_known) AS unknown,
            sum(coalesce(input_uncached_tokens, 0) + coalesce(cache_read_tokens, 0) + coalesce(cache_write_tokens, 0)
                + coalesce(output_text_tokens, 0) + coalesce(reasoning_tokens, 0) + coalesce(audio_tokens, 0)
-               + coalesce(image_tokens, 0))::bigint AS tokens
+               + coalesce(image_tokens, 0) + coalesce(audio_input_tokens, 0) + coalesce(audio_output_tokens, 0)
+               + coalesce(cache_write_1h_tokens, 0))::bigint AS tokens
     FROM api_calls AS c WHERE c.site_id = charged.site_id AND c.called_at >= charged.day_at
     AND c.called_at < charged.day_at + interval '1 day'
     AND lower(c.provider) = lower(charged.provider) AND lower(c.model) = lower(charged.model)

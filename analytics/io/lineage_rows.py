@@ -25,7 +25,7 @@ from ingest.store.call_stage import digest
 _CALLS: Final = """
 SELECT site_id, sites.name AS site, called_at, provider, model, api_key, response_id, trace_id, span_id, usage_known, status,
        source, origin, input_uncached_tokens, cache_read_tokens, cache_write_tokens, output_text_tokens, reasoning_tokens,
-       audio_tokens, image_tokens, tenant_id, binding_id
+       audio_tokens, image_tokens, audio_input_tokens, audio_output_tokens, cache_write_1h_tokens, tenant_id, binding_id
 FROM call_named(:name_key) AS named JOIN api_calls USING (site_id, called_at, dedupe_key)
 JOIN sites ON sites.id = site_id ORDER BY called_at, site_id
 """
@@ -147,7 +147,10 @@ def writers(conn: sa.Connection, namespace: str | None, name: str, version: str,
 
 def tokens_of(call: Any) -> Mapping[str, int]:
     """Return the token parts a call reports, by part; what is not reported or none is left out."""
-    parts = ("input_uncached", "cache_read", "cache_write", "output_text", "reasoning", "audio", "image")
+    parts = (
+        *("input_uncached", "cache_read", "cache_write", "cache_write_1h", "audio_input"),
+        *("output_text", "reasoning", "audio_output", "audio", "image"),
+    )
     found = {f"{part}_tokens": getattr(call, f"{part}_tokens") for part in parts}
     return {name: count for name, count in found.items() if count}
 

@@ -50,6 +50,8 @@ FROM jobs WHERE id = ANY (%(job_ids)s)
 API_CALLS: Final = """
 SELECT called_at, dedupe_key, api_key, provider, model, input_uncached_tokens, cache_read_tokens, cache_write_tokens,
        output_text_tokens, reasoning_tokens, audio_tokens, image_tokens, usage_known, origin,
+       audio_input_tokens, audio_output_tokens, cache_write_1h_tokens, service_tier, is_batch, tool_calls::text, images,
+       media_ms, characters, pages, deployment,
        CASE WHEN binding_id IS NULL THEN tenant_id END AS named_tenant_id
 FROM api_calls WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s
 """

@@ -46,6 +46,14 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "findings": ("dedupe_key",),
 }
 
+_LATER: Final[dict[str, tuple[str, ...]]] = {
+    "api_calls": (
+        *("audio_input_tokens", "audio_output_tokens", "cache_write_1h_tokens", "service_tier", "is_batch"),
+        *("tool_calls", "images", "media_ms", "characters", "pages", "deployment"),
+    ),
+}
+"""Columns a frame was given after runs had put it on record: where nothing is in one, it is not part of the record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -125,10 +133,16 @@ def _frames_of(inputs: UsageInputs | References) -> dict[str, pl.DataFrame]:
 
 def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
     told = {}
-    for name, frame in frames.items():
+    for name, whole in frames.items():
+        frame = without_later(name, whole)
         key = _KEYS.get(name, tuple(frame.columns))
         told[name] = (frame.height, content_hash(frame.sort(*key)).hex())
     return told
+
+
+def without_later(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a frame less the columns it was given later that say nothing in it: what was read before is hashed as it was."""
+    return frame.drop(column for column in _LATER.get(name, ()) if frame[column].null_count() == frame.height)
 
 
 class RowsDigest:

@@ -24,6 +24,9 @@ METERS: Final[dict[str, tuple[str, ...]]] = {
     "reasoning_tokens": ("reasoning_tokens", "output_tokens"),
     "audio_tokens": ("audio_tokens",),
     "image_tokens": ("image_tokens",),
+    "audio_input_tokens": ("audio_tokens",),
+    "audio_output_tokens": ("audio_output_tokens",),
+    "cache_write_1h_tokens": ("cache_write_1h_tokens",),
 }
 """Token part -> the meters of the price book that may price it, first found wins."""
 UNKNOWN: Final = "usage_unknown"

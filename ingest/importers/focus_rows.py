@@ -75,10 +75,12 @@ _RESTATABLE: Final = (
 _MODEL_KEYS: Final = ("ModelVersion", "ModelId", "Model", "ModelName", "x_ModelId")
 _PARTS: Final = (
     # In this order: a cached input is no input, reasoning is billed apart where it is told apart.
+    ("cache_write_1h_tokens", ("cache write 1h", "1 hour cache", "1h cache", "cachewrite1h")),
     ("cache_write_tokens", ("cache write", "cache creation", "cachewrite", "write")),
     ("cache_read_tokens", ("cached", "cache read", "cacheread", "cache hit", "read")),
     ("reasoning_tokens", ("reasoning",)),
-    ("audio_tokens", ("audio",)),
+    ("audio_output_tokens", ("audio output", "output audio", "audio out", "audio completion")),
+    ("audio_input_tokens", ("audio",)),
     ("image_tokens", ("image",)),
     ("output_text_tokens", ("output", "completion", "outp", "generated")),
     ("input_uncached_tokens", ("input", "prompt", "inp")),

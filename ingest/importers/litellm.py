@@ -17,7 +17,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from collector.wire import Origin
-from ingest.calls import MAX_TOKENS, ApiCall, CallSource, disjoint
+from ingest.calls import MAX_COUNT, MAX_TOKENS, ApiCall, CallSource, disjoint, tier_of, tools_told, written
 from ingest.importers.columns import Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
@@ -27,6 +27,7 @@ from ingest.store.import_calls import keep_reports
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_DURATION_US: Final = 7 * 86_400_000_000
+_1H: Final = "ephemeral_1h_input_tokens"
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _SECRET: Final = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
 
@@ -165,6 +166,7 @@ def _call(line: int, row: Mapping[str, Any], options: LitellmOptions, latest_us:
         # Where nothing was streamed LiteLLM writes the end here, which says nothing of a first token.
         time_to_first_token_us=None if row["first_token"] == row["end"] else _after(start_us, row["first_token"]),
         **tokens,
+        **billed_parts(row),
     )
 
 
@@ -211,6 +213,7 @@ def token_parts(row: Mapping[str, Any]) -> dict[str, Any]:
     audio_in, audio_out = _count(prompt.get("audio_tokens")), _count(completion.get("audio_tokens"))
     reasoning = _count(completion.get("reasoning_tokens"))
     uncached, audio_in = _rest(given, (read_part or 0) + (write_part or 0), audio_in)
+    write_part, hour = written(write_part, _count(_object(prompt.get("cache_creation_token_details")).get(_1H)))
     text, audio_out = _rest(produced, reasoning or 0, audio_out)
     parts: dict[str, Any] = {
         "input_uncached_tokens": uncached,
@@ -218,9 +221,37 @@ def token_parts(row: Mapping[str, Any]) -> dict[str, Any]:
         "cache_write_tokens": write_part,
         "output_text_tokens": text,
         "reasoning_tokens": reasoning,
-        "audio_tokens": None if audio_in is None and audio_out is None else (audio_in or 0) + (audio_out or 0),
+        "cache_write_1h_tokens": hour,
+        "audio_input_tokens": audio_in,
+        "audio_output_tokens": audio_out,
     }
     return {name: count for name, count in parts.items() if count is not None}
+
+
+def billed_parts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides at which price a row's call is billed, and what is billed beside its tokens; nothing that is not told."""
+    metadata = _object(row["metadata"])
+    usage = _object(metadata.get("usage_object"))
+    prompt = _object(usage.get("prompt_tokens_details"))
+    tools = dict(_object(usage.get("server_tool_use")))
+    tools.setdefault("web_search_requests", prompt.get("web_search_requests"))
+    deployment = metadata.get("model_id") or metadata.get("deployment")
+    parts: dict[str, Any] = {
+        "service_tier": tier_of(usage.get("service_tier") or metadata.get("service_tier")),
+        "is_batch": True if "batch" in (row["call_type"] or "").casefold() else None,
+        "tool_calls": tools_told(
+            {name.removesuffix("_requests"): _count(uses) or 0 for name, uses in tools.items() if name.isidentifier()}
+        ),
+        "characters": _count(prompt.get("character_count")),
+        "deployment": deployment[:255] if isinstance(deployment, str) and deployment.strip() else None,
+    }
+    images = _count(usage.get("images"), prompt.get("image_count") if _makes_images(row) else None)
+    parts["images"] = images if images is not None and images <= MAX_COUNT else None
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _makes_images(row: Mapping[str, Any]) -> bool:
+    return "image" in (row["call_type"] or "").casefold()
 
 
 def _object(given: Any) -> Mapping[str, Any]:

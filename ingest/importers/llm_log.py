@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from collector.wire import Origin
-from ingest.calls import ApiCall, CallSource
+from ingest.calls import MAX_COUNT, MAX_MEDIA_MS, MAX_TOKENS, ApiCall, CallSource, tier_of, tools_told, written
 from ingest.importers.columns import DURATION_UNITS, Chunk, Field, Source, read
 from ingest.importers.errors import OptionError, RowError
 from ingest.importers.instants import EPOCH
@@ -23,8 +23,16 @@ from ingest.importers.run import check_tenant, importing
 from ingest.store.import_calls import keep_reports
 
 MAX_AHEAD: Final = timedelta(minutes=5)
-MAX_TOKENS: Final = 1 << 40
 STATUSES: Final = ("ok", "error", "cancelled")
+_COUNTS: Final = (
+    *("input", "output", "cache_read", "cache_write", "cache_write_1h"),
+    *("reasoning", "audio_in", "audio_out", "image"),
+)
+_USAGE: Final = ("input", "output", "images", "media", "characters", "pages")
+"""What any of tells that usage is known."""
+_YES: Final = frozenset(("true", "1", "yes", "t"))
+_NO: Final = frozenset(("", "false", "0", "no", "f"))
+_US_PER_MS: Final = 1_000
 
 
 def _names(*names: str, **units: str) -> dict[str, str | None]:
@@ -61,7 +69,21 @@ FIELDS: Final = (
     ),
     Field("cache_read", "integer", _names("cache_read_tokens", "cached_tokens", "cache_read_input_tokens")),
     Field("cache_write", "integer", _names("cache_write_tokens", "cache_creation_input_tokens")),
+    Field("cache_write_1h", "integer", _names("cache_write_1h_tokens", "ephemeral_1h_input_tokens")),
     Field("reasoning", "integer", _names("reasoning_tokens")),
+    Field("audio_in", "integer", _names("audio_input_tokens", "input_audio_tokens")),
+    Field("audio_out", "integer", _names("audio_output_tokens", "output_audio_tokens")),
+    Field("image", "integer", _names("image_tokens")),
+    Field("tier", "text", _names("service_tier")),
+    Field("batch", "text", _names("batch", "is_batch")),
+    Field("web_search", "integer", _names("web_search_requests", "web_searches")),
+    Field("images", "integer", _names("images", "output_images")),
+    Field(
+        "media", "quantity", {"media_ms": "ms", "audio_s": "s", "video_s": "s", "media_s": "s"}, units=DURATION_UNITS
+    ),
+    Field("characters", "integer", _names("characters", "input_characters")),
+    Field("pages", "integer", _names("pages")),
+    Field("deployment", "text", _names("deployment", "deployment_name")),
     Field("model", "text", _names("model", "model_name")),
     Field("provider", "text", _names("provider", "llm_provider")),
     Field("api_key", "text", _names("key_name", "key_alias", "api_key_name")),
@@ -152,7 +174,7 @@ def _call(line: int, row: Mapping[str, Any], options: LlmLogOptions, sha256: str
         raise OptionError(f"line {line} does not say who provides {model}; add --provider")
     status = (row["status"] or "ok").casefold()
     response_id = row["response_id"]
-    uncached, read_part, write_part, text, reasoning = token_parts(row, excludes_cache=options.input_excludes_cache)
+    parts = token_parts(row, excludes_cache=options.input_excludes_cache)
     return ApiCall(
         called_at_us=row["at"],
         dedupe_key=f"{provider}/{response_id}" if response_id else f"{sha256}:{line}",
@@ -161,30 +183,77 @@ def _call(line: int, row: Mapping[str, Any], options: LlmLogOptions, sha256: str
         model=model,
         origin=int(Origin.IMPORTED),
         response_id=response_id,
-        input_uncached_tokens=uncached,
-        cache_read_tokens=read_part,
-        cache_write_tokens=write_part,
-        output_text_tokens=text,
-        reasoning_tokens=reasoning,
-        usage_known=row["input"] is not None or row["output"] is not None,
+        **parts,
+        **_billed(row),
+        usage_known=any(row[name] is not None for name in _USAGE),
         status=status if status in STATUSES else "ok" if status in {"success", "200"} else "error",
         duration_us=row["duration"],
         time_to_first_token_us=row["ttft"],
     )
 
 
-def token_parts(row: Mapping[str, Any], *, excludes_cache: bool) -> tuple[int | None, ...]:
-    """Return disjoint (uncached input, cache read, cache write, text output, reasoning); raise if a part exceeds its whole."""
-    total_in, read_part, write_part = row["input"], row["cache_read"], row["cache_write"]
-    total_out, reasoning = row["output"], row["reasoning"]
-    for count in (total_in, read_part, write_part, total_out, reasoning):
+def token_parts(row: Mapping[str, Any], *, excludes_cache: bool) -> dict[str, Any]:
+    """Return the disjoint token parts of a row; raise where a part exceeds its whole."""
+    counts = {name: row[name] for name in _COUNTS}
+    for count in counts.values():
         if count is not None and not 0 <= count <= MAX_TOKENS:
             raise RowError("tokens out of range", str(count))
-    uncached, text = total_in, total_out
-    if total_in is not None and not excludes_cache:
-        uncached = total_in - (read_part or 0) - (write_part or 0)
-    if total_out is not None:
-        text = total_out - (reasoning or 0)
-    if (uncached is not None and uncached < 0) or (text is not None and text < 0):
-        raise RowError("token parts exceed their whole", f"input {total_in}, output {total_out}")
-    return uncached, read_part, write_part, text, reasoning
+    hour = counts["cache_write_1h"]
+    if counts["cache_write"] is None:
+        counts["cache_write"] = hour
+    if hour is not None and hour > counts["cache_write"]:
+        raise RowError(
+            "token parts exceed their whole", f"cache written {counts['cache_write']}, {hour} of it for an hour"
+        )
+    inside = () if excludes_cache else ("cache_read", "cache_write")
+    uncached = _left(counts, "input", *inside, "audio_in")
+    text = _left(counts, "output", "reasoning", "audio_out", "image")
+    minutes, hour = written(counts["cache_write"], hour)
+    return {
+        "input_uncached_tokens": uncached,
+        "cache_read_tokens": counts["cache_read"],
+        "cache_write_tokens": minutes,
+        "cache_write_1h_tokens": hour,
+        "audio_input_tokens": counts["audio_in"],
+        "output_text_tokens": text,
+        "reasoning_tokens": counts["reasoning"],
+        "audio_output_tokens": counts["audio_out"],
+        "image_tokens": counts["image"],
+    }
+
+
+def _left(counts: Mapping[str, int | None], whole: str, *parts: str) -> int | None:
+    total = counts[whole]
+    if total is None:
+        return None
+    left = total - sum(counts[part] or 0 for part in parts)
+    if left < 0:
+        raise RowError("token parts exceed their whole", f"input {counts['input']}, output {counts['output']}")
+    return left
+
+
+def _billed(row: Mapping[str, Any]) -> dict[str, Any]:
+    batch = (row["batch"] or "").strip().casefold()
+    if batch not in _YES | _NO:
+        raise RowError("batch is neither true nor false", row["batch"])
+    for name, most in (
+        ("images", MAX_COUNT),
+        ("pages", MAX_COUNT),
+        ("web_search", MAX_COUNT),
+        ("characters", MAX_TOKENS),
+    ):
+        if row[name] is not None and not 0 <= row[name] <= most:
+            raise RowError(f"{name} out of range", str(row[name]))
+    media_us = row["media"]
+    if media_us is not None and not 0 <= media_us <= MAX_MEDIA_MS * _US_PER_MS:
+        raise RowError("media out of range", str(media_us))
+    return {
+        "service_tier": tier_of(row["tier"]),
+        "is_batch": batch in _YES if batch else None,
+        "tool_calls": tools_told({"web_search": row["web_search"] or 0}),
+        "images": row["images"],
+        "media_ms": None if media_us is None else media_us // _US_PER_MS,
+        "characters": row["characters"],
+        "pages": row["pages"],
+        "deployment": row["deployment"],
+    }

@@ -39,7 +39,9 @@ _PARTS: Final = {
     "cache_write_tokens": "cache_write",
     "output_text_tokens": "output_text",
     "reasoning_tokens": "reasoning",
-    "audio_tokens": "audio",
+    "cache_write_1h_tokens": "cache_write_1h",
+    "audio_input_tokens": "audio_in",
+    "audio_output_tokens": "audio_out",
     "usage_known": "known",
 }
 """Columns of calls, and what they are among the parts."""
@@ -144,7 +146,8 @@ def _tokens(alike: Alike, provider: str) -> dict[str, list[Any]]:
     given, produced = counts["input"], counts["output"]
     cached, reasoning = _sum(counts["cache_read"], counts["cache_write"]), _sum(counts["reasoning"])
     plain = np.zeros(len(alike), dtype=bool)
-    if counts["audio_in"] is None and counts["audio_out"] is None and not passes_on(told, provider):
+    apart = any(counts[name] is not None for name in ("audio_in", "audio_out", "cache_write_1h"))
+    if not apart and not passes_on(told, provider):
         plain |= (
             (cached <= _sum(given)) & (reasoning <= _sum(produced)) & (_sum(counts["total"]) <= _sum(given, produced))
         )

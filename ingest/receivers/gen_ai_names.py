@@ -84,8 +84,62 @@ REASONING: Final = (
     "ai.usage.reasoningTokens",
     "ai.usage.outputTokenDetails.reasoningTokens",
 )
-AUDIO_IN: Final = ("llm.token_count.prompt_details.audio", "gen_ai.usage.details.input_audio_tokens")
-AUDIO_OUT: Final = ("llm.token_count.completion_details.audio", "gen_ai.usage.details.output_audio_tokens")
+CACHE_WRITE_1H: Final = (
+    "gen_ai.usage.cache_creation.ephemeral_1h_input_tokens",
+    "gen_ai.usage.cache_creation_ephemeral_1h_input_tokens",
+    "gen_ai.usage.details.ephemeral_1h_input_tokens",
+    "gen_ai.usage.details.cache_write_1h_tokens",
+    "llm.token_count.prompt_details.cache_write_1h",
+)
+"""Part of what was written to the cache: none of the conventions has it, senders pass on what Anthropic calls it."""
+AUDIO_IN: Final = (
+    "llm.token_count.prompt_details.audio",
+    "gen_ai.usage.details.input_audio_tokens",
+    "gen_ai.usage.input_audio_tokens",
+)
+AUDIO_OUT: Final = (
+    "llm.token_count.completion_details.audio",
+    "gen_ai.usage.details.output_audio_tokens",
+    "gen_ai.usage.output_audio_tokens",
+)
+# Of the response first: a request may say auto.
+SERVICE_TIER: Final = (
+    "openai.response.service_tier",
+    "gen_ai.openai.response.service_tier",
+    "gen_ai.response.service_tier",
+    "gen_ai.usage.details.service_tier",
+    "openai.request.service_tier",
+    "gen_ai.openai.request.service_tier",
+    "gen_ai.request.service_tier",
+)
+BATCH: Final = ("wattledger.batch",)
+DEPLOYMENT: Final = ("wattledger.deployment", "gen_ai.azure.deployment", "azure.openai.deployment")
+TOOL_USES: Final = {
+    "web_search": (
+        "wattledger.tools.web_search",
+        "gen_ai.usage.server_tool_use.web_search_requests",
+        "gen_ai.usage.details.web_search_requests",
+    ),
+    "web_fetch": (
+        "wattledger.tools.web_fetch",
+        "gen_ai.usage.server_tool_use.web_fetch_requests",
+        "gen_ai.usage.details.web_fetch_requests",
+    ),
+    "file_search": ("wattledger.tools.file_search", "gen_ai.usage.details.file_search_requests"),
+    "code_execution": (
+        "wattledger.tools.code_execution",
+        "gen_ai.usage.server_tool_use.code_execution_requests",
+        "gen_ai.usage.details.code_execution_requests",
+    ),
+    "maps_grounding": ("wattledger.tools.maps_grounding",),
+}
+"""Tools of the provider that it bills by use; a program's own tools are spans."""
+BILLED: Final = {
+    "images": ("wattledger.images", "gen_ai.usage.images", "gen_ai.usage.output_images"),
+    "media_ms": ("wattledger.media_ms",),
+    "characters": ("wattledger.characters", "gen_ai.usage.characters", "gen_ai.usage.input_characters"),
+    "pages": ("wattledger.pages", "gen_ai.usage.pages"),
+}
 STREAMED: Final = ("gen_ai.is_streaming", "llm.is_streaming", "gen_ai.request.stream")
 # Who called, best first. service.name is the last resort: it says which program, which is often one key.
 KEY_ON_SPAN: Final = (
@@ -134,12 +188,18 @@ _MEANINGS: Final[dict[str, tuple[str, ...]]] = {
     "total": TOTAL,
     "cache_read": CACHE_READ,
     "cache_write": CACHE_WRITE,
+    "cache_write_1h": CACHE_WRITE_1H,
     "reasoning": REASONING,
     "audio_in": AUDIO_IN,
     "audio_out": AUDIO_OUT,
     "streamed": STREAMED,
     "first_chunk_ms": VERCEL_FIRST_CHUNK_MS,
     "first_chunk_s": FIRST_CHUNK_S,
+    "service_tier": SERVICE_TIER,
+    "batch": BATCH,
+    "deployment": DEPLOYMENT,
+    **{f"tool/{name}": told for name, told in TOOL_USES.items()},
+    **BILLED,
 }
 _OWN_NAMES: Final = (
     ORIGIN,
@@ -169,9 +229,11 @@ ON_EVALUATION: Final = _wanted({}, EVALUATION)
 ON_EVALUATION_RECORD: Final = _wanted({}, (*EVALUATION, ORIGIN, "event.name"))
 """All that is read of a log record that is an evaluation."""
 TOKENS: Final = frozenset(
-    ("input", "output", "total", "cache_read", "cache_write", "reasoning", "audio_in", "audio_out")
+    ("input", "output", "total", "cache_read", "cache_write", "cache_write_1h", "reasoning", "audio_in", "audio_out")
 )
 """Meanings that are counts of tokens."""
+TERMS: Final = frozenset(("service_tier", "batch", "deployment", *BILLED, *(f"tool/{name}" for name in TOOL_USES)))
+"""Meanings that say at which price a call is billed, or what is billed beside its tokens."""
 VARYING: Final = TOKENS | {
     *("response_id", "request_id", "api_key", "first_chunk_ms", "first_chunk_s", OUTPUT_VALUE),
     *("gen_ai.conversation.id", "session.id", "gen_ai.tool.call.id"),

@@ -9,14 +9,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from collector.wire import Origin
 from ingest.accept import EARLIEST_AT_US
-from ingest.calls import ApiCall
+from ingest.calls import MAX_COUNT, MAX_MEDIA_MS, MAX_TOKENS, ApiCall, tier_of, tools_told
 from ingest.receivers import gen_ai_names as names
 from ingest.receivers.gen_ai_kinds import CALLS
-from ingest.receivers.gen_ai_tokens import parts_of
+from ingest.receivers.gen_ai_tokens import number, parts_of
 from ingest.receivers.otlp_attributes import Attribute
 from ingest.receivers.otlp_spans import Span
 from ingest.spans import KeptSpan
@@ -78,7 +78,10 @@ def call_of(span: Span) -> ApiCall:
         cache_write_tokens=parts.cache_write,
         output_text_tokens=parts.output_text,
         reasoning_tokens=parts.reasoning,
-        audio_tokens=parts.audio,
+        audio_input_tokens=parts.audio_in,
+        audio_output_tokens=parts.audio_out,
+        cache_write_1h_tokens=parts.cache_write_1h,
+        **billed_of(attributes),
         usage_known=parts.known,
         status=_status(span),
         streamed=streamed_of(attributes, first_us),
@@ -86,6 +89,24 @@ def call_of(span: Span) -> ApiCall:
         time_to_first_token_us=first_us,
         origin=_origin(span),
     )
+
+
+def billed_of(attributes: Mapping[str, Attribute]) -> dict[str, Any]:
+    """Return what decides at which price a call is billed, and what is billed beside its tokens; nothing that is not told."""
+    if attributes.keys().isdisjoint(names.TERMS):
+        return {}
+    tier, batch = tier_of(attributes.get("service_tier")), attributes.get("batch")
+    told: dict[str, Any] = {
+        "service_tier": tier,
+        "is_batch": None if batch is None else str(batch).casefold() in {"true", "1"},
+        "deployment": text_of(attributes, "deployment"),
+        "tool_calls": tools_told({name: number(attributes, f"tool/{name}") or 0 for name in names.TOOL_USES}),
+    }
+    for name in names.BILLED:
+        count = number(attributes, name)
+        most = MAX_MEDIA_MS if name == "media_ms" else MAX_TOKENS if name == "characters" else MAX_COUNT
+        told[name] = count if count is not None and count <= most else None
+    return told
 
 
 def kept_of(span: Span, kind: str) -> KeptSpan:

@@ -5,7 +5,7 @@ Some pass on what the provider counted, and Anthropic counts cached tokens besid
 order: the dialect (Vercel AI SDK before version 6 passes Anthropic's figures on), the reported total where there is one,
 and arithmetic: a part larger than its whole was never in it. Otherwise the convention holds. Parts may overlap, too: cached
 audio is told as cached and as audio. Then audio gives way; where a stated total leaves no room for what was cached or
-reasoned, that does, what was written to the cache first. Anthropic's own figures are the exception: input and output added
+reasoned, that does, what was written to the cache first. What was written for an hour is part of what was written. Anthropic's own figures are the exception: input and output added
 up are a total without the cache. A total that is less than input and output is none (0 is how some say they have none).
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ingest.calls import MAX_TOKENS, disjoint
+from ingest.calls import MAX_TOKENS, disjoint, written
 from ingest.receivers import gen_ai_names as names
 from ingest.receivers.otlp_attributes import Attribute
 
@@ -33,7 +33,9 @@ class Parts:
     cache_write: int | None
     output_text: int | None
     reasoning: int | None
-    audio: int | None
+    cache_write_1h: int | None
+    audio_in: int | None
+    audio_out: int | None
     known: bool
 
 
@@ -41,10 +43,13 @@ def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
     """Return the parts of one call."""
     given, produced = number(attributes, "input"), number(attributes, "output")
     if given is None and produced is None:
-        return Parts(None, None, None, None, None, None, known=False)
+        return Parts(None, None, None, None, None, None, None, None, known=False)
     cache_read, cache_write = number(attributes, "cache_read"), number(attributes, "cache_write")
     reasoning = number(attributes, "reasoning")
     audio_in, audio_out = number(attributes, "audio_in"), number(attributes, "audio_out")
+    hour = number(attributes, "cache_write_1h")
+    if cache_write is None:
+        cache_write = hour
     cached = (cache_read or 0) + (cache_write or 0)
     beside_input, beside_output = _beside(attributes, provider, given or 0, produced or 0, cached, reasoning or 0)
     if not beside_input and cached > (given or 0):
@@ -54,6 +59,7 @@ def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
     if not beside_output and reasoning is not None:
         reasoning = min(reasoning, produced or 0)
     uncached, audio_in = disjoint(given, 0 if beside_input else cached, audio_in)
+    cache_write, hour = written(cache_write, hour)
     text, audio_out = disjoint(produced, 0 if beside_output else reasoning or 0, audio_out)
     return Parts(
         uncached,
@@ -61,7 +67,9 @@ def parts_of(attributes: Mapping[str, Attribute], provider: str) -> Parts:
         cache_write,
         text,
         reasoning,
-        None if audio_in is None and audio_out is None else (audio_in or 0) + (audio_out or 0),
+        hour,
+        audio_in,
+        audio_out,
         known=True,
     )
 

@@ -16,12 +16,12 @@ import psycopg
 
 from ingest.calls import ApiCall, CallSource, Report, better, counting, same_report
 from ingest.store.call_reuse import MARK, MAX_REPORTS, contradicted, mark
-from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMED, digest
+from ingest.store.call_stage import AS_TOLD, AS_VALUE, FIELDS, KNOWN_NAME, NAMED, digest
 from ingest.store.imports import EPOCH_SQL
 
 _US: Final = "(extract(epoch FROM {}) * 1000000)::bigint"
 _AT: Final = f"{EPOCH_SQL} + %s * interval '1 microsecond'"
-_ROW: Final = f"source, tenant_id, {_US.format('rows.called_at')}, " + ", ".join(f"rows.{name}" for name in FIELDS)
+_ROW: Final = f"source, tenant_id, {_US.format('rows.called_at')}, " + ", ".join(AS_TOLD)
 # Each place is looked up by itself, along the index: a planner that has not seen the new rows yet joins in squares.
 _AT_PLACES: Final = (
     f"FROM unnest(%s::bigint[], %s::text[]) AS wanted (at_us, wanted_key), LATERAL (SELECT * FROM {{}} AS found "
@@ -35,7 +35,7 @@ _PLACES: Final = (
     "WHERE named.site_id = %s AND named.n = ANY (%s)"
 )
 _COLUMNS: Final = ", ".join(FIELDS)
-_VALUES: Final = ", ".join(["%s"] * len(FIELDS))
+_VALUES: Final = ", ".join(AS_VALUE)
 _DELETE_REPORTS: Final = (
     "DELETE FROM call_reports AS old USING unnest(%s::text[], %s::text[]) AS gone (source, dedupe_key) "
     "WHERE old.site_id = %s AND old.source = gone.source AND old.dedupe_key = gone.dedupe_key"

@@ -23,6 +23,14 @@ _ARROW: Final[dict[str, Any]] = {"int": pa.int64(), "str": pa.string(), "bool": 
 _KIND: Final = {entry.name: str(entry.type).partition(" ")[0] for entry in fields(ApiCall)}
 FIELDS: Final = tuple(name for name in _KIND if name != "called_at_us")
 """Fields of a call that are columns of the same name; ``called_at`` is apart."""
+_JSON: Final = frozenset(("tool_calls",))
+"""Fields that are texts here and in the temporary table, and jsonb where they are kept."""
+AS_KEPT: Final = tuple(f"{name}::jsonb" if name in _JSON else name for name in FIELDS)
+"""SQL for the fields as the tables take them from the temporary one."""
+AS_TOLD: Final = tuple(f"rows.{name}::text" if name in _JSON else f"rows.{name}" for name in FIELDS)
+"""SQL for the fields of kept ``rows`` as a call has them."""
+AS_VALUE: Final = tuple("%s::jsonb" if name in _JSON else "%s" for name in FIELDS)
+"""SQL for the fields as values of a statement."""
 _KEYS: Final = tuple(f"key{place}" for place in range(MAX_KEYS))
 _SCHEMA: Final = pa.schema(
     {

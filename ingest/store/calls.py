@@ -21,7 +21,7 @@ from ingest.errors import BadBodyError, UnavailableError
 from ingest.rows import Rows
 from ingest.store.call_merge import merge
 from ingest.store.call_reuse import freed
-from ingest.store.call_stage import FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, Reports, SiteReport, stage
+from ingest.store.call_stage import AS_KEPT, FIELDS, KNOWN_NAME, NAMING, OWN, TABLE, Reports, SiteReport, stage
 from ingest.store.call_window import put_back
 from ingest.store.hours import DAY_US, HOUR_US
 from ingest.store.outages import OUTAGES
@@ -29,6 +29,7 @@ from ingest.store.partitions import is_missing_partition
 from ingest.store.registry import Registry
 
 _COLUMNS: Final = f"called_at, site_id, tenant_id, source, {', '.join(FIELDS)}"
+_STAGED: Final = f"called_at, site_id, tenant_id, source, {', '.join(AS_KEPT)}"
 # In the order of the keys: two writers that name the same calls wait for each other, never in a circle.
 _NAME: Final = (
     f"INSERT INTO call_keys (site_id, key, called_at, dedupe_key) SELECT site_id, key, called_at, dedupe_key FROM {NAMING} "
@@ -49,7 +50,7 @@ _KNOWN: Final = (
 # may have come without them, though: then that name is known.
 _KNOWN_BY_OWN: Final = f"SELECT named.n FROM {OWN} AS named, {KNOWN_NAME} AS known"
 # Looking whether a row is there before it is inserted is a quarter of its cost; nearly never one is.
-_INSERT_NEW: Final = f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_COLUMNS} FROM {TABLE} WHERE n <> ALL (%s)"
+_INSERT_NEW: Final = f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_STAGED} FROM {TABLE} WHERE n <> ALL (%s)"
 _INSERT: Final = f"{_INSERT_NEW} ON CONFLICT (dedupe_key, called_at) DO NOTHING"
 _THERE: Final = (
     f"SELECT new.n, new.site_id, known.site_id, dedupe_key FROM {TABLE} AS new, LATERAL (SELECT found.site_id FROM api_calls "

@@ -125,6 +125,9 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
         "span_id": _ID,
         "status": _TERM,
         "source": _TERM,
+        "service_tier": _TERM,
+        "tool_calls": _TERM,
+        "deployment": _PLACE,
     },
     "call_reports": {
         "source": _TERM,
@@ -137,6 +140,9 @@ NOT_PERSONAL: Final[Mapping[str, Mapping[str, str]]] = {
         "trace_id": _ID,
         "span_id": _ID,
         "status": _TERM,
+        "service_tier": _TERM,
+        "tool_calls": _TERM,
+        "deployment": _PLACE,
     },
     "spans": {
         "trace_id": _ID,

@@ -190,9 +190,25 @@ def test_all_mlperf_jobs_are_read(shared: Path) -> None:
 
 
 def test_token_parts_are_disjoint_and_never_exceed_their_whole() -> None:
-    row: dict[str, Any] = {"input": 100, "cache_read": 60, "cache_write": 10, "output": 50, "reasoning": 20}
-    assert token_parts(row, excludes_cache=False) == (30, 60, 10, 30, 20)
-    assert token_parts(row, excludes_cache=True) == (100, 60, 10, 30, 20)
+    parts = (
+        "input",
+        "output",
+        "cache_read",
+        "cache_write",
+        "cache_write_1h",
+        "reasoning",
+        "audio_in",
+        "audio_out",
+        "image",
+    )
+    row: dict[str, Any] = dict.fromkeys(parts)
+    row |= {"input": 100, "cache_read": 60, "cache_write": 10, "output": 50, "reasoning": 20}
+    told = {"cache_read_tokens": 60, "cache_write_tokens": 10, "output_text_tokens": 30, "reasoning_tokens": 20}
+    for excludes_cache, uncached in ((False, 30), (True, 100)):
+        found = token_parts(row, excludes_cache=excludes_cache)
+        assert {name: count for name, count in found.items() if count is not None} == told | {
+            "input_uncached_tokens": uncached
+        }
     with pytest.raises(RowError, match="exceed their whole"):
         token_parts(row | {"input": 5}, excludes_cache=False)
     with pytest.raises(RowError, match="out of range"):

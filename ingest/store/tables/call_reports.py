@@ -17,6 +17,7 @@ from sqlalchemy import (
     func,
 )
 
+from ingest.store.tables.call_parts import call_parts
 from ingest.store.tables.columns import column, instant, reference
 from ingest.store.tables.metadata import metadata
 
@@ -29,6 +30,7 @@ _TOKENS = (
     "audio_tokens",
     "image_tokens",
 )
+_COMMENTS = {"audio_tokens": "tokens of both sides, told before 0063; later ones are apart"}
 
 call_keys = Table(
     "call_keys",
@@ -69,7 +71,7 @@ call_reports = Table(
     column("request_id", Text, nullable=True, comment="text"),
     column("trace_id", Text, nullable=True, comment="text"),
     column("span_id", Text, nullable=True, comment="text"),
-    *(column(name, BigInteger, nullable=True) for name in _TOKENS),
+    *(column(name, BigInteger, nullable=True, comment=_COMMENTS.get(name, "tokens")) for name in _TOKENS),
     column("usage_known", Boolean, comment="false: the sender did not report usage; tokens are null, never 0"),
     column("status", Text, comment="ok, error, cancelled"),
     column("streamed", Boolean, nullable=True),
@@ -77,6 +79,7 @@ call_reports = Table(
     column("time_to_first_token_us", BigInteger, nullable=True),
     column("origin", SmallInteger, comment="collector.wire.Origin"),
     instant("received_at", server_default=func.now()),
+    *call_parts(),
     PrimaryKeyConstraint("site_id", "source", "dedupe_key"),
     Index("call_reports_counted_ix", "site_id", "counted_key", "counted_at"),
     comment="Each report of a call that several tell of, as it came; api_calls holds what counts of them.",

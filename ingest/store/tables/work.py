@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from ingest.store.tables.call_parts import call_parts
 from ingest.store.tables.columns import column, instant, recorded_at, reference, stamps, surrogate_id
 from ingest.store.tables.metadata import metadata
 
@@ -175,7 +176,12 @@ api_calls = Table(
     column("cache_write_tokens", BigInteger, nullable=True),
     column("output_text_tokens", BigInteger, nullable=True),
     column("reasoning_tokens", BigInteger, nullable=True),
-    column("audio_tokens", BigInteger, nullable=True),
+    column(
+        "audio_tokens",
+        BigInteger,
+        nullable=True,
+        comment="tokens of both sides, told before 0063; later ones are apart",
+    ),
     column("image_tokens", BigInteger, nullable=True),
     column("usage_known", Boolean, comment="false: the sender did not report usage; tokens are null, never 0"),
     column("status", Text, server_default="ok", comment="ok, error, cancelled"),
@@ -188,6 +194,7 @@ api_calls = Table(
     UniqueConstraint("dedupe_key", "called_at"),
     Index("api_calls_called_at_ix", "called_at"),
     column("request_id", Text, nullable=True, comment="text"),
+    *call_parts(),
     postgresql_partition_by="RANGE (called_at)",
     comment="One LLM request. Token parts are disjoint; totals are derived.",
 )
