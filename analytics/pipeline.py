@@ -43,6 +43,7 @@ from analytics.model.facility import HourFactor, factors_of, with_facility
 from analytics.model.findings import contradictions, idle_waste, instants, throttling
 from analytics.model.holding import Resolved, hold, resolve
 from analytics.model.idle import spread_lines
+from analytics.model.later import LATER, said
 from analytics.model.money import from_nano
 from analytics.model.origins import fill_origin
 from analytics.model.pools import POOL, pool_usage
@@ -60,6 +61,7 @@ from analytics.units import from_us as from_us_of
 from analytics.units import to_us as to_us_of
 
 S = TypeVar("S", bound=dy.Schema)
+_NOTHING_LATER: Final[dict[str, None]] = dict.fromkeys(LATER)
 _PLAIN: Final = (pl.Int16, pl.Int32, pl.Int64, pl.Float64, INSTANT)
 
 
@@ -292,7 +294,11 @@ def roll_tenants(
 
 
 def content_hash(frame: pl.DataFrame) -> bytes:
-    """Return the SHA-256 of a frame's schema and values in row order: equal content, equal hash, whatever its chunks."""
+    """Return the SHA-256 of a frame's schema and values in row order: equal content, equal hash, whatever its chunks.
+
+    Of lines without the columns that came later, where none of them says anything there: what was hashed before has its hash still.
+    """
+    frame = said(frame)
     digest = hashlib.sha256(repr((frame.height, [(name, str(kind)) for name, kind in frame.schema.items()])).encode())
     missing = frame.null_count().row(0)
     digest.update(repr(missing).encode())
@@ -428,7 +434,9 @@ def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
 
 def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:
     skipped = {"hour_at", "currency", "status"}
-    lines = _completed(lines, LedgerLines, facility_mj=None, facility_category=None, carbon_gco2e=None)
+    lines = _completed(
+        lines, LedgerLines, facility_mj=None, facility_category=None, carbon_gco2e=None, **_NOTHING_LATER
+    )
     return lines.select("hour_us", *(name for name in LedgerLines.column_names() if name not in skipped))
 
 

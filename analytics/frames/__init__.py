@@ -34,6 +34,8 @@ from analytics.frames.words import (
     API_TOKENS,
     CARRIERS,
     CATEGORIES,
+    COSTED,
+    COSTLESS,
     ELECTRICITY,
     GPU_OWNED,
     HOLDER_IDLE,
@@ -56,12 +58,15 @@ from analytics.frames.words import (
     UNATTRIBUTED_NO_JOB,
     UNATTRIBUTED_OVERLAP,
     UNATTRIBUTED_PREFIX,
+    USED,
 )
 
 __all__ = [
     "API_TOKENS",
     "CARRIERS",
     "CATEGORIES",
+    "COSTED",
+    "COSTLESS",
     "ELECTRICITY",
     "GPU_OWNED",
     "HOLDER_IDLE",
@@ -84,6 +89,7 @@ __all__ = [
     "UNATTRIBUTED_NO_JOB",
     "UNATTRIBUTED_OVERLAP",
     "UNATTRIBUTED_PREFIX",
+    "USED",
     "Anchors",
     "ApiCalls",
     "Assets",

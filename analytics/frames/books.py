@@ -5,7 +5,19 @@ from __future__ import annotations
 import dataframely as dy
 import polars as pl
 
-from analytics.frames.words import CATEGORIES, METHODS, POOLS, SOURCES, STATES, bounded, instant, money
+from analytics.frames.words import (
+    BASES,
+    CATEGORIES,
+    GHG_SCOPES,
+    METHODS,
+    POOLS,
+    SOURCES,
+    STATES,
+    bounded,
+    instant,
+    money,
+    rate,
+)
 
 
 class UsageHours(dy.Schema):
@@ -112,6 +124,29 @@ class LedgerLines(dy.Schema):
     source = dy.String(check=lambda source: source.is_in(list(SOURCES)))
     coverage = dy.Float64(min=0, max=1)
     origin = dy.Int16(min=1, max=4)
+    # What came later (``model.later``): last, and null in lines of before, which are hashed and chained as they were.
+    carbon_market_gco2e = money()
+    carbon_marginal_gco2e = money()
+    """At the margin: for decisions, never part of an inventory."""
+    embodied_gco2e = money()
+    water_ml = dy.Int64(nullable=True, min=0)
+    list_cost = money()
+    ghg_scope = dy.String(nullable=True, check=lambda scope: scope.is_in(list(GHG_SCOPES)))
+    basis = dy.String(nullable=True, check=lambda basis: basis.is_in(list(BASES)))
+    """What its cost is shared by; null = by what the line says itself."""
+    terms = dy.String(nullable=True)
+    """Tier, region and purchase it was priced by; null = its price says none."""
+    intensity_id = dy.Int32(nullable=True)
+    market_factor_id = dy.Int32(nullable=True)
+    charge_id = dy.Int64(nullable=True)
+    fx_rate_id = dy.Int32(nullable=True)
+    source_currency = dy.String(nullable=True)
+    source_cost = rate(nullable=True)
+    """In ``source_currency``, before it was converted."""
+
+    @dy.rule()
+    def what_was_converted_says_from_what(cls) -> pl.Expr:  # noqa: N805
+        return pl.col("source_cost").is_null() | pl.col("source_currency").is_not_null()
 
     @dy.rule()
     def bounds_hold_the_energy(cls) -> pl.Expr:  # noqa: N805

@@ -34,6 +34,12 @@ IDLE_SPREAD: Final = "idle_spread"
 CARRIERS: Final = (GPU_OWNED, NODE_OVERHEAD, SHARED_IT)
 """Charge categories that energy and carbon ride on: over their lines a sum is the meters'."""
 CATEGORIES: Final = (*CARRIERS, ELECTRICITY, API_TOKENS, IDLE_SPREAD)
+COSTLESS: Final = (NODE_OVERHEAD, SHARED_IT)
+"""Carriers that cost what their electricity does, which has lines of its own."""
+COSTED: Final = tuple(category for category in CATEGORIES if category not in COSTLESS)
+"""The categories a bill's cost is made of, in the order of its columns."""
+USED: Final = (GPU_OWNED, API_TOKENS)
+"""Categories whose quantities are what was used, accelerator-time and tokens: of others they repeat it."""
 POOLS: Final = ("job", "idle", "unattributed", "platform", "api")
 METHODS: Final = (
     "whole", "node_meter", "slice", "process_utilization", "slice_activity", "mps_threads", "shards", "share", "count", "equal",
@@ -41,6 +47,9 @@ METHODS: Final = (
 )  # fmt: skip
 """How energy came to a holder, the most exact first: of several in one figure the last is told."""
 
+GHG_SCOPES: Final = ("2", "3.1", "3.2", "3.3", "3.8")
+"""Greenhouse Gas Protocol: scope 2, and scope 3 by its category."""
+BASES: Final = ("allocation", "usage")
 STATES: Final = ("used", "allocated_idle", "reserved_unused", "available", "down")
 SOURCES: Final = ("measured", "estimated", "forecast", "assumed")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import psycopg
 
-from analytics.io.bill_sql import BUILD_LINES, BUILD_TIMES, BUILD_WASTE, SIGNATURE
+from analytics.io.bill_sql import BUILD_LINES, BUILD_TIMES, BUILD_WASTE, SIGNATURE, SIGNATURE_OF_HOUR
 
 # A day is summed once it is over and closed; until then its closed hours are. The newest first: they are asked for most.
 _STALE: Final = """
@@ -29,12 +29,12 @@ WITH {asked} latest AS MATERIALIZED (
 ), wanted AS (
     SELECT site_id, day_at AS from_at, day_at + interval '1 day' AS to_at, revisions FROM days WHERE is_over
     UNION ALL
-    SELECT site_id, hour_at, hour_at + interval '1 hour', to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision
+    SELECT site_id, hour_at, hour_at + interval '1 hour', {of_hour}
     FROM hours JOIN days USING (site_id, day_at) WHERE status = 'closed' AND NOT is_over
 )
 SELECT wanted.site_id, wanted.from_at, wanted.to_at FROM wanted LEFT JOIN bill_spans AS span USING (site_id, from_at, to_at)
 WHERE span.revisions IS DISTINCT FROM wanted.revisions ORDER BY wanted.from_at DESC, wanted.site_id
-""".replace("{signature}", SIGNATURE)
+""".replace("{signature}", SIGNATURE).replace("{of_hour}", SIGNATURE_OF_HOUR)
 _OF_ALL: Final = _STALE.replace("{asked}", "").replace("{hours}", "ledger_hours AS hours")
 # Where a run wrote since, and the day before, which is over by a later hour; and what was left.
 _OF_SOME: Final = _STALE.replace(

@@ -10,8 +10,14 @@ from __future__ import annotations
 
 from typing import Final
 
-SIGNATURE: Final = "string_agg(to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision, ',' ORDER BY hour_at)"
+_SUMS: Final = "3|"
+"""Which columns a span has sums of; those of another number are of no use, and made again."""
+_REVISION: Final = "to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision"
+SIGNATURE: Final = f"'{_SUMS}' || string_agg({_REVISION}, ',' ORDER BY hour_at)"
 """Hours of a span and their revisions, as ``bill_spans.revisions`` holds them."""
+SIGNATURE_OF_HOUR: Final = f"'{_SUMS}' || {_REVISION}"
+"""The same of one hour."""
+LATER_SUMMED: Final = "carbon_market_gco2e, carbon_marginal_gco2e, embodied_gco2e, water_ml, list_cost"
 # Bits instead of arrays: they add up without being taken apart.
 SOURCE_BIT: Final = (
     "CASE {alias}.source WHEN 'measured' THEN 1 WHEN 'estimated' THEN 2 WHEN 'forecast' THEN 4 ELSE 8 END"
@@ -33,7 +39,7 @@ WITH hours AS MATERIALIZED (
     SELECT hours.*, span.id AS span_id FROM hours
     LEFT JOIN bill_spans AS span ON span.site_id = hours.site_id AND span.from_at = hours.hour_at
         AND span.to_at = hours.hour_at + interval '1 hour' AND hours.status = 'closed'
-        AND span.revisions = to_char(hour_at AT TIME ZONE 'UTC', 'HH24') || ':' || revision
+        AND span.revisions = {SIGNATURE_OF_HOUR}
     LEFT JOIN whole ON whole.site_id = hours.site_id AND whole.from_at = date_trunc('day', hour_at, 'UTC')
     WHERE whole.span_id IS NULL
 ), chosen AS MATERIALIZED (
@@ -48,11 +54,11 @@ _OF_LINE: Final = f"""
     (l.quantity_unit <> 'request' AND l.billed_cost IS NULL)::integer::bigint AS unpriced_lines,
     CASE WHEN l.quantity_unit = 'request' THEN l.quantity END AS usage_unknown_calls, l.billed_cost, l.effective_cost, l.energy_mj,
     l.facility_mj, l.carbon_gco2e, CASE WHEN l.quantity_unit = 'token' THEN l.quantity END AS tokens,
-    {SOURCE_BIT.format(alias="l")} AS sources, 1 << l.origin AS origins
+    {SOURCE_BIT.format(alias="l")} AS sources, 1 << l.origin AS origins, {", ".join(f"l.{name}" for name in LATER_SUMMED.split(", "))}
 """
 _LINES: Final = f"""
     SELECT tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost, effective_cost, energy_mj,
-           facility_mj, carbon_gco2e, tokens, sources::integer, origins::integer
+           facility_mj, carbon_gco2e, tokens, sources::integer, origins::integer, {LATER_SUMMED}
     FROM bill_lines JOIN chosen USING (span_id)
     UNION ALL
     SELECT {_OF_LINE} FROM plain JOIN ledger_lines AS l USING (site_id, hour_at, revision)
@@ -151,9 +157,9 @@ WITH plain AS MATERIALIZED (
     WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
 )
 """
-LINES_SUMMED: Final = """
+LINES_SUMMED: Final = f"""
 tenant_id, pool, charge_category, currency, lines, unpriced_lines, usage_unknown_calls, billed_cost, effective_cost, energy_mj, facility_mj,
-carbon_gco2e, tokens, sources, origins
+carbon_gco2e, tokens, sources, origins, {LATER_SUMMED}
 """
 TIMES_SUMMED: Final = "tenant_id, pool, held_us, covered_us, active_us, idle_us, throttled_us"
 WASTE_SUMMED: Final = "tenant_id, kind, currency, avoidable_cash"
@@ -162,7 +168,7 @@ SUM_LINES: Final = f"""
 {_PLAIN}
 SELECT tenant_id, pool, charge_category, currency, sum(lines), sum(unpriced_lines), coalesce(sum(usage_unknown_calls), 0),
        sum(billed_cost), sum(effective_cost), sum(energy_mj), sum(facility_mj), sum(carbon_gco2e), sum(tokens), bit_or(sources),
-       bit_or(origins)
+       bit_or(origins), {", ".join(f"sum({name})" for name in LATER_SUMMED.split(", "))}
 FROM (SELECT {_OF_LINE} FROM plain JOIN ledger_lines AS l USING (site_id, hour_at, revision)) AS rows
 GROUP BY tenant_id, pool, charge_category, currency
 """

@@ -19,6 +19,7 @@ from analytics.io.line_names import names_of, site_name
 from analytics.io.rows import fetch_frame
 from analytics.model.chain import instant_text, stamp, start_of
 from analytics.model.corrections import differences
+from analytics.model.later import chain_version
 
 _LINES: Final = (
     "SELECT * FROM ledger_lines WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision = %(revision)s"
@@ -70,7 +71,8 @@ def post(
         pl.lit(None, pl.Int32).alias("price_id"),
         pl.lit(None, pl.Int32).alias("tariff_id"),
     )
-    start = start_of_corrections(site_name(connection, site_id), hour_at, row[0], reason)
+    version = max(chain_version(before), chain_version(after))
+    start = start_of_corrections(site_name(connection, site_id), hour_at, row[0], reason, version)
     chained = stamp(named, names_of(connection, named), start, secrets.token_bytes(32))
     posted = chained.drop("price_id", "tariff_id").with_columns(
         pl.lit(site_id, pl.Int32).alias("site_id"),
@@ -85,6 +87,10 @@ def post(
     return posted.height
 
 
-def start_of_corrections(site: str, hour_at: datetime, posted_hour_at: datetime, reason: str) -> bytes:
-    """Return the beginning of the chain of what one run posted for an hour."""
-    return start_of("wattledger/correction/1", site, instant_text(hour_at), instant_text(posted_hour_at), reason)
+def start_of_corrections(
+    site: str, hour_at: datetime, posted_hour_at: datetime, reason: str, version: int = 1
+) -> bytes:
+    """Return the beginning of the chain of what one run posted for an hour; ``version``: the later one of the revisions it lies between."""
+    return start_of(
+        f"wattledger/correction/{version}", site, instant_text(hour_at), instant_text(posted_hour_at), reason
+    )

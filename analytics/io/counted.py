@@ -45,7 +45,13 @@ def count_lines(
         run = replace(run, reason=_with_kinds(connection, state, run, current))
     period_id = frozen_in(connection, state, current)
     chained = chain_lines(connection, state, lines)
-    made = replace(made, line_count=lines.height, head_sha256=chained.head, after_period_id=period_id)
+    made = replace(
+        made,
+        line_count=lines.height,
+        head_sha256=chained.head,
+        after_period_id=period_id,
+        chain_version=chained.version,
+    )
     run_id = insert_run(connection, state, run, made)
     if period_id is None:
         is_ours = swap(connection, state, run, revision=made.revision, run_id=run_id, content=made.content, closed=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
-import polars as pl
 import psycopg
 
 from analytics.frames import LedgerLines
@@ -16,6 +16,7 @@ from analytics.io.period_document import Entry, moved_text
 from analytics.io.rows import fetch_frame
 from analytics.model.chain import stamp, start_of_hour
 from analytics.model.corrections import differences
+from analytics.model.later import LATER_AMOUNTS, chain_version
 from analytics.model.month import Month
 
 _ENTRIES: Final = """
@@ -44,9 +45,11 @@ WHERE site_id = ANY (%(sites)s) AND hour_at >= %(from_at)s AND hour_at < %(to_at
 """
 _PHYSICAL: Final = """
 SELECT coalesce(sum(energy_mj), 0)::text, coalesce(sum(carbon_gco2e), 0)::text, count(*) FILTER (WHERE status <> 'correction'),
-       coalesce(array_agg(DISTINCT origin ORDER BY origin), '{}') FROM current_ledger_lines
+       coalesce(array_agg(DISTINCT origin ORDER BY origin), '{}'), sum(carbon_market_gco2e)::text, sum(carbon_marginal_gco2e)::text,
+       sum(embodied_gco2e)::text, sum(water_ml)::text FROM current_ledger_lines
 WHERE site_id = ANY (%(sites)s) AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
 """
+_LATER_TOTALS: Final = ("carbon_market_gco2e", "carbon_marginal_gco2e", "embodied_gco2e", "water_ml")
 _UNCHAINED: Final = """
 SELECT hours.site_id, hours.hour_at, hours.revision, hours.run_id FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = hours.run_id
 WHERE hours.site_id = ANY (%(sites)s) AND hours.hour_at >= %(from_at)s AND hours.hour_at < %(to_at)s AND hours.status = 'closed'
@@ -108,7 +111,10 @@ def entries_on_record(connection: psycopg.Connection[Any], period_id: int) -> li
 
 
 def totals(connection: psycopg.Connection[Any], month: Month, site_ids: Sequence[int]) -> dict[str, Any]:
-    """Return what a month comes to, corrections posted in it included: decimal text by currency, mJ, g, lines, origins."""
+    """Return what a month comes to, corrections posted in it included: decimal text by currency, mJ, g, ml, lines, origins.
+
+    What came later is told where some line says it: a month without it has the figures it always had.
+    """
     given = {"sites": list(site_ids), "from_at": month.from_at, "to_at": month.to_at}
     costs = connection.execute(_TOTALS, given).fetchall()
     row = connection.execute(_PHYSICAL, given).fetchone()
@@ -121,6 +127,7 @@ def totals(connection: psycopg.Connection[Any], month: Month, site_ids: Sequence
         "carbon_gco2e": row[1],
         "lines": row[2],
         "origins": list(row[3]),
+        **{name: sum_ for name, sum_ in zip(_LATER_TOTALS, row[4:], strict=True) if sum_ is not None},
     }
 
 
@@ -137,7 +144,8 @@ def chain_old_hours(connection: psycopg.Connection[Any], month: Month, site_ids:
         at = {"site_id": site_id, "hour_at": hour_at, "revision": revision}
         connection.execute(_NAME_HOLDERS.encode(), at)
         lines = fetch_frame(connection, _LINES, at, LedgerLines)
-        start = start_of_hour(site_name(connection, site_id), hour_at)
+        version = chain_version(lines)
+        start = start_of_hour(site_name(connection, site_id), hour_at, version)
         chained = stamp(lines, names_of(connection, lines), start, secrets.token_bytes(32))
         with connection.cursor() as cursor:
             cursor.executemany(
@@ -152,9 +160,9 @@ def chain_old_hours(connection: psycopg.Connection[Any], month: Month, site_ids:
             )
         head = bytes(chained["chain_sha256"][-1]) if chained.height else start
         connection.execute(
-            "UPDATE ledger_runs SET line_count = %s, head_sha256 = %s "
+            "UPDATE ledger_runs SET line_count = %s, head_sha256 = %s, chain_version = nullif(%s, 1) "
             "WHERE site_id = %s AND hour_at = %s AND revision = %s AND (id = %s OR kind <> 'attest')",
-            [chained.height, head, site_id, hour_at, revision, run_id],
+            [chained.height, head, version, site_id, hour_at, revision, run_id],
         )
 
 
@@ -184,10 +192,7 @@ def _differing(connection: psycopg.Connection[Any], hours: Sequence[tuple[Any, .
             fetch_frame(connection, _LINES, at | {"revision": revision}, LedgerLines) for revision in (old, new)
         )
         moved = differences(before, after)
-        names = names_of(
-            connection,
-            moved.with_columns(pl.lit(None, pl.Int32).alias("price_id"), pl.lit(None, pl.Int32).alias("tariff_id")),
-        )
+        names = names_of(connection, moved)
         yield from sorted(
             moved_text(
                 {
@@ -202,6 +207,8 @@ def _differing(connection: psycopg.Connection[Any], hours: Sequence[tuple[Any, .
                     "energy_mj": None if row["energy_mj"] is None else str(row["energy_mj"]),
                     "carbon_gco2e": None if row["carbon_gco2e"] is None else f"{row['carbon_gco2e']:f}",
                     "reasons": list(reasons or ()),
+                    # Only what moved: a line of before is told as it was.
+                    **{name: f"{Decimal(row[name]):f}" for name in LATER_AMOUNTS if row[name]},
                 }
             )
             for row in moved.to_dicts()

@@ -82,6 +82,7 @@ class Current:
     line_count: int | None
     head_sha256: bytes | None
     frozen_period_id: int | None
+    chain_version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Made:
     line_count: int | None = None
     head_sha256: bytes | None = None
     """Of the chain of the revision's lines; null = the open window, which has none."""
+    chain_version: int = 1
+    """How the lines are chained; 1 is on record as null, as before there was another."""
     after_period_id: int | None = None
     """The closed month in which the hour is frozen: the run moved nothing there."""
 
@@ -130,7 +133,7 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
         """
         SELECT runs.id, runs.revision, CASE WHEN hours.shadow_run_id IS NULL THEN hours.content_sha256 ELSE runs.content_sha256 END,
                coalesce(runs.usage_revision, runs.revision), runs.inputs_sha256, runs.generation, hours.seen_xid::text, runs.line_count,
-               runs.head_sha256, hours.frozen_period_id
+               runs.head_sha256, hours.frozen_period_id, coalesce(runs.chain_version, 1)
         FROM ledger_hours AS hours JOIN ledger_runs AS runs ON runs.id = coalesce(hours.shadow_run_id, hours.run_id)
         WHERE hours.site_id = %s AND hours.hour_at = %s FOR UPDATE OF hours
         """,
@@ -138,7 +141,19 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
     ).fetchone()
     current = None
     if row is not None:
-        run_id, revision, content, usage_revision, inputs, generation, seen_xid, line_count, head, period_id = row
+        (
+            run_id,
+            revision,
+            content,
+            usage_revision,
+            inputs,
+            generation,
+            seen_xid,
+            line_count,
+            head,
+            period_id,
+            version,
+        ) = row
         head = None if head is None else bytes(head)
         current = Current(
             run_id,
@@ -151,6 +166,7 @@ def locked(connection: psycopg.Connection[Any], state: HourState) -> Current | N
             line_count,
             head,
             period_id,
+            version,
         )
     rests_on = (current.run_id, current.seen_xid) if current else (None, None)
     if rests_on != (state.run_id, state.seen_xid):
@@ -164,10 +180,10 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
         """
         INSERT INTO ledger_runs (site_id, hour_at, revision, usage_revision, kind, code_version, method_version, policy, as_of_at, snapshot, seen_xid,
                                  inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality, line_count, head_sha256,
-                                 after_period_id)
+                                 after_period_id, chain_version)
         VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(usage_revision)s, %(kind)s, %(code_version)s, %(method_version)s, %(policy)s, %(as_of_at)s,
                 %(snapshot)s, %(seen_xid)s::xid8, %(inputs)s, %(inputs_sha256)s, %(content)s, %(usage)s, %(reason)s, %(generation)s,
-                %(diff)s, %(quality)s, %(line_count)s, %(head_sha256)s, %(after_period_id)s) RETURNING id
+                %(diff)s, %(quality)s, %(line_count)s, %(head_sha256)s, %(after_period_id)s, %(chain_version)s) RETURNING id
         """,
         {
             "site_id": state.site_id,
@@ -192,6 +208,7 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
             "line_count": made.line_count,
             "head_sha256": made.head_sha256,
             "after_period_id": made.after_period_id,
+            "chain_version": None if made.chain_version == 1 else made.chain_version,
         },
     ).fetchone()
     if row is None:

@@ -147,6 +147,7 @@ def _attest(
             quality=_quality(books.quality),
             line_count=current.line_count,
             head_sha256=current.head_sha256,
+            chain_version=current.chain_version,
         )
         run_id = insert_run(connection, state, run, made)
         pin(connection, state, run)

@@ -21,6 +21,7 @@ from analytics.io.line_names import load_names
 from analytics.io.verify_usage import look_at_usage
 from analytics.model.chain import Link, Names, canonical, first_break, opens, start_of_hour
 from analytics.model.corrections import AMOUNTS, WHO, differences
+from analytics.model.later import LATER_IDS, LATER_SOURCES
 from analytics.model.money import exact_nano
 from analytics.units import MJ_PER_KWH, NANO, US_PER_HOUR
 
@@ -38,7 +39,7 @@ LEFT JOIN ledger_hours AS hours ON hours.site_id = posted.site_id AND hours.hour
 WHERE %(site)s::text IS NULL OR sites.name = %(site)s ORDER BY sites.name, posted.hour_at
 """
 _RUNS: Final = """
-SELECT id, kind, revision, coalesce(usage_revision, revision), line_count, head_sha256 FROM ledger_runs
+SELECT id, kind, revision, coalesce(usage_revision, revision), line_count, head_sha256, coalesce(chain_version, 1) FROM ledger_runs
 WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s AND revision > 0 ORDER BY id
 """
 _LINES: Final = "SELECT * FROM ledger_lines WHERE site_id = %(site_id)s AND hour_at = %(hour_at)s"
@@ -55,7 +56,7 @@ _TOLD: Final[dict[str, Any]] = {
     "api_key_seal": pl.Binary,
 }
 _CORRECTED: Final[dict[str, Any]] = {
-    **{name: kind for name, kind in _TOLD.items() if name not in {"price_id", "tariff_id", "status"}},
+    **{name: kind for name, kind in _TOLD.items() if name not in {"price_id", "tariff_id", "status", *LATER_SOURCES}},
     "posted_hour_at": pl.Datetime("us", "UTC"),
     "from_revision": pl.Int32,
     "run_id": pl.Int64,
@@ -131,8 +132,12 @@ def look_at_posted(connection: psycopg.Connection[Any], hour: Hour) -> list[Prob
     """Check the corrections of an hour alone: their chains, and that they are what its revisions differ by."""
     at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
     stored, posted = _frame(connection, _LINES, at, _TOLD), _frame(connection, _POSTED, at, _CORRECTED)
-    names = load_names(connection, _ids("tenant_id", stored, posted), [], [])
-    found = [Problem(hour.site, hour.hour_at, kind, what) for kind, what in _corrections(hour, stored, posted, names)]
+    names = load_names(connection, _ids("tenant_id", stored, posted))
+    versions = _versions(connection.execute(_RUNS, at).fetchall())
+    found = [
+        Problem(hour.site, hour.hour_at, kind, what)
+        for kind, what in _corrections(hour, stored, posted, names, versions)
+    ]
     openings = (opens(seal, key) for key, seal in _sealed(posted).iter_rows())
     other = Problem(hour.site, hour.hour_at, "altered", "the API key of a correction is not the one that was chained")
     return found + [other for opened in openings if opened is False]
@@ -143,7 +148,8 @@ def look_at(connection: psycopg.Connection[Any], hour: Hour) -> Looked:
     at = {"site_id": hour.site_id, "hour_at": hour.hour_at}
     stored = _frame(connection, _LINES, at, _TOLD)
     posted = _frame(connection, _POSTED, at, _CORRECTED)
-    names = load_names(connection, *(_ids(name, stored, posted) for name in ("tenant_id", "price_id", "tariff_id")))
+    named = ("tenant_id", "price_id", "tariff_id", *LATER_IDS)
+    names = load_names(connection, **{name: _ids(name, stored, posted) for name in named})
     every = connection.execute(_RUNS, at).fetchall()
     runs = {revision: rest for _, kind, revision, *rest in every if kind != "attest"}
     problems: list[Problem] = []
@@ -158,12 +164,12 @@ def look_at(connection: psycopg.Connection[Any], hour: Hour) -> Looked:
         if revision not in runs:
             wrong("invented", f"{lines.height} lines of revision {revision}, which no run wrote")
             continue
-        _, count, head = runs[revision]
+        _, count, head, version = runs[revision]
         if head is None:
             unchained += lines.height
             continue
         heads[revision] = bytes(head)
-        start = start_of_hour(hour.site, hour.hour_at)
+        start = start_of_hour(hour.site, hour.hour_at, version)
         found = first_break(_links(lines, names), start, count, bytes(head))
         if found is not None:
             wrong(found.fault.value, f"line {found.ordinal} of {count}, revision {revision}: {found.called}")
@@ -173,7 +179,7 @@ def look_at(connection: psycopg.Connection[Any], hour: Hour) -> Looked:
         wrong(kind, what)
     for what in _groups(connection, stored.filter(pl.col("revision") == hour.revision)):
         wrong("sums", what)
-    for kind, what in _corrections(hour, stored, posted, names):
+    for kind, what in _corrections(hour, stored, posted, names, _versions(every)):
         wrong(kind, what)
     openings = [opens(seal, key) for key, seal in pl.concat([_sealed(stored), _sealed(posted)]).iter_rows()]
     for _ in range(openings.count(False)):
@@ -272,10 +278,20 @@ def _groups(connection: psycopg.Connection[Any], lines: pl.DataFrame) -> Iterato
                 yield f"{category} at {price.removesuffix('_id')} {amount:f}: lines add up to {billed:f}, their quantity costs {exact:f}"
 
 
-def _corrections(hour: Hour, stored: pl.DataFrame, posted: pl.DataFrame, names: Names) -> Iterator[tuple[str, str]]:
+def _versions(runs: list[tuple[Any, ...]]) -> dict[int, int]:
+    """Return how the lines of each revision are chained."""
+    return {revision: version for _, kind, revision, *_, version in runs if kind != "attest"}
+
+
+def _corrections(
+    hour: Hour, stored: pl.DataFrame, posted: pl.DataFrame, names: Names, versions: Mapping[int, int]
+) -> Iterator[tuple[str, str]]:
     for _, group in posted.group_by("run_id", "from_revision", "revision", maintain_order=True):
         first = group.row(0, named=True)
-        start = start_of_corrections(hour.site, hour.hour_at, first["posted_hour_at"].astimezone(UTC), first["reason"])
+        version = max(versions.get(first[name], 1) for name in ("from_revision", "revision"))
+        start = start_of_corrections(
+            hour.site, hour.hour_at, first["posted_hour_at"].astimezone(UTC), first["reason"], version
+        )
         priceless = group.with_columns(
             pl.lit(None, pl.Int32).alias("price_id"), pl.lit(None, pl.Int32).alias("tariff_id")
         )

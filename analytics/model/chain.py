@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
 import polars as pl
 
+from analytics.model.later import LATER, LATER_IDS
+
 _SALT_BYTES: Final = 16
+_NOBODYS: Final = "?"
+"""In place of a name that no id has: a line that names what is not there is another than one that names nothing."""
 _AMOUNTS: Final = (
     "quantity",
     "energy_mj",
@@ -48,6 +52,8 @@ class Names:
     tenants: Mapping[int, str]
     prices: Mapping[int, str]
     tariffs: Mapping[int, str]
+    later: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """By column, of ids in columns that came later (``LATER_IDS``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,9 @@ def start_of(*parts: str | int | None) -> bytes:
     return hashlib.sha256(_json(list(parts)).encode()).digest()
 
 
-def start_of_hour(site: str, hour_at: datetime) -> bytes:
-    """Return the beginning of the chain of an hour's lines."""
-    return start_of("wattledger/line/1", site, instant_text(hour_at))
+def start_of_hour(site: str, hour_at: datetime, version: int = 1) -> bytes:
+    """Return the beginning of the chain of an hour's lines; ``version``: :func:`analytics.model.later.chain_version` of them."""
+    return start_of(f"wattledger/line/{version}", site, instant_text(hour_at))
 
 
 def follow(before: bytes, texts: Iterable[str]) -> list[bytes]:
@@ -102,6 +108,7 @@ def canonical(lines: pl.DataFrame, names: Names) -> list[str]:
     """Return the text of each line that is chained, in the order given.
 
     ``lines``: the columns of LedgerLines and ``api_key_seal`` (binary, :func:`seals`). Amounts are decimal text, nulls null.
+    A column that came later is in the text of a line that says something in it and in no other: lines of before have the text they had.
     """
     columns = [
         pl.col("tenant_id").replace_strict(names.tenants, default=None, return_dtype=pl.String).alias("tenant"),
@@ -112,7 +119,32 @@ def canonical(lines: pl.DataFrame, names: Names) -> list[str]:
         *(pl.col(name).cast(pl.String) for name in (*_WORDS, *_AMOUNTS)),
         pl.Series("coverage", [repr(value) for value in lines["coverage"].to_list()], dtype=pl.String),
     ]
-    return lines.select(pl.struct(columns).struct.json_encode().alias("text"))["text"].to_list()
+    text = pl.struct(columns).struct.json_encode()
+    if more := _later(lines, names):
+        text = pl.concat_str(text.str.head(-1), *more, pl.lit("}"))
+    return lines.select(text.alias("text"))["text"].to_list()
+
+
+def _later(lines: pl.DataFrame, names: Names) -> list[pl.Expr]:
+    """Return what the later columns add to the text of each line: ``,"name":"value"``, or nothing where a line says nothing in one."""
+    return [
+        pl.when(value.is_not_null())
+        .then("," + pl.struct(value.alias(name.removesuffix("_id"))).struct.json_encode().str.slice(1).str.head(-1))
+        .otherwise(pl.lit(""))
+        for name, value in _later_values(lines, names)
+    ]
+
+
+def _later_values(lines: pl.DataFrame, names: Names) -> Iterator[tuple[str, pl.Expr]]:
+    """Yield the later columns in which some line says something, as text; an id is the name behind it."""
+    for name in LATER:
+        if name not in lines.columns or lines[name].null_count() == lines.height:
+            continue
+        value = pl.col(name)
+        if name in LATER_IDS:
+            named = value.replace_strict(names.later.get(name, {}), default=_NOBODYS, return_dtype=pl.String)
+            value = pl.when(value.is_not_null()).then(named)
+        yield name, value.cast(pl.String)
 
 
 def seals(keys: Sequence[str | None], salt: bytes) -> list[bytes | None]:
@@ -151,6 +183,7 @@ def stamp(lines: pl.DataFrame, names: Names, start: bytes, salt: bytes) -> pl.Da
         pl.col("api_key"),
         pl.col("quantity_unit"),
         pl.col("quantity"),
+        *(value for _, value in _later_values(lines, names)),
     ]
     ordered = lines.sort(*order, nulls_last=False, maintain_order=True)
     sealed = ordered.with_columns(pl.Series("api_key_seal", seals(ordered["api_key"].to_list(), salt), pl.Binary))

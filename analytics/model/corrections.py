@@ -11,6 +11,7 @@ from typing import Final
 import polars as pl
 
 from analytics.frames import SOURCES
+from analytics.model.later import LATER_AMOUNTS, LATER_WORDS
 from analytics.model.methods import least_exact
 
 WHO: Final = (
@@ -33,8 +34,9 @@ AMOUNTS: Final = (
     "carbon_gco2e",
     "billed_cost",
     "effective_cost",
+    *LATER_AMOUNTS,
 )
-_TOLD: Final = ("facility_category", "method")
+_TOLD: Final = ("facility_category", "method", *LATER_WORDS)
 
 
 def differences(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
@@ -66,6 +68,7 @@ def _gathered(lines: pl.DataFrame) -> pl.DataFrame:
         *(pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name) for name in AMOUNTS),
         pl.col("facility_category").min(),
         least_exact(pl.col("method")).alias("method"),
+        *(pl.col(name).min() for name in LATER_WORDS),
         pl.col("coverage").min(),
         doubt.max().alias("doubt"),
         pl.col("origin").max(),

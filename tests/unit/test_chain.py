@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.frames import MONEY
+from analytics.frames import MONEY, RATE, LedgerLines
+from analytics.io.corrections import start_of_corrections
 from analytics.model.chain import (
     Break,
     Fault,
@@ -30,6 +31,7 @@ from analytics.model.chain import (
     stamp,
     start_of_hour,
 )
+from analytics.model.later import LATER, chain_version, said
 
 pytestmark = pytest.mark.unit
 START = start_of_hour("fra1", datetime(2026, 10, 1, tzinfo=UTC))
@@ -59,6 +61,21 @@ SCHEMA: dict[str, Any] = {
     "coverage": pl.Float64,
     "origin": pl.Int16,
     "method": pl.String,
+    "line_key": pl.String,
+    "carbon_market_gco2e": MONEY,
+    "carbon_marginal_gco2e": MONEY,
+    "embodied_gco2e": MONEY,
+    "water_ml": pl.Int64,
+    "list_cost": MONEY,
+    "ghg_scope": pl.String,
+    "basis": pl.String,
+    "terms": pl.String,
+    "intensity_id": pl.Int32,
+    "market_factor_id": pl.Int32,
+    "charge_id": pl.Int64,
+    "fx_rate_id": pl.Int32,
+    "source_currency": pl.String,
+    "source_cost": RATE,
 }
 
 
@@ -117,6 +134,72 @@ def test_three_lines_hold_and_the_chain_is_sha256_over_the_link_before_and_the_t
     second = hashlib.sha256(first + canonical(three(), NAMES)[1].encode()).digest()
     assert three()["chain_sha256"].to_list()[:2] == [first, second]
     assert hashlib.sha256(b'["wattledger/line/1","fra1","2026-10-01T00:00:00Z"]').digest() == START
+
+
+# As they were before lines had further columns: of a line, of one without a price by an API key, of one with a tariff and carbon.
+GOLDEN = (
+    "fbda096bdaaf06049ef04d53105ee29871b241db0100252a24cb9f09efe9ec9c",
+    "ae871b13440012b935cece6e61012fe0d65c86352ea9259566c8515bddbbfa4c",
+    "35e598468d738733b8c412a4e9db68cb511a515e0b00fbbafcad4fb52afe4180",
+)
+GOLDEN_CORRECTIONS = "986295ce00aa56fa04e39b8e7bcd740ba47c34733696f46440c02e594b489c57"
+
+
+def golden() -> list[dict[str, Any]]:
+    unpriced = line("b", billed_cost=None, effective_cost=None, price_id=None, api_key="k1")
+    return [line("a"), unpriced, line("c", carbon_gco2e=Decimal("1.500000000"), coverage=0.5, tariff_id=3)]
+
+
+def test_lines_of_before_have_the_links_they_had() -> None:
+    assert [link.hex() for link in chained(*golden())["chain_sha256"]] == list(GOLDEN)
+    old = {name: kind for name, kind in SCHEMA.items() if name not in LATER}
+    rows = [{name: row[name] for name in old} for row in golden()]
+    assert [link.hex() for link in stamp(pl.DataFrame(rows, old), NAMES, START, b"salt")["chain_sha256"]] == list(
+        GOLDEN
+    )
+    posted = start_of_corrections(
+        "fra1", datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC), "late data"
+    )
+    assert posted.hex() == GOLDEN_CORRECTIONS
+    assert chain_version(chained(*golden())) == 1
+
+
+def test_what_came_later_ends_the_text_of_the_lines_that_say_it_and_of_no_other() -> None:
+    names = Names(NAMES.tenants, NAMES.prices, NAMES.tariffs, {"intensity_id": {4: 'DE "flow"'}})
+    later = {
+        "carbon_market_gco2e": Decimal("0.000000001"),
+        "intensity_id": 4,
+        "terms": "batch",
+        "water_ml": 0,
+        "fx_rate_id": 9,
+    }
+    rows = pl.DataFrame([*golden()[:2], golden()[2] | later], SCHEMA).with_columns(
+        pl.lit(None, pl.Binary).alias("api_key_seal")
+    )
+    before, after = canonical(said(rows.drop(LATER)), names), canonical(rows, names)
+    assert after[:2] == before[:2]
+    told = (
+        ',"carbon_market_gco2e":"0.000000001","water_ml":"0","terms":"batch","intensity":"DE \\"flow\\"","fx_rate":"?"}'
+    )
+    assert after[2] == before[2][:-1] + told
+    assert json.loads(after[2])["intensity"] == 'DE "flow"'
+    assert chain_version(rows) == 2
+    assert start_of_hour("fra1", datetime(2026, 10, 1, tzinfo=UTC), 2) != START
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_said_later_of_a_line_of_before_is_found(name: str) -> None:
+    kind = SCHEMA[name]
+    value: Any = "word" if kind == pl.String else 7 if kind in {pl.Int32, pl.Int64} else NANO
+    assert found(with_at(three(), 1, **{name: value}), three()) == Break(Fault.ALTERED, 2, "b")
+
+
+def test_the_columns_that_came_later_are_the_last_ones_of_a_line() -> None:
+    assert set(LedgerLines.column_names()[-len(LATER) :]) == set(LATER)
+    assert (
+        LedgerLines.create_empty().select(LATER).schema
+        == pl.DataFrame(schema={name: SCHEMA[name] for name in LATER}).schema
+    )
 
 
 def test_one_millijoule_too_many_is_found_and_its_line_named() -> None:
