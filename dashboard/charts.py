@@ -178,7 +178,10 @@ def tenant_chart(rows: Sequence[BillRow], measure: Measure, currency: str | None
                 for row in rows
                 for name, amount in row.figures.cost_by_category.items()
             ]
-            return _bars(bars, f"cost ({currency or 'no currency'})", list(CATEGORY_NAMES.values()), CATEGORY_COLORS)
+            # What a server of another version charges for has a part too: bars add up to the cost.
+            others = sorted({bar.part for bar in bars} - set(CATEGORY_NAMES.values()))
+            colors = (*CATEGORY_COLORS, *AREAS)
+            return _bars(bars, f"cost ({currency or 'no currency'})", [*CATEGORY_NAMES.values(), *others], colors)
         case Measure.ENERGY:
             energy = [Bar(row.tenant, "energy", _known(row.figures.energy_kwh)) for row in rows]
             return _bars(energy, "IT energy (kWh)", ["energy"], CATEGORY_COLORS)

@@ -16,7 +16,18 @@ import psycopg
 from psycopg.rows import dict_row
 
 from analytics.errors import AnalyticsError, CloseError
-from analytics.frames import ApiCalls, Jobs, LedgerLines, NamedUsage
+from analytics.frames import (
+    CATEGORIES,
+    ELECTRICITY,
+    GPU_OWNED,
+    IDLE_SPREAD,
+    NODE_OVERHEAD,
+    SHARED_IT,
+    ApiCalls,
+    Jobs,
+    LedgerLines,
+    NamedUsage,
+)
 from analytics.inputs import References
 from analytics.io.disputes import name_of, parsed
 from analytics.io.holds import DEVICE, JOB_KEY
@@ -38,8 +49,11 @@ WHERE lines.hour_at = %(hour_at)s
 ).replace("{columns}", _COLUMNS)
 _ORDER: Final = """
 ORDER BY sites.name, lines.corrects_hour_at NULLS FIRST,
-         array_position(ARRAY['gpu_owned', 'electricity', 'node_overhead', 'shared_it', 'idle_spread'], lines.charge_category), lines.line_key
+         array_position(%(categories)s, lines.charge_category), lines.line_key
 """
+_TOLD: Final = (GPU_OWNED, ELECTRICITY, NODE_OVERHEAD, SHARED_IT, IDLE_SPREAD)
+_CATEGORIES: Final = [*_TOLD, *(category for category in CATEGORIES if category not in _TOLD)]
+"""In the order in which lines are told: what was used, then what it drew, then the rest."""
 _JOBS: Final = """
 SELECT jobs.id, sites.name AS site, cluster, native_id, started_at, ended_at FROM jobs JOIN sites ON sites.id = jobs.site_id
 WHERE (native_id = %(name)s OR cluster || '/' || native_id = %(name)s)
@@ -167,9 +181,8 @@ def costliest(job: Job) -> datetime:
 
 def lines_of_job(connection: psycopg.Connection[Any], job: Job, hour_at: datetime) -> list[dict[str, Any]]:
     """Return the lines of a job in an hour; raises WhyError where it has none."""
-    found = _dicts(
-        connection, _LINES + " AND lines.job_id = %(job_id)s" + _ORDER, {"hour_at": hour_at, "job_id": job.job_id}
-    )
+    given = {"hour_at": hour_at, "job_id": job.job_id, "categories": _CATEGORIES}
+    found = _dicts(connection, _LINES + " AND lines.job_id = %(job_id)s" + _ORDER, given)
     if not found:
         first, last = (job.hours[at]["hour_at"].astimezone(UTC) for at in (0, -1))
         raise WhyError(
@@ -184,7 +197,7 @@ def line_of(connection: psycopg.Connection[Any], name: str) -> list[dict[str, An
         hour_at, digits = parsed(name)
     except CloseError as error:
         raise WhyError(str(error)) from None
-    given = {"hour_at": hour_at, "digits": f"{digits}%"}
+    given = {"hour_at": hour_at, "digits": f"{digits}%", "categories": _CATEGORIES}
     found = _dicts(connection, _LINES + " AND encode(lines.chain_sha256, 'hex') LIKE %(digits)s" + _ORDER, given)
     if len(found) != 1:
         much = "more than one line is" if found else "there is no line"

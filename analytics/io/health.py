@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import psycopg
 
+from analytics.frames import USED
 from analytics.io.hours import due_hours
 from analytics.io.lease import NAME as LEASE_NAME
 from analytics.io.lease import SESSION_PREFIX
@@ -85,7 +86,7 @@ SELECT pool, coalesce(sum(quantity) FILTER (WHERE quantity_unit <> 'request'), 0
        coalesce(sum(quantity) FILTER (WHERE quantity_unit <> 'request' AND tenant_id IS NULL), 0)::bigint,
        count(*) FILTER (WHERE quantity_unit <> 'request' AND effective_cost IS NULL),
        coalesce(sum(quantity) FILTER (WHERE quantity_unit = 'request'), 0)::bigint
-FROM current_ledger_lines WHERE hour_at >= %(since)s AND pool IN ('job', 'api') AND charge_category IN ('gpu_owned', 'api_tokens')
+FROM current_ledger_lines WHERE hour_at >= %(since)s AND pool IN ('job', 'api') AND charge_category = ANY (%(used)s)
 GROUP BY pool
 """
 
@@ -215,6 +216,7 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
     at = {
         "now": now,
         "since": now - RECENT,
+        "used": list(USED),
         "today": now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0),
     }
     return LedgerFacts(

@@ -14,6 +14,7 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
+from analytics.frames import CARRIERS
 from analytics.io.meter_words import said
 from analytics.io.placeholders import CHASSIS
 from analytics.model.reconcile import gap, hours_of
@@ -41,7 +42,7 @@ SELECT 0 AS node_id, (extract(epoch FROM hour_at) * 1000000)::bigint AS hour_us,
        coalesce(sum(energy_mj) FILTER (WHERE charge_category = 'gpu_owned'), 0)::bigint AS devices_mj,
        coalesce(sum(energy_mj) FILTER (WHERE charge_category = 'shared_it'), 0)::bigint AS shared_mj
 FROM current_ledger_lines WHERE site_id = %(site_id)s AND hour_at >= %(from_at)s AND hour_at < %(to_at)s
-AND charge_category IN ('gpu_owned', 'node_overhead', 'shared_it')
+AND charge_category = ANY (%(carriers)s)
 GROUP BY hour_at
 HAVING coalesce(sum(coverage * quantity) FILTER (WHERE quantity_unit = 'accelerator-us')
                 >= %(known)s * sum(quantity) FILTER (WHERE quantity_unit = 'accelerator-us'), false)
@@ -138,7 +139,13 @@ def gaps(
     """Return the comparisons of [from, to), full hours, by site; a site without meters above its nodes has its nodes' alone."""
     found = []
     for site_id, name in connection.execute(_SITES, {"site": site}).fetchall():
-        asked = {"site_id": site_id, "from_at": from_at, "to_at": to_at, "known": KNOWN_RATIO}
+        asked = {
+            "site_id": site_id,
+            "from_at": from_at,
+            "to_at": to_at,
+            "known": KNOWN_RATIO,
+            "carriers": list(CARRIERS),
+        }
         meters = _fetch(connection, _METERS, asked)
         metered = hours_of(_fetch(connection, _PERIODS, asked), to_us(from_at), to_us(to_at))
         hung = meters.filter(pl.col("node_id").is_not_null() & pl.col("parent_meter_id").is_not_null())

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from analytics.frames import CARRIERS
+from analytics.frames import API_TOKENS, CARRIERS, GPU_OWNED
 from analytics.model.budget import EXACT, NINE_PLACES, Budget, Measure, Spend
 from analytics.model.period import bounds
 from analytics.units import MJ_PER_KWH, US_PER_HOUR
@@ -28,10 +28,10 @@ AMOUNT: Final[dict[Measure, tuple[str, str, int]]] = {
     Measure.COST: ("CASE WHEN l.currency = :currency THEN l.billed_cost END", "true", 1),
     Measure.ENERGY_KWH: ("l.energy_mj", _CARRIES, MJ_PER_KWH),
     Measure.CARBON_KGCO2E: ("l.carbon_gco2e", _CARRIES, G_PER_KG),
-    Measure.ACCELERATOR_HOURS: ("l.quantity", "l.charge_category = 'gpu_owned'", US_PER_HOUR),
+    Measure.ACCELERATOR_HOURS: ("l.quantity", f"l.charge_category = '{GPU_OWNED}'", US_PER_HOUR),
     Measure.TOKENS: (
         "CASE WHEN l.quantity_unit = 'token' THEN l.quantity END",
-        "l.charge_category = 'api_tokens'",
+        f"l.charge_category = '{API_TOKENS}'",
         1,
     ),
 }

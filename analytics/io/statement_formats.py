@@ -10,12 +10,11 @@ import io
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
+from analytics.frames import COSTED
 from analytics.io.statements import OUTCOMES, Bill, BillRow, Figures
 from analytics.io.unit_figures import UnitFigures, idle_of, unit_figures
-
-CATEGORIES: Final = ("gpu_owned", "electricity", "api_tokens", "idle_spread")
 
 
 def as_dict(bill: Bill) -> dict[str, Any]:
@@ -133,4 +132,6 @@ def _flat(bill: Bill, row: BillRow) -> Mapping[str, Any]:
     flat: dict[str, Any] = {"from_at": rfc3339(bill.from_at), "to_at": rfc3339(bill.to_at), "currency": bill.currency}
     for name, value in made.items():
         flat[name] = ";".join(value) if isinstance(value, list) else value
-    return flat | {f"cost_{name}": by_category.get(name, "0") for name in CATEGORIES}
+    # A category of another version is a column too: columns add up to the cost, whatever the books hold.
+    others = sorted(set(bill.total.cost_by_category) - set(COSTED))
+    return flat | {f"cost_{name}": by_category.get(name, "0") for name in (*COSTED, *others)}

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from analytics.frames import NODE_OVERHEAD, SHARED_IT
+from analytics.frames import COSTLESS
 from analytics.io import bill_sql, statement_sql
 from analytics.io.bill_reads import currencies, priced_in, share_mapped, tenant_lines
 from analytics.io.statement_notes import Correction, Disputed, corrections, disputed
@@ -30,8 +30,6 @@ PLATFORM: Final = "(platform)"
 G_PER_KG: Final = 1000
 DEVICE_WORK_MEM: Final = "64MB"
 """A day of 1,000 devices sorts in about 15 MB; with the default 4 MB a month took 71 s instead of 18."""
-_COSTLESS: Final = (None, NODE_OVERHEAD, SHARED_IT)
-"""Lines that carry energy and carbon, and cost what their electricity does."""
 
 
 class GroupBy(StrEnum):
@@ -231,7 +229,7 @@ def _figures(made: Mapping[str, Any]) -> Figures:
     category = made.get("charge_category")
     cost = made.get("cost")
     figures = Figures(
-        cost_by_category={category: Decimal(cost)} if category not in _COSTLESS and cost is not None else {},
+        cost_by_category=_cost_of(category, cost),
         unpriced_lines=int(made.get("unpriced") or 0),
         usage_unknown_calls=int(made.get("usage_unknown") or 0),
         energy_mj=_whole(made.get("energy_mj")),
@@ -259,6 +257,13 @@ def _figures(made: Mapping[str, Any]) -> Figures:
             else replace(figures, throttle_waste=waste)
         )
     return figures
+
+
+def _cost_of(category: str | None, cost: Any) -> dict[str, Decimal]:
+    """Return a cost by its category; none of what costs what its electricity does, unless somebody priced it."""
+    if category is None or cost is None or (category in COSTLESS and not cost):
+        return {}
+    return {category: Decimal(cost)}
 
 
 def _sources(made: Mapping[str, Any]) -> frozenset[str]:
