@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0063_calls_parts"
-down_revision = "0061_lines_wide"
+down_revision = "0062_run_uses"
 branch_labels = None
 depends_on = None
 

@@ -17,11 +17,13 @@ from analytics.io.corrections import post
 from analytics.io.hours import OUTSIDE_THE_BOOKS, RESTATE, TOUCHES
 from analytics.io.line_names import chain_lines
 from analytics.io.runs import Current, HourState, LostRaceError, Made, Run, insert_run, shade, swap
+from analytics.model.uses import uses_of
 
 _KINDS: Final = f"""
 SELECT DISTINCT kind FROM changes JOIN ledger_hours AS hours ON {TOUCHES.strip()}
 WHERE hours.site_id = %(site_id)s AND hours.hour_at = %(hour_at)s
-AND written_xid >= %(seen_xid)s::xid8 AND kind <> ALL (%(outside)s) ORDER BY kind
+AND written_xid >= %(seen_xid)s::xid8 AND kind <> ALL (%(outside)s)
+AND (scope IS NULL OR coalesce((SELECT uses IS NULL OR scope -> 'models' ?| uses FROM ledger_runs WHERE id = %(run_id)s), true)) ORDER BY kind
 """  # noqa: S608 (constants of this package)
 _CLOSED_OVER: Final = """
 SELECT id FROM ledger_periods AS period WHERE reopened_at IS NULL AND from_at <= %(hour_at)s AND to_at > %(hour_at)s
@@ -51,6 +53,7 @@ def count_lines(
         head_sha256=chained.head,
         after_period_id=period_id,
         chain_version=chained.version,
+        uses=uses_of(lines),
     )
     run_id = insert_run(connection, state, run, made)
     if period_id is None:
@@ -81,6 +84,7 @@ def _with_kinds(connection: psycopg.Connection[Any], state: HourState, run: Run,
         "site_id": state.site_id,
         "hour_at": state.hour_at,
         "seen_xid": current.seen_xid,
+        "run_id": current.run_id,
         "outside": [*OUTSIDE_THE_BOOKS, RESTATE],  # whose reason the run has already
     }
     kinds = [kind for (kind,) in connection.execute(_KINDS, given)]

@@ -81,10 +81,16 @@ TOUCHES: Final = f"""
     AND changes.from_at < {UNTIL.strip()} AND changes.to_at > {SINCE}
 """
 """Of a change and an hour of ``hours``. The bounds, which no kind passes, decide of most pairs without a look at the kind."""
+_CONCERNS: Final = """
+(changes.scope IS NULL OR coalesce((SELECT known.uses IS NULL OR changes.scope -> 'models' ?| known.uses
+    FROM ledger_runs AS known WHERE known.id = coalesce(hours.shadow_run_id, hours.run_id)), true))
+"""
+"""A change of prices concerns the hours with lines of what it names; a run of before says none, and any concerns it."""
 _UNSEEN: Final = f"""
 EXISTS (
     SELECT FROM changes WHERE {TOUCHES.strip()}
-    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({{but}}))
+    AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND changes.kind <> ALL ({{but}})
+    AND {_CONCERNS.strip()})
 """
 _SETTLED: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "'{}'")
 _RATING_ONLY: Final = "hours.status = 'closed' AND NOT " + _UNSEEN.replace("{but}", "%(rating)s")
@@ -133,7 +139,7 @@ WITH data AS (
     WHERE ledger_hours.run_id IS NULL
     UNION
     SELECT hours.site_id, hours.hour_at FROM ledger_hours AS hours JOIN changes
-        ON {touches} AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s)
+        ON {touches} AND changes.written_xid >= hours.seen_xid AND changes.kind <> ALL (%(outside)s) AND {concerns}
     WHERE {near}
     UNION
     -- Time passes in the hour at hand, also where nothing is sent; one that is over waits for its close, or for a change.
@@ -163,6 +169,7 @@ ORDER BY due.site_id, due.hour_at
     .replace("{merged}", _MERGED)
     .replace("{touches}", TOUCHES.strip())
     .replace("{near}", _NEAR.strip())
+    .replace("{concerns}", _CONCERNS.strip())
 )
 _STILL: Final = """
 SELECT coalesce(bool_and({rating_only}), false) AND count(*) = cardinality(%(hours)s::timestamptz[]) FROM ledger_hours AS hours
@@ -299,7 +306,7 @@ _FORGET: Final = (
 DELETE FROM changes WHERE written_xid < %(horizon)s::xid8
 AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
     SELECT FROM ledger_hours AS hours WHERE {near} AND {touches}
-    AND (changes.written_xid >= hours.seen_xid OR hours.status = 'provisional')
+    AND ((changes.written_xid >= hours.seen_xid AND {concerns}) OR hours.status = 'provisional')
     AND changes.kind <> ALL (%(outside)s)
 ) AND NOT EXISTS (
     SELECT FROM unnest(%(unsettled_sites)s::integer[], %(unsettled_hours)s::timestamptz[]) AS hours (site_id, hour_at)
@@ -311,6 +318,7 @@ AND (to_at < %(settled)s OR NOT kind = ANY (%(data_kinds)s)) AND NOT EXISTS (
 ))
 """.replace("{touches}", TOUCHES.strip())
     .replace("{near}", _NEAR.strip())
+    .replace("{concerns}", _CONCERNS.strip())
     .replace("{further}", _FURTHER)
 )
 

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from analytics.io.manifest import Manifest
 from analytics.io.references import Known
+from analytics.model.uses import Uses
 from analytics.policy import Policy
 from analytics.version import METHOD_VERSION
 
@@ -104,6 +105,8 @@ class Made:
     """Of the chain of the revision's lines; null = the open window, which has none."""
     chain_version: int = 1
     """How the lines are chained; 1 is on record as null, as before there was another."""
+    uses: Uses | None = None
+    """What its lines are priced by; null = not said, and any price counts."""
     after_period_id: int | None = None
     """The closed month in which the hour is frozen: the run moved nothing there."""
 
@@ -180,10 +183,14 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
         """
         INSERT INTO ledger_runs (site_id, hour_at, revision, usage_revision, kind, code_version, method_version, policy, as_of_at, snapshot, seen_xid,
                                  inputs, inputs_sha256, content_sha256, usage_sha256, reason, generation, diff, quality, line_count, head_sha256,
-                                 after_period_id, chain_version)
+                                 after_period_id, chain_version, uses)
         VALUES (%(site_id)s, %(hour_at)s, %(revision)s, %(usage_revision)s, %(kind)s, %(code_version)s, %(method_version)s, %(policy)s, %(as_of_at)s,
                 %(snapshot)s, %(seen_xid)s::xid8, %(inputs)s, %(inputs_sha256)s, %(content)s, %(usage)s, %(reason)s, %(generation)s,
-                %(diff)s, %(quality)s, %(line_count)s, %(head_sha256)s, %(after_period_id)s, %(chain_version)s) RETURNING id
+                %(diff)s, %(quality)s, %(line_count)s, %(head_sha256)s, %(after_period_id)s, %(chain_version)s,
+                CASE WHEN %(words)s::text[] IS NOT NULL THEN ARRAY(
+                    SELECT lower(word) FROM unnest(%(words)s::text[]) AS word
+                    UNION SELECT lower(provider || '/' || model) FROM prices WHERE id = ANY (%(price_ids)s::integer[]) ORDER BY 1) END)
+        RETURNING id
         """,
         {
             "site_id": state.site_id,
@@ -208,6 +215,8 @@ def insert_run(connection: psycopg.Connection[Any], state: HourState, run: Run, 
             "line_count": made.line_count,
             "head_sha256": made.head_sha256,
             "after_period_id": made.after_period_id,
+            "words": None if made.uses is None else list(made.uses.words),
+            "price_ids": None if made.uses is None else list(made.uses.price_ids),
             "chain_version": None if made.chain_version == 1 else made.chain_version,
         },
     ).fetchone()

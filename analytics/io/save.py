@@ -8,7 +8,7 @@ this time is on record as a run that attests the revision. Findings are no conte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from analytics.io.findings import replace_findings
 from analytics.io.reach import note_reach
 from analytics.io.readings import Gap, Silences
 from analytics.io.runs import Current, HourState, Kind, LostRaceError, Made, Run, Saved, insert_run, locked, pin, swap
+from analytics.model.uses import uses_of
 from analytics.pipeline import content_hash
 from analytics.units import from_us, to_us
 
@@ -108,7 +109,7 @@ def _save_in_transaction(
         if closed:
             count_lines(connection, state, run, current, made, books.lines)
         else:
-            run_id = insert_run(connection, state, run, made)
+            run_id = insert_run(connection, state, run, replace(made, uses=uses_of(books.lines)))
             if not swap(connection, state, run, revision=revision, run_id=run_id, content=content, closed=False):
                 raise LostRaceError
         if state.revision == PROVISIONAL:
@@ -148,6 +149,7 @@ def _attest(
             line_count=current.line_count,
             head_sha256=current.head_sha256,
             chain_version=current.chain_version,
+            uses=uses_of(books.lines),
         )
         run_id = insert_run(connection, state, run, made)
         pin(connection, state, run)

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, mark_changed
+from ingest.store.imports import KNOWN_AT, Stage, at_sql, known_from_here, mark_changed, mark_prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,10 @@ class DatedRows:
         conn.exec_driver_sql("ANALYZE import_fresh")
         superseded = self._supersede(keys)
         inserted = self._insert("import_fresh", source)
-        mark_changed(conn, site_id, series.table, "SELECT tstzrange(valid_from, valid_to) FROM import_fresh")
+        if series is PRICES:
+            mark_prices(conn, "SELECT tstzrange(valid_from, valid_to), provider, model FROM import_fresh")
+        else:
+            mark_changed(conn, site_id, series.table, "SELECT tstzrange(valid_from, valid_to) FROM import_fresh")
         return WrittenSeries(inserted, unchanged, superseded, overlapping, first_us, last_us)
 
     def _overlapping(self, keys: str) -> list[tuple[int, str]]:

@@ -198,3 +198,23 @@ def mark_changed(conn: sa.Connection, site_id: int | None, kind: str, ranges_sql
         f"FROM (SELECT unnest(range_agg(span)) AS part FROM ({ranges_sql}) AS spans(span)) AS parts"
     )
     return conn.execute(statement, {"site_id": site_id, "kind": kind}).rowcount
+
+
+def mark_prices(conn: sa.Connection, priced_sql: str) -> int:
+    """Note the hours of every site that are priced by something else now: those with something of these providers and models.
+
+    ``priced_sql`` selects a tstzrange, provider and model per row, whatever else. Scopes are in the words that runs say of their lines
+    (``ledger_runs.uses``): a model by its name, and ``provider/*`` for what no price was found for until now.
+    """
+    statement = f"""
+INSERT INTO changes (site_id, from_at, to_at, kind, scope)
+SELECT NULL, coalesce(lower(part), '1970-01-01Z'), coalesce(upper(part), greatest(now() + interval '1 hour', lower(part))), 'prices', scope
+FROM (
+    SELECT range_agg(span) AS spans, jsonb_build_object(
+        'provider', lower(provider),
+        'models', jsonb_agg(DISTINCT lower(provider || '/' || model)) || jsonb_build_array(lower(split_part(provider, '/', 1)) || '/*')
+    ) AS scope
+    FROM ({priced_sql}) AS priced(span, provider, model) GROUP BY lower(provider), lower(split_part(provider, '/', 1))
+) AS scoped, unnest(spans) AS part
+"""  # noqa: S608 - our own SQL
+    return conn.exec_driver_sql(statement).rowcount

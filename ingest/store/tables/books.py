@@ -21,7 +21,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB
 
 from ingest.store.tables.columns import MONEY, Xid8, column, instant, named, reference, surrogate_id
 from ingest.store.tables.lines_wide import later_amounts, later_sources, later_words
@@ -141,6 +141,12 @@ ledger_runs = Table(
         SmallInteger,
         nullable=True,
         comment="how its lines are chained; null = 1, as all were before lines said more",
+    ),
+    column(
+        "uses",
+        ARRAY(Text),
+        nullable=True,
+        comment="provider/model its lines hang on, as scopes of changes have them; null = not said, any price counts",
     ),
     Index("ledger_runs_hour_ix", "site_id", "hour_at"),
     # The view of current usage asks for the few hours that were rated.
