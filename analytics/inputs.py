@@ -34,6 +34,7 @@ from analytics.frames import (
     TenantMoves,
     Tenants,
 )
+from analytics.frames.references import ModelAliases, PricePolicies
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class References:
     facility_factors: dy.DataFrame[FacilityFactors]
     tenant_moves: dy.DataFrame[TenantMoves] = field(default_factory=TenantMoves.create_empty)
     idle_policies: dy.DataFrame[IdlePolicies] = field(default_factory=IdlePolicies.create_empty)
+    aliases: dy.DataFrame[ModelAliases] = field(default_factory=ModelAliases.create_empty)
+    price_policies: dy.DataFrame[PricePolicies] = field(default_factory=PricePolicies.create_empty)
 
 
 @dataclass(frozen=True, slots=True)

@@ -429,7 +429,8 @@ def _carried(gathered: pl.DataFrame, references: References, factors: Mapping[in
 
 def _token_lines(calls: pl.DataFrame, references: References) -> pl.DataFrame:
     called = _called_by(calls, references)
-    return token_lines(called, references.prices, references.tenants, references.currency)
+    rules = references.aliases, references.price_policies
+    return token_lines(called, references.prices, references.tenants, references.currency, *rules)
 
 
 def _as_lines(lines: pl.DataFrame) -> pl.DataFrame:

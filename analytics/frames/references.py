@@ -91,6 +91,43 @@ class Prices(dy.Schema):
     currency = dy.String()
     valid_from = instant()
     valid_to = instant(nullable=True)
+    # Its conditions (``model.api_prices``); null = none.
+    site_id = dy.Int32(nullable=True)
+    region = dy.String(nullable=True)
+    purchase = dy.String(nullable=True)
+    service_tier = dy.String(nullable=True)
+    above_tokens = dy.Int64(nullable=True, min=1)
+    """Of calls whose prompt is longer; then the whole call is at it."""
+    cache_ttl_s = dy.Int32(nullable=True, min=1)
+    time_zone = dy.String(nullable=True)
+    from_local = dy.Time(nullable=True)
+    to_local = dy.Time(nullable=True)
+    weekdays = dy.Int16(nullable=True, min=1, max=127)
+    """Days on which its hours begin, by bit: 1 = Monday, 64 = Sunday."""
+
+
+class ModelAliases(dy.Schema):
+    """Names that providers answer with, and the models of the price book they stand for; the first by position counts."""
+
+    alias_id = dy.Int32(primary_key=True)
+    provider = dy.String()
+    kind = dy.String(check=lambda kind: kind.is_in(["exact", "prefix", "regex"]))
+    pattern = dy.String()
+    model = dy.String()
+    position = dy.Int32()
+    valid_from = instant()
+    valid_to = instant(nullable=True)
+
+
+class PricePolicies(dy.Schema):
+    """What is done of an unknown price, by globs of provider and model; the one that names most of them counts."""
+
+    policy_id = dy.Int32(primary_key=True)
+    provider = dy.String()
+    model = dy.String()
+    unknown = dy.String(check=lambda unknown: unknown.is_in(["deny", "estimate_high", "allow"]))
+    valid_from = instant()
+    valid_to = instant(nullable=True)
 
 
 class Tariffs(dy.Schema):

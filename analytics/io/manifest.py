@@ -38,6 +38,8 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "tenant_moves": ("move_id",),
     "idle_policies": ("policy_id",),
     "prices": ("price_id",),
+    "aliases": ("alias_id",),
+    "price_policies": ("policy_id",),
     "tariffs": ("tariff_id",),
     "intensity": ("intensity_id",),
     "facility_factors": ("factor_id",),
@@ -51,8 +53,14 @@ _LATER: Final[dict[str, tuple[str, ...]]] = {
         *("audio_input_tokens", "audio_output_tokens", "cache_write_1h_tokens", "service_tier", "is_batch"),
         *("tool_calls", "images", "media_ms", "characters", "pages", "deployment"),
     ),
+    "prices": (
+        *("site_id", "region", "purchase", "service_tier", "above_tokens", "cache_ttl_s"),
+        *("time_zone", "from_local", "to_local", "weekdays"),
+    ),
 }
 """Columns a frame was given after runs had put it on record: where nothing is in one, it is not part of the record."""
+_LATER_FRAMES: Final = frozenset(("aliases", "price_policies"))
+"""Frames that came later: where one is empty, it is not on record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ def _frames_of(inputs: UsageInputs | References) -> dict[str, pl.DataFrame]:
 def _told(frames: dict[str, pl.DataFrame]) -> dict[str, tuple[int, str]]:
     told = {}
     for name, whole in frames.items():
+        if name in _LATER_FRAMES and whole.is_empty():
+            continue
         frame = without_later(name, whole)
         key = _KEYS.get(name, tuple(frame.columns))
         told[name] = (frame.height, content_hash(frame.sort(*key)).hex())

@@ -25,6 +25,7 @@ from analytics.frames import (
     TenantMoves,
     Tenants,
 )
+from analytics.frames.references import ModelAliases, PricePolicies
 from analytics.inputs import References
 from analytics.io.rows import fetch_frame
 from ingest.store.samples import FileRead
@@ -55,12 +56,26 @@ KNOWN: Final = known()
 HOLDS: Final = "valid_from < %(to_at)s AND (valid_to IS NULL OR valid_to > %(from_at)s)"
 
 _PRICES: Final = f"""
-SELECT id AS price_id, provider, model, meter, amount, currency, valid_from, valid_to
-FROM prices WHERE {KNOWN} AND {HOLDS}
-AND (provider = 'owned' OR (provider, model) IN (
+WITH called AS (
     SELECT DISTINCT provider, model FROM api_calls
-    WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s))
+    WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s)
+SELECT id AS price_id, provider, model, meter, amount, currency, valid_from, valid_to, site_id, region, purchase, service_tier,
+       above_tokens, cache_ttl_s, time_zone, from_local, to_local, weekdays
+FROM prices WHERE {KNOWN} AND {HOLDS} AND (site_id IS NULL OR site_id = %(site_id)s)
+AND (provider = 'owned' OR (provider, model) IN (SELECT provider, model FROM called)
+     OR (provider, model) IN (SELECT provider, model FROM model_aliases WHERE {KNOWN} AND {HOLDS}
+                              AND provider IN (SELECT provider FROM called))
+     OR (provider IN (SELECT provider FROM called)
+         AND EXISTS (SELECT FROM price_policies WHERE unknown = 'estimate_high' AND {KNOWN} AND {HOLDS})))
 """  # noqa: S608 (constants of this module)
+_ALIASES: Final = f"""
+SELECT id AS alias_id, provider, kind, pattern, model, position, valid_from, valid_to FROM model_aliases
+WHERE {KNOWN} AND {HOLDS} AND provider IN (
+    SELECT provider FROM api_calls WHERE site_id = %(site_id)s AND called_at >= %(from_at)s AND called_at < %(to_at)s)
+"""  # noqa: S608
+_POLICIES: Final = f"""
+SELECT id AS policy_id, provider, model, unknown, valid_from, valid_to FROM price_policies WHERE {KNOWN} AND {HOLDS}
+"""  # noqa: S608
 _TARIFFS: Final = f"""
 SELECT id AS tariff_id, metering_point, amount_per_kwh, currency, valid_from, valid_to
 FROM tariffs WHERE site_id = %(site_id)s AND {KNOWN} AND {HOLDS}
@@ -111,4 +126,6 @@ def load_references(
         facility_factors=fetch_frame(connection, _FACTORS, scope, FacilityFactors),
         tenant_moves=fetch_frame(connection, _MOVES, scope, TenantMoves),
         idle_policies=fetch_frame(connection, _IDLE, scope, IdlePolicies),
+        aliases=fetch_frame(connection, _ALIASES, scope, ModelAliases),
+        price_policies=fetch_frame(connection, _POLICIES, scope, PricePolicies),
     )

@@ -34,11 +34,10 @@ from analytics.io.explain_reads import (
 from analytics.io.explain_samples import followed, known_of
 from analytics.io.references import Known
 from analytics.model import tenancy
-from analytics.model.dated import Dated
 from analytics.model.explain import Explained, HourFacts, Step, correction_steps, idle_spread_steps, line_steps
 from analytics.model.facility import factors_of
 from analytics.model.methods import category
-from analytics.model.tokens import METERS, UNKNOWN
+from analytics.model.tokens import UNKNOWN, book_of, price_of
 from analytics.policy import EVIDENCE, OTHER_EVIDENCE
 from analytics.units import to_us
 from collector.wire import Origin
@@ -200,10 +199,8 @@ def _tokens(line: Mapping[str, Any], read: HourRead, facts: HourFacts) -> Explai
     part = str(line["holder_key"]).rpartition("/")[2]
     count, calls = 0, 0
     owners: dict[str | None, int | None] = {}
-    books: dict[tuple[str, str, str], Dated] = {
-        (str(keys[0]), str(keys[1]), str(keys[2])): Dated(rows, "price_id")
-        for keys, rows in read.references.prices.partition_by("provider", "model", "meter", as_dict=True).items()
-    }
+    known = read.references
+    book = book_of(read.calls, known.prices, known.aliases, known.price_policies)
     for call in read.calls.filter(pl.col("api_key").eq_missing(pl.lit(line["api_key"], dtype=pl.String))).to_dicts():
         if f"api:{call['provider']}/{call['model']}/{part}" != line["holder_key"]:
             continue
@@ -215,10 +212,9 @@ def _tokens(line: Mapping[str, Any], read: HourRead, facts: HourFacts) -> Explai
         if part == UNKNOWN:
             amount = 0 if call["usage_known"] else 1
         else:
-            named = (books.get((call["provider"], call["model"], meter)) for meter in METERS[part])
-            rows = (book.at(call["called_at"]) for book in named if book is not None)
-            price = next((row for row in rows if row is not None), None)
-            amount = call[part] or 0 if call["usage_known"] and (price and price["price_id"]) == line["price_id"] else 0
+            price_id, terms = price_of(call, part, book)
+            same = price_id == line["price_id"] and (price_id is not None or terms == line.get("terms"))
+            amount = call[part] or 0 if call["usage_known"] and same else 0
         count, calls = count + amount, calls + bool(amount)
     explained = line_steps(line, count, None, facts)
     words = f"{part.replace('_', ' ')} of {calls:,} call{'s' if calls != 1 else ''} under this key"

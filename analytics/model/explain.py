@@ -408,9 +408,9 @@ def _tie(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
 
 
 def _token_tie(row: Mapping[str, Any], rate: Mapping[str, Any]) -> tuple[Any, ...]:
-    # A group has one price, so one provider and model: what is left to order by is who called, and the part.
-    part = row["holder_key"].removeprefix(f"api:{rate['provider']}/{rate['model']}/")
-    return (*_tie(row, "tenant", "api_key"), part, row["line_key"])
+    # A group has one price, so one provider; models whose names stand for the price's are several.
+    model, _, part = row["holder_key"].removeprefix(f"api:{rate['provider']}/").rpartition("/")
+    return (*_tie(row, "tenant", "api_key"), model, part, row["line_key"])
 
 
 def _exact(value: Fraction) -> str:

@@ -20,8 +20,10 @@ INSERT INTO stamp_shifts (shift) SELECT max(stamp) FROM (
     UNION ALL SELECT recorded_xid::text::bigint FROM job_ends UNION ALL SELECT superseded_xid::text::bigint FROM job_ends
     UNION ALL SELECT recorded_xid::text::bigint FROM meter_readings UNION ALL SELECT superseded_xid::text::bigint FROM meter_readings
     UNION ALL SELECT recorded_xid::text::bigint FROM meter_words UNION ALL SELECT superseded_xid::text::bigint FROM meter_words
+    UNION ALL SELECT recorded_xid::text::bigint FROM model_aliases UNION ALL SELECT superseded_xid::text::bigint FROM model_aliases
     UNION ALL SELECT recorded_xid::text::bigint FROM overhead_models UNION ALL SELECT superseded_xid::text::bigint FROM overhead_models
     UNION ALL SELECT recorded_xid::text::bigint FROM placements UNION ALL SELECT superseded_xid::text::bigint FROM placements
+    UNION ALL SELECT recorded_xid::text::bigint FROM price_policies UNION ALL SELECT superseded_xid::text::bigint FROM price_policies
     UNION ALL SELECT recorded_xid::text::bigint FROM prices UNION ALL SELECT superseded_xid::text::bigint FROM prices
     UNION ALL SELECT recorded_xid::text::bigint FROM shared_it UNION ALL SELECT superseded_xid::text::bigint FROM shared_it
     UNION ALL SELECT recorded_xid::text::bigint FROM tariffs UNION ALL SELECT superseded_xid::text::bigint FROM tariffs

@@ -16,24 +16,14 @@ import sqlalchemy as sa
 from ingest.importers.columns import Chunk, Field, Source, header_of, normalised, read
 from ingest.importers.errors import MissingColumnError, OptionError, RowError
 from ingest.importers.instants import EPOCH
+from ingest.importers.litellm_prices import REFUSED, Priced, litellm_columns
+from ingest.importers.price_terms import ANY, PriceTerms, price_row
 from ingest.importers.rates import DEFAULT_STEP, VALID_FROM, VALID_TO, checked_rate, intervals, settle
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import importing
 from ingest.store.import_rates import PRICES, DatedRows
 
-LITELLM_METERS: Final = {
-    "input_cost_per_token": "input_tokens",
-    "cache_read_input_token_cost": "cache_read_tokens",
-    "cache_creation_input_token_cost": "cache_write_tokens",
-    "output_cost_per_token": "output_tokens",
-    "output_cost_per_reasoning_token": "reasoning_tokens",
-    "input_cost_per_audio_token": "audio_tokens",
-    "input_cost_per_image_token": "image_tokens",
-}
-"""The column of LiteLLM for each token part."""
-_TIERS: Final = ("batches", "flex", "priority")
-"""A tier's price is a meter of its own: ``input_tokens/batches``."""
-UNITS: Final = ("hour", "token", "request", "kilowatt_month")
+UNITS: Final = ("hour", "token", "request", "kilowatt_month", "image", "second", "character", "page", "month")
 _MODEL = Field("model", "text", {"model": None, "model_name": None}, required=True, filled=True)
 _PROVIDER = Field("provider", "text", {"provider": None, "litellm_provider": None})
 _METER = Field("meter", "text", {"meter": None}, required=True, filled=True)
@@ -75,27 +65,16 @@ def import_prices(
             rows.add(staged_prices(chunk, meters, options, report))
         skipped = [name for name in header_of(source) if "cost" in name and name not in meters] if meters else []
         if skipped:
-            report.note(f"{len(skipped)} cost columns have no meter here and were left out: {', '.join(skipped)}")
+            named = ", ".join(f"{name} ({REFUSED[name]})" if name in REFUSED else name for name in skipped)
+            report.note(f"{len(skipped)} cost columns have no meter here and were left out: {named}")
         settle(report, rows, "prices", site_id=None)
     return report
 
 
-def litellm_columns(header: list[str]) -> dict[str, str]:
-    """Return the meter of each LiteLLM cost column of a header; empty = the file is no such table."""
-    found = {}
-    for name in header:
-        base, _, tier = name.rpartition("_")
-        if name in LITELLM_METERS:
-            found[name] = LITELLM_METERS[name]
-        elif tier in _TIERS and base in LITELLM_METERS:
-            found[name] = f"{LITELLM_METERS[base]}/{tier}"
-    return found
-
-
 def staged_prices(
-    chunk: Chunk, meters: dict[str, str], options: PriceOptions, report: ImportReport
+    chunk: Chunk, meters: dict[str, Priced], options: PriceOptions, report: ImportReport
 ) -> list[tuple[Any, ...]]:
-    """Return (line, from_us, to_us, provider, model, meter, amount, unit, currency) of every price in the chunk."""
+    """Return every price in the chunk, as :func:`price_row` makes them."""
     if options.valid_from is None and "valid_from" not in report.columns:
         raise OptionError(
             f"{report.file_name} does not say from when its prices hold; add --valid-from, e.g. 2026-01-01"
@@ -115,28 +94,33 @@ def staged_prices(
         except RowError as error:
             report.rejections.reject(line, error.reason, f"{models[index]} {error.detail}")
             continue
-        staged += [(line, from_us, to_us, provider, models[index], *price) for price in prices]
+        staged += [
+            price_row(line, (from_us, to_us), (provider, models[index], meter), (amount, unit, code), terms)
+            for meter, terms, amount, unit, code in prices
+        ]
     return staged
 
 
 def _prices(
-    chunk: Chunk, index: int, meters: dict[str, str], currency: str, report: ImportReport
-) -> list[tuple[str, Decimal, str, str]]:
+    chunk: Chunk, index: int, meters: dict[str, Priced], currency: str, report: ImportReport
+) -> list[tuple[str, PriceTerms, Decimal, str, str]]:
     if meters:
-        amounts = ((meter, chunk.values[column][index]) for column, meter in meters.items())
-        return [
-            (meter, checked_rate(amount, report), "token", currency) for meter, amount in amounts if amount is not None
-        ]
+        best: dict[tuple[str, PriceTerms], tuple[Decimal, str]] = {}
+        for column, (meter, unit, terms) in meters.items():
+            amount = chunk.values[column][index]
+            if amount is not None and not best.get((meter, terms), (0,))[0]:
+                best[meter, terms] = checked_rate(amount, report), unit
+        return [(meter, terms, amount, unit, currency) for (meter, terms), (amount, unit) in best.items()]
     meter, amount, unit = (chunk.values[name][index] for name in ("meter", "amount", "unit"))
     if unit not in UNITS:
         raise RowError("unknown unit", f"{unit!r} is none of {', '.join(UNITS)}")
     code = chunk.values["currency"][index] or currency
     if not re.fullmatch(r"[A-Z]{3}", code):
         raise RowError("not a currency code", repr(code))
-    return [(meter, checked_rate(amount, report), unit, code)]
+    return [(meter, ANY, checked_rate(amount, report), unit, code)]
 
 
-def _litellm_fields(meters: dict[str, str]) -> tuple[Field, ...]:
+def _litellm_fields(meters: dict[str, Priced]) -> tuple[Field, ...]:
     costs = tuple(Field(column, "decimal", {normalised(column)[0]: None}) for column in meters)
     if not costs:
         raise MissingColumnError("no cost column")

@@ -8,7 +8,7 @@ as a new row. A row that says what is known already changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,12 +23,30 @@ class Series:
     table: str
     keys: dict[str, str]
     values: dict[str, str]
+    extras: dict[str, str] = field(default_factory=dict)
+    """What a row says besides that makes it no other: what its keys say in columns of their own, and where it comes from."""
 
 
 PRICES = Series(
     "prices",
-    {"provider": "text", "model": "text", "meter": "text"},
+    {"provider": "text", "model": "text", "meter": "text", "conditions": "text"},
     {"amount": "numeric", "unit": "text", "currency": "text"},
+    {
+        "site_id": "integer",
+        "region": "text",
+        "purchase": "text",
+        "service_tier": "text",
+        "above_tokens": "bigint",
+        "cache_ttl_s": "integer",
+        "time_zone": "text",
+        "from_local": "time",
+        "to_local": "time",
+        "weekdays": "smallint",
+        "per": "numeric",
+        "source_url": "text",
+        "published_on": "date",
+        "book_id": "integer",
+    },
 )
 TARIFFS = Series(
     "tariffs", {"site_id": "integer", "metering_point": "text"}, {"amount_per_kwh": "numeric", "currency": "text"}
@@ -59,11 +77,12 @@ class DatedRows:
         self._stage = Stage(
             conn,
             "import_dated",
-            {"line": "bigint", "from_us": "bigint", "to_us": "bigint", **series.keys, **series.values},
+            {"line": "bigint", "from_us": "bigint", "to_us": "bigint", **series.keys, **series.values, **series.extras},
         )
+        self._told = [*series.keys, *series.values, *series.extras]
 
     def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Stage (line, from_us, to_us or None = open, keys…, values…)."""
+        """Stage (line, from_us, to_us or None = open, keys…, values…, extras…)."""
         self._stage.copy(rows)
 
     def store(self, source: str, *, until_next: bool, site_id: int | None) -> WrittenSeries:
@@ -88,7 +107,7 @@ class DatedRows:
         known_from_here(conn)
         self._sql(
             "CREATE TEMPORARY TABLE import_fresh ON COMMIT DROP AS SELECT "
-            f"{at_sql('from_us')} AS valid_from, {at_sql('to_us')} AS valid_to, {keys}, {', '.join(series.values)} "
+            f"{at_sql('from_us')} AS valid_from, {at_sql('to_us')} AS valid_to, {', '.join(self._told)} "
             "FROM import_dated"
         )
         unchanged = self._sql(
@@ -116,7 +135,7 @@ class DatedRows:
 
     def _supersede(self, keys: str) -> int:
         series = self._series
-        columns = [*series.keys, *series.values, "source"]
+        columns = [*self._told, "source"]
         self._sql(
             "CREATE TEMPORARY TABLE import_rest ON COMMIT DROP AS WITH fresh AS "
             f"(SELECT {keys}, range_agg(tstzrange(valid_from, valid_to)) AS spans FROM import_fresh GROUP BY {keys}) "
@@ -136,7 +155,7 @@ class DatedRows:
         return superseded
 
     def _insert(self, table: str, source: str) -> int:
-        named = ", ".join(["valid_from", "valid_to", *self._series.keys, *self._series.values])
+        named = ", ".join(["valid_from", "valid_to", *self._told])
         statement = sa.text(
             f"INSERT INTO {self._series.table} ({named}, source, recorded_at) "
             f"SELECT {named}, :source, {KNOWN_AT} FROM {table}"

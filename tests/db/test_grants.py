@@ -38,7 +38,7 @@ WORKER = {
     "r": "alembic_version allocations api_calls assets bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours "
     "dead_letters device_events engines epochs "
     "fabric_ports facility_factors fx_rates hold_events idle_policies imported_charges imports invoice_totals intensity job_ends job_reports "
-    "ledger_periods line_disputes meter_readings meter_words meters node_events nodes overhead_models period_hours placements prices queue_entries queue_reasons rejections shared_it sites spans spools store_layout tariffs tenant_details tenant_moves tenants topology",
+    "ledger_periods line_disputes meter_readings meter_words meters model_aliases node_events nodes overhead_models period_hours placements price_books price_policies prices queue_entries queue_reasons rejections shared_it sites spans spools store_layout tariffs tenant_details tenant_moves tenants topology",
     "rd": "call_keys late_agent_health late_device_health late_device_shares late_engine_samples late_fabric_samples late_node_samples "
     "late_samples",
     "rwd": "bill_spans changes tenant_minutes",
@@ -52,7 +52,7 @@ WORKER = {
 API = {
     "r": "actions alembic_version allocations api_calls audit bill_lines bill_spans bill_times bill_waste bindings budgets call_reports capacity_holds current_ledger_lines current_usage_hours decisions "
     "devices facility_factors findings hour_jobs idle_policies imported_charges intensity jobs ledger_corrections ledger_hours ledger_lines ledger_periods lineage_datasets lineage_events lineage_runs "
-    "meter_readings meter_words meters minute_rollups nodes outcomes period_hours placements prices sites spans tariffs tenant_details tenant_minutes tenant_moves tenants usage_hours",
+    "meter_readings meter_words meters minute_rollups model_aliases nodes outcomes period_hours placements price_books price_policies prices sites spans tariffs tenant_details tenant_minutes tenant_moves tenants usage_hours",
     "r(hour_at,id,kind,reason,revision,site_id,usage_revision)": "ledger_runs",
     "rw u(resolution,resolved_at,resolved_by)": "line_disputes",
 }

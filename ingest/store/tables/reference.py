@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from ingest.store.tables.columns import RATE, column, dated_twice, instant, reference, surrogate_id
 from ingest.store.tables.metadata import metadata
+from ingest.store.tables.price_book import price_terms
 
 sites = Table(
     "sites",
@@ -232,6 +233,7 @@ prices = Table(
     column("currency", String(3)),
     column("source", Text, comment="where the price comes from"),
     *dated_twice(),
+    *price_terms(),
     Index("prices_lookup_ix", "provider", "model", "meter"),
     comment="Dated price book: one row is one price id of the books.",
 )
