@@ -35,7 +35,7 @@ from analytics.model.anchors import insert
 from analytics.model.authority import measure
 from analytics.model.beyond import BEYOND, SiteFacts, book_beyond
 from analytics.model.carbon import emit
-from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, metered_factor
+from analytics.model.cost import carrier_lines, coverage, electricity_lines, gather, gpu_lines, in_books, metered_factor
 from analytics.model.dated import Dated
 from analytics.model.edges import alone, split_edges
 from analytics.model.energy import Meter, meter
@@ -180,7 +180,7 @@ def reduce_shards(
     factors = factors_of(hours, references.facility_factors, to_us_of(window.to_at))
     job_tenants = _job_tenants(usage, references)
     usage = _tenanted(usage, job_tenants, references)
-    energy_prices = _energy_prices(hours, references.tariffs, factors)
+    energy_prices = _energy_prices(hours, references, factors)
     counted = _completed(pl.concat([part.quality for part in parts]), Quality, unbooked_mj=None).with_columns(
         pl.col("hour_us").cast(INSTANT).alias("hour_at")
     )
@@ -226,7 +226,7 @@ def rate_hours(inputs: RatingInputs) -> Rated:
     usage = _tenanted(usage.drop("tenant_id"), job_tenants, references)
     hours = sorted({*usage["hour_us"].to_list(), *found["hour_us"].to_list()})
     factors = factors_of(hours, references.facility_factors, to_us_of(window.to_at))
-    prices = _energy_prices(hours, references.tariffs, factors)
+    prices = _energy_prices(hours, references, factors)
     findings = _with_price(_with_tenant(found.drop("tenant_id"), usage), prices, references.currency)
     return Rated(
         usage=_checked(UsageHours, usage, "hour_at", "device_id", "holder"),
@@ -481,12 +481,14 @@ def _rounded(amount: int, by: int) -> int:
     return whole + (2 * rest > by or (2 * rest == by and whole % 2))
 
 
-def _energy_prices(hours: list[int], tariffs: pl.DataFrame, factors: Mapping[int, HourFactor]) -> dict[int, Fraction]:
+def _energy_prices(
+    hours: list[int], references: References, factors: Mapping[int, HourFactor]
+) -> dict[int, Fraction]:
     found = {}
-    dated = Dated(tariffs, "tariff_id")
+    dated = Dated(references.tariffs, "tariff_id")
     for hour in hours:
         row = dated.at(from_us_of(hour))
-        if row is not None and row["metering_point"] != "included":
+        if row is not None and row["metering_point"] != "included" and in_books(row, references.currency):
             per_kwh = Fraction(row["amount_per_kwh"]) * metered_factor(row, hour, factors)
             found[hour] = per_kwh * NANO / MJ_PER_KWH
     return found

@@ -304,7 +304,12 @@ def check_agents(nodes: Iterable[NodeStatus]) -> Check:
     return fine(subject, f"{heard} report")
 
 
-def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapped: Iterable[Mapped]) -> list[Check]:
+def check_rates(
+    sites: Iterable[SiteRates],
+    unpriced_models: Iterable[str],
+    mapped: Iterable[Mapped],
+    other_currencies: Iterable[str] = (),
+) -> list[Check]:
     """What has no price stays unpriced in the books; it never becomes 0."""
     known = list(sites)
     gaps = {site.site: lacks for site in known if (lacks := _lacking(site))}
@@ -319,7 +324,7 @@ def check_rates(sites: Iterable[SiteRates], unpriced_models: Iterable[str], mapp
         if gaps
         else fine("tariffs and intensity", "every site has them" if known else "no site yet that would need them")
     ]
-    checks.append(_check_prices(list(unpriced_models), list(mapped)))
+    checks.append(_check_prices(list(unpriced_models), list(mapped), list(other_currencies)))
     on_utc = [site.site for site in known if site.time_zone == "UTC"]
     if on_utc:
         # What a new site begins with, so nobody may have chosen it; tariffs and days of a budget go by it.
@@ -346,12 +351,14 @@ def _lacking(site: SiteRates) -> list[tuple[str, str]]:
     return lacks
 
 
-def _check_prices(models: list[str], mapped: list[Mapped]) -> Check:
+def _check_prices(models: list[str], mapped: list[Mapped], other_currencies: list[str]) -> Check:
     """Only a price that somebody can load is a warning; a call that told no usage has nothing to price."""
     lines = sum(pool.unpriced_lines for pool in mapped)
     faults = [f"no rate for {', '.join(models)}"] if models else []
     if lines:
         faults.append(f"{lines:,} ledger {'line' if lines == 1 else 'lines'} of the last day without a price")
+    if other_currencies:
+        faults.append(f"prices or tariffs in {', '.join(other_currencies)}, which is not the currency of the books")
     if faults:
         return warning("prices", "; ".join(faults), "load them with `wattledger import prices`")
     calls = sum(pool.usage_unknown_calls for pool in mapped)

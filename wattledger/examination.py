@@ -178,7 +178,7 @@ def _store(server: ServerFacts, facts: LedgerFacts, now: datetime) -> Iterator[C
     yield diagnosis.check_lease(facts.lease)
     yield diagnosis.check_hours(facts, now)
     yield from diagnosis.check_intake(facts, now)
-    yield from diagnosis.check_rates(facts.site_rates, facts.unpriced_models, facts.mapped)
+    yield from diagnosis.check_rates(facts.site_rates, facts.unpriced_models, facts.mapped, facts.other_currencies)
     yield diagnosis.check_mapping(facts.mapped)
 
 

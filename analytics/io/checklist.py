@@ -250,21 +250,27 @@ def _meters(connection: psycopg.Connection[Any], scope: Scope) -> Item:
 
 
 def _prices(connection: psycopg.Connection[Any], scope: Scope) -> Item:
-    unpriced, unknown, models = _row(
+    unpriced, unknown, models, abroad, currencies = _row(
         connection,
         scope,
         f"""
         SELECT count(*) FILTER (WHERE quantity_unit <> 'request'), coalesce(sum(quantity) FILTER (WHERE quantity_unit = 'request'), 0)::bigint,
-               array_agg(DISTINCT device_model) FILTER (WHERE quantity_unit <> 'request' AND device_model IS NOT NULL)
-        FROM current_ledger_lines AS lines WHERE {_IN_LINES} AND billed_cost IS NULL
+               array_agg(DISTINCT device_model) FILTER (WHERE quantity_unit <> 'request' AND device_model IS NOT NULL),
+               count(*) FILTER (WHERE known.currency <> lines.currency),
+               array_agg(DISTINCT known.currency ORDER BY known.currency) FILTER (WHERE known.currency <> lines.currency)
+        FROM current_ledger_lines AS lines LEFT JOIN LATERAL (
+            SELECT currency FROM prices WHERE id = lines.price_id UNION ALL SELECT currency FROM tariffs WHERE id = lines.tariff_id
+        ) AS known ON true WHERE {_IN_LINES} AND billed_cost IS NULL
         """,  # noqa: S608 (constants)
     )
     names = sorted(models or ())
     figures = {"unpriced_lines": unpriced, "usage_unknown_calls": unknown, "models": names}
     if unpriced:
-        return Item(
-            "prices", Verdict.STOP, f"without a price: {_n(unpriced, 'line')}: {', '.join(names[:_NAMED])}", figures
-        )
+        said = f"without a price: {_n(unpriced, 'line')}: {', '.join(names[:_NAMED])}"
+        if abroad:
+            said += f"; of {_n(abroad, 'line')} it is in {', '.join(currencies)}, and the books are not"
+            figures |= {"in_another_currency": abroad, "currencies": list(currencies)}
+        return Item("prices", Verdict.STOP, said, figures)
     if unknown:
         return Item(
             "prices", Verdict.WARN, f"every line has a price; of {unknown} calls nobody told the usage", figures

@@ -89,6 +89,13 @@ SELECT pool, coalesce(sum(quantity) FILTER (WHERE quantity_unit <> 'request'), 0
 FROM current_ledger_lines WHERE hour_at >= %(since)s AND pool IN ('job', 'api') AND charge_category = ANY (%(used)s)
 GROUP BY pool
 """
+# What a line names and is not priced by: an amount the books have no rate for.
+_ELSEWHERE: Final = """
+SELECT DISTINCT known.currency FROM current_ledger_lines AS lines CROSS JOIN LATERAL (
+    SELECT currency FROM prices WHERE id = lines.price_id UNION ALL SELECT currency FROM tariffs WHERE id = lines.tariff_id
+) AS known
+WHERE hour_at >= %(since)s AND billed_cost IS NULL AND known.currency <> lines.currency ORDER BY known.currency
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,8 @@ class LedgerFacts:
     site_rates: tuple[SiteRates, ...]
     unpriced_models: tuple[str, ...]
     mapped: tuple[Mapped, ...]
+    other_currencies: tuple[str, ...] = ()
+    """Of prices and tariffs that lines of late name and have no cost by."""
 
 
 def server_facts(connection: psycopg.Connection[Any], role_names: list[str], now: datetime) -> ServerFacts:
@@ -232,6 +241,7 @@ def ledger_facts(connection: psycopg.Connection[Any], now: datetime, overdue_aft
         site_rates=tuple(SiteRates(*row) for row in connection.execute(_SITE_RATES.format(in_force=_IN_FORCE), at)),
         unpriced_models=tuple(name for (name,) in connection.execute(_UNPRICED_MODELS.format(in_force=_IN_FORCE), at)),
         mapped=tuple(Mapped(*row) for row in connection.execute(_SHARES, at)),
+        other_currencies=tuple(name for (name,) in connection.execute(_ELSEWHERE, at)),
     )
 
 

@@ -259,8 +259,9 @@ def _sums(
 
 def _groups(connection: psycopg.Connection[Any], lines: pl.DataFrame) -> Iterator[str]:
     """Lines of one price add up to the exact price of their quantity, rounded once; where the price says all that is needed."""
-    prices = _rates(connection, "SELECT id, amount, '' FROM prices WHERE id = ANY (%s)", _ids("price_id", lines))
-    query = "SELECT id, amount_per_kwh, metering_point FROM tariffs WHERE id = ANY (%s)"
+    query = "SELECT id, amount, '', currency FROM prices WHERE id = ANY (%s)"
+    prices = _rates(connection, query, _ids("price_id", lines))
+    query = "SELECT id, amount_per_kwh, metering_point, currency FROM tariffs WHERE id = ANY (%s)"
     tariffs = _rates(connection, query, _ids("tariff_id", lines))
     for category, price, rates, per in (
         (GPU_OWNED, "price_id", prices, US_PER_HOUR),
@@ -268,14 +269,16 @@ def _groups(connection: psycopg.Connection[Any], lines: pl.DataFrame) -> Iterato
         (ELECTRICITY, "tariff_id", tariffs, MJ_PER_KWH),
     ):
         of_kind = lines.filter((pl.col("charge_category") == category) & pl.col(price).is_not_null())
-        sums = of_kind.group_by(price).agg(pl.col("quantity").sum(), pl.col("billed_cost").sum()).sort(price)
-        for number, quantity, billed in sums.iter_rows():
-            amount, point = rates.get(number, (None, ""))
-            if amount is None or point == "facility":  # whose factor is not of the price
+        sums = of_kind.group_by(price, "currency").agg(pl.col("quantity").sum(), _sum("billed_cost"))
+        for number, currency, quantity, billed in sums.sort(price, "currency").iter_rows():
+            amount, point, of_price = rates.get(number, (None, "", currency))
+            if of_price != currency and billed is not None:
+                yield f"{category} at {price.removesuffix('_id')} {amount:f} {of_price}: lines are priced in {currency}"
+            if amount is None or of_price != currency or point == "facility":  # whose factor is not of the price
                 continue
             exact = Decimal(exact_nano(quantity, amount, per=per)) / NANO
             if billed != exact:
-                yield f"{category} at {price.removesuffix('_id')} {amount:f}: lines add up to {billed:f}, their quantity costs {exact:f}"
+                yield f"{category} at {price.removesuffix('_id')} {amount:f}: lines add up to {billed or 0:f}, their quantity costs {exact:f}"
 
 
 def _versions(runs: list[tuple[Any, ...]]) -> dict[int, int]:
@@ -339,10 +342,8 @@ def _ids(name: str, *frames: pl.DataFrame) -> list[int]:
     )
 
 
-def _rates(connection: psycopg.Connection[Any], query: str, ids: list[int]) -> dict[int, tuple[Decimal, str]]:
-    return (
-        {number: (amount, point) for number, amount, point in connection.execute(query.encode(), [ids])} if ids else {}
-    )
+def _rates(connection: psycopg.Connection[Any], query: str, ids: list[int]) -> dict[int, tuple[Decimal, str, str]]:
+    return {number: tuple(rest) for number, *rest in connection.execute(query.encode(), [ids])} if ids else {}
 
 
 def _frame(

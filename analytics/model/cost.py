@@ -76,9 +76,9 @@ def gpu_lines(gathered: pl.DataFrame, prices: pl.DataFrame, currency: str) -> pl
     for hour, model in gathered.select("hour_us", "device_model").unique().sort("hour_us", "device_model").iter_rows():
         row = of_model[model].at(from_us(hour)) if model in of_model else None
         if row is not None:
-            check_currency(row, "price", row["price_id"], currency)
             chosen.append((hour, model, row["price_id"]))
-            rates[(hour, row["price_id"])] = ((row["amount"],), US_PER_HOUR)
+            if in_books(row, currency):
+                rates[(hour, row["price_id"])] = ((row["amount"],), US_PER_HOUR)
     ids = pl.DataFrame(
         chosen, schema={"hour_us": pl.Int64, "device_model": pl.String, "price_id": pl.Int32}, orient="row"
     )
@@ -117,9 +117,10 @@ def electricity_lines(
         if row is None:
             ids.append((hour, None))
         elif row["metering_point"] != "included":
-            check_currency(row, "tariff", row["tariff_id"], currency)
             ids.append((hour, row["tariff_id"]))
-            rates[(hour, row["tariff_id"])] = ((row["amount_per_kwh"], metered_factor(row, hour, factors)), MJ_PER_KWH)
+            if in_books(row, currency):
+                factor = metered_factor(row, hour, factors)
+                rates[(hour, row["tariff_id"])] = ((row["amount_per_kwh"], factor), MJ_PER_KWH)
     charged = pl.DataFrame(ids, schema={"hour_us": pl.Int64, "tariff_id": pl.Int32}, orient="row")
     lines = (
         gathered.filter(pl.col("energy_mj").is_not_null())
@@ -138,6 +139,11 @@ def electricity_lines(
 def metered_factor(tariff: dict[str, Any], hour_us: int, factors: Mapping[int, HourFactor]) -> Fraction:
     """Return what turns IT energy into the energy this tariff bills; without a facility factor, IT energy only."""
     return factors[hour_us].factor if tariff["metering_point"] == "facility" and hour_us in factors else IT_ONLY
+
+
+def in_books(row: Mapping[str, Any], currency: str) -> bool:
+    """Say whether a price or tariff is in the currency of the books. A line of one that is not names it, and is unpriced: never converted unasked."""
+    return bool(row["currency"] == currency)
 
 
 def check_currency(row: dict[str, Any], kind: str, number: int, currency: str) -> None:

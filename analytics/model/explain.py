@@ -18,6 +18,7 @@ import polars as pl
 
 from analytics.frames import API_TOKENS, CARRIERS, ELECTRICITY, IDLE_SPREAD
 from analytics.model.carbon import Grid
+from analytics.model.cost import in_books
 from analytics.model.dated import Dated
 from analytics.model.facility import IT_ONLY, HourFactor
 from analytics.model.replay import NANO, Part, half_even, part_of
@@ -102,6 +103,9 @@ def _cost(line: Mapping[str, Any], quantity: int, facts: HourFacts) -> tuple[lis
         words = "nobody told a price that holds in this hour: the line is unpriced, which is not zero"
         return [Step("price", words)], None, True
     steps, exact_rate, per = _rate(line, rate, facts)
+    if not in_books(rate, line["currency"]):
+        words = f"the books are in {line['currency']}: the line is unpriced, which is not zero"
+        return [*steps, Step("price", words)], None, True
     same = "tariff_id" if category == ELECTRICITY else "price_id"
     group = facts.lines.filter((pl.col("charge_category") == category) & (pl.col(same) == line[same]))
     rows = group.to_dicts()

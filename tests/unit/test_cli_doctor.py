@@ -197,6 +197,8 @@ def test_a_site_without_tariff_or_intensity_is_named_with_what_it_lacks() -> Non
     assert zones.remedy == "`wattledger sites set attic --time-zone ZONE`, if it stands elsewhere"
     assert prices.found == "no rate for NVIDIA H100; 7 ledger lines of the last day without a price"
     assert [check.verdict for check in diagnosis.check_rates(sites[:1], [], [])] == [Verdict.FINE, Verdict.FINE]
+    abroad = diagnosis.check_rates(sites[:1], [], [], ["EUR", "GBP"])[1]
+    assert abroad.found == "prices or tariffs in EUR, GBP, which is not the currency of the books"
 
 
 def test_calls_that_told_no_usage_lack_no_price() -> None:

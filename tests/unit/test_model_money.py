@@ -5,9 +5,12 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from analytics.errors import AmountError, BooksError, InputError
+from analytics.errors import AmountError, BooksError
 from analytics.frames import MONEY
 from analytics.model.money import exact_nano, from_nano, round_and_spread, spread
+from analytics.pipeline import close_hours
+from analytics.policy import Policy
+from tests.fakes.explained import explained
 from tests.fakes.site import Site, at, call, device, factor, holds, intensity, price, steady, tariff
 
 KW = steady(1, 0, 3600, 1000)
@@ -204,9 +207,40 @@ def test_the_price_in_force_at_the_hour_counts() -> None:
     assert lines["billed_cost"].to_list() == [Decimal(1), Decimal(3)]
 
 
-def test_a_price_in_another_currency_is_refused() -> None:
-    with pytest.raises(InputError, match="EUR"):
-        Site(readings=KW, prices=[price(1, "1", currency="EUR")]).close()
+def test_a_price_in_another_currency_leaves_its_lines_unpriced_and_named_and_no_other_line() -> None:
+    # 1 kWh at 0.20 USD; the board's own price is in EUR, and the books are in USD.
+    result = Site(readings=KW, prices=[price(1, "1", currency="EUR")], tariffs=[tariff(2, "0.2")]).close()
+    priced = {
+        row["charge_category"]: (row["price_id"] or row["tariff_id"], row["billed_cost"])
+        for row in result.lines.to_dicts()
+    }
+    assert priced == {"gpu_owned": (1, None), "electricity": (2, Decimal("0.2"))}
+
+
+def test_a_line_of_a_price_in_another_currency_is_explained_as_unpriced() -> None:
+    inputs = Site(readings=KW, prices=[price(1, "1.5", currency="EUR")]).inputs()
+    (line,) = [
+        each
+        for each, _ in explained(inputs, close_hours(inputs, Policy()), Policy())
+        if each.line["charge_category"] == "gpu_owned"
+    ]
+    assert line.differs == ()
+    told = [(step.words, step.value, step.unit) for step in line.steps if step.part == "price"]
+    assert told[0][1:] == ("1.5", "EUR/accelerator-hour")
+    assert told[1] == ("the books are in USD: the line is unpriced, which is not zero", None, None)
+
+
+def test_a_price_in_another_currency_does_not_let_an_older_one_count() -> None:
+    older = price(1, "1", valid_from=at(-7200))
+    lines = Site(readings=[], prices=[older, price(2, "3", currency="EUR", valid_from=at(-3600))]).close().lines
+    assert lines["billed_cost"].to_list() == [None]
+
+
+def test_a_tariff_in_another_currency_prices_neither_electricity_nor_what_was_wasted() -> None:
+    result = Site(readings=KW, prices=[price(1, "1")], tariffs=[tariff(2, "0.2", currency="EUR")]).close()
+    priced = {row["charge_category"]: row["billed_cost"] for row in result.lines.to_dicts()}
+    assert priced == {"gpu_owned": Decimal(1), "electricity": None}
+    assert result.findings["avoidable_cash"].null_count() == result.findings.height
 
 
 def test_a_node_costs_each_of_its_accelerators() -> None:
