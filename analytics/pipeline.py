@@ -481,9 +481,7 @@ def _rounded(amount: int, by: int) -> int:
     return whole + (2 * rest > by or (2 * rest == by and whole % 2))
 
 
-def _energy_prices(
-    hours: list[int], references: References, factors: Mapping[int, HourFactor]
-) -> dict[int, Fraction]:
+def _energy_prices(hours: list[int], references: References, factors: Mapping[int, HourFactor]) -> dict[int, Fraction]:
     found = {}
     dated = Dated(references.tariffs, "tariff_id")
     for hour in hours:
