@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from typing import Final
 
 import polars as pl
 
-from analytics.model.dated import Dated
 from analytics.model.money import spread
-from analytics.units import US_PER_HOUR, from_us, to_us
+from analytics.model.series import Series
+from analytics.units import US_PER_HOUR
 
 IT_ONLY: Final = Fraction(1)
 
@@ -35,23 +34,15 @@ def factors_of(
     hours_us: Sequence[int], facility_factors: pl.DataFrame, until_us: int | None = None
 ) -> dict[int, HourFactor]:
     """Return the factor of each hour in which one is known at any time; ``until_us`` ends an hour that is still open."""
-    dated = Dated(facility_factors, "factor_id")
-    edges = sorted(
-        {to_us(at) for name in ("valid_from", "valid_to") for at in facility_factors[name].drop_nulls().to_list()}
-    )
+    series = Series(facility_factors, "factor_id")
     found = {}
     for hour in hours_us:
         end = hour + US_PER_HOUR if until_us is None else min(hour + US_PER_HOUR, max(until_us, hour + 1))
-        cuts = [hour, *(edge for edge in edges if hour < edge < end), end]
-        rows = [dated.at(from_us(cut)) for cut in cuts[:-1]]
-        if not any(rows):
+        pieces = series.pieces(hour, end)
+        if not any(row for row, _ in pieces):
             continue
-        lengths = [to - at for at, to in pairwise(cuts)]
-        weighted = [
-            (IT_ONLY if row is None else Fraction(row["factor"])) * length
-            for row, length in zip(rows, lengths, strict=True)
-        ]
-        categories = [None if row is None else int(row["category"]) for row in rows]
+        weighted = [(IT_ONLY if row is None else Fraction(row["factor"])) * length for row, length in pieces]
+        categories = [None if row is None else int(row["category"]) for row, _ in pieces]
         worst = None if None in categories else min(category for category in categories if category is not None)
         found[hour] = HourFactor(sum(weighted, Fraction(0)) / (end - hour), worst)
     return found
