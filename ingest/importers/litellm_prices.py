@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from ingest.importers.price_terms import ANY, PriceTerms
+from ingest.store.price_terms import ANY, PriceTerms
 
 HOUR_S: Final = 3_600
 _BASES: Final[dict[str, tuple[str, str]]] = {

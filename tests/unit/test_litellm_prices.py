@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.importers.litellm_prices import REFUSED, litellm_columns
-from ingest.importers.price_terms import ANY, PriceTerms
+from ingest.store.price_terms import ANY, PriceTerms
 
 pytestmark = pytest.mark.unit
 
