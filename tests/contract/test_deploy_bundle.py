@@ -86,7 +86,7 @@ def test_what_it_holds_installs_server_and_agent_where_there_is_no_index(tmp_pat
     bundle = tmp_path / archive.name.removesuffix(".tar.gz")
     assert not (bundle / "deploy/compose/secrets").exists()
     assert {path.name for path in (bundle / "packs").iterdir()} == {
-        "prices-api.csv",
+        "prices-api.yaml",
         "intensity-yearly.csv",
         "README.md",
     }
