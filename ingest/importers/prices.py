@@ -17,11 +17,11 @@ from ingest.importers.columns import Chunk, Field, Source, header_of, normalised
 from ingest.importers.errors import MissingColumnError, OptionError, RowError
 from ingest.importers.instants import EPOCH
 from ingest.importers.litellm_prices import REFUSED, Priced, litellm_columns
-from ingest.store.price_terms import ANY, PriceTerms, price_row
 from ingest.importers.rates import DEFAULT_STEP, VALID_FROM, VALID_TO, checked_rate, intervals, settle
 from ingest.importers.report import ImportReport, ProgressCallback
 from ingest.importers.run import importing
 from ingest.store.import_rates import PRICES, DatedRows
+from ingest.store.price_terms import ANY, PriceTerms, price_row
 
 UNITS: Final = ("hour", "token", "request", "kilowatt_month", "image", "second", "character", "page", "month")
 _MODEL = Field("model", "text", {"model": None, "model_name": None}, required=True, filled=True)
