@@ -36,7 +36,7 @@ _CALL_LINES: Final = """
 SELECT split_part(substr(line_key, length(:prefix) + 1), '|', 1) AS part, billed_cost, quantity, lines.currency, lines.status,
        lines.source, lines.origin
 FROM current_ledger_lines AS lines LEFT JOIN prices ON prices.id = lines.price_id
-WHERE site_id = :site_id AND hour_at = :hour_at AND pool = 'api' AND starts_with(line_key, :prefix)
+WHERE lines.site_id = :site_id AND hour_at = :hour_at AND pool = 'api' AND starts_with(line_key, :prefix)
 AND (prices.id IS NULL OR (prices.valid_from <= :called_at AND (prices.valid_to IS NULL OR prices.valid_to > :called_at))
      OR prices.superseded_at IS NOT NULL)
 """

@@ -118,7 +118,12 @@ def test_images_of_a_model_sold_by_tokens_are_no_line_of_their_own() -> None:
 
 
 def test_hours_of_the_day_are_those_of_the_zone_also_past_midnight_and_when_clocks_are_put_back() -> None:
-    night: dict[str, Any] = {"time_zone": "Europe/Berlin", "from_local": clock(22), "to_local": clock(6), "weekdays": 0b0011111}
+    night: dict[str, Any] = {
+        "time_zone": "Europe/Berlin",
+        "from_local": clock(22),
+        "to_local": clock(6),
+        "weekdays": 0b0011111,
+    }
     book = Book([row(1, "2"), row(2, "1", **night)])
 
     def chosen(year: int, month: int, day: int, hour: int, minute: int) -> int:
@@ -137,7 +142,11 @@ def test_hours_of_the_day_are_those_of_the_zone_also_past_midnight_and_when_cloc
 
 
 def test_calls_on_both_sides_of_a_wall_clock_in_one_hour_are_priced_apart() -> None:
-    cheap: dict[str, Any] = {"time_zone": "Asia/Kolkata", "from_local": clock(0, 0), "to_local": clock(6, 0)}  # 18:30 to 00:30 UTC
+    cheap: dict[str, Any] = {
+        "time_zone": "Asia/Kolkata",
+        "from_local": clock(0, 0),
+        "to_local": clock(6, 0),
+    }  # 18:30 to 00:30 UTC
     minutes = {"input_uncached_tokens": 1_000}
     day = datetime(2026, 7, 6, 18, tzinfo=UTC)
     calls = [{**call("k", minute, **minutes), "called_at": day.replace(minute=minute)} for minute in (29, 30, 59)]
