@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import polars as pl
 
-from analytics.errors import InputError
 from analytics.frames import ELECTRICITY, GPU_OWNED, HOLDER_IDLE, MONEY, PLATFORM_PREFIX, SOURCES
 from analytics.model.dated import Dated
 from analytics.model.facility import IT_ONLY, HourFactor
@@ -144,13 +143,6 @@ def metered_factor(tariff: dict[str, Any], hour_us: int, factors: Mapping[int, H
 def in_books(row: Mapping[str, Any], currency: str) -> bool:
     """Say whether a price or tariff is in the currency of the books. A line of one that is not names it, and is unpriced: never converted unasked."""
     return bool(row["currency"] == currency)
-
-
-def check_currency(row: dict[str, Any], kind: str, number: int, currency: str) -> None:
-    if row["currency"] != currency:
-        raise InputError(
-            f"{kind} {number} is in {row['currency']} but the books are in {currency}; load it converted, with its FX rate"
-        )
 
 
 def coverage(covered: str, held: str) -> pl.Expr:
