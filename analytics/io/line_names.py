@@ -17,7 +17,9 @@ from analytics.model.later import LATER_IDS, chain_version
 
 _TENANTS: Final = "SELECT id, path FROM tenants WHERE id = ANY (%s)"
 _PRICES: Final = """
-SELECT id, provider, model, meter, trim_scale(amount)::text, currency, unit, valid_from FROM prices WHERE id = ANY (%s)
+SELECT prices.id, provider, model, meter, trim_scale(amount)::text, currency, unit, valid_from, CASE
+       WHEN site_id IS NULL THEN conditions ELSE 'site=' || sites.name || substr(conditions, length('site_id=' || site_id) + 1) END
+FROM prices LEFT JOIN sites ON sites.id = site_id WHERE prices.id = ANY (%s)
 """
 _TARIFFS: Final = """
 SELECT id, metering_point, trim_scale(amount_per_kwh)::text, currency, valid_from FROM tariffs WHERE id = ANY (%s)
@@ -68,6 +70,8 @@ def load_names(
 ) -> Names:
     """Return tenant paths, and prices and tariffs as ``provider model meter: amount currency/unit since instant``.
 
+    A price under conditions says them at the end, after ``if``.
+
     ``later``: ids by column that came later, each told in words with its figure and since when.
     """
     tenants, prices, tariffs = tenant_id, price_id, tariff_id
@@ -82,8 +86,8 @@ def load_names(
         },
         tenants=dict(connection.execute(_TENANTS, [list(tenants)]).fetchall()) if tenants else {},
         prices={
-            number: f"{provider} {model} {meter}: {amount} {currency}/{unit} since {_instant(valid_from)}"
-            for number, provider, model, meter, amount, currency, unit, valid_from in (
+            number: f"{provider} {model} {meter}: {amount} {currency}/{unit} since {_instant(valid_from)}{_if(conditions)}"
+            for number, provider, model, meter, amount, currency, unit, valid_from, conditions in (
                 connection.execute(_PRICES, [list(prices)]) if prices else ()
             )
         },
@@ -115,3 +119,8 @@ def site_name(connection: psycopg.Connection[Any], site_id: int) -> str:
 
 def _instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _if(conditions: str) -> str:
+    """Return what a price's text ends in; of one under any conditions nothing, so texts of before there were any stay to the byte."""
+    return f" if {conditions}" if conditions else ""

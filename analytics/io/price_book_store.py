@@ -6,7 +6,7 @@ section for and does not repeat are superseded, never deleted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -50,6 +50,14 @@ FROM (
     FROM current_ledger_lines WHERE pool = 'api' AND billed_cost IS NULL AND hour_at >= :from_at AND hour_at < :to_at
 ) AS lines WHERE part <> 'usage_unknown'
 GROUP BY provider, model, part, terms, quantity_unit ORDER BY provider, model, part, terms NULLS FIRST
+"""
+_GLOB: Final = frozenset("*?[")
+"""Of a policy's provider: where its first part has one of these, it may be of any, and its change says no scope."""
+_MARK: Final = """
+INSERT INTO changes (site_id, from_at, to_at, kind, scope)
+SELECT NULL, :from_at, now() + interval '1 hour', 'prices',
+       jsonb_build_object('models', jsonb_agg(DISTINCT lower(word) || '/' ORDER BY lower(word) || '/'))
+FROM unnest(CAST(:firsts AS text[])) AS word
 """
 
 
@@ -97,11 +105,10 @@ def apply(conn: sa.Connection, book: PriceBook, sha256: bytes, applied_by: str) 
         {"provider": p.provider, "model": p.model, "unknown": p.unknown, "valid_from": p.valid_from}
         for p in book.policies or ()
     ]
-    of_names = 0 if book.aliases is None else _settle(conn, "model_aliases", book.name, book_id, names)
-    of_policies = 0 if book.policies is None else _settle(conn, "price_policies", book.name, book_id, policies)
-    if of_names or of_policies:
-        mark_changed(conn, None, "prices", f"SELECT tstzrange('{EVER.isoformat()}', NULL)")
-    return Applied(number, written.inserted, written.superseded, of_names, of_policies, written.unchanged)
+    of_names = [] if book.aliases is None else _settle(conn, "model_aliases", book.name, book_id, names)
+    of_policies = [] if book.policies is None else _settle(conn, "price_policies", book.name, book_id, policies)
+    _mark_rules(conn, {*of_names, *of_policies})
+    return Applied(number, written.inserted, written.superseded, len(of_names), len(of_policies), written.unchanged)
 
 
 def in_force(
@@ -148,8 +155,8 @@ def _row(price: BookPrice, sites: dict[str, int], book_id: int) -> tuple[Any, ..
     )
 
 
-def _settle(conn: sa.Connection, table: str, name: str, book_id: int, rows: list[dict[str, Any]]) -> int:
-    """Make these the rules of a book's name, and return how many rows that added or superseded."""
+def _settle(conn: sa.Connection, table: str, name: str, book_id: int, rows: list[dict[str, Any]]) -> list[str]:
+    """Make these the rules of a book's name, and return the provider of each row that this added or superseded."""
     columns = _RULES[table]
     known = conn.execute(
         sa.text(
@@ -173,4 +180,16 @@ def _settle(conn: sa.Connection, table: str, name: str, book_id: int, rows: list
             sa.text(f"INSERT INTO {table} ({', '.join(columns)}, book_id) VALUES ({values}, :book_id)"),  # noqa: S608
             row | {"book_id": book_id},
         )
-    return len(gone) + len(new)
+    of_provider = columns.index("provider")
+    return [*(str(key[of_provider]) for key in stands if key not in wanted), *(str(row["provider"]) for row in new)]
+
+
+def _mark_rules(conn: sa.Connection, providers: Collection[str]) -> None:
+    """Note the hours that names and policies of these providers concern: those with anything of them, in the words of their runs."""
+    if not providers:
+        return
+    firsts = sorted({provider.split("/")[0] for provider in providers})
+    if any(set(first) & _GLOB for first in firsts):
+        mark_changed(conn, None, "prices", f"SELECT tstzrange('{EVER.isoformat()}', NULL)")
+        return
+    conn.execute(sa.text(_MARK), {"from_at": EVER, "firsts": firsts})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from analytics.io.line_names import load_names
 from analytics.io.price_book import PriceBookError, check
 from analytics.io.price_book_store import Applied, apply, in_force, missing
 from analytics.jobs import HourCloser, WorkerSettings
@@ -100,6 +101,40 @@ def test_a_book_that_names_a_site_there_is_not_is_refused_by_line(conn: sa.Conne
     text = "book: b\ncurrency: USD\nprices:\n  - {provider: owned, model: H100, hour: '2', from: 2026-01-01, site: nowhere}\n"
     with pytest.raises(PriceBookError, match="line 4: owned H100: there is no site 'nowhere'"):
         applied(conn, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "scope"),
+    [
+        (BOOK, {"models": ["openai/"]}),
+        ("book: b\naliases:\n  - {provider: Azure/EU, exact: ours, model: gpt}\n", {"models": ["azure/"]}),
+        ("book: b\nunknown:\n  - {provider: openai, model: '*', policy: deny}\n", {"models": ["openai/"]}),
+        ("book: b\nunknown:\n  - {provider: 'open*', model: '*', policy: deny}\n", None),
+    ],
+)
+def test_names_and_policies_concern_the_hours_with_something_of_their_provider(
+    conn: sa.Connection, text: str, scope: dict[str, Any] | None
+) -> None:
+    applied(conn, text)
+    assert rows(conn, "SELECT scope FROM changes WHERE kind = 'prices' ORDER BY id DESC LIMIT 1") == [(scope,)]
+
+
+def test_a_chain_names_the_conditions_of_a_price_and_says_no_more_of_one_without(
+    db: Database, conn: sa.Connection
+) -> None:
+    small_fleet(db)
+    ((site,),) = rows(conn, "SELECT name FROM sites")
+    owned = f"  - {{provider: owned, model: H100, hour: '2', from: 2026-01-01, site: {site}}}\n"
+    applied(conn, BOOK.replace("aliases:", f"{owned}aliases:"))
+    ids = [number for (number,) in rows(conn, "SELECT id FROM prices")]
+    with db.connect("worker", autocommit=True) as worker:
+        said = set(load_names(worker, (), ids).prices.values())
+    since = "since 2026-01-01T00:00:00Z"
+    assert {
+        f"openai gpt input_tokens: 0.0000025 USD/token {since}",
+        f"openai gpt input_tokens: 0.00000125 USD/token {since} if service_tier=batch",
+        f"owned H100 accelerator_hour: 2 USD/hour {since} if site={site}",
+    } <= said
 
 
 def call(name: str, minute: int, **told: Any) -> ApiCall:
