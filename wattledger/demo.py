@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from analytics.model.budget import Decision, decide
 from ingest.store import import_rates, tokens
 from ingest.store.engine import Database
 from ingest.store.import_rates import DatedRows
+from ingest.store.price_terms import price_row
 from ingest.store.sites import set_zones
 from wattledger.home import Home
 from wattledger.runtime import Secret
@@ -152,7 +154,12 @@ def _fleet_spec(path: Path, *, nodes: int, seed: int, now: datetime) -> FleetSpe
 def _write_rates(connection: sa.Connection, spec: FleetSpec, site_id: int) -> None:
     first_us = spec.start_at_us
     prices = [
-        (line, first_us, None, price.provider, price.model, price.meter, price.amount, price.unit, price.currency)
+        price_row(
+            line,
+            (first_us, None),
+            (price.provider, price.model, price.meter),
+            (Decimal(price.amount), price.unit, price.currency),
+        )
         for line, price in enumerate(reference.prices(spec), 1)
     ]
     tariffs = [
