@@ -21,6 +21,7 @@ from analytics.io.book_rows import content_with, copy_rows
 from analytics.io.line_names import names_of, site_name
 from analytics.io.placeholders import ensure
 from analytics.model.chain import stamp, start_of_hour
+from analytics.model.later import LATER
 from analytics.pipeline import content_hash
 from bench.attribution_stand import SITE_ID
 from ingest.store.engine import Database
@@ -78,7 +79,11 @@ def _save(
         base.sql(f"FROM {name} WHERE hour_at = ? ORDER BY {key}", params=[hour_at]).pl() for name, key in _KEYS.items()
     )
     usage = usage.select(UsageHours.column_names()).rechunk()
-    lines = lines.select(LedgerLines.column_names()).rechunk()
+    # What no query gives no line says: these are what lines of other kinds tell.
+    later = [
+        pl.lit(None, kind).alias(name) for name, kind in LedgerLines.create_empty().schema.items() if name in LATER
+    ]
+    lines = lines.with_columns(later).select(LedgerLines.column_names()).rechunk()
     content = content_with(content_hash(usage), lines, closed=True)
     with connection.transaction():
         start = start_of_hour(site_name(connection, SITE_ID), hour_at)
